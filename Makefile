@@ -1,0 +1,205 @@
+# pg_changefeed: builds the extension's library and the gateway program, and
+# runs the project's own commands. `make help` lists them.
+#
+#   make                            build with the newest PostgreSQL 15-18 found
+#   make PG_CONFIG=/path/pg_config  build for another one
+#   make WERROR=1                   warnings are errors
+#
+# demo, test and bench must work on a machine that has nothing yet. So nothing
+# here asks pg_config unless a goal builds something, and those three install
+# what is missing before they start a build.
+
+EXTENSION = pg_changefeed
+MODULE_big = pg_changefeed
+GATEWAY = pg_changefeed_gateway
+
+SCRIPT_GOALS = help demo test bench bench-quick format format-check lint
+BUILD_GOALS := $(filter-out $(SCRIPT_GOALS),$(or $(MAKECMDGOALS),all))
+
+.DEFAULT_GOAL := all
+.PHONY: $(SCRIPT_GOALS)
+
+ifneq ($(BUILD_GOALS),)
+
+# ---------------------------------------------------------------------------
+# The library (PGXS)
+# ---------------------------------------------------------------------------
+
+PG_CONFIG ?= $(shell bash -c '. scripts/lib.sh && find_pg_config')
+PGXS := $(if $(PG_CONFIG),$(wildcard $(shell $(PG_CONFIG) --pgxs 2>/dev/null)))
+
+ifeq ($(PGXS),)
+$(error no pg_config with server development files$(if $(PG_CONFIG), at "$(PG_CONFIG)"): install \
+postgresql-server-dev-15 ("scripts/setup --for build" does it) or set PG_CONFIG)
+endif
+
+EXTENSION_VERSION := $(shell sed -n "s/^default_version *= *'\(.*\)'/\1/p" $(EXTENSION).control)
+DATA = sql/$(EXTENSION)--$(EXTENSION_VERSION).sql $(wildcard sql/$(EXTENSION)--*--*.sql)
+OBJS := $(patsubst %.c,%.o,$(sort $(wildcard src/*.c)))
+
+# JWT signatures are checked by cjose; jansson and libcrypto come with it.
+LIBRARY_PACKAGES = cjose jansson libcrypto
+GATEWAY_PACKAGES = libwebsockets libuv libseccomp
+
+# Building needs the libraries, cleaning up does not.
+ifneq ($(filter-out clean distclean maintainer-clean uninstall,$(BUILD_GOALS)),)
+MISSING := $(strip $(foreach p,$(LIBRARY_PACKAGES) $(GATEWAY_PACKAGES),\
+	$(if $(filter 0,$(shell pkg-config --exists $(p) 2>/dev/null; echo $$?)),,$(p))))
+ifneq ($(MISSING),)
+$(error pkg-config does not find $(MISSING): "scripts/setup --for build" installs what is missing)
+endif
+LIBRARY_CFLAGS := $(shell pkg-config --cflags $(LIBRARY_PACKAGES))
+LIBRARY_LIBS := $(shell pkg-config --libs $(LIBRARY_PACKAGES))
+GATEWAY_PKG_CFLAGS := $(shell pkg-config --cflags $(GATEWAY_PACKAGES))
+GATEWAY_LIBS := $(shell pkg-config --libs $(GATEWAY_PACKAGES))
+endif
+
+WARNINGS = -Wall -Wextra -Wno-unused-parameter -Wno-missing-field-initializers -Wno-sign-compare
+ifeq ($(WERROR),1)
+WARNINGS += -Werror
+endif
+
+PG_CPPFLAGS = $(LIBRARY_CFLAGS)
+PG_CFLAGS = -std=gnu11 $(WARNINGS) -MMD -MP
+SHLIB_LINK = $(LIBRARY_LIBS)
+
+# PGXS installs this one with the mode of a program, into PostgreSQL's bindir.
+SCRIPTS_built = $(GATEWAY)
+EXTRA_CLEAN = build $(OBJS:.o=.d)
+
+# Bitcode serves to inline functions into JIT-compiled queries. None of ours
+# is worth it, and it would compile every file twice.
+override with_llvm = no
+
+include $(PGXS)
+
+# ---------------------------------------------------------------------------
+# The gateway: no PostgreSQL headers, flags of its own
+# ---------------------------------------------------------------------------
+
+# Sources of src/ that the gateway has in common with the library.
+GATEWAY_SHARED = src/linkframe.c
+
+GATEWAY_OBJS := $(patsubst src/%.c,build/gateway/%.o,\
+	$(patsubst src/gateway/%,src/%,$(sort $(wildcard src/gateway/*.c))) $(GATEWAY_SHARED))
+GATEWAY_CFLAGS = -std=gnu11 -O2 -g $(WARNINGS) -D_GNU_SOURCE -fstack-protector-strong \
+	-U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=2 -fPIE $(GATEWAY_PKG_CFLAGS) -MMD -MP $(COPT) $(PROFILE)
+GATEWAY_LDFLAGS = -pie -Wl,-z,relro -Wl,-z,now
+
+$(GATEWAY): $(GATEWAY_OBJS)
+	$(CC) $(GATEWAY_CFLAGS) $(GATEWAY_LDFLAGS) -o $@ $(GATEWAY_OBJS) $(GATEWAY_LIBS)
+
+build/gateway/%.o: src/gateway/%.c
+	@mkdir -p $(@D)
+	$(CC) $(GATEWAY_CFLAGS) -Isrc -c -o $@ $<
+
+build/gateway/%.o: src/%.c
+	@mkdir -p $(@D)
+	$(CC) $(GATEWAY_CFLAGS) -Isrc -c -o $@ $<
+
+# ---------------------------------------------------------------------------
+# What must be built again, and when
+# ---------------------------------------------------------------------------
+
+# Headers
+-include $(OBJS:.o=.d) $(GATEWAY_OBJS:.o=.d)
+
+# Another server version, compiler or set of flags
+ifneq ($(filter-out clean distclean maintainer-clean uninstall,$(BUILD_GOALS)),)
+FLAGS_NOW := $(PGXS) $(VERSION) $(CC) $(CFLAGS) $(CPPFLAGS) / $(GATEWAY_CFLAGS)
+ifneq ($(strip $(FLAGS_NOW)),$(strip $(file <build/flags)))
+$(shell mkdir -p build)
+$(file >build/flags,$(FLAGS_NOW))
+endif
+$(OBJS) $(GATEWAY_OBJS): build/flags
+build/flags: ;
+
+# Files that came or went
+OBJS_NOW := $(OBJS) / $(GATEWAY_OBJS)
+ifneq ($(strip $(OBJS_NOW)),$(strip $(file <build/objects)))
+$(shell mkdir -p build)
+$(file >build/objects,$(OBJS_NOW))
+endif
+$(MODULE_big)$(DLSUFFIX) $(GATEWAY): build/objects
+build/objects: ;
+endif
+
+# ---------------------------------------------------------------------------
+# The console page: static files that the feed worker serves
+# ---------------------------------------------------------------------------
+
+CONSOLE_DIR = $(datadir)/$(EXTENSION)/console
+CONSOLE_FILES := $(if $(wildcard console),$(shell cd console && find . -type f ! -name '.*' | sort))
+
+.PHONY: install-console uninstall-console
+install: install-console
+install-console:
+	$(MKDIR_P) $(patsubst %,'$(DESTDIR)$(CONSOLE_DIR)/%',$(sort $(dir $(CONSOLE_FILES)) ./))
+	$(foreach f,$(CONSOLE_FILES),$(INSTALL_DATA) console/$(f) '$(DESTDIR)$(CONSOLE_DIR)/$(f)' &&) :
+
+uninstall: uninstall-console
+uninstall-console:
+	rm -rf '$(DESTDIR)$(datadir)/$(EXTENSION)'
+
+endif # BUILD_GOALS
+
+# ---------------------------------------------------------------------------
+# The project's commands
+# ---------------------------------------------------------------------------
+
+help:
+	@echo 'make                 build the library and the gateway'
+	@echo 'make install         install them for the PostgreSQL of PG_CONFIG'
+	@echo 'make uninstall       remove what install copied'
+	@echo 'make clean           remove what was built'
+	@echo 'make demo            start a private cluster with the demo applications'
+	@echo 'make test            run every test'
+	@echo 'make bench           run the benchmarks'
+	@echo 'make bench-quick     the same in a few minutes, with less precision'
+	@echo 'make format          format the C sources'
+	@echo 'make format-check    fail if they are not formatted'
+	@echo 'make lint            check format, shell scripts and version numbers'
+	@echo
+	@echo 'Variables: PG_CONFIG=/path/to/pg_config  WERROR=1  ARGS="arguments of demo, test or bench"'
+
+# Goals that build come first if both kinds are given.
+demo test bench bench-quick: | $(BUILD_GOALS)
+
+demo:
+	scripts/setup --for demo
+	scripts/cluster install
+	demo/run $(ARGS)
+
+test:
+	scripts/setup --for test
+	scripts/cluster install
+	test/run $(ARGS)
+
+bench:
+	scripts/setup --for bench
+	scripts/cluster install
+	bench/run $(ARGS)
+
+bench-quick:
+	scripts/setup --for bench
+	scripts/cluster install
+	bench/run --quick $(ARGS)
+
+C_FILES = $$(find src -name '*.[ch]' | sort)
+SHELL_FILES = $(wildcard scripts/* .ci/run demo/run test/run bench/run)
+
+format:
+	clang-format -i $(C_FILES)
+
+format-check:
+	clang-format --dry-run -Werror $(C_FILES)
+
+lint: format-check
+	@if command -v shellcheck >/dev/null; then \
+		echo shellcheck $(SHELL_FILES); shellcheck -x $(SHELL_FILES); \
+	else echo 'shellcheck is not installed: shell scripts not checked' >&2; fi
+	@version=$$(sed -n "s/^default_version *= *'\(.*\)'/\1/p" $(EXTENSION).control); \
+	grep -q "\"version\": \"$$version\"" META.json || { echo "META.json: version is not $$version" >&2; exit 1; }; \
+	grep -q "^## $$version " CHANGELOG.md || { echo "CHANGELOG.md: no entry for $$version" >&2; exit 1; }; \
+	grep -q "CHANGEFEED_VERSION[[:space:]]*\"$$version\"" src/pg_changefeed.h || \
+		{ echo "src/pg_changefeed.h: CHANGEFEED_VERSION is not $$version" >&2; exit 1; }

@@ -1,0 +1,330 @@
+-- complain if script is sourced in psql, rather than via CREATE EXTENSION
+\echo Use "CREATE EXTENSION pg_changefeed" to load this file. \quit
+
+-- Names of functions that start with an underscore are not for users.
+
+CREATE FUNCTION changefeed._check_requirements() RETURNS void
+    LANGUAGE C STRICT
+    AS 'MODULE_PATHNAME', 'changefeed_check_requirements';
+REVOKE ALL ON FUNCTION changefeed._check_requirements() FROM PUBLIC;
+COMMENT ON FUNCTION changefeed._check_requirements() IS
+    'internal: raises an error when this server cannot run change feeds';
+
+-- Before anything else, so that the error is about what has to be done.
+SELECT changefeed._check_requirements();
+
+GRANT USAGE ON SCHEMA changefeed TO PUBLIC;
+COMMENT ON SCHEMA changefeed IS 'live change feeds of tables (extension pg_changefeed)';
+
+-----------------------------------------------------------------------------
+-- Catalog. Only the functions below write it; the decoder reads "source" with
+-- the catalogs of the past, hence user_catalog_table.
+-----------------------------------------------------------------------------
+
+CREATE TABLE changefeed.channel (
+    id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    name text NOT NULL UNIQUE
+);
+COMMENT ON TABLE changefeed.channel IS
+    'catalog of channels: written by changefeed.create_channel, shown by the view changefeed.channels';
+
+CREATE TABLE changefeed.source (
+    id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    channel int NOT NULL REFERENCES changefeed.channel ON DELETE CASCADE,
+    relid regclass NOT NULL,
+    entity name NOT NULL,
+    key name[] NOT NULL,
+    filter text,
+    columns name[],
+    on_insert text NOT NULL DEFAULT 'append'
+        CHECK (on_insert IN ('append', 'replace', 'merge', 'ignore')),
+    on_update text NOT NULL DEFAULT 'merge'
+        CHECK (on_update IN ('merge', 'replace', 'append', 'remove', 'ignore')),
+    on_delete text NOT NULL DEFAULT 'remove'
+        CHECK (on_delete IN ('remove', 'ignore')),
+    UNIQUE (channel, entity),
+    UNIQUE (channel, relid)
+) WITH (user_catalog_table = true);
+CREATE INDEX source_relid_idx ON changefeed.source (relid);
+COMMENT ON TABLE changefeed.source IS
+    'catalog of sources: written by changefeed.add_source, shown by the view changefeed.sources';
+
+CREATE TABLE changefeed.role (
+    role regrole PRIMARY KEY
+);
+COMMENT ON TABLE changefeed.role IS
+    'catalog of roles that clients may have: written by changefeed.allow_role, shown by the view changefeed.roles';
+
+-- Dumped with the database. What is left of dropped tables and roles is only a
+-- number, which would mean something else where the dump is restored.
+SELECT pg_catalog.pg_extension_config_dump('changefeed.channel', '');
+SELECT pg_catalog.pg_extension_config_dump('changefeed.source',
+    'WHERE EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid = relid)');
+SELECT pg_catalog.pg_extension_config_dump('changefeed.role',
+    'WHERE EXISTS (SELECT FROM pg_catalog.pg_roles r WHERE r.oid = role)');
+SELECT pg_catalog.pg_extension_config_dump('changefeed.channel_id_seq', '');
+SELECT pg_catalog.pg_extension_config_dump('changefeed.source_id_seq', '');
+
+-- Tells decoder and workers which tables became or ceased to be sources; ALWAYS,
+-- so that it does even while session_replication_role is replica.
+CREATE FUNCTION changefeed._source_changed() RETURNS trigger
+    LANGUAGE C
+    AS 'MODULE_PATHNAME', 'changefeed_source_changed';
+REVOKE ALL ON FUNCTION changefeed._source_changed() FROM PUBLIC;
+COMMENT ON FUNCTION changefeed._source_changed() IS
+    'internal: trigger that makes a change of changefeed.source known to the workers';
+CREATE TRIGGER source_changed AFTER INSERT OR UPDATE OR DELETE ON changefeed.source
+    FOR EACH ROW EXECUTE FUNCTION changefeed._source_changed();
+ALTER TABLE changefeed.source ENABLE ALWAYS TRIGGER source_changed;
+
+CREATE FUNCTION changefeed._tables_dropped() RETURNS event_trigger
+    LANGUAGE C SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    AS 'MODULE_PATHNAME', 'changefeed_tables_dropped';
+REVOKE ALL ON FUNCTION changefeed._tables_dropped() FROM PUBLIC;
+COMMENT ON FUNCTION changefeed._tables_dropped() IS
+    'internal: event trigger that removes the sources of dropped tables';
+CREATE EVENT TRIGGER changefeed_tables_dropped ON sql_drop
+    EXECUTE FUNCTION changefeed._tables_dropped();
+COMMENT ON EVENT TRIGGER changefeed_tables_dropped IS
+    'removes the sources of dropped tables from changefeed.source';
+
+-----------------------------------------------------------------------------
+-- Channels and sources. Everybody may call these: they check whose table it is.
+-----------------------------------------------------------------------------
+
+CREATE FUNCTION changefeed.create_channel(
+    name text,
+    source regclass DEFAULT NULL,
+    entity name DEFAULT NULL,
+    key name[] DEFAULT NULL,
+    filter text DEFAULT NULL,
+    columns name[] DEFAULT NULL,
+    on_insert text DEFAULT 'append',
+    on_update text DEFAULT 'merge',
+    on_delete text DEFAULT 'remove',
+    set_replica_identity boolean DEFAULT true
+) RETURNS void
+    LANGUAGE C SET search_path = pg_catalog, pg_temp
+    AS 'MODULE_PATHNAME', 'changefeed_create_channel';
+COMMENT ON FUNCTION changefeed.create_channel(text, regclass, name, name[], text, name[], text, text, text, boolean) IS
+    'creates a channel, such as ''orders'' or ''orders:{customer_id}'', and its first source; only the owner of a table may publish it';
+
+CREATE FUNCTION changefeed.add_source(
+    channel text,
+    source regclass,
+    entity name DEFAULT NULL,
+    key name[] DEFAULT NULL,
+    filter text DEFAULT NULL,
+    columns name[] DEFAULT NULL,
+    on_insert text DEFAULT 'append',
+    on_update text DEFAULT 'merge',
+    on_delete text DEFAULT 'remove',
+    set_replica_identity boolean DEFAULT true
+) RETURNS void
+    LANGUAGE C SET search_path = pg_catalog, pg_temp
+    AS 'MODULE_PATHNAME', 'changefeed_add_source';
+COMMENT ON FUNCTION changefeed.add_source(text, regclass, name, name[], text, name[], text, text, text, boolean) IS
+    'lets one more table feed a channel; takes the owner of the table, who also has to own the channel''s other sources or the database';
+
+CREATE FUNCTION changefeed.drop_source(channel text, source regclass) RETURNS void
+    LANGUAGE C SET search_path = pg_catalog, pg_temp
+    AS 'MODULE_PATHNAME', 'changefeed_drop_source';
+COMMENT ON FUNCTION changefeed.drop_source(text, regclass) IS
+    'ends that a table feeds a channel, which stays; takes the owner of the table or of the database';
+
+CREATE FUNCTION changefeed.drop_channel(name text) RETURNS void
+    LANGUAGE C SET search_path = pg_catalog, pg_temp
+    AS 'MODULE_PATHNAME', 'changefeed_drop_channel';
+COMMENT ON FUNCTION changefeed.drop_channel(text) IS
+    'drops a channel with its sources; takes the owner of all their tables, or of the database';
+
+-----------------------------------------------------------------------------
+-- Roles and tokens
+-----------------------------------------------------------------------------
+
+CREATE FUNCTION changefeed.allow_role(role regrole) RETURNS void
+    LANGUAGE C SET search_path = pg_catalog, pg_temp
+    AS 'MODULE_PATHNAME', 'changefeed_allow_role';
+COMMENT ON FUNCTION changefeed.allow_role(regrole) IS
+    'lets clients have that role when their token names it; superusers only';
+
+CREATE FUNCTION changefeed.disallow_role(role regrole) RETURNS void
+    LANGUAGE C SET search_path = pg_catalog, pg_temp
+    AS 'MODULE_PATHNAME', 'changefeed_disallow_role';
+COMMENT ON FUNCTION changefeed.disallow_role(regrole) IS
+    'takes back changefeed.allow_role; superusers only';
+
+CREATE FUNCTION changefeed.make_token(claims jsonb, expires_in interval DEFAULT '1 hour') RETURNS text
+    LANGUAGE C SET search_path = pg_catalog, pg_temp
+    AS 'MODULE_PATHNAME', 'changefeed_make_token';
+REVOKE ALL ON FUNCTION changefeed.make_token(jsonb, interval) FROM PUBLIC;
+COMMENT ON FUNCTION changefeed.make_token(jsonb, interval) IS
+    'a token with these claims, signed with the secret of changefeed.jwt_secret_file, for development and tests; whoever may call it can be every allowed role';
+
+CREATE FUNCTION changefeed._identify(token text) RETURNS jsonb
+    LANGUAGE C SET search_path = pg_catalog, pg_temp
+    AS 'MODULE_PATHNAME', 'changefeed_identify';
+REVOKE ALL ON FUNCTION changefeed._identify(text) FROM PUBLIC;
+COMMENT ON FUNCTION changefeed._identify(text) IS
+    'internal: role and claims that a client with this token has, or the error that it gets';
+
+-----------------------------------------------------------------------------
+-- Internal functions on names of channels
+-----------------------------------------------------------------------------
+
+-- For the view, so callable by everybody.
+CREATE FUNCTION changefeed._parameters(template text) RETURNS text[]
+    LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE
+    AS 'MODULE_PATHNAME', 'changefeed_template_parameters';
+COMMENT ON FUNCTION changefeed._parameters(text) IS
+    'internal: the parameters of a channel''s name';
+
+CREATE FUNCTION changefeed._match(template text, name text) RETURNS text[]
+    LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE
+    AS 'MODULE_PATHNAME', 'changefeed_template_match';
+REVOKE ALL ON FUNCTION changefeed._match(text, text) FROM PUBLIC;
+COMMENT ON FUNCTION changefeed._match(text, text) IS
+    'internal: the values of a template''s parameters in a name, null when the name does not belong to it';
+
+CREATE FUNCTION changefeed._format(template text, params text[]) RETURNS text
+    LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE
+    AS 'MODULE_PATHNAME', 'changefeed_template_format';
+REVOKE ALL ON FUNCTION changefeed._format(text, text[]) FROM PUBLIC;
+COMMENT ON FUNCTION changefeed._format(text, text[]) IS
+    'internal: the name that a template gives with these values';
+
+-----------------------------------------------------------------------------
+-- Views. Each shows what its reader has to do with: the sources of tables that
+-- he owns, the channels that have such a source; the owner of the database and
+-- members of pg_monitor see all.
+-----------------------------------------------------------------------------
+
+CREATE FUNCTION changefeed._sees_all() RETURNS boolean
+    LANGUAGE sql STABLE PARALLEL SAFE
+    RETURN pg_catalog.pg_has_role('pg_monitor', 'USAGE') OR
+        (SELECT pg_catalog.pg_has_role(d.datdba, 'USAGE')
+           FROM pg_catalog.pg_database d
+          WHERE d.datname = pg_catalog.current_database());
+COMMENT ON FUNCTION changefeed._sees_all() IS
+    'internal: whether the current user sees all channels in the views';
+
+CREATE VIEW changefeed.sources WITH (security_barrier = true) AS
+SELECT c.name AS channel,
+       s.relid AS source,
+       s.entity,
+       s.key,
+       s.filter,
+       s.columns,
+       s.on_insert,
+       s.on_update,
+       s.on_delete
+  FROM changefeed.source s
+  JOIN changefeed.channel c ON c.id = s.channel
+  LEFT JOIN pg_catalog.pg_class t ON t.oid = s.relid
+ WHERE (SELECT changefeed._sees_all()) OR pg_catalog.pg_has_role(t.relowner, 'USAGE');
+COMMENT ON VIEW changefeed.sources IS
+    'tables that feed channels: those that you own, or all for the owner of the database and members of pg_monitor';
+COMMENT ON COLUMN changefeed.sources.channel IS 'name or template of the channel';
+COMMENT ON COLUMN changefeed.sources.source IS 'the table';
+COMMENT ON COLUMN changefeed.sources.entity IS 'what clients call the objects that come from the table';
+COMMENT ON COLUMN changefeed.sources.key IS 'columns that identify a row for clients';
+COMMENT ON COLUMN changefeed.sources.filter IS 'only rows for which this is true belong to the channel; null: all';
+COMMENT ON COLUMN changefeed.sources.columns IS 'columns that are sent; null: all';
+COMMENT ON COLUMN changefeed.sources.on_insert IS 'effect on clients of a row that comes into the channel';
+COMMENT ON COLUMN changefeed.sources.on_update IS 'effect on clients of a row that changes within the channel';
+COMMENT ON COLUMN changefeed.sources.on_delete IS 'effect on clients of a row that leaves the channel';
+
+CREATE VIEW changefeed.channels WITH (security_barrier = true) AS
+SELECT c.name,
+       changefeed._parameters(c.name) AS parameters,
+       (SELECT pg_catalog.count(*)::int
+          FROM changefeed.source s WHERE s.channel = c.id) AS sources
+  FROM changefeed.channel c
+ WHERE (SELECT changefeed._sees_all())
+    OR EXISTS (SELECT
+                 FROM changefeed.source s
+                 JOIN pg_catalog.pg_class t ON t.oid = s.relid
+                WHERE s.channel = c.id AND pg_catalog.pg_has_role(t.relowner, 'USAGE'));
+COMMENT ON VIEW changefeed.channels IS
+    'channels: those that a table of yours feeds, or all for the owner of the database and members of pg_monitor';
+COMMENT ON COLUMN changefeed.channels.name IS 'name or template of the channel';
+COMMENT ON COLUMN changefeed.channels.parameters IS 'columns whose values are part of the name';
+COMMENT ON COLUMN changefeed.channels.sources IS 'number of tables that feed the channel';
+
+CREATE VIEW changefeed.roles AS
+SELECT r.role
+  FROM changefeed.role r
+ WHERE EXISTS (SELECT FROM pg_catalog.pg_roles p WHERE p.oid = r.role);
+COMMENT ON VIEW changefeed.roles IS 'roles that clients may have';
+COMMENT ON COLUMN changefeed.roles.role IS 'the role, admitted with changefeed.allow_role';
+
+GRANT SELECT ON changefeed.sources, changefeed.channels, changefeed.roles TO PUBLIC;
+
+CREATE FUNCTION changefeed._stat_feed(
+    OUT state text,
+    OUT generation bigint,
+    OUT epoch text,
+    OUT slot_name text,
+    OUT decoder_pid int,
+    OUT feed_worker_pid int,
+    OUT gateway_pid int,
+    OUT port int,
+    OUT decoded_lsn pg_lsn,
+    OUT published_lsn pg_lsn,
+    OUT confirm_lsn pg_lsn,
+    OUT connections bigint,
+    OUT subscriptions bigint,
+    OUT transactions bigint,
+    OUT changes bigint,
+    OUT bytes bigint,
+    OUT frames bigint,
+    OUT resyncs bigint,
+    OUT denials bigint,
+    OUT log_bytes bigint,
+    OUT gateway_starts bigint,
+    OUT wal_held_bytes bigint
+) RETURNS record
+    LANGUAGE C VOLATILE PARALLEL SAFE
+    AS 'MODULE_PATHNAME', 'changefeed_stat_feed';
+REVOKE ALL ON FUNCTION changefeed._stat_feed() FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION changefeed._stat_feed() TO pg_monitor;
+COMMENT ON FUNCTION changefeed._stat_feed() IS 'internal: the row of the view changefeed.stat_feed';
+
+CREATE VIEW changefeed.stat_feed AS
+SELECT * FROM changefeed._stat_feed();
+GRANT SELECT ON changefeed.stat_feed TO pg_monitor;
+COMMENT ON VIEW changefeed.stat_feed IS 'the feed of this database, one row; for superusers and members of pg_monitor';
+COMMENT ON COLUMN changefeed.stat_feed.state IS 'running, starting, stopping, off, or not preloaded';
+COMMENT ON COLUMN changefeed.stat_feed.generation IS 'number of starts of decoder and feed worker since the server started';
+COMMENT ON COLUMN changefeed.stat_feed.epoch IS 'a new epoch means that all clients start from a snapshot';
+COMMENT ON COLUMN changefeed.stat_feed.slot_name IS 'the replication slot, in pg_replication_slots';
+COMMENT ON COLUMN changefeed.stat_feed.decoder_pid IS 'process of the decoder';
+COMMENT ON COLUMN changefeed.stat_feed.feed_worker_pid IS 'process of the feed worker';
+COMMENT ON COLUMN changefeed.stat_feed.gateway_pid IS 'process of the gateway';
+COMMENT ON COLUMN changefeed.stat_feed.port IS 'where clients connect; null while nobody listens';
+COMMENT ON COLUMN changefeed.stat_feed.decoded_lsn IS 'the WAL has been decoded up to here';
+COMMENT ON COLUMN changefeed.stat_feed.published_lsn IS 'the last transaction that was sent to clients';
+COMMENT ON COLUMN changefeed.stat_feed.confirm_lsn IS 'the oldest transaction that clients may still ask for';
+COMMENT ON COLUMN changefeed.stat_feed.connections IS 'clients connected now';
+COMMENT ON COLUMN changefeed.stat_feed.subscriptions IS 'subscriptions now';
+COMMENT ON COLUMN changefeed.stat_feed.transactions IS 'transactions decoded';
+COMMENT ON COLUMN changefeed.stat_feed.changes IS 'changes of rows decoded';
+COMMENT ON COLUMN changefeed.stat_feed.bytes IS 'bytes that the decoder passed on';
+COMMENT ON COLUMN changefeed.stat_feed.frames IS 'transactions sent to the gateway';
+COMMENT ON COLUMN changefeed.stat_feed.resyncs IS 'subscriptions that had to start again from a snapshot';
+COMMENT ON COLUMN changefeed.stat_feed.denials IS 'requests that were denied';
+COMMENT ON COLUMN changefeed.stat_feed.log_bytes IS 'size of the log that clients resume from';
+COMMENT ON COLUMN changefeed.stat_feed.gateway_starts IS 'starts of a gateway';
+COMMENT ON COLUMN changefeed.stat_feed.wal_held_bytes IS 'WAL that is kept because of the slot';
+
+-----------------------------------------------------------------------------
+-- Last, when everything is there: the launcher starts the workers at commit.
+-----------------------------------------------------------------------------
+
+CREATE FUNCTION changefeed._extension_created() RETURNS void
+    LANGUAGE C STRICT
+    AS 'MODULE_PATHNAME', 'changefeed_extension_created';
+REVOKE ALL ON FUNCTION changefeed._extension_created() FROM PUBLIC;
+COMMENT ON FUNCTION changefeed._extension_created() IS
+    'internal: tells the launcher that this database has the extension';
+SELECT changefeed._extension_created();

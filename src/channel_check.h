@@ -1,0 +1,61 @@
+/*-------------------------------------------------------------------------
+ *
+ * channel_check.h
+ *		What a table has to be like to feed a channel.
+ *
+ * Process: any backend that runs create_channel or add_source.  Memory:
+ * results are allocated in CurrentMemoryContext.  Locks: the caller holds a
+ * lock on the table and its partitions that keeps their definition and their
+ * writers still, ShareRowExclusiveLock at least.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef CHANGEFEED_CHANNEL_CHECK_H
+#define CHANGEFEED_CHANNEL_CHECK_H
+
+#include "pg_changefeed.h"
+#include "template.h"
+
+#include "nodes/pg_list.h"
+#include "utils/relcache.h"
+
+/* One source, as given by the user, then completed by ChannelCheckSource. */
+typedef struct SourceDefinition
+{
+	Oid			relid;
+	const char *channel;		/* the channel's name, for messages */
+	const ChannelTemplate *template;
+
+	char	   *entity;			/* NULL: the table's name is filled in */
+	List	   *key;			/* of char *; NIL: the primary key is */
+	char	   *filter;			/* NULL: every row; is replaced by its
+								 * canonical text */
+	List	   *columns;		/* of char *; NIL: all */
+	const char *on_insert;
+	const char *on_update;
+	const char *on_delete;
+	bool		set_replica_identity;
+
+	List	   *relations;		/* Oids of the table and all its partitions,
+								 * all locked */
+} SourceDefinition;
+
+/* "schema.table", for messages. */
+extern char *ChannelTableName(Oid relid);
+
+/*
+ * Raises an error when the table is of a kind that cannot be a source.  Needs
+ * no lock, but without one the answer may be outdated at once.
+ */
+extern void ChannelCheckTable(Oid relid);
+
+/* All other checks; errors name what is missing. */
+extern void ChannelCheckSource(SourceDefinition *definition);
+
+/* Whether all values of an old row come with every change of the table. */
+extern bool ChannelIdentityIsFull(Oid relid);
+
+/* channel_filter.c: checks a filter and returns its canonical text. */
+extern char *ChannelCheckFilter(Relation rel, const char *filter, List **columns);
+
+#endif							/* CHANGEFEED_CHANNEL_CHECK_H */

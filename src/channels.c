@@ -1,0 +1,647 @@
+/*-------------------------------------------------------------------------
+ *
+ * channels.c
+ *		The channel catalog as the feed worker keeps it.  See channels.h.
+ *
+ * The tables are read directly (no SPI, nothing that could run a user's code)
+ * under a conditional lock: the feed worker never waits for one.
+ *
+ * Process: feed worker.  Memory: one context per channel, which holds the
+ * channel, its sources and their layouts.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "channels.h"
+#include "shared.h"
+
+#include "access/genam.h"
+#include "access/heapam.h"
+#include "access/htup_details.h"
+#include "access/relation.h"
+#include "access/table.h"
+#include "access/tableam.h"
+#include "catalog/namespace.h"
+#include "catalog/pg_proc.h"
+#include "catalog/pg_type.h"
+#include "nodes/makefuncs.h"
+#include "nodes/nodeFuncs.h"
+#include "optimizer/optimizer.h"
+#include "parser/parse_coerce.h"
+#include "parser/parse_collate.h"
+#include "parser/parse_expr.h"
+#include "parser/parse_node.h"
+#include "parser/parse_relation.h"
+#include "parser/parser.h"
+#include "storage/lmgr.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/hsearch.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/rel.h"
+#include "utils/snapmgr.h"
+
+uint64		channels_generation = 1;	/* the index by table starts at 0 */
+
+static List *channels;			/* of Channel, in TopMemoryContext */
+static List *allowed_roles;		/* of Oid, sorted, in TopMemoryContext */
+
+/* A row of one of our tables, by column name. */
+typedef struct CatalogRow
+{
+	TupleDesc	tupdesc;
+	Datum	   *values;
+	bool	   *isnull;
+} CatalogRow;
+
+typedef void (*RowCallback) (CatalogRow *row, void *arg);
+
+static Datum
+RowGet(CatalogRow *row, const char *name, bool *isnull)
+{
+	int			i;
+
+	for (i = 0; i < row->tupdesc->natts; i++)
+	{
+		Form_pg_attribute att = TupleDescAttr(row->tupdesc, i);
+
+		if (!att->attisdropped && strcmp(NameStr(att->attname), name) == 0)
+		{
+			*isnull = row->isnull[i];
+			return row->values[i];
+		}
+	}
+
+	/* An older version of the extension's SQL lacks it. */
+	*isnull = true;
+	return (Datum) 0;
+}
+
+static char *
+RowText(CatalogRow *row, const char *name)
+{
+	bool		isnull;
+	Datum		value = RowGet(row, name, &isnull);
+
+	return isnull ? NULL : TextDatumGetCString(value);
+}
+
+static char **
+RowNames(CatalogRow *row, const char *name, int *count)
+{
+	bool		isnull;
+	Datum		value = RowGet(row, name, &isnull);
+	Datum	   *elements;
+	char	  **names;
+	int			i;
+
+	*count = 0;
+	if (isnull)
+		return NULL;
+	deconstruct_array(DatumGetArrayTypeP(value), NAMEOID, NAMEDATALEN, false, TYPALIGN_CHAR,
+					  &elements, NULL, count);
+	names = palloc(sizeof(char *) * Max(*count, 1));
+	for (i = 0; i < *count; i++)
+		names[i] = pstrdup(NameStr(*DatumGetName(elements[i])));
+	return names;
+}
+
+/* Calls back for every row; false when the table is locked exclusively. */
+static bool
+ScanTable(const char *name, RowCallback callback, void *arg)
+{
+	Oid			namespace = get_namespace_oid(CHANGEFEED_SCHEMA, true);
+	Oid			relid;
+	Relation	rel;
+	TableScanDesc scan;
+	Snapshot	snapshot;
+	HeapTuple	tuple;
+	CatalogRow	row;
+
+	relid = OidIsValid(namespace) ? get_relname_relid(name, namespace) : InvalidOid;
+	if (!OidIsValid(relid))
+		return true;			/* DROP EXTENSION is on its way */
+	if (!ConditionalLockRelationOid(relid, AccessShareLock))
+		return false;
+	rel = try_relation_open(relid, NoLock);
+	if (rel == NULL)
+		return true;
+
+	row.tupdesc = RelationGetDescr(rel);
+	row.values = palloc(sizeof(Datum) * row.tupdesc->natts);
+	row.isnull = palloc(sizeof(bool) * row.tupdesc->natts);
+	snapshot = RegisterSnapshot(GetLatestSnapshot());
+	scan = table_beginscan(rel, snapshot, 0, NULL);
+	while ((tuple = heap_getnext(scan, ForwardScanDirection)) != NULL)
+	{
+		heap_deform_tuple(tuple, row.tupdesc, row.values, row.isnull);
+		callback(&row, arg);
+	}
+	table_endscan(scan);
+	UnregisterSnapshot(snapshot);
+	relation_close(rel, AccessShareLock);
+	return true;
+}
+
+static SourceAction
+ParseAction(const char *text)
+{
+	if (text == NULL || strcmp(text, "ignore") == 0)
+		return ACTION_IGNORE;
+	if (strcmp(text, "append") == 0)
+		return ACTION_APPEND;
+	if (strcmp(text, "merge") == 0)
+		return ACTION_MERGE;
+	if (strcmp(text, "replace") == 0)
+		return ACTION_REPLACE;
+	return ACTION_REMOVE;
+}
+
+static void
+ReadChannel(CatalogRow *row, void *arg)
+{
+	List	  **list = arg;
+	MemoryContext context;
+	MemoryContext old;
+	Channel    *channel;
+	bool		isnull;
+
+	context = AllocSetContextCreate(TopMemoryContext, "changefeed channel", ALLOCSET_SMALL_SIZES);
+	old = MemoryContextSwitchTo(context);
+	channel = palloc0(sizeof(Channel));
+	channel->context = context;
+	channel->id = DatumGetInt32(RowGet(row, "id", &isnull));
+	channel->name = RowText(row, "name");
+	channel->template = TemplateParse(channel->name);
+	MemoryContextSwitchTo(old);
+	*list = lappend(*list, channel);
+}
+
+static void
+ReadSource(CatalogRow *row, void *arg)
+{
+	List	  **list = arg;
+	bool		isnull;
+	int			channel_id = DatumGetInt32(RowGet(row, "channel", &isnull));
+	ListCell   *lc;
+
+	foreach(lc, *list)
+	{
+		Channel    *channel = lfirst(lc);
+		Source	   *source;
+		MemoryContext old;
+
+		if (channel->id != channel_id)
+			continue;
+
+		old = MemoryContextSwitchTo(channel->context);
+		source = palloc0(sizeof(Source));
+		source->channel = channel;
+		source->id = DatumGetInt32(RowGet(row, "id", &isnull));
+		source->relid = DatumGetObjectId(RowGet(row, "relid", &isnull));
+		source->entity = pstrdup(NameStr(*DatumGetName(RowGet(row, "entity", &isnull))));
+		source->key = RowNames(row, "key", &source->nkey);
+		source->filter = RowText(row, "filter");
+		source->columns = RowNames(row, "columns", &source->ncolumns);
+		source->on_insert = ParseAction(RowText(row, "on_insert"));
+		source->on_update = ParseAction(RowText(row, "on_update"));
+		source->on_delete = ParseAction(RowText(row, "on_delete"));
+		if (channel->sources == NULL)
+			channel->sources = palloc(sizeof(Source *));
+		else
+			channel->sources = repalloc(channel->sources,
+										sizeof(Source *) * (channel->nsources + 1));
+		channel->sources[channel->nsources++] = source;
+		MemoryContextSwitchTo(old);
+		return;
+	}
+}
+
+static int
+CompareSources(const void *a, const void *b)
+{
+	return (*(Source *const *) a)->id - (*(Source *const *) b)->id;
+}
+
+/* Text of everything that makes a definition, to see whether it changed. */
+static void
+Sign(Channel *channel)
+{
+	MemoryContext old = MemoryContextSwitchTo(channel->context);
+	StringInfoData s;
+	int			i;
+	int			k;
+
+	if (channel->nsources > 1)
+		qsort(channel->sources, channel->nsources, sizeof(Source *), CompareSources);
+	initStringInfo(&s);
+	appendStringInfo(&s, "%s", channel->name);
+	for (i = 0; i < channel->nsources; i++)
+	{
+		Source	   *source = channel->sources[i];
+
+		source->index = i;
+		appendStringInfo(&s, "\n%d %u %s %d%d%d (%s)", source->id, source->relid, source->entity,
+						 source->on_insert, source->on_update, source->on_delete,
+						 source->filter ? source->filter : "");
+		for (k = 0; k < source->nkey; k++)
+			appendStringInfo(&s, " k:%s", source->key[k]);
+		for (k = 0; k < source->ncolumns; k++)
+			appendStringInfo(&s, " c:%s", source->columns[k]);
+	}
+	channel->signature = s.data;
+	MemoryContextSwitchTo(old);
+}
+
+static void
+ReadRole(CatalogRow *row, void *arg)
+{
+	List	  **list = arg;
+	bool		isnull;
+	Oid			role = DatumGetObjectId(RowGet(row, "role", &isnull));
+
+	if (!isnull)
+		*list = list_append_unique_oid(*list, role);
+}
+
+bool
+ChannelsReload(void (*changed) (Channel *old), bool *roles_changed)
+{
+	List	   *fresh = NIL;
+	List	   *roles = NIL;
+	List	   *kept = NIL;
+	List	   *previous = channels;
+	ListCell   *lc;
+	ListCell   *lc2;
+	MemoryContext old;
+
+	if (!ScanTable("channel", ReadChannel, &fresh) ||
+		!ScanTable("source", ReadSource, &fresh) ||
+		!ScanTable("role", ReadRole, &roles))
+	{
+		foreach(lc, fresh)
+			MemoryContextDelete(((Channel *) lfirst(lc))->context);
+		return false;
+	}
+
+	list_sort(roles, list_oid_cmp);
+	*roles_changed = !equal(roles, allowed_roles);
+	if (*roles_changed)
+	{
+		old = MemoryContextSwitchTo(TopMemoryContext);
+		list_free(allowed_roles);
+		allowed_roles = list_copy(roles);
+		MemoryContextSwitchTo(old);
+	}
+
+	old = MemoryContextSwitchTo(TopMemoryContext);
+	foreach(lc, previous)
+		((Channel *) lfirst(lc))->seen = false;
+	foreach(lc, fresh)
+	{
+		Channel    *channel = lfirst(lc);
+		Channel    *same = NULL;
+
+		Sign(channel);
+		foreach(lc2, previous)
+		{
+			Channel    *before = lfirst(lc2);
+
+			if (before->id == channel->id)
+			{
+				if (strcmp(before->signature, channel->signature) == 0)
+				{
+					before->seen = true;
+					same = before;
+				}
+				else
+					before->replacement = channel;
+				break;
+			}
+		}
+		if (same != NULL)
+		{
+			MemoryContextDelete(channel->context);
+			kept = lappend(kept, same);
+		}
+		else
+			kept = lappend(kept, channel);
+	}
+	MemoryContextSwitchTo(old);
+
+	channels = kept;
+	if (list_length(kept) != list_length(previous))
+		channels_generation++;
+	foreach(lc, previous)
+	{
+		Channel    *before = lfirst(lc);
+
+		if (!before->seen)
+		{
+			channels_generation++;
+			changed(before);
+			MemoryContextDelete(before->context);
+		}
+	}
+	list_free(previous);
+	return true;
+}
+
+Channel *
+ChannelsFind(const char *name, Size length, char **values)
+{
+	ListCell   *lc;
+
+	/* Templates cannot overlap, so the first match is the only one. */
+	foreach(lc, channels)
+	{
+		Channel    *channel = lfirst(lc);
+
+		if (TemplateMatch(channel->template, name, length, values))
+			return channel;
+	}
+	return NULL;
+}
+
+/* By table, made anew after every change of the catalog. */
+typedef struct SourcesEntry
+{
+	Oid			relid;
+	List	   *sources;
+} SourcesEntry;
+
+List *
+ChannelsSourcesOf(Oid relid)
+{
+	static HTAB *by_relid;
+	static MemoryContext context;
+	static uint64 generation;
+	SourcesEntry *entry;
+
+	if (generation != channels_generation)
+	{
+		HASHCTL		ctl;
+		ListCell   *lc;
+		int			i;
+		MemoryContext old;
+
+		if (context == NULL)
+			context = AllocSetContextCreate(TopMemoryContext, "changefeed sources",
+											ALLOCSET_SMALL_SIZES);
+		MemoryContextReset(context);
+		ctl.keysize = sizeof(Oid);
+		ctl.entrysize = sizeof(SourcesEntry);
+		ctl.hcxt = context;
+		by_relid = hash_create("changefeed sources", 64, &ctl,
+							   HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+		old = MemoryContextSwitchTo(context);
+		foreach(lc, channels)
+		{
+			Channel    *channel = lfirst(lc);
+
+			for (i = 0; i < channel->nsources; i++)
+			{
+				bool		found;
+
+				entry = hash_search(by_relid, &channel->sources[i]->relid, HASH_ENTER, &found);
+				entry->sources = lappend(found ? entry->sources : NIL, channel->sources[i]);
+			}
+		}
+		MemoryContextSwitchTo(old);
+		generation = channels_generation;
+	}
+	entry = hash_search(by_relid, &relid, HASH_FIND, NULL);
+	return entry != NULL ? entry->sources : NIL;
+}
+
+bool
+ChannelsRoleAllowed(Oid role)
+{
+	return list_member_oid(allowed_roles, role);
+}
+
+static int16
+FindColumn(const RecordDescription *desc, const char *name)
+{
+	int			i;
+
+	for (i = 0; i < desc->tupdesc->natts; i++)
+	{
+		Form_pg_attribute att = TupleDescAttr(desc->tupdesc, i);
+
+		if (!att->attisdropped && strcmp(NameStr(att->attname), name) == 0)
+			return (int16) (i + 1);
+	}
+	return 0;
+}
+
+/*
+ * The filter as an expression on the description's columns.  It was checked at
+ * creation to use immutable built-in functions only, which is checked again
+ * because a dump can be edited.
+ */
+typedef struct FilterScope
+{
+	const RecordDescription *desc;
+} FilterScope;
+
+static Node *
+ResolveFilterColumn(ParseState *pstate, ColumnRef *ref)
+{
+	FilterScope *scope = pstate->p_ref_hook_state;
+	const char *name;
+	int16		attno;
+	Form_pg_attribute att;
+
+	name = strVal(llast(ref->fields));
+	if (!IsA(llast(ref->fields), String) || list_length(ref->fields) > 2)
+		return NULL;
+	attno = FindColumn(scope->desc, name);
+	if (attno == 0)
+		return NULL;
+	att = TupleDescAttr(scope->desc->tupdesc, attno - 1);
+	return (Node *) makeVar(1, attno, att->atttypid, att->atttypmod, att->attcollation, 0);
+}
+
+static bool
+FilterFunctionUnsafe(Oid function, void *context)
+{
+	return function >= FirstNormalObjectId || func_volatile(function) != PROVOLATILE_IMMUTABLE;
+}
+
+static bool
+FilterUnsafe(Node *node, void *context)
+{
+	if (node == NULL)
+		return false;
+	if (IsA(node, SubLink) || IsA(node, Aggref) || IsA(node, WindowFunc) || IsA(node, Param))
+		return true;
+	if (check_functions_in_node(node, FilterFunctionUnsafe, context))
+		return true;
+	return expression_tree_walker(node, FilterUnsafe, context);
+}
+
+static ExprState *
+CompileFilter(Layout *layout, const char *text)
+{
+	FilterScope scope = {layout->desc};
+	ParseState *pstate = make_parsestate(NULL);
+	List	   *raw;
+	SelectStmt *stmt;
+	Node	   *expr;
+
+	/* The text was deparsed by the server: SELECT <text> is one target. */
+	raw = raw_parser(psprintf("SELECT %s", text), RAW_PARSE_DEFAULT);
+	stmt = (SelectStmt *) linitial_node(RawStmt, raw)->stmt;
+	if (list_length(raw) != 1 || !IsA(stmt, SelectStmt) || list_length(stmt->targetList) != 1)
+		ereport(ERROR,
+				(errcode(ERRCODE_SYNTAX_ERROR),
+				 errmsg("filter is not one expression")));
+
+	pstate->p_sourcetext = text;
+	pstate->p_pre_columnref_hook = ResolveFilterColumn;
+	pstate->p_ref_hook_state = &scope;
+	expr = transformExpr(pstate, linitial_node(ResTarget, stmt->targetList)->val,
+						 EXPR_KIND_POLICY);
+	expr = coerce_to_boolean(pstate, expr, "WHERE");
+	assign_expr_collations(pstate, expr);
+	if (FilterUnsafe(expr, NULL))
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("filter uses something else than immutable built-in functions")));
+	expr = eval_const_expressions(NULL, expr);
+	fix_opfuncids(expr);
+	return ExecInitExpr((Expr *) expr, NULL);
+}
+
+static void
+BuildLayout(Source *source, Layout *layout)
+{
+	ChannelTemplate *template = source->channel->template;
+	int			i;
+
+	layout->nkey = source->nkey;
+	layout->key = palloc(sizeof(int16) * Max(source->nkey, 1));
+	for (i = 0; i < source->nkey; i++)
+	{
+		layout->key[i] = FindColumn(layout->desc, source->key[i]);
+		if (layout->key[i] == 0)
+		{
+			layout->problem = psprintf("key column \"%s\" is gone", source->key[i]);
+			return;
+		}
+	}
+	layout->nparams = template->nparams;
+	layout->params = palloc(sizeof(int16) * Max(template->nparams, 1));
+	layout->param_output = palloc0(sizeof(FmgrInfo) * Max(template->nparams, 1));
+	for (i = 0; i < template->nparams; i++)
+	{
+		Oid			output;
+		bool		varlena;
+
+		layout->params[i] = FindColumn(layout->desc, template->params[i]);
+		if (layout->params[i] == 0)
+		{
+			layout->problem = psprintf("column \"%s\" of the channel's name is gone",
+									   template->params[i]);
+			return;
+		}
+		getTypeOutputInfo(TupleDescAttr(layout->desc->tupdesc, layout->params[i] - 1)->atttypid,
+						  &output, &varlena);
+		fmgr_info(output, &layout->param_output[i]);
+	}
+	if (source->filter != NULL)
+	{
+		layout->filter = CompileFilter(layout, source->filter);
+		layout->econtext = CreateStandaloneExprContext();
+		layout->slot = MakeSingleTupleTableSlot(layout->desc->tupdesc, &TTSOpsVirtual);
+	}
+	layout->encoder = EncoderCreate(layout->desc->tupdesc, CurrentMemoryContext);
+	layout->usable = true;
+}
+
+Layout *
+ChannelsLayout(Source *source, const RecordDescription *desc)
+{
+	ListCell   *lc;
+	Layout	   *layout;
+	MemoryContext old;
+
+	foreach(lc, source->layouts)
+	{
+		layout = lfirst(lc);
+		if (layout->version == desc->version)
+			return layout;
+	}
+
+	old = MemoryContextSwitchTo(source->channel->context);
+	layout = palloc0(sizeof(Layout));
+	layout->version = desc->version;
+	layout->desc = desc;
+	BuildLayout(source, layout);
+	source->layouts = lcons(layout, source->layouts);
+	MemoryContextSwitchTo(old);
+	return layout;
+}
+
+void
+ChannelsForgetDescription(uint32 version)
+{
+	ListCell   *lc;
+	int			i;
+
+	foreach(lc, channels)
+	{
+		Channel    *channel = lfirst(lc);
+
+		for (i = 0; i < channel->nsources; i++)
+		{
+			ListCell   *lc2;
+
+			foreach(lc2, channel->sources[i]->layouts)
+			{
+				if (((Layout *) lfirst(lc2))->version == version)
+					channel->sources[i]->layouts =
+						foreach_delete_current(channel->sources[i]->layouts, lc2);
+			}
+		}
+	}
+}
+
+bool
+LayoutFilter(Layout *layout, const Datum *values, const bool *isnull)
+{
+	int			natts = layout->desc->tupdesc->natts;
+	Datum		result;
+	bool		null;
+
+	if (layout->filter == NULL)
+		return true;
+
+	ExecClearTuple(layout->slot);
+	memcpy(layout->slot->tts_values, values, sizeof(Datum) * natts);
+	memcpy(layout->slot->tts_isnull, isnull, sizeof(bool) * natts);
+	ExecStoreVirtualTuple(layout->slot);
+	ResetExprContext(layout->econtext);
+	layout->econtext->ecxt_scantuple = layout->slot;
+	result = ExecEvalExprSwitchContext(layout->filter, layout->econtext, &null);
+	return !null && DatumGetBool(result);
+}
+
+bool
+LayoutParams(Layout *layout, const Datum *values, const bool *isnull, char **params)
+{
+	int			i;
+
+	for (i = 0; i < layout->nparams; i++)
+	{
+		int			attno = layout->params[i];
+
+		if (isnull[attno - 1])
+			return false;
+		params[i] = OutputFunctionCall(&layout->param_output[i], values[attno - 1]);
+	}
+	return true;
+}

@@ -1,0 +1,124 @@
+/*-------------------------------------------------------------------------
+ *
+ * channels.h
+ *		The channel catalog as the feed worker keeps it.
+ *
+ * Read from the extension's tables at start and again whenever the stream
+ * shows a commit that changed them.  Channels and sources are identified by
+ * their ids; a channel whose definition did not change keeps its object over a
+ * reload, so subscriptions may hold pointers to channels that
+ * ChannelsReload did not report as changed.
+ *
+ * A Layout is what is needed to read one source's rows as one description of
+ * its table has them: attribute numbers, the filter compiled, the encoder.
+ *
+ * Process: feed worker.  Memory: a context of its own per channel; layouts
+ * live in their channel's context.  Needs a transaction.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef CHANGEFEED_CHANNELS_H
+#define CHANGEFEED_CHANNELS_H
+
+#include "pg_changefeed.h"
+#include "encode.h"
+#include "record.h"
+#include "template.h"
+
+#include "executor/executor.h"
+#include "nodes/pg_list.h"
+
+typedef enum SourceAction
+{
+	ACTION_IGNORE = 0,
+	ACTION_APPEND,
+	ACTION_MERGE,
+	ACTION_REPLACE,
+	ACTION_REMOVE
+} SourceAction;
+
+typedef struct Layout
+{
+	uint32		version;		/* of the description */
+	const RecordDescription *desc;
+	bool		usable;			/* false: the table no longer has what the
+								 * source needs; `problem` says what */
+	char	   *problem;
+	int			nkey;
+	int16	   *key;			/* attribute numbers */
+	int			nparams;
+	int16	   *params;
+	FmgrInfo   *param_output;
+	ExprState  *filter;			/* NULL: every row */
+	ExprContext *econtext;
+	TupleTableSlot *slot;
+	RowEncoder *encoder;
+} Layout;
+
+typedef struct Source
+{
+	int			id;
+	struct Channel *channel;
+	int			index;			/* within the channel */
+	Oid			relid;
+	char	   *entity;
+	int			nkey;
+	char	  **key;
+	char	   *filter;			/* SQL text or NULL */
+	int			ncolumns;		/* 0: all */
+	char	  **columns;
+	SourceAction on_insert;
+	SourceAction on_update;
+	SourceAction on_delete;
+	List	   *layouts;		/* of Layout, newest first, few */
+} Source;
+
+typedef struct Channel
+{
+	int			id;
+	char	   *name;
+	ChannelTemplate *template;
+	int			nsources;
+	Source	  **sources;
+	char	   *signature;		/* text of the whole definition */
+	MemoryContext context;
+	bool		seen;			/* mark during a reload */
+	struct Channel *replacement;	/* after a reload changed it: the new one
+									 * (NULL: dropped) */
+} Channel;
+
+/* Raised with every reload that changed something. */
+extern uint64 channels_generation;
+
+/*
+ * Reads the catalog.  `changed` is called for each channel that has a new
+ * definition (replacement set) or is gone, before the old object is freed;
+ * `roles_changed` tells whether the list of allowed roles differs.  False: the
+ * extension's tables are locked exclusively, try again later.
+ */
+extern bool ChannelsReload(void (*changed) (Channel *old), bool *roles_changed);
+
+/* The channel to which a concrete name (without the part from "?") belongs. */
+extern Channel *ChannelsFind(const char *name, Size length, char **values);
+
+/* Sources of that table, in no order. */
+extern List *ChannelsSourcesOf(Oid relid);
+
+extern bool ChannelsRoleAllowed(Oid role);
+
+/* The layout for rows of that description. */
+extern Layout *ChannelsLayout(Source *source, const RecordDescription *desc);
+
+/* Forgets layouts of descriptions that are dropped. */
+extern void ChannelsForgetDescription(uint32 version);
+
+/* Does the row pass the source's filter?  May raise an error of the filter. */
+extern bool LayoutFilter(Layout *layout, const Datum *values, const bool *isnull);
+
+/*
+ * The parameter values of the row as text (palloc'ed), false when one is null:
+ * such a row belongs to no channel.
+ */
+extern bool LayoutParams(Layout *layout, const Datum *values, const bool *isnull, char **params);
+
+#endif							/* CHANGEFEED_CHANNELS_H */

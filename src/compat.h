@@ -1,0 +1,158 @@
+/*-------------------------------------------------------------------------
+ *
+ * compat.h
+ *		Every difference between the server versions that we support (15-18).
+ *
+ * No other file compares PG_VERSION_NUM.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef CHANGEFEED_COMPAT_H
+#define CHANGEFEED_COMPAT_H
+
+#include "postgres.h"
+
+#include "miscadmin.h"
+#include "storage/proc.h"
+#include "utils/acl.h"
+
+#if PG_VERSION_NUM < 150000 || PG_VERSION_NUM >= 190000
+#error "pg_changefeed supports PostgreSQL 15 to 18"
+#endif
+
+/* Name and version of a library became part of its magic block in 18. */
+#if PG_VERSION_NUM >= 180000
+#define COMPAT_MODULE_MAGIC(module_name, module_version) \
+	PG_MODULE_MAGIC_EXT(.name = module_name, .version = module_version)
+#else
+#define COMPAT_MODULE_MAGIC(module_name, module_version) \
+	PG_MODULE_MAGIC
+#endif
+
+/* Wait events of extensions got names in 17; before, all are "Extension". */
+#if PG_VERSION_NUM >= 170000
+#include "utils/wait_event.h"
+#define compat_wait_event(name)	WaitEventExtensionNew(name)
+#else
+#include "utils/wait_event.h"
+#define compat_wait_event(name)	PG_WAIT_EXTENSION
+#endif
+
+/* Our own number in ProcGlobal->allProcs. */
+#if PG_VERSION_NUM >= 170000
+#define compat_my_procno()	MyProcNumber
+#else
+#define compat_my_procno()	(MyProc->pgprocno)
+#endif
+
+/* The tuple of a decoded change became a plain HeapTuple in 17. */
+#if PG_VERSION_NUM >= 170000
+#define compat_change_tuple(x)	(x)
+#else
+#define compat_change_tuple(x)	((x) != NULL ? &(x)->tuple : NULL)
+#endif
+
+/* Privilege checks by catalog became one family in 16. */
+#if PG_VERSION_NUM >= 160000
+#include "catalog/pg_class.h"
+#include "catalog/pg_database.h"
+#include "catalog/pg_namespace.h"
+#include "catalog/pg_proc.h"
+#define compat_namespace_aclcheck(oid, role, mode) \
+	object_aclcheck(NamespaceRelationId, oid, role, mode)
+#define compat_database_ownercheck(oid, role) \
+	object_ownercheck(DatabaseRelationId, oid, role)
+#define compat_relation_ownercheck(oid, role) \
+	object_ownercheck(RelationRelationId, oid, role)
+#define compat_proc_aclcheck(oid, role, mode) \
+	object_aclcheck(ProcedureRelationId, oid, role, mode)
+#else
+#define compat_namespace_aclcheck(oid, role, mode) \
+	pg_namespace_aclcheck(oid, role, mode)
+#define compat_database_ownercheck(oid, role) \
+	pg_database_ownercheck(oid, role)
+#define compat_relation_ownercheck(oid, role) \
+	pg_class_ownercheck(oid, role)
+#define compat_proc_aclcheck(oid, role, mode) \
+	pg_proc_aclcheck(oid, role, mode)
+#endif
+
+/*
+ * Descriptors of tuples: the offset cache moved into a compact copy of the
+ * attribute in 18, which has to be filled for attributes made by hand.
+ */
+#if PG_VERSION_NUM >= 180000
+#define compat_attribute_made(tupdesc, attno) \
+	populate_compact_attribute(tupdesc, (attno) - 1)
+#else
+#define compat_attribute_made(tupdesc, attno) \
+	(TupleDescAttr(tupdesc, (attno) - 1)->attcacheoff = -1)
+#endif
+
+/*
+ * Replication slots.  `invalid`: the slot can no longer be decoded from.
+ * `foreign`: it belongs to a primary from which this server synchronises it.
+ */
+#if PG_VERSION_NUM >= 170000
+#define compat_slot_create(name) \
+	ReplicationSlotCreate(name, true, RS_EPHEMERAL, false, false, false)
+#define compat_slot_is_foreign(slot)	((slot)->data.synced && RecoveryInProgress())
+#else
+#define compat_slot_create(name) \
+	ReplicationSlotCreate(name, true, RS_EPHEMERAL, false)
+#define compat_slot_is_foreign(slot)	false
+#endif
+
+#if PG_VERSION_NUM >= 180000
+#define compat_slot_acquire(name)	ReplicationSlotAcquire(name, false, false)
+#else
+#define compat_slot_acquire(name)	ReplicationSlotAcquire(name, false)
+#endif
+
+#if PG_VERSION_NUM >= 160000
+#define compat_slot_is_invalid(slot) \
+	((slot)->data.invalidated != RS_INVAL_NONE || (slot)->data.restart_lsn == InvalidXLogRecPtr)
+#else
+#define compat_slot_is_invalid(slot) \
+	((slot)->data.restart_lsn == InvalidXLogRecPtr)
+#endif
+
+/*
+ * Being woken when WAL is flushed (on a standby: replayed): from 16 on the
+ * walsenders' condition variable does it.  It is only a list of whom to wake:
+ * a broadcast takes us off, so join again before each look at the position.
+ */
+#if PG_VERSION_NUM >= 160000
+#include "replication/walsender_private.h"
+#define compat_wal_wait_join()	ConditionVariablePrepareToSleep(&WalSndCtl->wal_replay_cv)
+#define compat_wal_wait_leave() ((void) ConditionVariableCancelSleep())
+#else
+#define compat_wal_wait_join()	((void) 0)
+#define compat_wal_wait_leave() ((void) 0)
+#endif
+
+/* A wait set that lives as long as the process. */
+#if PG_VERSION_NUM >= 170000
+#define compat_create_wait_set(n)	CreateWaitEventSet(NULL, n)
+#else
+#define compat_create_wait_set(n)	CreateWaitEventSet(TopMemoryContext, n)
+#endif
+
+/* The JSON parser's callbacks return a result from 16 on. */
+#if PG_VERSION_NUM >= 160000
+#define compat_json_result	JsonParseErrorType
+#define compat_json_success	JSON_SUCCESS
+#else
+#define compat_json_result	void
+#define compat_json_success
+#endif
+#if PG_VERSION_NUM >= 170000
+#define compat_json_lexer(text, length) \
+	makeJsonLexContextCstringLen(NULL, text, length, PG_UTF8, true)
+#else
+#define compat_json_lexer(text, length) \
+	makeJsonLexContextCstringLen(text, length, PG_UTF8, true)
+#endif
+#define compat_json_error(result, lex)	json_errdetail(result, lex)
+
+#endif							/* CHANGEFEED_COMPAT_H */

@@ -1,0 +1,841 @@
+/*-------------------------------------------------------------------------
+ *
+ * decoder.c
+ *		The decoder process: owns the replication slot of a database, reads WAL
+ *		and has it decoded; what comes of it goes through output_plugin.c into
+ *		the queue to the feed worker.
+ *
+ * Failing is simple here: every ERROR ends the process, which releases the
+ * slot, and the launcher starts decoder and feed worker again, with a new
+ * queue.  Decoding then begins at the slot's confirmed position, from which
+ * the feed worker builds its log anew.
+ *
+ * The process runs outside any transaction.  The reorder buffer starts and
+ * aborts one for each transaction that it replays; whoever would run a query
+ * in here would read wrong rows, since VACUUM ignores the xmin of a process
+ * that decodes.
+ *
+ * Process: decoder, one per database.
+ *
+ * Memory: decoder_context lives as long as the process and is current whenever
+ * WAL is read, because the reader allocates its buffers in it when it first
+ * needs them; LogicalDecodingProcessRecord leaves another context current.
+ *
+ * Locks: shared_feeds->lock for the few fields of the entry that it guards,
+ * ReplicationSlotControlLock while looking for the slot.  No lock is held
+ * while anything is waited for.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "decoder.h"
+
+#include "access/xact.h"
+#include "access/xlog.h"
+#include "access/xlogreader.h"
+#include "access/xlogrecovery.h"
+#include "access/xlogutils.h"
+#include "commands/dbcommands.h"
+#include "pgstat.h"
+#include "postmaster/bgworker.h"
+#include "postmaster/interrupt.h"
+#include "replication/decode.h"
+#include "replication/logical.h"
+#include "replication/slot.h"
+#include "storage/ipc.h"
+#include "storage/latch.h"
+#include "storage/proc.h"
+#include "storage/spin.h"
+#include "storage/standby.h"
+#include "tcop/tcopprot.h"
+#include "utils/guc.h"
+#include "utils/memutils.h"
+#include "utils/timestamp.h"
+
+/* A wait that takes longer than this (ms) is shown as the activity ... */
+#define SHORT_WAIT		1000
+
+/*
+ * ... and then lasts at most this long (ms).  A safety net only: commits,
+ * flushes and the queue wake us.  It also paces what has to be done now and
+ * then, such as confirming the slot.
+ */
+#define LONG_WAIT		10000
+
+/* So many records are decoded between two looks at the clock. */
+#define RECORDS_PER_CHECK	256
+
+DatabaseFeed *decoder_feed = NULL;
+
+static MemoryContext decoder_context = NULL;
+static shm_mq_handle *queue = NULL;
+static char *database_name = NULL;
+static uint32 wait_event;
+
+static XLogRecPtr decoded = InvalidXLogRecPtr;	/* the end of the last record
+												 * that was decoded */
+static XLogRecPtr announced = InvalidXLogRecPtr;	/* ... as others know it */
+static XLogRecPtr confirmed = InvalidXLogRecPtr;	/* of the slot */
+static TimestampTz confirm_time = 0;	/* when that was last moved */
+static TimestampTz check_time = 0;	/* when Housekeeping last ran */
+static uint64 bytes_sent = 0;
+
+/* The end of the last transaction, if it is not in the queue yet. */
+static char held_back[64];
+static Size held_back_length = 0;
+
+/* The slot is being created: we wait for running transactions to end. */
+static bool creating = false;
+
+/* What pg_stat_activity shows; compared by address. */
+static const char *const activity_creating = "creating slot";
+static const char *const activity_decoding = "decoding";
+static const char *const activity_waiting = "waiting for WAL";
+static const char *const activity_queue = "waiting for the feed worker";
+static const char *activity = NULL;
+
+static void
+ReportActivity(BackendState state, const char *text)
+{
+	if (activity == text)
+		return;
+	activity = text;
+	pgstat_report_activity(state, text);
+}
+
+static void
+HandleInterrupts(void)
+{
+	CHECK_FOR_INTERRUPTS();
+
+	if (ConfigReloadPending)
+	{
+		ConfigReloadPending = false;
+		ProcessConfigFile(PGC_SIGHUP);
+	}
+}
+
+/*
+ * Waits for our latch, at most `timeout` ms; true when nothing came.
+ */
+static bool
+WaitForLatch(long timeout)
+{
+	int			events;
+
+	events = WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+					   timeout, wait_event);
+	if (events & WL_LATCH_SET)
+		ResetLatch(MyLatch);
+	return (events & WL_TIMEOUT) != 0;
+}
+
+/* ----------------------------------------------------------------------
+ * The slot's bounds
+ * ----------------------------------------------------------------------
+ */
+
+/* WAL that our slot keeps from being removed. */
+static uint64
+WalHeld(void)
+{
+	XLogRecPtr	insert = SharedInsertLsn();
+	XLogRecPtr	restart = MyReplicationSlot->data.restart_lsn;
+
+	return insert > restart ? insert - restart : 0;
+}
+
+/*
+ * Drops the slot that we hold and ends the process: with the next slot comes
+ * another epoch, and every client gets a fresh snapshot.  That is better than
+ * a full disk.
+ */
+static void
+GiveSlotUp(uint64 held)
+{
+	NameData	name = MyReplicationSlot->data.name;
+
+	ereport(WARNING,
+			(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+			 errmsg("change feed of database \"%s\" drops its replication slot and begins anew",
+					database_name),
+			 errdetail("The slot kept %llu MB of WAL from being removed, \"changefeed.history_wal_size\" allows %d MB.  "
+					   "Every client gets a fresh snapshot.",
+					   (unsigned long long) (held / (1024 * 1024)), setting_history_wal_size),
+			 errhint("Look for a transaction that stays open and for a synchronous standby that is missing, or increase \"changefeed.history_wal_size\".")));
+
+	/* While it is being created the slot goes with the process. */
+	if (!creating)
+	{
+		LWLockAcquire(shared_feeds->lock, LW_EXCLUSIVE);
+		pg_atomic_write_u64(&decoder_feed->epoch, 0);
+		LWLockRelease(shared_feeds->lock);
+
+		ReplicationSlotRelease();
+		ReplicationSlotDrop(NameStr(name), false);
+	}
+	proc_exit(1);
+}
+
+/*
+ * Moves the slot up to where the feed worker no longer needs it.  That is
+ * cheap most of the time, but now and then writes the slot's file, so it is
+ * not done at each chance.
+ */
+static void
+ConfirmSlot(TimestampTz now, bool force)
+{
+	XLogRecPtr	to = pg_atomic_read_u64(&decoder_feed->confirm_lsn);
+
+	/* What has not been decoded yet cannot be confirmed, whoever asks. */
+	to = Min(to, decoded);
+	if (to == InvalidXLogRecPtr || to <= confirmed)
+		return;
+	if (!force && to - confirmed < wal_segment_size &&
+		!TimestampDifferenceExceeds(confirm_time, now, LONG_WAIT))
+		return;
+
+	LogicalConfirmReceivedLocation(to);
+	confirmed = to;
+	confirm_time = now;
+}
+
+static void
+CheckWalHeld(TimestampTz now)
+{
+	uint64		limit = (uint64) setting_history_wal_size * 1024 * 1024;
+
+	if (setting_history_wal_size <= 0 || WalHeld() <= limit)
+		return;
+
+	/* Perhaps what holds it needs only to be confirmed. */
+	if (!creating)
+		ConfirmSlot(now, true);
+	if (WalHeld() > limit)
+		GiveSlotUp(WalHeld());
+}
+
+/* What has to be done now and then; never in a transaction. */
+static void
+Housekeeping(TimestampTz now, bool idle)
+{
+	check_time = now;
+	if (!creating)
+		ConfirmSlot(now, idle);
+	CheckWalHeld(now);
+
+	/* The reading of catalogs has left statistics behind. */
+	if (idle)
+		pgstat_report_stat(true);
+}
+
+/* ----------------------------------------------------------------------
+ * The queue
+ * ----------------------------------------------------------------------
+ */
+
+/*
+ * The wait is not left to shm_mq, because the WAL that piles up meanwhile has
+ * to be watched.
+ */
+static void
+SendNow(shm_mq_iovec *iov, int iovcnt, bool flush)
+{
+	for (int i = 0; i < iovcnt; i++)
+		bytes_sent += iov[i].len;
+
+	for (;;)
+	{
+		shm_mq_result result = shm_mq_sendv(queue, iov, iovcnt, true, flush);
+
+		if (result == SHM_MQ_SUCCESS)
+			break;
+		if (result == SHM_MQ_DETACHED)
+		{
+			ereport(LOG,
+					(errmsg("decoder of database \"%s\" ends because its feed worker has ended",
+							database_name)));
+			proc_exit(1);
+		}
+
+		/* An error in here leaves half a message, but it ends the process. */
+		CHECK_FOR_INTERRUPTS();
+		if (WaitForLatch(SHORT_WAIT))
+		{
+			ReportActivity(STATE_RUNNING, activity_queue);
+			CheckWalHeld(GetCurrentTimestamp());
+		}
+	}
+
+	if (activity == activity_queue)
+		ReportActivity(STATE_RUNNING, activity_decoding);
+}
+
+static void
+SendHeldBack(bool flush)
+{
+	shm_mq_iovec iov;
+
+	if (held_back_length == 0)
+		return;
+	iov.data = held_back;
+	iov.len = held_back_length;
+	held_back_length = 0;
+	SendNow(&iov, 1, flush);
+	pg_atomic_write_u64(&decoder_feed->decoder_bytes, bytes_sent);
+}
+
+void
+DecoderSend(shm_mq_iovec *iov, int iovcnt)
+{
+	SendHeldBack(false);
+	SendNow(iov, iovcnt, false);
+}
+
+void
+DecoderSendLast(const char *data, Size length)
+{
+	SendHeldBack(false);
+	if (length > sizeof(held_back))
+		elog(ERROR, "record of %zu bytes is too long to end a transaction", length);
+	memcpy(held_back, data, length);
+	held_back_length = length;
+}
+
+/*
+ * Outside of transactions only the record that is held back can be unseen:
+ * everything else was followed by it.
+ */
+void
+DecoderFlush(void)
+{
+	SendHeldBack(true);
+}
+
+/*
+ * Lets others know how far we have come, and wakes the feed worker if it waits
+ * for that.
+ *
+ * The feed worker writes decoded_wanted and then reads decoded_lsn, we write
+ * and read them in the opposite order, each with a full barrier between the
+ * two: so at least one of us sees what the other has written.
+ */
+static void
+AnnounceDecoded(void)
+{
+	uint64		wanted;
+
+	DecoderFlush();
+	if (announced != decoded)
+	{
+		/* The records come first. */
+		pg_write_barrier();
+		pg_atomic_write_u64(&decoder_feed->decoded_lsn, decoded);
+		announced = decoded;
+	}
+	pg_memory_barrier();
+
+	/* Exchanged, so that a wish that is written meanwhile is not lost. */
+	wanted = pg_atomic_read_u64(&decoder_feed->decoded_wanted);
+	while (wanted != 0 && wanted <= decoded)
+	{
+		if (pg_atomic_compare_exchange_u64(&decoder_feed->decoded_wanted, &wanted, 0))
+		{
+			SharedWake(&decoder_feed->feed_proc);
+			break;
+		}
+	}
+}
+
+/* ----------------------------------------------------------------------
+ * Reading WAL
+ * ----------------------------------------------------------------------
+ */
+
+/* WAL that may be read: flushed here, or on a standby replayed. */
+static XLogRecPtr
+ReadableLsn(void)
+{
+	if (RecoveryInProgress())
+		return GetXLogReplayRecPtr(NULL);
+	return GetFlushRecPtr(NULL);
+}
+
+/*
+ * Flushes WAL that somebody wants decoded but nobody waits to have flushed:
+ * what was committed with synchronous_commit = off would otherwise come only
+ * when the WAL writer gets to it.  True if something was flushed.
+ */
+static bool
+FlushWanted(XLogRecPtr readable)
+{
+	XLogRecPtr	wanted;
+	XLogRecPtr	insert;
+
+	if (RecoveryInProgress())
+		return false;
+
+	wanted = Max(pg_atomic_read_u64(&decoder_feed->flush_wanted),
+				 pg_atomic_read_u64(&decoder_feed->decoded_wanted));
+	if (!creating && wanted <= readable)
+		return false;
+
+	/* A position that does not exist yet would be an error. */
+	insert = SharedInsertLsn();
+	wanted = creating ? insert : Min(wanted, insert);
+	if (wanted <= readable)
+		return false;
+	XLogFlush(wanted);
+	return true;
+}
+
+/* Waits until WAL may be read up to `until`. */
+static void
+WaitForWal(XLogRecPtr until)
+{
+	static XLogRecPtr readable = InvalidXLogRecPtr;
+	long		timeout = SHORT_WAIT;
+
+	if (until <= readable)
+		return;
+
+	for (;;)
+	{
+		TimestampTz now;
+
+		HandleInterrupts();
+
+		/* Get onto the list of whom to wake before looking. */
+		compat_wal_wait_join();
+		readable = ReadableLsn();
+		if (until <= readable)
+			break;
+
+		if (FlushWanted(readable))
+			continue;
+
+		AnnounceDecoded();
+
+		now = GetCurrentTimestamp();
+		if (TimestampDifferenceExceeds(check_time, now, LONG_WAIT))
+		{
+			/* It may sleep by itself, so look again afterwards. */
+			Housekeeping(now, true);
+			continue;
+		}
+
+		if (WaitForLatch(timeout))
+		{
+			compat_wal_wait_leave();
+			if (creating)
+			{
+				/* Have the running transactions written down again. */
+				CheckWalHeld(now);
+				if (!RecoveryInProgress())
+					(void) LogStandbySnapshot();
+			}
+			else
+			{
+				ReportActivity(STATE_IDLE, activity_waiting);
+				Housekeeping(GetCurrentTimestamp(), true);
+				timeout = LONG_WAIT;
+			}
+		}
+	}
+
+	compat_wal_wait_leave();
+	if (activity == activity_waiting)
+		ReportActivity(STATE_RUNNING, activity_decoding);
+}
+
+/* The read_page callback of the WAL reader. */
+static int
+ReadPage(XLogReaderState *state, XLogRecPtr target_page, int length,
+		 XLogRecPtr target_record, char *page)
+{
+	/* That often is enough while there is WAL to be read. */
+	if (held_back_length > 0)
+		AnnounceDecoded();
+	WaitForWal(target_page + length);
+
+	/* It knows about timelines, and has no reason to wait any more. */
+	return read_local_xlog_page(state, target_page, length, target_record, page);
+}
+
+/* ----------------------------------------------------------------------
+ * The slot
+ * ----------------------------------------------------------------------
+ */
+
+/*
+ * Settings without which no slot can exist.  Said here, in one line that tells
+ * what to write where, rather than by the first function that fails.
+ */
+static void
+CheckSettings(void)
+{
+	if (wal_level < WAL_LEVEL_LOGICAL)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("change feed of database \"%s\" needs \"wal_level\" to be \"logical\"",
+						database_name),
+				 errhint("Put \"wal_level = logical\" into postgresql.conf and restart the server.")));
+	if (max_replication_slots == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("change feed of database \"%s\" needs a replication slot, and the server has none",
+						database_name),
+				 errhint("Put \"max_replication_slots = 10\" into postgresql.conf and restart the server.")));
+}
+
+/* The epoch that a slot's name carries; 0: it is none of this database's. */
+static uint64
+EpochOfSlot(const char *name)
+{
+	char		prefix[NAMEDATALEN];
+	const char *digits;
+
+	snprintf(prefix, sizeof(prefix), "pg_changefeed_%u_", MyDatabaseId);
+	if (strncmp(name, prefix, strlen(prefix)) != 0)
+		return 0;
+	digits = name + strlen(prefix);
+	if (strlen(digits) != 16 || strspn(digits, "0123456789abcdef") != 16)
+		return 0;
+	return strtou64(digits, NULL, 16);
+}
+
+/*
+ * Acquires the slot of this database and returns its epoch, or 0 if there is
+ * none that can be used.  Slots that are of no use are dropped.
+ */
+static uint64
+AcquireSlot(void)
+{
+	ReplicationSlot *found = palloc0_array(ReplicationSlot, max_replication_slots);
+	int			nfound = 0;
+	int			best = -1;
+	uint64		epoch = 0;
+
+	LWLockAcquire(ReplicationSlotControlLock, LW_SHARED);
+	for (int i = 0; i < max_replication_slots; i++)
+	{
+		ReplicationSlot *slot = &ReplicationSlotCtl->replication_slots[i];
+
+		if (!slot->in_use)
+			continue;
+		SpinLockAcquire(&slot->mutex);
+		found[nfound].data = slot->data;
+		SpinLockRelease(&slot->mutex);
+		if (found[nfound].data.database == MyDatabaseId &&
+			strcmp(NameStr(found[nfound].data.plugin), CHANGEFEED_LIBRARY) == 0 &&
+			EpochOfSlot(NameStr(found[nfound].data.name)) != 0 &&
+			!compat_slot_is_foreign(&found[nfound]))
+			nfound++;
+	}
+	LWLockRelease(ReplicationSlotControlLock);
+
+	for (int i = 0; i < nfound; i++)
+	{
+		if (compat_slot_is_invalid(&found[i]))
+			continue;
+		if (best < 0 || found[i].data.restart_lsn > found[best].data.restart_lsn)
+			best = i;
+	}
+
+	for (int i = 0; i < nfound; i++)
+	{
+		if (i == best)
+			continue;
+		if (compat_slot_is_invalid(&found[i]))
+			ereport(LOG,
+					(errmsg("change feed of database \"%s\" drops replication slot \"%s\" because the server has invalidated it",
+							database_name, NameStr(found[i].data.name)),
+					 errdetail("WAL that it needs may have been removed.  Every client gets a fresh snapshot."),
+					 errhint("\"max_slot_wal_keep_size\" should be greater than \"changefeed.history_wal_size\".")));
+		else
+			ereport(LOG,
+					(errmsg("change feed of database \"%s\" drops replication slot \"%s\" because another one is further ahead",
+							database_name, NameStr(found[i].data.name))));
+		ReplicationSlotDrop(NameStr(found[i].data.name), false);
+	}
+
+	if (best >= 0)
+	{
+		/* Its last owner may be about to end: this waits for it. */
+		compat_slot_acquire(NameStr(found[best].data.name));
+		if (compat_slot_is_invalid(MyReplicationSlot))
+			ereport(ERROR,
+					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+					 errmsg("replication slot \"%s\" has just been invalidated",
+							NameStr(MyReplicationSlot->data.name))));
+		epoch = EpochOfSlot(NameStr(MyReplicationSlot->data.name));
+	}
+	pfree(found);
+	return epoch;
+}
+
+/*
+ * Reads WAL until decoding can begin, which is when every transaction that
+ * runs now has ended.
+ *
+ * This is DecodingContextFindStartpoint but for one thing: there the wait is
+ * for the locks of those transactions, without end, and meanwhile the slot
+ * holds WAL that nobody bounds.  We limit the wait for a lock, and when that
+ * runs out go on to wait for WAL: we write the running transactions down now
+ * and then, and the snapshot builder goes by those records alone.
+ */
+static void
+FindStartpoint(LogicalDecodingContext *ctx)
+{
+	ReplicationSlot *slot = MyReplicationSlot;
+	int			old_lock_timeout = LockTimeout;
+
+	LockTimeout = LONG_WAIT;
+	XLogBeginRead(ctx->reader, slot->data.restart_lsn);
+	do
+	{
+		char	   *message = NULL;
+		XLogRecord *record;
+
+		MemoryContextSwitchTo(decoder_context);
+		HandleInterrupts();
+
+		record = XLogReadRecord(ctx->reader, &message);
+		if (record == NULL)
+			elog(ERROR, "could not find a starting point for decoding: %s",
+				 message ? message : "end of WAL");
+
+		PG_TRY();
+		{
+			LogicalDecodingProcessRecord(ctx, ctx->reader);
+		}
+		PG_CATCH();
+		{
+			static bool said = false;
+
+			if (geterrcode() != ERRCODE_LOCK_NOT_AVAILABLE)
+				PG_RE_THROW();
+
+			/* The lock manager has cleaned up already; see ProcessInterrupts. */
+			MemoryContextSwitchTo(decoder_context);
+			FlushErrorState();
+			if (!said)
+				ereport(LOG,
+						(errmsg("change feed of database \"%s\" waits for transactions to end before it can begin",
+								database_name),
+						 errdetail("Its replication slot can be created only when every transaction that was running has ended."),
+						 errhint("Look in pg_stat_activity for sessions that are \"idle in transaction\", and in pg_prepared_xacts.")));
+			said = true;
+		}
+		PG_END_TRY();
+	} while (!DecodingContextReady(ctx));
+	LockTimeout = old_lock_timeout;
+
+	SpinLockAcquire(&slot->mutex);
+	slot->data.confirmed_flush = ctx->reader->EndRecPtr;
+	SpinLockRelease(&slot->mutex);
+}
+
+/* The reader's callbacks; a macro because it makes a compound literal. */
+#define READER_ROUTINE() \
+	XL_ROUTINE(.page_read = ReadPage, \
+			   .segment_open = wal_segment_open, \
+			   .segment_close = wal_segment_close)
+
+/*
+ * Creates the slot of this database, under a new epoch, which is returned.
+ * Until it is ready it is ephemeral: an error or crash on the way removes it.
+ */
+static uint64
+CreateSlot(void)
+{
+	LogicalDecodingContext *ctx;
+	char		name[NAMEDATALEN];
+	uint64		epoch;
+	int			used = 0;
+
+	LWLockAcquire(ReplicationSlotControlLock, LW_SHARED);
+	for (int i = 0; i < max_replication_slots; i++)
+		used += ReplicationSlotCtl->replication_slots[i].in_use ? 1 : 0;
+	LWLockRelease(ReplicationSlotControlLock);
+	if (used >= max_replication_slots)
+		ereport(ERROR,
+				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+				 errmsg("change feed of database \"%s\" needs a replication slot, and all %d are in use",
+						database_name, max_replication_slots),
+				 errhint("Put \"max_replication_slots = %d\" into postgresql.conf and restart the server, or drop a slot that is not needed.",
+						 max_replication_slots + 1)));
+
+	do
+	{
+		if (!pg_strong_random(&epoch, sizeof(epoch)))
+			ereport(ERROR,
+					(errcode(ERRCODE_INTERNAL_ERROR),
+					 errmsg("could not generate a random epoch")));
+	} while (epoch == 0);
+	snprintf(name, sizeof(name), "pg_changefeed_%u_%016llx", MyDatabaseId,
+			 (unsigned long long) epoch);
+
+	creating = true;
+	ReportActivity(STATE_RUNNING, activity_creating);
+	CheckLogicalDecodingRequirements();
+	compat_slot_create(name);
+	ctx = CreateInitDecodingContext(CHANGEFEED_LIBRARY, NIL, false, InvalidXLogRecPtr,
+									READER_ROUTINE(), NULL, NULL, NULL);
+	FindStartpoint(ctx);
+	MemoryContextSwitchTo(decoder_context);
+	FreeDecodingContext(ctx);
+	ReplicationSlotPersist();
+	creating = false;
+
+	ereport(LOG,
+			(errmsg("change feed of database \"%s\" created replication slot \"%s\"",
+					database_name, name)));
+	return epoch;
+}
+
+/*
+ * From the minor releases of August 2026 on the server loads only the output
+ * plugins that a setting names.  We are one for our own process alone.
+ */
+static void
+AllowOutputPlugin(void)
+{
+	if (GetConfigOption("output_plugin_libraries", true, false) != NULL)
+		SetConfigOption("output_plugin_libraries", CHANGEFEED_LIBRARY, PGC_SUSET, PGC_S_OVERRIDE);
+}
+
+/* ----------------------------------------------------------------------
+ * The process
+ * ----------------------------------------------------------------------
+ */
+
+/* Acquires or creates the slot, and tells the others about it. */
+static void
+SetUpSlot(void)
+{
+	uint64		epoch;
+
+	epoch = AcquireSlot();
+	if (epoch != 0)
+	{
+		decoded = confirmed = MyReplicationSlot->data.confirmed_flush;
+		CheckWalHeld(GetCurrentTimestamp());
+	}
+	else
+		epoch = CreateSlot();
+
+	decoded = confirmed = MyReplicationSlot->data.confirmed_flush;
+	confirm_time = check_time = GetCurrentTimestamp();
+
+	LWLockAcquire(shared_feeds->lock, LW_EXCLUSIVE);
+	decoder_feed->slot_name = MyReplicationSlot->data.name;
+	pg_atomic_write_u64(&decoder_feed->decoded_lsn, decoded);
+	pg_atomic_write_u64(&decoder_feed->start_lsn, confirmed);
+	pg_atomic_write_u64(&decoder_feed->epoch, epoch);
+	LWLockRelease(shared_feeds->lock);
+	announced = decoded;
+	SharedWake(&decoder_feed->feed_proc);
+}
+
+static void
+DecodeForever(void)
+{
+	LogicalDecodingContext *ctx;
+	uint32		records = 0;
+
+	ctx = CreateDecodingContext(InvalidXLogRecPtr, NIL, false, READER_ROUTINE(),
+								NULL, NULL, NULL);
+	XLogBeginRead(ctx->reader, MyReplicationSlot->data.restart_lsn);
+	ReportActivity(STATE_RUNNING, activity_decoding);
+
+	for (;;)
+	{
+		char	   *message = NULL;
+		XLogRecord *record;
+		uint64		wanted;
+
+		/*
+		 * The replay of a transaction leaves other ones current: the reader's
+		 * buffers must not be allocated there.
+		 */
+		MemoryContextSwitchTo(decoder_context);
+		CurrentResourceOwner = NULL;
+		CHECK_FOR_INTERRUPTS();
+
+		record = XLogReadRecord(ctx->reader, &message);
+		if (record == NULL)
+			ereport(ERROR,
+					(errcode(ERRCODE_INTERNAL_ERROR),
+					 errmsg("could not read WAL at %X/%X: %s",
+							LSN_FORMAT_ARGS(ctx->reader->EndRecPtr),
+							message ? message : "end of WAL")));
+		LogicalDecodingProcessRecord(ctx, ctx->reader);
+
+		/* What was confirmed before is read again, but gives no records. */
+		if (ctx->reader->EndRecPtr > decoded)
+			decoded = ctx->reader->EndRecPtr;
+
+		/*
+		 * Every backend reads this part of shared memory at its commits, so
+		 * it is not written for each WAL record.  A wish that this plain look
+		 * misses is seen at the next record or, at the latest, before we
+		 * wait for WAL.
+		 */
+		wanted = pg_atomic_read_u64(&decoder_feed->decoded_wanted);
+		if (wanted != 0 && wanted <= decoded)
+			AnnounceDecoded();
+		if (++records >= RECORDS_PER_CHECK)
+		{
+			TimestampTz now = GetCurrentTimestamp();
+
+			records = 0;
+			AnnounceDecoded();
+			if (TimestampDifferenceExceeds(check_time, now, SHORT_WAIT))
+				Housekeeping(now, false);
+			else
+				ConfirmSlot(now, false);
+			HandleInterrupts();
+		}
+	}
+}
+
+void
+ChangefeedDecoderMain(Datum main_arg)
+{
+	Oid			database;
+
+	pqsignal(SIGHUP, SignalHandlerForConfigReload);
+	pqsignal(SIGTERM, die);
+	BackgroundWorkerUnblockSignals();
+
+	decoder_feed = SharedFeedOfWorker(main_arg);
+	SharedRegisterProcess(&decoder_feed->decoder_proc);
+	LWLockAcquire(shared_feeds->lock, LW_SHARED);
+	database = decoder_feed->database;
+	LWLockRelease(shared_feeds->lock);
+	BackgroundWorkerInitializeConnectionByOid(database, InvalidOid, 0);
+
+	decoder_context = AllocSetContextCreate(TopMemoryContext, "changefeed decoder",
+											ALLOCSET_DEFAULT_SIZES);
+	StartTransactionCommand();
+	database_name = MemoryContextStrdup(decoder_context, get_database_name(database));
+	CommitTransactionCommand();
+	MemoryContextSwitchTo(decoder_context);
+
+	bytes_sent = pg_atomic_read_u64(&decoder_feed->decoder_bytes);
+	CheckSettings();
+	AllowOutputPlugin();
+	wait_event = compat_wait_event("ChangefeedDecoderMain");
+	queue = SharedQueueAttach(decoder_feed, true);
+	SetUpSlot();
+
+	/*
+	 * pg_cancel_backend has no meaning for us and would cost a restart.  Only
+	 * now, since the lock time-out of FindStartpoint comes as this signal.
+	 */
+	pqsignal(SIGINT, SIG_IGN);
+
+	DecodeForever();
+}

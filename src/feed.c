@@ -1,0 +1,246 @@
+/*-------------------------------------------------------------------------
+ *
+ * feed.c
+ *		The feed worker: its process and its loop.
+ *
+ * One turn: take records from the decoder's queue into the log, publish what
+ * others can see by now, take results of query workers, read the gateways'
+ * links, move what can be moved, write the links, sleep.  Everything has a
+ * budget per turn, and nothing waits inside a turn: what cannot go on stays
+ * where it is and is looked at again when something has happened.
+ *
+ * Each turn is a transaction of its own, for catalog look-ups; it reads
+ * catalogs only, never a user's table, and takes no lock that somebody could
+ * make it wait for.
+ *
+ * Process: feed worker.  Memory: turn_context is reset at the end of each
+ * turn; what stays is allocated explicitly elsewhere.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "feed.h"
+#include "gateways.h"
+
+#include "access/xact.h"
+#include "miscadmin.h"
+#include "pgstat.h"
+#include "postmaster/bgworker.h"
+#include "postmaster/interrupt.h"
+#include "storage/ipc.h"
+#include "storage/latch.h"
+#include "storage/proc.h"
+#include "utils/guc.h"
+#include "utils/memutils.h"
+#include "utils/snapmgr.h"
+
+/* Bytes taken from the queue and transactions published in one turn. */
+#define RECEIVE_BUDGET	(1024 * 1024)
+#define PUBLISH_BUDGET	500
+
+/* With more than this queued for a gateway nothing is published. */
+#define LINK_LIMIT		((Size) 8 * 1024 * 1024)
+
+DatabaseFeed *feed_shared;
+int			feed_index;
+MemoryContext feed_context;
+TimestampTz feed_now;
+
+static MemoryContext turn_context;
+static bool shutdown_begun;
+
+static void
+Sooner(long *wait, long ms)
+{
+	if (ms >= 0 && (*wait < 0 || ms < *wait))
+		*wait = ms;
+}
+
+/*
+ * At a shutdown the clients are told, each with another time to come back.
+ * Not after an error: their gateways see the link's end and do what they can.
+ */
+static void
+AtExit(int code, Datum arg)
+{
+	if (!shutdown_begun)
+		GatewaysShutdown("restart", 1000);
+}
+
+static void
+Shutdown(void)
+{
+	shutdown_begun = true;
+	GatewaysShutdown("shutdown", 1500);
+	proc_exit(0);
+}
+
+static void
+UpdateStatistics(void)
+{
+	pg_atomic_write_u64(&feed_shared->feed_connections, ConnectionCount());
+	pg_atomic_write_u64(&feed_shared->feed_subscriptions, SubscriptionCount());
+}
+
+/* One turn.  Returns how long to sleep: -1 for ever, 0 not at all. */
+static long
+Turn(XLogRecPtr start_lsn, bool *serving)
+{
+	long		wait = -1;
+	bool		more;
+	int			i;
+
+	more = LogReceive(RECEIVE_BUDGET);
+
+	/* Clients come in when the log is as far as it was before we started. */
+	if (!*serving && LogReceivedUpTo(start_lsn))
+		*serving = true;
+
+	Sooner(&wait, GatewaysMaintain(*serving));
+	(void) EventsCheckRoles();
+
+	if (events_catalog_stale && !EventsReloadCatalog())
+		Sooner(&wait, 50);
+	if (!events_catalog_stale && GatewaysPending() < LINK_LIMIT)
+	{
+		/* A backend's commit wakes us; the time-out is for what it cannot. */
+		if (LogPublish(DeliverPublish, PUBLISH_BUDGET))
+			Sooner(&wait, 1000);
+		else if (LogHasUnpublished())
+			more = true;
+	}
+
+	if (QueryPoolPoll())
+		more = true;
+	Sooner(&wait, QueryPoolTimeout());
+
+	for (i = 0; i < gateway_count; i++)
+		if (GatewayReceive(&gateways[i]))
+			more = true;
+
+	Sooner(&wait, VerdictsAdvance());
+	Sooner(&wait, SubscribeAdvance());
+	DeliverAdvance();
+	Sooner(&wait, VerdictsAdvance());
+	if (QueryPoolPoll())
+		more = true;
+	Sooner(&wait, ProtocolAdvance());
+	Sooner(&wait, LogTrim());
+	if (dlist_is_empty(&all_connections_behind) && dlist_is_empty(&all_subscriptions_working))
+		MapFreeAll();
+
+	LogArm();
+	GatewaysFlush();
+	UpdateStatistics();
+	return more ? 0 : wait;
+}
+
+static void
+Loop(XLogRecPtr start_lsn)
+{
+	bool		serving = false;
+	bool		busy = true;
+
+	for (;;)
+	{
+		WaitEvent	events[MAX_GATEWAYS + 2];
+		long		wait;
+
+		CHECK_FOR_INTERRUPTS();
+		if (ShutdownRequestPending)
+			Shutdown();
+		if (ConfigReloadPending)
+		{
+			ConfigReloadPending = false;
+			ProcessConfigFile(PGC_SIGHUP);
+			JwtForgetKeys();
+			GatewaysConfigure();
+		}
+
+		/*
+		 * Reset before looking: what happens from now on sets it again.
+		 */
+		ResetLatch(MyLatch);
+		feed_now = GetCurrentTimestamp();
+		StartTransactionCommand();
+		MemoryContextSwitchTo(turn_context);
+		wait = Turn(start_lsn, &serving);
+		MemoryContextSwitchTo(turn_context);
+		CommitTransactionCommand();
+		MemoryContextReset(turn_context);
+
+		if (wait == 0)
+		{
+			if (!busy)
+				pgstat_report_activity(STATE_RUNNING, "delivering changes");
+			busy = true;
+			continue;
+		}
+		if (busy)
+		{
+			pgstat_report_activity(STATE_IDLE, "waiting for changes");
+			busy = false;
+		}
+		(void) WaitEventSetWait(GatewaysWaitSet(), wait, events, lengthof(events),
+								compat_wait_event("ChangefeedFeedMain"));
+	}
+}
+
+void
+ChangefeedFeedMain(Datum main_arg)
+{
+	XLogRecPtr	start_lsn;
+
+	feed_shared = SharedFeedOfWorker(main_arg);
+	feed_index = DatumGetInt32(main_arg);
+
+	pqsignal(SIGHUP, SignalHandlerForConfigReload);
+	pqsignal(SIGTERM, SignalHandlerForShutdownRequest);
+	BackgroundWorkerUnblockSignals();
+
+	SharedRegisterProcess(&feed_shared->feed_proc);
+	BackgroundWorkerInitializeConnectionByOid(feed_shared->database, InvalidOid, 0);
+
+	/*
+	 * A process that decodes is ignored by VACUUM and reads catalogs of the
+	 * past: what is evaluated here must not be.
+	 */
+	Assert((MyProc->statusFlags & PROC_IN_LOGICAL_DECODING) == 0);
+
+	if (!SharedReportExtension())
+		proc_exit(0);
+
+	feed_context = AllocSetContextCreate(TopMemoryContext, "changefeed feed worker",
+										 ALLOCSET_DEFAULT_SIZES);
+	turn_context = AllocSetContextCreate(TopMemoryContext, "changefeed turn",
+										 ALLOCSET_DEFAULT_SIZES);
+	feed_now = GetCurrentTimestamp();
+	EncodePinSettings();
+	pgstat_report_activity(STATE_RUNNING, "starting");
+
+	start_lsn = SharedInsertLsn();
+	LogInit(feed_shared);
+	RegistryInit();
+	GatewaysInit();
+	QueryPoolStart(feed_shared, feed_index);
+	before_shmem_exit(AtExit, (Datum) 0);
+
+	StartTransactionCommand();
+	MemoryContextSwitchTo(turn_context);
+	while (!EventsReloadCatalog())
+	{
+		CommitTransactionCommand();
+		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, 100,
+						 compat_wait_event("ChangefeedFeedMain"));
+		ResetLatch(MyLatch);
+		CHECK_FOR_INTERRUPTS();
+		if (ShutdownRequestPending)
+			proc_exit(0);
+		StartTransactionCommand();
+		MemoryContextSwitchTo(turn_context);
+	}
+	CommitTransactionCommand();
+
+	Loop(start_lsn);
+}

@@ -1,0 +1,450 @@
+/*-------------------------------------------------------------------------
+ *
+ * conn.c
+ *		WebSocket connections: their table, receiving, closing.
+ *
+ * The table finds a connection by the number that the feed worker uses.
+ * Numbers count up, so a plain modulus spreads them perfectly and neighbours in
+ * an audience are neighbours in memory.
+ *
+ * Closing has three forms.  ConnCloseAfterQueue lets everything out that is
+ * queued; ConnClose starts the closing handshake at once; ConnKill drops the
+ * TCP connection.  All of them only ask lws, which calls back later, and all
+ * end in ConnGone, from lws' CLOSED callback.  A connection that is choked
+ * cannot send a close frame and is killed instead; one that does not finish
+ * its closing handshake is killed by its deadline.
+ *
+ * Process: gateway.  Memory: a Connection is made in ConnOpen and freed in
+ * ConnGone; nothing else may free it.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include <stdlib.h>
+#include <string.h>
+
+#include "gateway.h"
+
+/* A closing handshake, or a queue before a close, may take this long. */
+#define CLOSE_MS 5000
+
+static const char pong[] = "{\"type\":\"pong\"}";
+
+/* Open addressing, linear probing; the size is a power of two. */
+static Connection **table;
+static uint32_t table_size;
+static uint32_t table_used;
+
+static uint32_t last_number;
+
+/* Connections that we do not read from because the link is full. */
+static ListNode stopped_list;
+
+/* Somebody was killed: lws has to be woken once, at the end of the turn. */
+static bool wake_lws;
+
+void
+ConnStart(void)
+{
+	ListInit(&stopped_list);
+	table_size = 64;
+	table = GatewayAllocZero(table_size * sizeof(Connection *));
+}
+
+/* ---- the table ---- */
+
+Connection *
+ConnFind(uint32_t number)
+{
+	uint32_t	i;
+
+	for (i = number & (table_size - 1); table[i] != NULL;
+		 i = (i + 1) & (table_size - 1))
+	{
+		if (table[i]->number == number)
+			return table[i];
+	}
+	return NULL;
+}
+
+/* Iterates in no particular order; *position starts at 0. */
+Connection *
+ConnNext(uint32_t *position)
+{
+	while (*position < table_size)
+	{
+		Connection *conn = table[(*position)++];
+
+		if (conn != NULL)
+			return conn;
+	}
+	return NULL;
+}
+
+static void
+TablePut(Connection *conn)
+{
+	uint32_t	i = conn->number & (table_size - 1);
+
+	while (table[i] != NULL)
+		i = (i + 1) & (table_size - 1);
+	table[i] = conn;
+}
+
+static void
+TableInsert(Connection *conn)
+{
+	if (table_used >= table_size / 2)
+	{
+		Connection **old = table;
+		uint32_t	old_size = table_size;
+		uint32_t	i;
+
+		table_size *= 2;
+		table = GatewayAllocZero(table_size * sizeof(Connection *));
+		for (i = 0; i < old_size; i++)
+		{
+			if (old[i] != NULL)
+				TablePut(old[i]);
+		}
+		free(old);
+	}
+	TablePut(conn);
+	table_used++;
+}
+
+/* Removes, and closes the gap so that probing needs no tombstones. */
+static void
+TableRemove(const Connection *conn)
+{
+	uint32_t	mask = table_size - 1;
+	uint32_t	hole = conn->number & mask;
+	uint32_t	i;
+
+	while (table[hole] != conn)
+		hole = (hole + 1) & mask;
+	for (i = (hole + 1) & mask; table[i] != NULL; i = (i + 1) & mask)
+	{
+		uint32_t	home = table[i]->number & mask;
+
+		/* Does the hole lie between this one's home and its place? */
+		if (((i - home) & mask) >= ((i - hole) & mask))
+		{
+			table[hole] = table[i];
+			hole = i;
+		}
+	}
+	table[hole] = NULL;
+	table_used--;
+}
+
+/* ---- opening ---- */
+
+Connection *
+ConnOpen(struct lws *wsi, const char *token, size_t length)
+{
+	Connection *conn = GatewayAllocZero(sizeof(Connection));
+	char		peer[64];
+
+	/* Four thousand million connections take a while; still, never reuse. */
+	if (last_number == UINT32_MAX)
+		GatewayFatal(EXIT_DONE, "connection numbers are used up");
+
+	conn->wsi = wsi;
+	conn->number = ++last_number;
+	conn->cause = LINK_CAUSE_CLIENT;
+	memset(conn->tag, '0', sizeof(conn->tag));
+	conn->heard_ms = uv_now(&gateway.loop);
+	conn->ping.is_ping = true;
+	TableInsert(conn);
+	gateway.accepted++;
+	gateway.open++;
+
+	PeerAddress(lws_get_socket_fd(wsi), peer, sizeof(peer));
+	LinkSayOpen(conn, peer, token, length);
+	if (gateway.connect_timeout_ms > 0)
+		HeartbeatSetDeadline(conn, gateway.connect_timeout_ms);
+	return conn;
+}
+
+/* The connection has its identity, or another one. */
+void
+ConnIdentify(Connection *conn, const char *tag)
+{
+	memcpy(conn->tag, tag, LINK_TAG_LENGTH);
+	if (conn->identified || conn->close_queued)
+		return;
+	conn->identified = true;
+	HeartbeatBegin(conn);
+}
+
+/* ---- receiving ---- */
+
+void
+ConnHeard(Connection *conn)
+{
+	conn->heard_ms = uv_now(&gateway.loop);
+}
+
+static void
+FreeMessage(Connection *conn)
+{
+	free(conn->message);
+	conn->message = NULL;
+	conn->message_length = 0;
+	conn->message_capacity = 0;
+	conn->in_message = false;
+}
+
+/*
+ * From now on nothing is written to or taken from the connection, and what
+ * waits for it is dropped.
+ */
+static void
+StopUsing(Connection *conn)
+{
+	conn->closing = true;
+	conn->close_queued = true;
+	QueueDropAll(conn);
+	SnapshotStopAll(conn);
+	FreeMessage(conn);
+	HeartbeatForget(conn);
+}
+
+/*
+ * Refuses what a client has sent, from within lws' RECEIVE callback.  Returns
+ * what that has to return.
+ */
+static int
+Reject(Connection *conn, LinkCause cause, uint16_t code, const char *reason)
+{
+	if (ConnIsChoked(conn))
+	{
+		ConnKill(conn, cause);
+		return 0;
+	}
+	StopUsing(conn);
+	conn->cause = (uint8_t) cause;
+	HeartbeatSetDeadline(conn, CLOSE_MS);
+	lws_close_reason(conn->wsi, (enum lws_close_status) code,
+					 (unsigned char *) reason, strlen(reason));
+	return -1;
+}
+
+/* Hands a whole message on.  Returns what RECEIVE has to return. */
+static int
+Deliver(Connection *conn, const char *data, size_t length)
+{
+	if (!Utf8IsValid(data, length))
+		return Reject(conn, LINK_CAUSE_PROTOCOL, 1007, "not UTF-8");
+
+	/* The answer to a ping says that the client lives; that is all. */
+	if (length == sizeof(pong) - 1 && memcmp(data, pong, length) == 0)
+		return 0;
+
+	LinkSayMessage(conn, data, length);
+	return 0;
+}
+
+/*
+ * lws' RECEIVE: a piece of a message, at most rx_buffer_size bytes.  Most
+ * messages are one piece and never copied here.
+ */
+int
+ConnReceive(Connection *conn, const void *data, size_t length)
+{
+	bool		final = lws_is_final_fragment(conn->wsi) != 0;
+	size_t		rest;
+	int			result;
+
+	if (conn->close_queued)
+		return 0;
+	ConnHeard(conn);
+
+	if (lws_frame_is_binary(conn->wsi))
+		return Reject(conn, LINK_CAUSE_PROTOCOL, 1003, "text messages only");
+
+	/* A frame says how long it is: refuse it before it has come. */
+	rest = lws_remaining_packet_payload(conn->wsi);
+	if (gateway.max_message > 0 &&
+		(rest > gateway.max_message ||
+		 conn->message_length + length + rest > gateway.max_message))
+		return Reject(conn, LINK_CAUSE_TOO_BIG, 1009, "message too large");
+
+	/*
+	 * The feed worker does not read: let TCP tell the clients.  Only those who
+	 * send are stopped, so that this costs nothing with many silent ones.
+	 */
+	if (LinkIsOverloaded() && !ListContains(&conn->stopped))
+	{
+		ListAppend(&stopped_list, &conn->stopped);
+		lws_rx_flow_control(conn->wsi, 0);
+	}
+
+	if (final && !conn->in_message)
+		return Deliver(conn, data, length);
+
+	conn->in_message = true;
+	if (conn->message_length + length > conn->message_capacity)
+	{
+		size_t		capacity = conn->message_capacity * 2;
+
+		if (capacity < conn->message_length + length)
+			capacity = conn->message_length + length + 256;
+		conn->message = GatewayRealloc(conn->message, capacity);
+		conn->message_capacity = capacity;
+	}
+	if (length > 0)
+		memcpy(conn->message + conn->message_length, data, length);
+	conn->message_length += length;
+	if (!final)
+		return 0;
+	result = Deliver(conn, conn->message, conn->message_length);
+	FreeMessage(conn);
+	return result;
+}
+
+/* The link has room again. */
+void
+ConnResumeReading(void)
+{
+	while (!ListIsEmpty(&stopped_list))
+	{
+		Connection *conn = ListElement(stopped_list.next, Connection, stopped);
+
+		ListRemove(&conn->stopped);
+		if (conn->killed)
+			continue;
+		lws_rx_flow_control(conn->wsi, 1);
+
+		/*
+		 * lws has kept what it had read already; the writable event makes it
+		 * look there, even if the client sends nothing more.
+		 */
+		lws_callback_on_writable(conn->wsi);
+	}
+}
+
+/* ---- closing ---- */
+
+/* The client has begun to close; lws answers it. */
+void
+ConnPeerCloses(Connection *conn)
+{
+	if (conn->closing)
+		return;
+	StopUsing(conn);
+	HeartbeatSetDeadline(conn, CLOSE_MS);
+}
+
+/* LINK_CLOSE: after all that is queued. */
+void
+ConnCloseAfterQueue(Connection *conn, uint16_t code, const char *reason,
+					size_t length)
+{
+	if (conn->close_queued)
+		return;
+	conn->cause = LINK_CAUSE_SERVER;
+	HeartbeatForget(conn);
+	HeartbeatSetDeadline(conn, CLOSE_MS);
+	QueueAddClose(conn, code, reason, length);
+}
+
+/* Starts the closing handshake; the connection must not be choked. */
+void
+ConnBeginClose(Connection *conn, uint16_t code, const char *reason,
+			   size_t length)
+{
+	CloseItem  *item = GatewayAllocZero(sizeof(CloseItem));
+
+	/* A copy first: what we were given may be in the queue. */
+	item->code = code;
+	if (length > sizeof(item->reason))
+		length = sizeof(item->reason);
+	item->length = (uint8_t) length;
+	memcpy(item->reason, reason, length);
+
+	StopUsing(conn);
+	conn->close = item;
+	HeartbeatSetDeadline(conn, CLOSE_MS);
+
+	/* A close frame can only be asked for from a callback of lws. */
+	lws_callback_on_writable(conn->wsi);
+}
+
+/* Closes at once, for a reason of ours. */
+void
+ConnClose(Connection *conn, LinkCause cause, uint16_t code, const char *reason)
+{
+	if (conn->closing)
+		return;
+	if (ConnIsChoked(conn))
+	{
+		ConnKill(conn, cause);
+		return;
+	}
+	conn->cause = (uint8_t) cause;
+	ConnBeginClose(conn, code, reason, strlen(reason));
+}
+
+/* Drops the TCP connection. */
+void
+ConnKill(Connection *conn, LinkCause cause)
+{
+	if (conn->killed)
+		return;
+	if (!conn->close_queued)
+		conn->cause = (uint8_t) cause;
+	StopUsing(conn);
+	conn->killed = true;
+	lws_set_timeout(conn->wsi, PENDING_TIMEOUT_KILLED_BY_PARENT,
+					LWS_TO_KILL_ASYNC);
+	wake_lws = true;
+}
+
+/*
+ * A time-out that is set outside lws' callbacks is not armed under libuv until
+ * lws serves something; so make it serve something, once for all.
+ */
+void
+ConnEndTurn(void)
+{
+	if (!wake_lws)
+		return;
+	wake_lws = false;
+	lws_cancel_service(gateway.lws);
+}
+
+/* lws' WRITEABLE.  Returns what that has to return. */
+int
+ConnWriteable(Connection *conn)
+{
+	CloseItem  *item;
+
+	if (conn->killed)
+		return 0;
+	if (!conn->closing)
+		QueueFlush(conn);
+	if (conn->killed || conn->close == NULL || ConnIsChoked(conn))
+		return 0;
+
+	item = conn->close;
+	conn->close = NULL;
+	lws_close_reason(conn->wsi, (enum lws_close_status) item->code,
+					 (unsigned char *) item->reason, item->length);
+	free(item);
+	return -1;
+}
+
+/* lws' CLOSED: the only place where a connection ends. */
+void
+ConnGone(Connection *conn)
+{
+	StopUsing(conn);
+	LinkSayClosed(conn);
+	ListRemove(&conn->stopped);
+	TableRemove(conn);
+	free(conn->close);
+	free(conn);
+	gateway.open--;
+	GatewayConnectionGone();
+}

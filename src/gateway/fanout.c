@@ -1,0 +1,266 @@
+/*-------------------------------------------------------------------------
+ *
+ * fanout.c
+ *		Transactions: fragments kept once, joined into a frame per connection.
+ *
+ * Between LINK_TX_BEGIN and LINK_TX_END every fragment is kept once; each
+ * connection of its audience gets a reference in a frame at the end of its
+ * queue.  A frame is put together when it is written, into the scratch buffer
+ * of queue.c: copying is not measurable beside the system call, and only then
+ * is its `seq` known for sure.
+ *
+ * Process: gateway.  Memory: transactions and fragments are reference-counted
+ * by frames, and by this file while they are being built; a frame belongs to
+ * the queue that it is in.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "gateway.h"
+
+/* Accounted for a frame beside the pieces that the link gave us. */
+#define ENVELOPE_BYTES 96
+
+/* The transaction between BEGIN and END; one reference. */
+static Transaction *building;
+
+static void
+ReleaseTransaction(Transaction *transaction)
+{
+	if (--transaction->references == 0)
+		free(transaction);
+}
+
+static void
+ReleaseFragment(Fragment *fragment)
+{
+	if (--fragment->references == 0)
+		free(fragment);
+}
+
+void
+FanoutBegin(WireReader *r)
+{
+	uint64_t	number = WireGetU64(r);
+	uint8_t		flags = WireGetU8(r);
+	WireBytes	before = WireGetBytes(r);
+	WireBytes	after = WireGetBytes(r);
+
+	if (building != NULL)
+		GatewayFatal(EXIT_PROTOCOL, "a transaction began inside another one");
+	if (!WireAtEnd(r))
+	{
+		r->failed = true;
+		return;
+	}
+	building = GatewayAlloc(sizeof(Transaction) + before.length + after.length);
+	building->references = 1;
+	building->complete = false;
+	building->stream = (flags & LINK_TX_STREAM) != 0;
+	building->number = number;
+	building->before_length = (uint32_t) before.length;
+	building->after_length = (uint32_t) after.length;
+	memcpy(building->text, before.data, before.length);
+	memcpy(building->text + before.length, after.data, after.length);
+}
+
+static FrameItem *
+NewFrame(Connection *conn)
+{
+	FrameItem  *frame = GatewayAllocZero(sizeof(FrameItem));
+
+	frame->item.kind = ITEM_FRAME;
+	frame->item.feed = !building->stream;
+	frame->item.size = building->before_length + building->after_length +
+		ENVELOPE_BYTES;
+	frame->transaction = building;
+	building->references++;
+	frame->fragments = frame->few;
+	frame->capacity = FRAME_INLINE_FRAGMENTS;
+	conn->open_frame = frame;
+	return frame;
+}
+
+/*
+ * Adds a fragment to the connection's frame of this transaction.  Queueing may
+ * close the connection and free the frame, so that comes last.
+ */
+static void
+AddFragment(Connection *conn, Fragment *fragment)
+{
+	FrameItem  *frame;
+	bool		fresh;
+
+	if (conn->close_queued)
+		return;
+	if (!building->stream && !QueueHasRoomForFeed(conn))
+		return;
+
+	frame = conn->open_frame;
+	fresh = frame == NULL || frame->transaction != building;
+	if (fresh)
+		frame = NewFrame(conn);
+
+	if (frame->n_fragments == frame->capacity)
+	{
+		uint32_t	capacity = frame->capacity * 4;
+		Fragment  **grown;
+
+		grown = GatewayRealloc(frame->fragments == frame->few ? NULL :
+							   frame->fragments,
+							   capacity * sizeof(Fragment *));
+		if (frame->fragments == frame->few)
+			memcpy(grown, frame->few, sizeof(frame->few));
+		frame->fragments = grown;
+		frame->capacity = capacity;
+	}
+	frame->fragments[frame->n_fragments++] = fragment;
+	fragment->references++;
+
+	if (fresh)
+	{
+		frame->item.size += (size_t) fragment->length + 1;
+		QueueAdd(conn, &frame->item);
+	}
+	else
+		QueueGrew(conn, &frame->item, (size_t) fragment->length + 1);
+}
+
+void
+FanoutFragment(WireReader *r)
+{
+	uint32_t	n = WireGetU32(r);
+	const char *audience = WireTake(r, (size_t) n * sizeof(uint32_t));
+	size_t		length = r->length - r->offset;
+	const char *data = WireTake(r, length);
+	Fragment   *fragment;
+	uint32_t	i;
+
+	if (r->failed)
+		return;
+	if (building == NULL)
+		GatewayFatal(EXIT_PROTOCOL, "a fragment came outside a transaction");
+
+	fragment = GatewayAlloc(sizeof(Fragment) + length);
+	fragment->references = 1;
+	fragment->length = (uint32_t) length;
+	memcpy(fragment->data, data, length);
+
+	for (i = 0; i < n; i++)
+	{
+		Connection *conn;
+		uint32_t	number;
+
+		memcpy(&number, audience + (size_t) i * sizeof(number), sizeof(number));
+		conn = ConnFind(number);
+		if (conn != NULL)
+			AddFragment(conn, fragment);
+	}
+	ReleaseFragment(fragment);
+}
+
+void
+FanoutEnd(void)
+{
+	if (building == NULL)
+		GatewayFatal(EXIT_PROTOCOL, "a transaction ended that had not begun");
+	building->complete = true;
+	ReleaseTransaction(building);
+	building = NULL;
+	QueueTransactionEnded();
+}
+
+void
+FanoutFreeFrame(FrameItem *frame)
+{
+	uint32_t	i;
+
+	for (i = 0; i < frame->n_fragments; i++)
+		ReleaseFragment(frame->fragments[i]);
+	if (frame->fragments != frame->few)
+		free(frame->fragments);
+	ReleaseTransaction(frame->transaction);
+	free(frame);
+}
+
+/* About how long the next frame or part is: for gathering, so no promise. */
+size_t
+FanoutNextSize(const FrameItem *frame)
+{
+	if (gateway.max_frame > 0 && frame->item.size > gateway.max_frame)
+		return gateway.max_frame;
+	return frame->item.size;
+}
+
+/*
+ * Appends the frame, or its next part, to the buffer as one WebSocket message.
+ * Returns how much of the accounted size that was; the frame is done when all
+ * its fragments are sent.
+ */
+size_t
+FanoutJoin(Connection *conn, FrameItem *frame, Buffer *buffer)
+{
+	Transaction *transaction = frame->transaction;
+	size_t		fixed;
+	size_t		fragments = 0;
+	uint32_t	end = frame->n_sent;
+	uint32_t	i;
+	char		head[ENVELOPE_BYTES];
+	int			head_length;
+
+	if (frame->part == 0)
+	{
+		frame->seq = ++conn->seq;
+		if (!transaction->stream)
+			conn->last_number = transaction->number;
+	}
+
+	/* As many fragments as fit; at least one, however large it is. */
+	fixed = (size_t) transaction->before_length + LINK_TAG_LENGTH +
+		transaction->after_length + ENVELOPE_BYTES;
+	while (end < frame->n_fragments)
+	{
+		size_t		more = (size_t) frame->fragments[end]->length + 1;
+
+		if (gateway.max_frame > 0 && end > frame->n_sent &&
+			fixed + fragments + more > gateway.max_frame)
+			break;
+		fragments += more;
+		end++;
+	}
+
+	head_length = snprintf(head, sizeof(head),
+						   "{\"type\":\"transaction\",\"seq\":%" PRIu64 ",",
+						   frame->seq);
+	if (frame->part > 0 || end < frame->n_fragments)
+		head_length += snprintf(head + head_length,
+								sizeof(head) - (size_t) head_length,
+								"\"part\":%u,\"last\":%s,", frame->part + 1,
+								end < frame->n_fragments ? "false" : "true");
+	frame->part++;
+
+	/* Each fragment has a comma behind it but the last; then comes "]}". */
+	BufferAppendFrameHeader(buffer,
+							(size_t) head_length + transaction->before_length +
+							LINK_TAG_LENGTH + transaction->after_length +
+							fragments - 1 + 2);
+	BufferAppend(buffer, head, (size_t) head_length);
+	BufferAppend(buffer, transaction->text, transaction->before_length);
+	BufferAppend(buffer, conn->tag, LINK_TAG_LENGTH);
+	BufferAppend(buffer, transaction->text + transaction->before_length,
+				 transaction->after_length);
+	for (i = frame->n_sent; i < end; i++)
+	{
+		if (i > frame->n_sent)
+			BufferAppend(buffer, ",", 1);
+		BufferAppend(buffer, frame->fragments[i]->data,
+					 frame->fragments[i]->length);
+	}
+	BufferAppend(buffer, "]}", 2);
+	frame->n_sent = end;
+	return fragments;
+}

@@ -1,0 +1,213 @@
+/*-------------------------------------------------------------------------
+ *
+ * heartbeat.c
+ *		Time-outs of connections: one wheel, one timer, one second a tick.
+ *
+ * A connection has two timers: when the next ping is due, and a deadline.  The
+ * deadline is the connect time-out until the connection has its identity, then
+ * the limit of silence, and the end of patience while it closes.  What a ping
+ * says is the feed worker's business: we collect who is due in a tick and ask
+ * for the pings in one message.
+ *
+ * Silence costs nothing to keep: hearing something only stores the time, and
+ * when the deadline comes it is put off by what is left.  With nobody connected
+ * the timer stops, and the gateway sleeps.
+ *
+ * Not lws' own validity checks: they keep all connections in one sorted list.
+ *
+ * Process: gateway.  Memory: timers are part of their connections.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "gateway.h"
+
+#define SLOTS 256				/* a power of two */
+
+/* How long a client may be silent beyond the time between two pings. */
+#define SILENCE_GRACE_MS 10000
+
+static ListNode slots[SLOTS];
+static uv_timer_t timer;
+static uint32_t n_timers;
+static uint32_t current;		/* the last tick that was served */
+
+/* Who is due in this tick, as u32s. */
+static Buffer due;
+
+static uint32_t
+TickOf(uint64_t ms)
+{
+	return (uint32_t) (ms / 1000);
+}
+
+static void OnTick(uv_timer_t *handle);
+
+static void
+Remove(WheelTimer *t)
+{
+	if (!ListContains(&t->node))
+		return;
+	ListRemove(&t->node);
+	n_timers--;
+}
+
+/* Sets the timer to the first tick that is not before `ms` from now. */
+static void
+Set(WheelTimer *t, uint64_t ms)
+{
+	uint64_t	now = uv_now(&gateway.loop);
+
+	Remove(t);
+	if (n_timers == 0 && !uv_is_active((uv_handle_t *) &timer))
+	{
+		current = TickOf(now);
+		uv_timer_start(&timer, OnTick, 1000 - now % 1000, 1000);
+	}
+	t->due = TickOf(now + ms + 999);
+	if ((int32_t) (t->due - current) <= 0)
+		t->due = current + 1;
+	ListAppend(&slots[t->due % SLOTS], &t->node);
+	n_timers++;
+}
+
+static uint32_t
+PeriodTicks(void)
+{
+	uint32_t	ticks = (gateway.heartbeat_ms + 500) / 1000;
+
+	return ticks > 0 ? ticks : 1;
+}
+
+/* The connection was silent too long, or has overstayed in some other way. */
+static void
+OnDeadline(Connection *conn)
+{
+	uint64_t	limit = (uint64_t) gateway.heartbeat_ms + SILENCE_GRACE_MS;
+	uint64_t	silent = uv_now(&gateway.loop) - conn->heard_ms;
+
+	if (conn->close_queued)
+		ConnKill(conn, LINK_CAUSE_SERVER);
+	else if (!conn->identified)
+		ConnClose(conn, LINK_CAUSE_CONNECT_TIMEOUT, LINK_CLOSE_CONNECT_TIMEOUT,
+				  "no connect message in time");
+	else if (gateway.heartbeat_ms == 0)
+		return;
+	else if (silent >= limit)
+		ConnClose(conn, LINK_CAUSE_HEARTBEAT, LINK_CLOSE_HEARTBEAT,
+				  "no answer to a ping");
+	else
+		Set(&conn->deadline, limit - silent);
+}
+
+static void
+Fire(WheelTimer *t)
+{
+	Connection *conn;
+
+	if (!t->is_ping)
+	{
+		OnDeadline(ListElement(t, Connection, deadline));
+		return;
+	}
+	conn = ListElement(t, Connection, ping);
+	if (gateway.heartbeat_ms == 0)
+		return;
+	BufferAppend(&due, &conn->number, sizeof(conn->number));
+	Set(t, (uint64_t) PeriodTicks() * 1000 - 999);
+}
+
+static void
+OnTick(uv_timer_t *handle)
+{
+	uint32_t	now = TickOf(uv_now(&gateway.loop));
+	uint32_t	n = now - current;
+	uint32_t	first = current + 1;
+	uint32_t	i;
+
+	(void) handle;
+	if (n > SLOTS)
+	{
+		/* We were stopped for minutes: every slot once is enough. */
+		n = SLOTS;
+		first = now - SLOTS + 1;
+	}
+	current = now;
+	for (i = 0; i < n; i++)
+	{
+		ListNode   *slot = &slots[(first + i) % SLOTS];
+		ListNode	ripe;
+
+		/* Take the list away: timers that are set again may come here. */
+		ListInit(&ripe);
+		ListAppendAll(&ripe, slot);
+		while (!ListIsEmpty(&ripe))
+		{
+			WheelTimer *t = ListElement(ripe.next, WheelTimer, node);
+
+			if ((int32_t) (t->due - now) > 0)
+			{
+				/* Not in this round of the wheel. */
+				ListRemove(&t->node);
+				ListAppend(slot, &t->node);
+				continue;
+			}
+			Remove(t);
+			Fire(t);
+		}
+	}
+	if (due.length > 0)
+	{
+		LinkSayPingDue((const uint32_t *) (const void *) due.data,
+					   (uint32_t) (due.length / sizeof(uint32_t)));
+		BufferReset(&due, 64 * 1024);
+	}
+	if (n_timers == 0)
+		uv_timer_stop(&timer);
+}
+
+void
+HeartbeatStart(void)
+{
+	int			i;
+
+	for (i = 0; i < SLOTS; i++)
+		ListInit(&slots[i]);
+	uv_timer_init(&gateway.loop, &timer);
+}
+
+void
+HeartbeatStop(void)
+{
+	uv_timer_stop(&timer);
+	BufferReset(&due, 0);
+}
+
+/*
+ * The connection has its identity: pings begin, at a place in the period that
+ * differs from its neighbours', and silence is limited.
+ */
+void
+HeartbeatBegin(Connection *conn)
+{
+	static uint32_t turn;
+
+	Remove(&conn->deadline);
+	if (gateway.heartbeat_ms == 0)
+		return;
+	Set(&conn->ping, (uint64_t) (turn++ % PeriodTicks()) * 1000 + 1);
+	HeartbeatSetDeadline(conn, (uint64_t) gateway.heartbeat_ms +
+						 SILENCE_GRACE_MS);
+}
+
+void
+HeartbeatSetDeadline(Connection *conn, uint64_t ms)
+{
+	Set(&conn->deadline, ms);
+}
+
+void
+HeartbeatForget(Connection *conn)
+{
+	Remove(&conn->ping);
+	Remove(&conn->deadline);
+}

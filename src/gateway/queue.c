@@ -1,0 +1,528 @@
+/*-------------------------------------------------------------------------
+ *
+ * queue.c
+ *		What waits to be sent to a connection, and sending it.
+ *
+ * A connection has one queue for everything: messages, transactions, pings,
+ * marks and its close, in the order in which the feed worker sent them.  While
+ * the link is read, items are only queued and the connection is put on the
+ * dirty list; afterwards the list is walked, and each connection gets all it
+ * has in as few writes as possible: the system call is what costs, not the
+ * message.  Frames are written with LWS_WRITE_RAW, header included, outside
+ * lws' WRITEABLE callback.  That is safe as long as
+ * - the connection is established and not closing,
+ * - a write consists of whole frames, so that lws' own control frames only
+ *	 ever come between frames,
+ * - nothing is written while lws still holds a part of an earlier write
+ *	 (lws_partial_buffered).
+ * Then, and only then, we wait for WRITEABLE.
+ *
+ * Back-pressure.  Two sums are bounded: the feed (transactions) and the rest.
+ * Too much feed makes the connection "behind": whole queued frames are dropped
+ * and the feed worker goes on from its log later.  Too much of the rest means
+ * that the client does not keep up with what is paced by its own answers: it
+ * is dropped.  A frame gets its `seq` when it is joined, so dropped ones leave
+ * no hole.  A single transaction is never refused for its size alone; else a
+ * connection could ask for it for ever.
+ *
+ * Process: gateway.  Memory: items belong to the queue that they are in.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include <stdlib.h>
+#include <string.h>
+
+#include "gateway.h"
+
+/* A write gathers frames up to this size, or is one larger frame. */
+#define GATHER_BYTES ((size_t) 64 * 1024)
+
+/* What one connection may write before others get their turn. */
+#define FLUSH_BUDGET ((size_t) 256 * 1024)
+#define PAGE_BUDGET ((size_t) 128 * 1024)
+
+/* Bounds of one walk over the dirty list. */
+#define WALK_CONNECTIONS 256
+#define WALK_BYTES ((uint64_t) 4 * 1024 * 1024)
+
+#define SCRATCH_KEEP ((size_t) 512 * 1024)
+
+/* Connections that have something to send. */
+static ListNode dirty_list;
+
+/* Connections whose next item is a transaction that is still being built. */
+static ListNode open_list;
+
+/* Runs while the dirty list was too long for one turn. */
+static uv_idle_t idle;
+
+/* Where writes are put together; lws copies what it cannot send. */
+static Buffer scratch;
+
+static void
+OnIdle(uv_idle_t *handle)
+{
+	(void) handle;
+	QueueFlushDirty();
+}
+
+void
+QueueStart(void)
+{
+	ListInit(&dirty_list);
+	ListInit(&open_list);
+	uv_idle_init(&gateway.loop, &idle);
+}
+
+/* Does lws still hold a part of what we wrote? */
+bool
+ConnIsChoked(const Connection *conn)
+{
+	return lws_partial_buffered(conn->wsi) != 0;
+}
+
+void
+QueueMarkDirty(Connection *conn)
+{
+	if (conn->closing || ListContains(&conn->dirty))
+		return;
+	if (ListIsEmpty(&dirty_list))
+		uv_idle_start(&idle, OnIdle);
+	ListAppend(&dirty_list, &conn->dirty);
+}
+
+/* A transaction is complete: those who waited for it can be sent to. */
+void
+QueueTransactionEnded(void)
+{
+	if (ListIsEmpty(&open_list))
+		return;
+	if (ListIsEmpty(&dirty_list))
+		uv_idle_start(&idle, OnIdle);
+	ListAppendAll(&dirty_list, &open_list);
+}
+
+static void
+FreeItem(Item *item)
+{
+	if (item->kind == ITEM_FRAME)
+		FanoutFreeFrame((FrameItem *) item);
+	else
+		free(item);
+}
+
+/* Takes n bytes off the accounts. */
+static void
+Account(Connection *conn, Item *item, size_t n)
+{
+	if (n > item->size)
+		n = item->size;
+	item->size -= n;
+	if (item->feed)
+		conn->queued_feed -= n;
+	else
+		conn->queued_other -= n;
+	gateway.queued_bytes -= n;
+}
+
+/* The item is out of the list: takes it off the accounts and frees it. */
+static void
+Forget(Connection *conn, Item *item)
+{
+	Account(conn, item, item->size);
+	if (item->feed)
+		conn->queued_frames--;
+	if (item->kind == ITEM_PING)
+		conn->ping_queued = false;
+	if (conn->open_frame == (FrameItem *) item)
+		conn->open_frame = NULL;
+	FreeItem(item);
+}
+
+static void
+Pop(Connection *conn)
+{
+	Item	   *item = conn->head;
+
+	conn->head = item->next;
+	if (conn->head == NULL)
+		conn->tail = NULL;
+	Forget(conn, item);
+}
+
+/*
+ * Removes what can be dropped: of the feed every frame of which nothing was
+ * sent yet, or everything.
+ */
+static void
+Drop(Connection *conn, bool everything)
+{
+	Item	  **link = &conn->head;
+	Item	   *last = NULL;
+
+	while (*link != NULL)
+	{
+		Item	   *item = *link;
+
+		if ((item->feed && ((FrameItem *) item)->part == 0) || everything)
+		{
+			*link = item->next;
+			Forget(conn, item);
+		}
+		else
+		{
+			last = item;
+			link = &item->next;
+		}
+	}
+	conn->tail = last;
+}
+
+void
+QueueDropAll(Connection *conn)
+{
+	Drop(conn, true);
+	conn->drained_due = false;
+	ListRemove(&conn->dirty);
+}
+
+/* How much of the last write may still be with lws. */
+static size_t
+Pending(const Connection *conn, size_t written)
+{
+	return ConnIsChoked(conn) ? written : 0;
+}
+
+static size_t
+OtherBound(void)
+{
+	return 4 * (size_t) gateway.send_buffer + 1024 * 1024;
+}
+
+/*
+ * Keeps the rest (messages, pings, streams) within its bound.  What looks like
+ * too much may only be what this turn has gathered, so try to send it first.
+ */
+static void
+CheckOther(Connection *conn)
+{
+	if (conn->queued_other + Pending(conn, conn->pending_other) <= OtherBound())
+		return;
+	while (QueueFlush(conn) == FLUSH_MORE)
+		;
+	if (conn->closing || !ConnIsChoked(conn))
+		return;
+	if (conn->queued_other + conn->pending_other > OtherBound())
+		ConnClose(conn, LINK_CAUSE_SERVER, 1013, "too slow");
+}
+
+/* An item that is in the queue has become larger. */
+void
+QueueGrew(Connection *conn, Item *item, size_t n)
+{
+	item->size += n;
+	if (item->feed)
+		conn->queued_feed += n;
+	else
+		conn->queued_other += n;
+	gateway.queued_bytes += n;
+	QueueMarkDirty(conn);
+	if (!item->feed)
+		CheckOther(conn);
+}
+
+/* Queues an item, of which nothing is accounted yet. */
+void
+QueueAdd(Connection *conn, Item *item)
+{
+	size_t		size = item->size;
+
+	if (conn->close_queued)
+	{
+		FreeItem(item);
+		return;
+	}
+	item->next = NULL;
+	item->size = 0;
+	if (conn->tail != NULL)
+		conn->tail->next = item;
+	else
+		conn->head = item;
+	conn->tail = item;
+	if (item->feed)
+		conn->queued_frames++;
+	QueueGrew(conn, item, size);
+}
+
+/* Queues a message of up to three pieces. */
+void
+QueueAddText(Connection *conn, ItemKind kind, const char *a, size_t a_length,
+			 const char *b, size_t b_length, const char *c, size_t c_length)
+{
+	size_t		length = a_length + b_length + c_length;
+	TextItem   *text;
+
+	if (conn->close_queued)
+		return;
+	if (kind == ITEM_PING)
+	{
+		/* One ping in the queue says as much as two. */
+		if (conn->ping_queued)
+			return;
+		conn->ping_queued = true;
+	}
+	text = GatewayAlloc(sizeof(TextItem) + length);
+	text->item.kind = kind;
+	text->item.feed = false;
+	text->item.size = length;
+	text->length = length;
+	memcpy(text->data, a, a_length);
+	if (b_length > 0)
+		memcpy(text->data + a_length, b, b_length);
+	if (c_length > 0)
+		memcpy(text->data + a_length + b_length, c, c_length);
+	QueueAdd(conn, &text->item);
+}
+
+void
+QueueAddMark(Connection *conn, uint32_t mark)
+{
+	MarkItem   *item = GatewayAllocZero(sizeof(MarkItem));
+
+	item->item.kind = ITEM_MARK;
+	item->item.size = sizeof(MarkItem);
+	item->mark = mark;
+	QueueAdd(conn, &item->item);
+}
+
+void
+QueueAddClose(Connection *conn, uint16_t code, const char *reason, size_t length)
+{
+	CloseItem  *item;
+
+	if (conn->close_queued)
+		return;
+	item = GatewayAllocZero(sizeof(CloseItem));
+	if (length > sizeof(item->reason))
+		length = sizeof(item->reason);
+	item->item.kind = ITEM_CLOSE;
+	item->code = code;
+	item->length = (uint8_t) length;
+	memcpy(item->reason, reason, length);
+	QueueAdd(conn, &item->item);
+	conn->close_queued = true;
+}
+
+/*
+ * May more feed be queued?  If not, the connection is behind from now on: what
+ * is queued of the feed is dropped, and the feed worker is told up to where it
+ * came.
+ */
+bool
+QueueHasRoomForFeed(Connection *conn)
+{
+	if (conn->behind)
+		return false;
+	if (conn->queued_feed + Pending(conn, conn->pending_feed) <=
+		gateway.send_buffer)
+		return true;
+
+	/* Perhaps it is only the batch of this turn that is so large. */
+	while (QueueFlush(conn) == FLUSH_MORE)
+		;
+	if (conn->closing)
+		return false;
+	if (!ConnIsChoked(conn) ||
+		conn->queued_feed + conn->pending_feed <= gateway.send_buffer)
+		return true;
+	if (conn->pending_feed == 0 && conn->queued_frames <= 1)
+		return true;
+
+	conn->behind = true;
+	conn->drained_due = true;
+	Drop(conn, false);
+	gateway.behind_events++;
+	LinkSayBehind(conn);
+	return false;
+}
+
+void
+QueueResume(Connection *conn)
+{
+	conn->behind = false;
+	conn->drained_due = false;
+}
+
+/*
+ * Moves whole frames from the queue to the scratch buffer.  *feed gets the
+ * share of it that is feed.  Stops before an item that is not a message.
+ */
+static void
+Gather(Connection *conn, size_t *feed)
+{
+	*feed = 0;
+	while (conn->head != NULL)
+	{
+		Item	   *item = conn->head;
+		size_t		before = scratch.length;
+
+		if (item->kind == ITEM_FRAME)
+		{
+			FrameItem  *frame = (FrameItem *) item;
+			size_t		n;
+
+			if (!frame->transaction->complete)
+				return;
+			if (before > 0 && before + FanoutNextSize(frame) > GATHER_BYTES)
+				return;
+			n = FanoutJoin(conn, frame, &scratch);
+			if (item->feed)
+				*feed += scratch.length - before;
+			if (frame->n_sent == frame->n_fragments)
+				Pop(conn);
+			else
+				Account(conn, item, n);
+		}
+		else if (item->kind == ITEM_TEXT || item->kind == ITEM_PING)
+		{
+			TextItem   *text = (TextItem *) item;
+
+			if (before > 0 && before + text->length > GATHER_BYTES)
+				return;
+			BufferAppendFrameHeader(&scratch, text->length);
+			BufferAppend(&scratch, text->data, text->length);
+			Pop(conn);
+		}
+		else
+			return;
+		gateway.frames++;
+	}
+}
+
+/* Writes the scratch buffer; false if the connection is lost. */
+static bool
+Write(Connection *conn, size_t feed)
+{
+	size_t		length = scratch.length;
+	int			n;
+
+	n = lws_write(conn->wsi, (unsigned char *) scratch.data, length,
+				  LWS_WRITE_RAW);
+	BufferReset(&scratch, SCRATCH_KEEP);
+	if (n < 0)
+	{
+		ConnKill(conn, LINK_CAUSE_CLIENT);
+		return false;
+	}
+	gateway.bytes += length;
+	conn->pending_feed = feed;
+	conn->pending_other = length - feed;
+	return true;
+}
+
+static FlushResult
+FlushSome(Connection *conn)
+{
+	size_t		budget = FLUSH_BUDGET;
+	size_t		pages = PAGE_BUDGET;
+
+	for (;;)
+	{
+		size_t		feed;
+		size_t		length;
+
+		if (conn->closing)
+			return FLUSH_CLOSING;
+		if (ConnIsChoked(conn))
+			return FLUSH_CHOKED;
+		if (budget == 0 || pages == 0)
+			return FLUSH_MORE;
+
+		if (conn->head != NULL && conn->head->kind == ITEM_MARK)
+		{
+			/* All before it has left lws: that is what the mark asks for. */
+			uint32_t	numbers[2];
+
+			numbers[0] = conn->number;
+			numbers[1] = ((MarkItem *) conn->head)->mark;
+			LinkSay(LINK_FLUSHED, numbers, 2);
+			Pop(conn);
+			continue;
+		}
+		if (conn->head != NULL && conn->head->kind == ITEM_CLOSE)
+		{
+			CloseItem  *item = (CloseItem *) conn->head;
+
+			ConnBeginClose(conn, item->code, item->reason, item->length);
+			return FLUSH_CLOSING;
+		}
+
+		Gather(conn, &feed);
+		length = scratch.length;
+		if (length > 0)
+		{
+			budget -= length < budget ? length : budget;
+			if (!Write(conn, feed))
+				return FLUSH_CLOSING;
+			continue;
+		}
+		if (conn->head != NULL && conn->head->kind == ITEM_FRAME)
+			return FLUSH_DONE;	/* waits for the end of its transaction */
+		if (conn->head != NULL)
+			continue;			/* a mark or the close */
+
+		/* Pages do not count: live frames go on between them. */
+		if (conn->drained_due)
+		{
+			conn->drained_due = false;
+			LinkSay(LINK_DRAINED, &conn->number, 1);
+		}
+		if (conn->snapshots == NULL)
+			return FLUSH_DONE;
+		if (!SnapshotNextPage(conn, &scratch))
+			continue;			/* that stream was at its end */
+		length = scratch.length;
+		pages -= length < pages ? length : pages;
+		if (!Write(conn, 0))
+			return FLUSH_CLOSING;
+		/* A page is paced by the socket; it has no bound to count to. */
+		conn->pending_other = 0;
+		gateway.frames++;
+	}
+}
+
+/*
+ * Sends what the connection has, as far as its socket and this turn's budget
+ * allow, and leaves it on the list where it belongs then.
+ */
+FlushResult
+QueueFlush(Connection *conn)
+{
+	FlushResult result = FlushSome(conn);
+
+	ListRemove(&conn->dirty);
+	if (result == FLUSH_MORE)
+		QueueMarkDirty(conn);
+	else if (result == FLUSH_DONE && conn->head != NULL)
+		ListAppend(&open_list, &conn->dirty);
+	return result;
+}
+
+/*
+ * Sends to the connections on the dirty list.  With many receivers a walk
+ * takes long, and meanwhile nobody is accepted or heard; so it is bounded and
+ * goes on in the next turn of the loop.
+ */
+void
+QueueFlushDirty(void)
+{
+	int			connections = 0;
+	uint64_t	start = gateway.bytes;
+
+	while (!ListIsEmpty(&dirty_list) && connections++ < WALK_CONNECTIONS &&
+		   gateway.bytes - start < WALK_BYTES)
+		QueueFlush(ListElement(dirty_list.next, Connection, dirty));
+
+	if (ListIsEmpty(&dirty_list))
+		uv_idle_stop(&idle);
+}

@@ -1,0 +1,197 @@
+/*-------------------------------------------------------------------------
+ *
+ * server.c
+ *		The libwebsockets context and its one callback.
+ *
+ * lws parses HTTP and WebSocket frames, and keeps the rest of a write that
+ * the socket did not take.  Off: its own listening, extensions (compression),
+ * HTTP/2 (self-framed writes would corrupt it), and its validity timers, which
+ * heartbeat.c replaces.
+ *
+ * Process: gateway.  Memory: lws keeps a pointer to our Connection as the
+ * "opaque user data" of its connection; NULL while that is still HTTP.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include <string.h>
+
+#include "gateway.h"
+
+/* A piece of a client's message; small, because every connection has one. */
+#define RX_BUFFER 256
+
+/* Larger writes would be cut to this and the rest copied. */
+#define TX_PACKET (4 * 1024 * 1024)
+
+/* Lines of lws that we pass on, at most, in ten seconds. */
+#define LOG_LINES 10
+
+static int	OnEvent(struct lws *wsi, enum lws_callback_reasons reason,
+					void *user, void *in, size_t length);
+
+static const struct lws_protocols protocols[] = {
+	{
+		.name = GATEWAY_SUBPROTOCOL,
+		.callback = OnEvent,
+		.rx_buffer_size = RX_BUFFER,
+		.tx_packet_size = TX_PACKET,
+	},
+	{
+		.name = NULL,
+	}
+};
+
+/* Zero: no validity checks. */
+static const lws_retry_bo_t no_retry;
+
+/*
+ * Most of what lws reports is caused by clients; a flood of that must not
+ * become a flood in the server's log.
+ */
+static void
+OnLog(int level, const char *line)
+{
+	static uint64_t window;
+	static int	lines;
+	uint64_t	now = uv_hrtime() / 1000000000;
+
+	if (now - window >= 10)
+	{
+		window = now;
+		lines = 0;
+	}
+	if (++lines > LOG_LINES)
+		return;
+	GatewayLog(level == LLL_ERR ? LEVEL_WARNING : LEVEL_LOG,
+			   "libwebsockets: %.*s", (int) strcspn(line, "\n"), line);
+}
+
+void
+ServerCreate(void)
+{
+	struct lws_context_creation_info info;
+	void	   *loops[1];
+	unsigned char hash[20];
+
+	lws_set_log_level(LLL_ERR | LLL_WARN, OnLog);
+
+	loops[0] = &gateway.loop;
+	memset(&info, 0, sizeof(info));
+	info.options = LWS_SERVER_OPTION_LIBUV | LWS_SERVER_OPTION_EXPLICIT_VHOSTS;
+	info.foreign_loops = loops;
+	info.port = CONTEXT_PORT_NO_LISTEN_SERVER;
+	info.gid = (gid_t) -1;
+	info.uid = (uid_t) -1;
+	info.timeout_secs = 10;
+	info.keepalive_timeout = 30;
+	info.max_http_header_data = 16384;
+	info.max_http_header_pool = 4096;
+	info.pt_serv_buf_size = 16384;
+	info.retry_and_idle_policy = &no_retry;
+	/* It may not be empty: lws asserts that when it answers by itself. */
+	info.server_string = "changefeed";
+	gateway.lws = lws_create_context(&info);
+	if (gateway.lws == NULL)
+		GatewayFatal(EXIT_FAILED, "could not create the libwebsockets context "
+					 "(is the package libwebsockets-evlib-uv installed?)");
+
+	info.protocols = protocols;
+	info.vhost_name = "default";
+	info.port = CONTEXT_PORT_NO_LISTEN_SERVER;
+	gateway.vhost = lws_create_vhost(gateway.lws, &info);
+	if (gateway.vhost == NULL)
+		GatewayFatal(EXIT_FAILED, "could not create the libwebsockets vhost");
+
+	/* The handshake needs SHA-1; let its library open what it wants now. */
+	lws_SHA1((const unsigned char *) "", 0, hash);
+}
+
+void
+ServerDestroy(void)
+{
+	int			i;
+
+	lws_context_destroy(gateway.lws);
+	/* Closing is asynchronous under libuv. */
+	for (i = 0; i < 50; i++)
+		uv_run(&gateway.loop, UV_RUN_NOWAIT);
+}
+
+/* The WebSocket is open: the headers are still there, for the last time. */
+static int
+Established(struct lws *wsi)
+{
+	size_t		length;
+	char	   *token = HttpToken(wsi, &length);
+
+	lws_set_opaque_user_data(wsi, ConnOpen(wsi, token, length));
+	explicit_bzero(token, length);
+	return 0;
+}
+
+static void
+Gone(struct lws *wsi)
+{
+	Connection *conn = lws_get_opaque_user_data(wsi);
+
+	if (conn == NULL)
+		return;
+	lws_set_opaque_user_data(wsi, NULL);
+	ConnGone(conn);
+}
+
+static int
+OnEvent(struct lws *wsi, enum lws_callback_reasons reason, void *user,
+		void *in, size_t length)
+{
+	Connection *conn;
+
+	(void) user;
+	switch (reason)
+	{
+		case LWS_CALLBACK_WSI_CREATE:
+			gateway.open_sockets++;
+			return 0;
+		case LWS_CALLBACK_WSI_DESTROY:
+			gateway.open_sockets--;
+			Gone(wsi);
+			return 0;
+
+		case LWS_CALLBACK_HTTP:
+			return HttpRequest(wsi, in, length);
+		case LWS_CALLBACK_HTTP_CONFIRM_UPGRADE:
+			return HttpCheckUpgrade(wsi);
+		case LWS_CALLBACK_HTTP_BODY:
+		case LWS_CALLBACK_HTTP_BODY_COMPLETION:
+			return -1;			/* no request that we go on with has one */
+
+		case LWS_CALLBACK_RAW_ADOPT:
+		case LWS_CALLBACK_RAW_RX:
+			return -1;			/* the method CONNECT */
+
+		case LWS_CALLBACK_ESTABLISHED:
+			return Established(wsi);
+		case LWS_CALLBACK_RECEIVE:
+			conn = lws_get_opaque_user_data(wsi);
+			return conn != NULL ? ConnReceive(conn, in, length) : -1;
+		case LWS_CALLBACK_RECEIVE_PONG:
+			conn = lws_get_opaque_user_data(wsi);
+			if (conn != NULL)
+				ConnHeard(conn);
+			return 0;
+		case LWS_CALLBACK_SERVER_WRITEABLE:
+			conn = lws_get_opaque_user_data(wsi);
+			return conn != NULL ? ConnWriteable(conn) : -1;
+		case LWS_CALLBACK_WS_PEER_INITIATED_CLOSE:
+			conn = lws_get_opaque_user_data(wsi);
+			if (conn != NULL)
+				ConnPeerCloses(conn);
+			return 0;
+		case LWS_CALLBACK_CLOSED:
+			Gone(wsi);
+			return 0;
+
+		default:
+			return 0;
+	}
+}

@@ -1,0 +1,307 @@
+/*-------------------------------------------------------------------------
+ *
+ * util.c
+ *		Log lines, memory, buffers, UTF-8, peer addresses.
+ *
+ * Log lines go to stderr, which is the server's; one write() per line, so
+ * that lines of several processes do not mix.  What clients send (tokens above
+ * all) is never logged.
+ *
+ * Process: gateway.  Memory: no allocation here returns NULL; running out of
+ * memory ends the process, because nothing of value is lost with it and a
+ * half-written frame would be worse.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include <arpa/inet.h>
+#include <netinet/in.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include "gateway.h"
+
+static void
+WriteLine(LogLevel level, const char *format, va_list args)
+{
+	static const char *const names[] = {"LOG", "WARNING", "FATAL"};
+	char		line[1024];
+	int			n;
+	int			m;
+
+	n = snprintf(line, sizeof(line) - 1, GATEWAY_NAME "[%d]: %s: ",
+				 (int) getpid(), names[level]);
+	m = vsnprintf(line + n, sizeof(line) - 1 - (size_t) n, format, args);
+	if (m > 0)
+		n += m;
+	if (n > (int) sizeof(line) - 2)
+		n = (int) sizeof(line) - 2;
+	line[n++] = '\n';
+	if (write(STDERR_FILENO, line, (size_t) n) < 0)
+		return;					/* nobody left to tell */
+}
+
+void
+GatewayLog(LogLevel level, const char *format,...)
+{
+	va_list		args;
+
+	va_start(args, format);
+	WriteLine(level, format, args);
+	va_end(args);
+}
+
+void
+GatewayFatal(int exit_code, const char *format,...)
+{
+	va_list		args;
+
+	va_start(args, format);
+	WriteLine(LEVEL_FATAL, format, args);
+	va_end(args);
+	_exit(exit_code);
+}
+
+void *
+GatewayAlloc(size_t size)
+{
+	return GatewayRealloc(NULL, size);
+}
+
+void *
+GatewayAllocZero(size_t size)
+{
+	return memset(GatewayRealloc(NULL, size), 0, size);
+}
+
+void *
+GatewayRealloc(void *p, size_t size)
+{
+	void	   *grown = realloc(p, size > 0 ? size : 1);
+
+	if (grown == NULL)
+	{
+		GatewayLog(LEVEL_FATAL, "out of memory: %zu bytes", size);
+		abort();
+	}
+	return grown;
+}
+
+void
+BufferReserve(Buffer *buffer, size_t n)
+{
+	size_t		capacity = buffer->capacity > 0 ? buffer->capacity : 256;
+
+	if (n <= buffer->capacity - buffer->length)
+		return;
+	if (n > SIZE_MAX / 4 - buffer->length)
+		GatewayFatal(EXIT_FAILED, "out of memory: %zu bytes", n);
+	while (capacity < buffer->length + n)
+		capacity *= 2;
+	buffer->data = GatewayRealloc(buffer->data, capacity);
+	buffer->capacity = capacity;
+}
+
+void
+BufferAppend(Buffer *buffer, const void *data, size_t n)
+{
+	if (n == 0)
+		return;
+	BufferReserve(buffer, n);
+	memcpy(buffer->data + buffer->length, data, n);
+	buffer->length += n;
+}
+
+void
+BufferAppendString(Buffer *buffer, const char *string)
+{
+	BufferAppend(buffer, string, strlen(string));
+}
+
+/*
+ * Appends a JSON string literal.  Only used for what a client may have sent in
+ * a header, so everything that is not plain ASCII is escaped byte by byte.
+ */
+void
+BufferAppendJson(Buffer *buffer, const char *string)
+{
+	BufferAppend(buffer, "\"", 1);
+	for (; *string != '\0'; string++)
+	{
+		unsigned char c = (unsigned char) *string;
+
+		if (c == '"' || c == '\\')
+		{
+			BufferAppend(buffer, "\\", 1);
+			BufferAppend(buffer, string, 1);
+		}
+		else if (c < 0x20 || c > 0x7e)
+		{
+			char		escape[8];
+
+			snprintf(escape, sizeof(escape), "\\u%04x", c);
+			BufferAppendString(buffer, escape);
+		}
+		else
+			BufferAppend(buffer, string, 1);
+	}
+	BufferAppend(buffer, "\"", 1);
+}
+
+/*
+ * The header of an unfragmented WebSocket text message.  Servers do not mask,
+ * so it depends on the length alone.
+ */
+void
+BufferAppendFrameHeader(Buffer *buffer, size_t length)
+{
+	unsigned char header[10];
+	size_t		n;
+
+	header[0] = 0x81;			/* final fragment, text */
+	if (length < 126)
+	{
+		header[1] = (unsigned char) length;
+		n = 2;
+	}
+	else if (length < 65536)
+	{
+		header[1] = 126;
+		header[2] = (unsigned char) (length >> 8);
+		header[3] = (unsigned char) length;
+		n = 4;
+	}
+	else
+	{
+		int			i;
+
+		header[1] = 127;
+		for (i = 0; i < 8; i++)
+			header[2 + i] = (unsigned char) ((uint64_t) length >> (56 - 8 * i));
+		n = 10;
+	}
+	BufferAppend(buffer, header, n);
+}
+
+/* Empties the buffer, and gives back what it has above `keep` bytes. */
+void
+BufferReset(Buffer *buffer, size_t keep)
+{
+	buffer->length = 0;
+	if (buffer->capacity > keep)
+	{
+		free(buffer->data);
+		buffer->data = NULL;
+		buffer->capacity = 0;
+	}
+}
+
+/*
+ * Is it well-formed UTF-8 (no overlong forms, surrogates, or values above
+ * U+10FFFF)?  We check whole messages ourselves because lws' own check misses
+ * a sequence that is cut by an empty last fragment.
+ */
+bool
+Utf8IsValid(const char *data, size_t length)
+{
+	const unsigned char *p = (const unsigned char *) data;
+	const unsigned char *end = p + length;
+
+	while (p < end)
+	{
+		unsigned char c = *p;
+		uint64_t	eight;
+
+		if (c < 0x80)
+		{
+			/* Mostly ASCII: take eight at a time. */
+			while (end - p >= 8)
+			{
+				memcpy(&eight, p, 8);
+				if (eight & UINT64_C(0x8080808080808080))
+					break;
+				p += 8;
+			}
+			while (p < end && *p < 0x80)
+				p++;
+			continue;
+		}
+		if (c < 0xc2)
+			return false;
+		if (c < 0xe0)
+		{
+			if (end - p < 2 || (p[1] & 0xc0) != 0x80)
+				return false;
+			p += 2;
+		}
+		else if (c < 0xf0)
+		{
+			if (end - p < 3 || (p[1] & 0xc0) != 0x80 || (p[2] & 0xc0) != 0x80 ||
+				(c == 0xe0 && p[1] < 0xa0) || (c == 0xed && p[1] > 0x9f))
+				return false;
+			p += 3;
+		}
+		else
+		{
+			if (c > 0xf4 || end - p < 4 || (p[1] & 0xc0) != 0x80 ||
+				(p[2] & 0xc0) != 0x80 || (p[3] & 0xc0) != 0x80 ||
+				(c == 0xf0 && p[1] < 0x90) || (c == 0xf4 && p[1] > 0x8f))
+				return false;
+			p += 4;
+		}
+	}
+	return true;
+}
+
+/*
+ * The other side's address as text, an IPv4 address in IPv6 clothes as plain
+ * IPv4.  Returns whether it is this machine.
+ */
+bool
+PeerAddress(int fd, char *text, size_t size)
+{
+	union
+	{
+		struct sockaddr any;
+		struct sockaddr_in v4;
+		struct sockaddr_in6 v6;
+		struct sockaddr_un local;
+		struct sockaddr_storage storage;
+	}			peer;
+	socklen_t	length = sizeof(peer);
+	struct in_addr v4;
+
+	memset(&peer, 0, sizeof(peer));
+	snprintf(text, size, "unknown");
+	if (getpeername(fd, &peer.any, &length) < 0)
+		return false;
+
+	switch (peer.any.sa_family)
+	{
+		case AF_UNIX:
+			snprintf(text, size, "local");
+			return true;
+		case AF_INET:
+			v4 = peer.v4.sin_addr;
+			break;
+		case AF_INET6:
+			if (!IN6_IS_ADDR_V4MAPPED(&peer.v6.sin6_addr))
+			{
+				if (inet_ntop(AF_INET6, &peer.v6.sin6_addr, text,
+							  (socklen_t) size) == NULL)
+					return false;
+				return IN6_IS_ADDR_LOOPBACK(&peer.v6.sin6_addr);
+			}
+			memcpy(&v4, peer.v6.sin6_addr.s6_addr + 12, sizeof(v4));
+			break;
+		default:
+			return false;
+	}
+	if (inet_ntop(AF_INET, &v4, text, (socklen_t) size) == NULL)
+		return false;
+	return (ntohl(v4.s_addr) >> 24) == 127;
+}

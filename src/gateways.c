@@ -1,0 +1,819 @@
+/*-------------------------------------------------------------------------
+ *
+ * gateways.c
+ *		Starting gateways and talking over their links.  See gateways.h.
+ *
+ * A gateway is an ordinary program in a process group of its own, with an
+ * empty environment and no descriptor but the link and the server's log: the
+ * postmaster does not know it, so its death costs nobody but its clients.  The
+ * reliable sign of its end is end-of-file on the link; the pid is reaped when
+ * the kernel has it.
+ *
+ * Process: feed worker.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "gateways.h"
+
+#include <fcntl.h>
+#include <netdb.h>
+#include <signal.h>
+#include <spawn.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "common/hashfn.h"
+#include "commands/dbcommands.h"
+#include "common/ip.h"
+#include "miscadmin.h"
+#include "pgstat.h"
+#include "postmaster/postmaster.h"
+#include "storage/fd.h"
+#include "utils/builtins.h"
+#include "utils/varlena.h"
+
+#define MAX_LISTENERS	8
+
+/* A link with more than this queued stops the publishing of transactions. */
+#define READ_BUDGET		(256 * 1024)
+
+Gateway		gateways[MAX_GATEWAYS];
+int			gateway_count;
+
+static int	listeners[MAX_LISTENERS];
+static int	nlisteners;
+static TimestampTz listen_at;	/* not before, after a failure */
+static bool listen_failed;		/* said so in the log */
+static uint32 next_serial;
+static WaitEventSet *wait_set;
+static int	link_event[MAX_GATEWAYS];
+
+static const struct
+{
+	const char *path;
+	const char *file;
+	const char *type;
+}			assets[] = {
+	{"/", "index.html", "text/html; charset=utf-8"},
+	{"/console.js", "console.js", "text/javascript; charset=utf-8"},
+	{"/client.js", "client.js", "text/javascript; charset=utf-8"},
+	{"/console.css", "console.css", "text/css; charset=utf-8"},
+	{"/icon.svg", "icon.svg", "image/svg+xml"},
+};
+
+void
+GatewaysInit(void)
+{
+	int			i;
+
+	gateway_count = Min(setting_gateways, MAX_GATEWAYS);
+	for (i = 0; i < gateway_count; i++)
+		gateways[i].index = i;
+}
+
+/* ---- listening ---- */
+
+static void
+ListenOn(const char *host, int port)
+{
+	struct addrinfo hint = {0};
+	struct addrinfo *addresses = NULL;
+	struct addrinfo *a;
+	char		service[16];
+	int			rc;
+
+	hint.ai_family = AF_UNSPEC;
+	hint.ai_socktype = SOCK_STREAM;
+	hint.ai_flags = AI_PASSIVE;
+	snprintf(service, sizeof(service), "%d", port);
+	rc = getaddrinfo(strcmp(host, "*") == 0 ? NULL : host, service, &hint, &addresses);
+	if (rc != 0)
+	{
+		ereport(LOG,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("could not resolve \"%s\" of changefeed.listen_addresses: %s",
+						host, gai_strerror(rc))));
+		return;
+	}
+	for (a = addresses; a != NULL && nlisteners < MAX_LISTENERS; a = a->ai_next)
+	{
+		int			fd = socket(a->ai_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+		int			one = 1;
+
+		/* A machine without IPv6: "localhost" still means something. */
+		if (fd < 0)
+			continue;
+
+		/*
+		 * SO_REUSEADDR lets us follow our own predecessor; another listener on
+		 * the port is refused all the same.
+		 */
+		(void) setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
+		if (a->ai_family == AF_INET6)
+			(void) setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &one, sizeof(one));
+		if (bind(fd, a->ai_addr, a->ai_addrlen) < 0 || listen(fd, 4096) < 0)
+		{
+			if (errno != EADDRNOTAVAIL && errno != EAFNOSUPPORT && !listen_failed)
+			{
+				ereport(LOG,
+						(errcode_for_socket_access(),
+						 errmsg("could not listen on \"%s\", port %d: %m", host, port),
+						 errhint("Another server uses the port. Set changefeed.port to a free one, in postgresql.conf or with ALTER DATABASE \"%s\" SET changefeed.port = ..., and restart.",
+								 get_database_name(MyDatabaseId))));
+			}
+			close(fd);
+			continue;
+		}
+		listeners[nlisteners++] = fd;
+	}
+	freeaddrinfo(addresses);
+}
+
+static bool
+Listen(void)
+{
+	char	   *list = pstrdup(setting_listen_addresses);
+	List	   *hosts;
+	ListCell   *lc;
+
+	if (nlisteners > 0)
+		return true;
+	if (feed_now < listen_at)
+		return false;
+	if (!SplitGUCList(list, ',', &hosts))
+		hosts = NIL;
+	foreach(lc, hosts)
+		ListenOn(lfirst(lc), setting_port);
+	if (nlisteners == 0)
+	{
+		listen_failed = true;
+		listen_at = TimestampTzPlusMilliseconds(feed_now, 10000);
+		return false;
+	}
+	ereport(LOG,
+			(errmsg("changefeed listens on \"%s\", port %d, for database \"%s\"",
+					setting_listen_addresses, setting_port, get_database_name(MyDatabaseId))));
+	listen_failed = false;
+	pg_atomic_write_u32(&feed_shared->feed_port, setting_port);
+	return true;
+}
+
+/* ---- starting ---- */
+
+static void
+PutList(LinkFrame *link, const char *setting, const char *more)
+{
+	char	   *a = pstrdup(setting);
+	char	   *b = pstrdup(more);
+	List	   *items = NIL;
+	List	   *others = NIL;
+	ListCell   *lc;
+
+	if (!SplitGUCList(a, ',', &items))
+		items = NIL;
+	if (SplitGUCList(b, ',', &others))
+		items = list_concat(items, others);
+	LinkFramePutU32(link, list_length(items));
+	foreach(lc, items)
+		LinkFramePutBytes(link, lfirst(lc), strlen(lfirst(lc)));
+}
+
+static void
+SendConfig(Gateway *gateway)
+{
+	LinkFrame  *link = gateway->link;
+
+	LinkFrameBegin(link, LINK_CONFIG);
+	LinkFramePutU32(link, setting_max_connections / gateway_count);
+	LinkFramePutU32(link, (uint32) setting_send_buffer * 1024);
+	LinkFramePutU32(link, setting_heartbeat);
+	LinkFramePutU32(link, setting_connect_timeout);
+	LinkFramePutU32(link, (uint32) setting_max_message * 1024);
+	LinkFramePutU32(link, (uint32) setting_max_frame * 1024);
+	LinkFramePutU16(link, (uint16) setting_port);
+	PutList(link, setting_allowed_origins, "");
+	PutList(link, setting_allowed_hosts,
+			strcmp(setting_listen_addresses, "*") == 0 ? "" : setting_listen_addresses);
+	LinkFrameEnd(link);
+}
+
+static void
+SendAssets(Gateway *gateway)
+{
+	char		share[MAXPGPATH];
+	int			i;
+
+	get_share_path(my_exec_path, share);
+	for (i = 0; i < (int) lengthof(assets); i++)
+	{
+		char	   *path = psprintf("%s/pg_changefeed/console/%s", share, assets[i].file);
+		FILE	   *file = AllocateFile(path, "r");
+		StringInfoData bytes;
+		char		buffer[8192];
+		size_t		n;
+		char	   *etag;
+
+		if (file == NULL)
+		{
+			ereport(LOG,
+					(errcode_for_file_access(),
+					 errmsg("could not open file \"%s\" of the console: %m", path)));
+			continue;
+		}
+		initStringInfo(&bytes);
+		while ((n = fread(buffer, 1, sizeof(buffer), file)) > 0)
+			appendBinaryStringInfo(&bytes, buffer, (int) n);
+		FreeFile(file);
+		etag = psprintf("\"%016llx\"", (unsigned long long)
+						hash_bytes_extended((unsigned char *) bytes.data, bytes.len, 0));
+		LinkFrameBegin(gateway->link, LINK_ASSET);
+		LinkFramePutBytes(gateway->link, assets[i].path, strlen(assets[i].path));
+		LinkFramePutBytes(gateway->link, assets[i].type, strlen(assets[i].type));
+		LinkFramePutBytes(gateway->link, etag, strlen(etag));
+		LinkFramePutU8(gateway->link, 1);
+		LinkFramePutRaw(gateway->link, bytes.data, bytes.len);
+		LinkFrameEnd(gateway->link);
+		pfree(bytes.data);
+	}
+}
+
+static bool
+Spawn(Gateway *gateway)
+{
+	char		program[MAXPGPATH];
+	char	   *argv[] = {"pg_changefeed_gateway", "--link-fd", "3", NULL};
+	char	   *envp[] = {NULL};
+	posix_spawn_file_actions_t actions;
+	posix_spawnattr_t attributes;
+	sigset_t	set;
+	int			pair[2];
+	pid_t		pid;
+	int			rc;
+
+	strlcpy(program, my_exec_path, sizeof(program));
+	get_parent_directory(program);
+	strlcat(program, "/pg_changefeed_gateway", sizeof(program));
+
+	if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, pair) < 0)
+	{
+		ereport(LOG,
+				(errcode_for_socket_access(),
+				 errmsg("could not create a socket pair for a gateway: %m")));
+		return false;
+	}
+
+	posix_spawn_file_actions_init(&actions);
+	posix_spawn_file_actions_addopen(&actions, 0, "/dev/null", O_RDONLY, 0);
+	posix_spawn_file_actions_adddup2(&actions, 2, 1);
+	posix_spawn_file_actions_adddup2(&actions, pair[1], 3);
+	posix_spawn_file_actions_addclosefrom_np(&actions, 4);
+
+	/*
+	 * A process group of its own, because the postmaster signals its
+	 * children's groups; and none of our blocked signals and handlers.
+	 */
+	posix_spawnattr_init(&attributes);
+	sigemptyset(&set);
+	posix_spawnattr_setsigmask(&attributes, &set);
+	sigfillset(&set);
+	posix_spawnattr_setsigdefault(&attributes, &set);
+	posix_spawnattr_setpgroup(&attributes, 0);
+	posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETSIGDEF |
+							 POSIX_SPAWN_SETPGROUP);
+	rc = posix_spawn(&pid, program, &actions, &attributes, argv, envp);
+	posix_spawn_file_actions_destroy(&actions);
+	posix_spawnattr_destroy(&attributes);
+	close(pair[1]);
+	if (rc != 0)
+	{
+		errno = rc;
+		ereport(LOG,
+				(errcode_for_file_access(),
+				 errmsg("could not start gateway \"%s\": %m", program)));
+		close(pair[0]);
+		return false;
+	}
+
+	gateway->link = LinkFrameCreate(pair[0]);
+	if (gateway->link == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_OUT_OF_MEMORY),
+				 errmsg("out of memory")));
+	gateway->serial = ++next_serial;
+	gateway->pid = pid;
+	gateway->greeted = false;
+	gateway->started = feed_now;
+	pg_atomic_fetch_add_u64(&feed_shared->feed_gateway_starts, 1);
+	if (gateway->index == 0)
+		pg_atomic_write_u32(&feed_shared->feed_gateway_pid, (uint32) pid);
+	SendConfig(gateway);
+	SendAssets(gateway);
+	for (rc = 0; rc < nlisteners; rc++)
+	{
+		LinkFrameBegin(gateway->link, LINK_LISTEN);
+		LinkFramePutU8(gateway->link, 0);
+		LinkFrameEndWithDescriptor(gateway->link, listeners[rc]);
+	}
+	return true;
+}
+
+static Gateway *dying;
+
+static List *lost_connections;
+
+static void
+CollectLost(Connection *connection)
+{
+	if (connection->gateway != dying)
+		return;
+	connection->closing = true;
+	lost_connections = lappend(lost_connections, connection);
+}
+
+static void
+GatewayLost(Gateway *gateway)
+{
+	bool		lived = TimestampDifferenceExceeds(gateway->started, feed_now, 5000);
+	ListCell   *lc;
+	MemoryContext old;
+
+	ereport(LOG,
+			(errmsg("changefeed gateway with PID %d has ended", (int) gateway->pid),
+			 errdetail("Its clients have to connect again; the gateway is started again.")));
+
+	dying = gateway;
+	lost_connections = NIL;
+	ConnectionForEach(CollectLost);
+	foreach(lc, lost_connections)
+	{
+		ConnectionFree(lfirst(lc));
+	}
+	list_free(lost_connections);
+
+	LinkFrameDestroy(gateway->link);
+	gateway->link = NULL;
+	kill(gateway->pid, SIGKILL);
+	old = MemoryContextSwitchTo(feed_context);
+	gateway->zombies = lappend_int(gateway->zombies, (int) gateway->pid);
+	MemoryContextSwitchTo(old);
+	gateway->pid = 0;
+	if (gateway->index == 0)
+		pg_atomic_write_u32(&feed_shared->feed_gateway_pid, 0);
+	gateway->failures = lived ? 0 : Min(gateway->failures + 1, 6);
+	gateway->start_at = gateway->failures == 0 ? feed_now :
+		TimestampTzPlusMilliseconds(feed_now, 250 << gateway->failures);
+	if (wait_set != NULL)
+		FreeWaitEventSet(wait_set);
+	wait_set = NULL;
+}
+
+long
+GatewaysMaintain(bool may_listen)
+{
+	long		wait = -1;
+	int			i;
+
+	if (!may_listen)
+		return -1;
+	if (!Listen())
+		return Max(TimestampDifferenceMilliseconds(feed_now, listen_at), 10);
+
+	for (i = 0; i < gateway_count; i++)
+	{
+		Gateway    *gateway = &gateways[i];
+		ListCell   *lc;
+
+		foreach(lc, gateway->zombies)
+		{
+			int			status;
+
+			/* Not there yet: it is looked at again when something happens. */
+			if (waitpid(lfirst_int(lc), &status, WNOHANG) != 0)
+				gateway->zombies = foreach_delete_current(gateway->zombies, lc);
+			else
+				wait = wait < 0 ? 1000 : Min(wait, 1000);
+		}
+		if (gateway->link != NULL)
+			continue;
+		if (feed_now < gateway->start_at)
+		{
+			long		ms = Max(TimestampDifferenceMilliseconds(feed_now, gateway->start_at), 1);
+
+			wait = wait < 0 ? ms : Min(wait, ms);
+			continue;
+		}
+		if (!Spawn(gateway))
+		{
+			gateway->start_at = TimestampTzPlusMilliseconds(feed_now, 10000);
+			wait = wait < 0 ? 10000 : Min(wait, 10000);
+		}
+		else if (wait_set != NULL)
+		{
+			FreeWaitEventSet(wait_set);
+			wait_set = NULL;
+		}
+	}
+	return wait;
+}
+
+void
+GatewaysConfigure(void)
+{
+	int			i;
+
+	for (i = 0; i < gateway_count; i++)
+		if (gateways[i].link != NULL)
+			SendConfig(&gateways[i]);
+}
+
+/* ---- waiting, reading, writing ---- */
+
+WaitEventSet *
+GatewaysWaitSet(void)
+{
+	int			i;
+
+	if (wait_set == NULL)
+	{
+		/* A set cannot lose a descriptor, so it is made anew. */
+		wait_set = compat_create_wait_set(MAX_GATEWAYS + 2);
+		AddWaitEventToSet(wait_set, WL_LATCH_SET, PGINVALID_SOCKET, MyLatch, NULL);
+		AddWaitEventToSet(wait_set, WL_EXIT_ON_PM_DEATH, PGINVALID_SOCKET, NULL, NULL);
+		for (i = 0; i < gateway_count; i++)
+			if (gateways[i].link != NULL)
+				link_event[i] = AddWaitEventToSet(wait_set, WL_SOCKET_READABLE,
+												  LinkFrameSocket(gateways[i].link), NULL,
+												  &gateways[i]);
+	}
+	for (i = 0; i < gateway_count; i++)
+		if (gateways[i].link != NULL)
+			ModifyWaitEvent(wait_set, link_event[i],
+							WL_SOCKET_READABLE |
+							(LinkFramePending(gateways[i].link) > 0 ? WL_SOCKET_WRITEABLE : 0),
+							NULL);
+	return wait_set;
+}
+
+void
+GatewaysFlush(void)
+{
+	int			i;
+
+	for (i = 0; i < gateway_count; i++)
+	{
+		if (gateways[i].link == NULL)
+			continue;
+		switch (LinkFrameFlush(gateways[i].link))
+		{
+			case LINK_OK:
+			case LINK_AGAIN:
+				break;
+			default:
+				GatewayLost(&gateways[i]);
+		}
+	}
+}
+
+Size
+GatewaysPending(void)
+{
+	Size		most = 0;
+	int			i;
+
+	for (i = 0; i < gateway_count; i++)
+		if (gateways[i].link != NULL)
+			most = Max(most, LinkFramePending(gateways[i].link));
+	return most;
+}
+
+static void
+Handle(Gateway *gateway, LinkMessage *message)
+{
+	WireReader	r = WireReaderInit(message->payload, message->length);
+	uint32		number = 0;
+	Connection *connection = NULL;
+
+	if (message->type != LINK_HELLO && message->type != LINK_PING_DUE &&
+		message->type != LINK_STATS)
+	{
+		number = WireGetU32(&r);
+		if (message->type != LINK_OPEN)
+		{
+			connection = ConnectionFind(gateway, number);
+
+			/* We may have forgotten it while its messages were on their way. */
+			if (connection == NULL)
+				return;
+		}
+	}
+
+	switch (message->type)
+	{
+		case LINK_HELLO:
+			{
+				uint32		version = WireGetU32(&r);
+				uint32		pid = WireGetU32(&r);
+				WireBytes	library = WireGetBytes(&r);
+
+				if (r.failed || version != LINK_VERSION)
+					ereport(ERROR,
+							(errcode(ERRCODE_PROTOCOL_VIOLATION),
+							 errmsg("gateway speaks version %u of the link, not %d",
+									version, LINK_VERSION),
+							 errhint("Install the gateway program and the library of the same version.")));
+				ereport(LOG,
+						(errmsg("changefeed gateway started with PID %u, libwebsockets %.*s",
+								pid, (int) library.length, library.data)));
+				gateway->greeted = true;
+			}
+			break;
+		case LINK_OPEN:
+			{
+				WireBytes	token;
+
+				(void) WireGetU8(&r);
+				(void) WireGetBytes(&r);
+				token = WireGetBytes(&r);
+				if (!r.failed)
+					ProtocolOpen(ConnectionCreate(gateway, number), token.data, token.length);
+			}
+			break;
+		case LINK_MESSAGE:
+			if (!connection->closing)
+				ProtocolMessage(connection, r.data + r.offset, r.length - r.offset);
+			break;
+		case LINK_CLOSED:
+			ConnectionFree(connection);
+			break;
+		case LINK_BEHIND:
+			{
+				uint64		last = WireGetU64(&r);
+
+				if (!r.failed)
+					DeliverChoked(connection, last);
+			}
+			break;
+		case LINK_DRAINED:
+			DeliverDrained(connection);
+			break;
+		case LINK_SNAPSHOT_DONE:
+			{
+				uint32		id = WireGetU32(&r);
+				bool		ok = WireGetU8(&r) != 0;
+				Subscription *s = SubscriptionById(connection, id);
+
+				if (s != NULL && !r.failed)
+					SubscribeSnapshotDone(s, ok);
+			}
+			break;
+		case LINK_FLUSHED:
+			{
+				uint32		mark = WireGetU32(&r);
+
+				if (!r.failed)
+					DeliverFlushed(connection, mark);
+			}
+			break;
+		case LINK_PING_DUE:
+			{
+				uint32		count = WireGetU32(&r);
+				uint32	   *numbers;
+				uint32		i;
+
+				if (count > message->length / sizeof(uint32))
+					break;
+				numbers = palloc(sizeof(uint32) * Max(count, 1));
+				for (i = 0; i < count; i++)
+					numbers[i] = WireGetU32(&r);
+				if (!r.failed)
+					ProtocolPing(gateway, numbers, count);
+				pfree(numbers);
+			}
+			break;
+		default:
+			break;
+	}
+	if (r.failed)
+		ereport(LOG,
+				(errcode(ERRCODE_PROTOCOL_VIOLATION),
+				 errmsg("gateway sent a malformed message of type %d", (int) message->type)));
+}
+
+bool
+GatewayReceive(Gateway *gateway)
+{
+	LinkStatus	status;
+	uint32		serial = gateway->serial;
+
+	if (gateway->link == NULL)
+		return false;
+	status = LinkFrameFill(gateway->link, READ_BUDGET);
+	for (;;)
+	{
+		LinkMessage message;
+		LinkStatus	next = LinkFrameNext(gateway->link, &message);
+
+		if (next == LINK_OK)
+		{
+			Handle(gateway, &message);
+			if (message.descriptor >= 0)
+				close(message.descriptor);
+			if (gateway->link == NULL || gateway->serial != serial)
+				return false;
+			continue;
+		}
+		if (next != LINK_AGAIN)
+			status = next;
+		break;
+	}
+	if (status == LINK_EOF || status == LINK_ERROR)
+	{
+		GatewayLost(gateway);
+		return false;
+	}
+	return status == LINK_OK;
+}
+
+void
+GatewaysShutdown(const char *reason, int ms)
+{
+	TimestampTz end = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), ms);
+	int			i;
+
+	for (i = 0; i < gateway_count; i++)
+	{
+		if (gateways[i].link == NULL)
+			continue;
+		LinkFrameBegin(gateways[i].link, LINK_SHUTDOWN);
+		LinkFramePutBytes(gateways[i].link, reason, strlen(reason));
+		LinkFramePutU32(gateways[i].link, 500);
+		LinkFramePutU32(gateways[i].link, 5000);
+		LinkFrameEnd(gateways[i].link);
+	}
+	for (;;)
+	{
+		bool		left = false;
+
+		for (i = 0; i < gateway_count; i++)
+		{
+			int			status;
+
+			if (gateways[i].link == NULL)
+				continue;
+			(void) LinkFrameFlush(gateways[i].link);
+			if (waitpid(gateways[i].pid, &status, WNOHANG) == 0)
+				left = true;
+			else
+			{
+				LinkFrameDestroy(gateways[i].link);
+				gateways[i].link = NULL;
+			}
+		}
+		if (!left || GetCurrentTimestamp() >= end)
+			return;
+		pg_usleep(5000L);
+	}
+}
+
+/* ---- messages to one connection ---- */
+
+void
+GatewaySend(Connection *connection, const char *data, Size length)
+{
+	LinkFrame  *link = connection->gateway->link;
+
+	if (connection->closing || link == NULL)
+		return;
+	LinkFrameBegin(link, LINK_SEND);
+	LinkFramePutU32(link, connection->number);
+	LinkFramePutRaw(link, data, length);
+	LinkFrameEnd(link);
+}
+
+void
+GatewayIdentity(Connection *connection)
+{
+	LinkFrame  *link = connection->gateway->link;
+
+	LinkFrameBegin(link, LINK_IDENTITY);
+	LinkFramePutU32(link, connection->number);
+	LinkFramePutRaw(link, connection->identity->tag, POSITION_TAG);
+	LinkFrameEnd(link);
+}
+
+void
+GatewayClose(Connection *connection, uint16 code, const char *reason)
+{
+	LinkFrame  *link = connection->gateway->link;
+
+	if (connection->closing || link == NULL)
+		return;
+	connection->closing = true;
+	LinkFrameBegin(link, LINK_CLOSE);
+	LinkFramePutU32(link, connection->number);
+	LinkFramePutU16(link, code);
+	LinkFramePutBytes(link, reason, strlen(reason));
+	LinkFrameEnd(link);
+}
+
+void
+GatewayResume(Connection *connection)
+{
+	LinkFrameBegin(connection->gateway->link, LINK_RESUME);
+	LinkFramePutU32(connection->gateway->link, connection->number);
+	LinkFrameEnd(connection->gateway->link);
+}
+
+void
+GatewayMark(Connection *connection, uint32 mark)
+{
+	LinkFrameBegin(connection->gateway->link, LINK_MARK);
+	LinkFramePutU32(connection->gateway->link, connection->number);
+	LinkFramePutU32(connection->gateway->link, mark);
+	LinkFrameEnd(connection->gateway->link);
+}
+
+void
+GatewayPing(Gateway *gateway, const uint32 *numbers, int count,
+			const char *before, Size before_length, const char *after, Size after_length)
+{
+	int			i;
+
+	if (gateway->link == NULL || count == 0)
+		return;
+	LinkFrameBegin(gateway->link, LINK_PING);
+	LinkFramePutU32(gateway->link, count);
+	for (i = 0; i < count; i++)
+		LinkFramePutU32(gateway->link, numbers[i]);
+	LinkFramePutBytes(gateway->link, before, before_length);
+	LinkFramePutBytes(gateway->link, after, after_length);
+	LinkFrameEnd(gateway->link);
+}
+
+void
+GatewaySnapshot(Connection *connection, uint32 subscription, int nprefixes,
+				StringInfo prefixes, int fd)
+{
+	LinkFrame  *link = connection->gateway->link;
+	int			i;
+
+	LinkFrameBegin(link, LINK_SNAPSHOT);
+	LinkFramePutU32(link, connection->number);
+	LinkFramePutU32(link, subscription);
+	LinkFramePutU32(link, nprefixes);
+	for (i = 0; i < nprefixes; i++)
+		LinkFramePutBytes(link, prefixes[i].data, prefixes[i].len);
+	LinkFrameEndWithDescriptor(link, fd);
+}
+
+void
+GatewaySnapshotStop(Connection *connection, uint32 subscription)
+{
+	LinkFrame  *link = connection->gateway->link;
+
+	if (link == NULL)
+		return;
+	LinkFrameBegin(link, LINK_SNAPSHOT_STOP);
+	LinkFramePutU32(link, connection->number);
+	LinkFramePutU32(link, subscription);
+	LinkFrameEnd(link);
+}
+
+/* ---- transactions ---- */
+
+void
+GatewayTransactionBegin(Gateway *gateway, uint64 number, uint8 flags,
+						const char *before, Size before_length,
+						const char *after, Size after_length)
+{
+	LinkFrameBegin(gateway->link, LINK_TX_BEGIN);
+	LinkFramePutU64(gateway->link, number);
+	LinkFramePutU8(gateway->link, flags);
+	LinkFramePutBytes(gateway->link, before, before_length);
+	LinkFramePutBytes(gateway->link, after, after_length);
+	LinkFrameEnd(gateway->link);
+}
+
+void
+GatewayTransactionFragment(Gateway *gateway, const uint32 *numbers, int count,
+						   const char *data, Size length)
+{
+	LinkFrameBegin(gateway->link, LINK_TX_FRAGMENT);
+	LinkFramePutU32(gateway->link, count);
+
+	/* The numbers are an array in host order already. */
+	LinkFramePutRaw(gateway->link, numbers, sizeof(uint32) * count);
+	LinkFramePutRaw(gateway->link, data, length);
+	LinkFrameEnd(gateway->link);
+}
+
+void
+GatewayTransactionEnd(Gateway *gateway)
+{
+	LinkFrameBegin(gateway->link, LINK_TX_END);
+	LinkFrameEnd(gateway->link);
+}

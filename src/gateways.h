@@ -1,0 +1,85 @@
+/*-------------------------------------------------------------------------
+ *
+ * gateways.h
+ *		The gateways: starting them, and talking over their links.
+ *
+ * The feed worker binds the port, starts `changefeed.gateways` programs and
+ * hands the listening sockets to each.  A gateway that ends takes its
+ * connections with it and is started again, at once if it had lived a while.
+ * Messages are only queued here; GatewaysFlush writes what the links take.
+ *
+ * Process: feed worker.  Memory: gateways are never freed (there are few); the
+ * links' buffers are malloc'ed by linkframe.c.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef CHANGEFEED_GATEWAYS_H
+#define CHANGEFEED_GATEWAYS_H
+
+#include "feed.h"
+#include "linkframe.h"
+
+#include "storage/latch.h"
+
+#define MAX_GATEWAYS	16
+
+typedef struct Gateway
+{
+	int			index;
+	uint32		serial;			/* changes with every start */
+	pid_t		pid;			/* 0: not running */
+	LinkFrame  *link;			/* NULL: not running */
+	bool		greeted;		/* LINK_HELLO came */
+	TimestampTz started;
+	TimestampTz start_at;		/* when not running: not before */
+	int			failures;
+	List	   *zombies;		/* pids to be reaped */
+} Gateway;
+
+extern Gateway gateways[MAX_GATEWAYS];
+extern int	gateway_count;
+
+/* Reads the settings; nothing is started or bound yet. */
+extern void GatewaysInit(void);
+
+/* Binds, starts and restarts what is due; returns ms until the next try. */
+extern long GatewaysMaintain(bool may_listen);
+
+/* The set to wait on: latch, postmaster's death, links.  Made when needed. */
+extern WaitEventSet *GatewaysWaitSet(void);
+
+/* Reads a link and handles its messages.  True: there may be more. */
+extern bool GatewayReceive(Gateway *gateway);
+
+/* Writes queued bytes; links whose sockets are full are waited for. */
+extern void GatewaysFlush(void);
+
+/* Bytes queued for the slowest link. */
+extern Size GatewaysPending(void);
+
+/* Tell all clients good-bye and wait at most `ms` for the gateways to end. */
+extern void GatewaysShutdown(const char *reason, int ms);
+
+/* Settings were reloaded. */
+extern void GatewaysConfigure(void);
+
+extern void GatewaySend(Connection *connection, const char *data, Size length);
+extern void GatewayIdentity(Connection *connection);
+extern void GatewayClose(Connection *connection, uint16 code, const char *reason);
+extern void GatewayResume(Connection *connection);
+extern void GatewayMark(Connection *connection, uint32 mark);
+extern void GatewayPing(Gateway *gateway, const uint32 *numbers, int count,
+						const char *before, Size before_length,
+						const char *after, Size after_length);
+extern void GatewaySnapshot(Connection *connection, uint32 subscription, int nprefixes,
+							StringInfo prefixes, int fd);
+extern void GatewaySnapshotStop(Connection *connection, uint32 subscription);
+
+extern void GatewayTransactionBegin(Gateway *gateway, uint64 number, uint8 flags,
+									const char *before, Size before_length,
+									const char *after, Size after_length);
+extern void GatewayTransactionFragment(Gateway *gateway, const uint32 *numbers, int count,
+									   const char *data, Size length);
+extern void GatewayTransactionEnd(Gateway *gateway);
+
+#endif							/* CHANGEFEED_GATEWAYS_H */

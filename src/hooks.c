@@ -1,0 +1,540 @@
+/*-------------------------------------------------------------------------
+ *
+ * hooks.c
+ *		What ordinary backends do for the feed: wake it at commit, and notice
+ *		commands that concern its life.
+ *
+ * Commands are noticed when they are executed and acted on when their
+ * transaction commits; `pending_events` holds them until then, each with the
+ * nesting level of its subtransaction, so that a rolled-back savepoint takes
+ * its events along.
+ *
+ * The commit callback runs at every commit of the cluster, after the commit
+ * has become visible.  It must not raise errors and does next to nothing in a
+ * database without a feed.
+ *
+ * Process: every backend of a server that preloads the library.  Locks: those
+ * of SharedRequest and SharedStateOfDatabase.  Memory: events live in
+ * TopTransactionContext.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "pg_changefeed.h"
+#include "shared.h"
+
+#include "access/xact.h"
+#include "access/xlog.h"
+#include "catalog/objectaccess.h"
+#include "catalog/pg_database.h"
+#include "catalog/pg_extension.h"
+#include "commands/dbcommands.h"
+#include "commands/defrem.h"
+#include "commands/extension.h"
+#include "fmgr.h"
+#include "miscadmin.h"
+#include "nodes/parsenodes.h"
+#include "nodes/pg_list.h"
+#include "storage/condition_variable.h"
+#include "tcop/utility.h"
+#include "utils/memutils.h"
+#include "utils/syscache.h"
+#include "utils/timestamp.h"
+
+/* How long DROP DATABASE waits for a feed that is being stopped. */
+#define DROP_DATABASE_WAIT_MS	15000
+
+typedef enum HookEventKind
+{
+	EVENT_EXTENSION_CREATED,
+	EVENT_EXTENSION_DROPPED,
+	EVENT_DATABASE,				/* created, or may begin or cease to have a
+								 * feed */
+	EVENT_ROLES
+} HookEventKind;
+
+typedef struct HookEvent
+{
+	HookEventKind kind;
+	Oid			database;
+	int			nest_level;
+} HookEvent;
+
+static ProcessUtility_hook_type prev_process_utility_hook = NULL;
+static object_access_hook_type prev_object_access_hook = NULL;
+
+static List *pending_events = NIL;	/* of HookEvent */
+static XLogRecPtr seen_commit_end = InvalidXLogRecPtr;
+
+PG_FUNCTION_INFO_V1(changefeed_extension_created);
+
+/* ---- Events, and what becomes of them at the end of the transaction ---- */
+
+static void
+AddEvent(HookEventKind kind, Oid database)
+{
+	MemoryContext old_context = MemoryContextSwitchTo(TopTransactionContext);
+	HookEvent  *event = palloc(sizeof(HookEvent));
+
+	event->kind = kind;
+	event->database = database;
+	event->nest_level = GetCurrentTransactionNestLevel();
+	pending_events = lappend(pending_events, event);
+	MemoryContextSwitchTo(old_context);
+}
+
+static void
+AnnounceRoleChange(void)
+{
+	for (int i = 0; i < MAX_DATABASES; i++)
+	{
+		DatabaseFeed *feed = &shared_feeds->feeds[i];
+
+		if (feed->state == FEED_UNUSED)
+			continue;
+		pg_atomic_fetch_add_u64(&feed->role_changes, 1);
+		SharedWake(&feed->feed_proc);
+	}
+}
+
+/* After commit: no errors, no allocation. */
+static void
+ActOnEvents(void)
+{
+	ListCell   *lc;
+	bool		dropped = false;
+	bool		created = false;
+	bool		roles = false;
+
+	foreach(lc, pending_events)
+	{
+		HookEvent  *event = (HookEvent *) lfirst(lc);
+
+		switch (event->kind)
+		{
+			case EVENT_EXTENSION_CREATED:
+				created = true;
+				break;
+			case EVENT_EXTENSION_DROPPED:
+				/* Created and dropped in one transaction is as if never. */
+				created = false;
+				dropped = true;
+				break;
+			case EVENT_DATABASE:
+				SharedRequest(event->database, REQUEST_LOOK);
+				break;
+			case EVENT_ROLES:
+				roles = true;
+				break;
+		}
+	}
+
+	if (created)
+		SharedRequest(MyDatabaseId, dropped ? REQUEST_RESTART : REQUEST_START);
+	else if (dropped)
+		SharedRequest(MyDatabaseId, REQUEST_STOP);
+	if (roles)
+		AnnounceRoleChange();
+}
+
+/* This backend has committed something; the position is in seen_commit_end. */
+static void
+WakeFeed(DatabaseFeed *feed)
+{
+	uint32		me = compat_my_procno();
+
+	/*
+	 * Nobody has waited for the WAL of an asynchronous commit to reach the
+	 * disk, and only what is there can be decoded.  Without a transaction id
+	 * there is nothing to decode (WAL of pruning, say), so no need to hurry.
+	 */
+	if (synchronous_commit <= SYNCHRONOUS_COMMIT_OFF &&
+		TransactionIdIsValid(GetTopTransactionIdIfAny()) &&
+		seen_commit_end > GetFlushRecPtr(NULL))
+		SharedAdvance(&feed->flush_wanted, seen_commit_end);
+
+	if (pg_atomic_read_u32(&feed->decoder_proc) != me)
+		SharedWake(&feed->decoder_proc);
+
+	/*
+	 * The feed worker raises the flag, then looks whether we are still in
+	 * progress; we have ceased to be, then look at the flag.
+	 */
+	pg_memory_barrier();
+	if (pg_atomic_read_u32(&feed->visibility_wanted) != 0 &&
+		pg_atomic_read_u32(&feed->feed_proc) != me)
+		SharedWake(&feed->feed_proc);
+}
+
+static void
+HooksXact(XactEvent event, void *arg)
+{
+	switch (event)
+	{
+		case XACT_EVENT_COMMIT:
+
+			/*
+			 * It moves when the transaction has written WAL.  That includes
+			 * COMMIT PREPARED, whose commit record is followed by the end of
+			 * the transaction that the command itself runs in.
+			 */
+			if (XactLastCommitEnd != seen_commit_end)
+			{
+				DatabaseFeed *feed = SharedFeedOfMyDatabase();
+
+				seen_commit_end = XactLastCommitEnd;
+				if (feed != NULL)
+					WakeFeed(feed);
+			}
+			if (pending_events != NIL)
+			{
+				ActOnEvents();
+				pending_events = NIL;
+			}
+			break;
+
+		case XACT_EVENT_ABORT:
+			pending_events = NIL;
+			break;
+
+		case XACT_EVENT_PRE_PREPARE:
+			{
+				ListCell   *lc;
+
+				/*
+				 * Whoever commits it will not know what is in it.  For role
+				 * changes there is a flag (see XACT_EVENT_PREPARE).
+				 */
+				foreach(lc, pending_events)
+				{
+					HookEvent  *pending = (HookEvent *) lfirst(lc);
+
+					if (pending->kind == EVENT_EXTENSION_CREATED ||
+						pending->kind == EVENT_EXTENSION_DROPPED)
+						ereport(ERROR,
+								(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+								 errmsg("cannot PREPARE a transaction that has created or dropped extension \"%s\"",
+										CHANGEFEED_EXTENSION)));
+				}
+				break;
+			}
+
+		case XACT_EVENT_PREPARE:
+			{
+				ListCell   *lc;
+
+				foreach(lc, pending_events)
+				{
+					if (((HookEvent *) lfirst(lc))->kind == EVENT_ROLES)
+						pg_atomic_write_u32(&shared_feeds->roles_prepared, 1);
+				}
+				pending_events = NIL;
+				break;
+			}
+
+		default:
+			break;
+	}
+}
+
+static void
+HooksSubXact(SubXactEvent event, SubTransactionId subxid, SubTransactionId parent, void *arg)
+{
+	int			level;
+	ListCell   *lc;
+
+	if (pending_events == NIL ||
+		(event != SUBXACT_EVENT_COMMIT_SUB && event != SUBXACT_EVENT_ABORT_SUB))
+		return;
+
+	level = GetCurrentTransactionNestLevel();
+	foreach(lc, pending_events)
+	{
+		HookEvent  *pending = (HookEvent *) lfirst(lc);
+
+		if (pending->nest_level < level)
+			continue;
+		if (event == SUBXACT_EVENT_COMMIT_SUB)
+			pending->nest_level = level - 1;
+		else
+			pending_events = foreach_delete_current(pending_events, lc);
+	}
+}
+
+/* ---- The extension comes and goes ---- */
+
+/* Called last by the install script. */
+Datum
+changefeed_extension_created(PG_FUNCTION_ARGS)
+{
+	HeapTuple	tuple;
+
+	RequirePreload();
+
+	if (!creating_extension ||
+		CurrentExtensionObject != get_extension_oid(CHANGEFEED_EXTENSION, true))
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("this function can only be called by CREATE EXTENSION %s",
+						CHANGEFEED_EXTENSION)));
+
+	tuple = SearchSysCache1(DATABASEOID, ObjectIdGetDatum(MyDatabaseId));
+	if (HeapTupleIsValid(tuple))
+	{
+		if (((Form_pg_database) GETSTRUCT(tuple))->datistemplate)
+			ereport(NOTICE,
+					(errmsg("the change feed does not run in a template database"),
+					 errdetail("It runs in databases that are made from this one.")));
+		ReleaseSysCache(tuple);
+	}
+
+	AddEvent(EVENT_EXTENSION_CREATED, MyDatabaseId);
+	PG_RETURN_VOID();
+}
+
+/*
+ * Also called for extensions that a DROP ... CASCADE of something else takes
+ * along.
+ */
+static void
+HooksObjectAccess(ObjectAccessType access, Oid class_id, Oid object_id, int sub_id, void *arg)
+{
+	if (prev_object_access_hook)
+		prev_object_access_hook(access, class_id, object_id, sub_id, arg);
+
+	if (access == OAT_DROP && class_id == ExtensionRelationId && shared_feeds != NULL &&
+		object_id == get_extension_oid(CHANGEFEED_EXTENSION, true))
+		AddEvent(EVENT_EXTENSION_DROPPED, MyDatabaseId);
+}
+
+/* ---- Utility commands ---- */
+
+/*
+ * Core would refuse because of the active slot, or wait for our workers and
+ * then refuse, and say nothing that helps.
+ */
+static void
+BeforeDropDatabase(DropdbStmt *stmt)
+{
+	Oid			database = get_database_oid(stmt->dbname, true);
+	TimestampTz end;
+
+	/* What core refuses for reasons of its own is left to it. */
+	if (!OidIsValid(database) || database == MyDatabaseId ||
+		!compat_database_ownercheck(database, GetUserId()))
+		return;
+
+	/* After a DROP EXTENSION just before, the slot is about to go. */
+	end = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), DROP_DATABASE_WAIT_MS);
+	ConditionVariablePrepareToSleep(&shared_feeds->state_changed);
+	while (SharedStateOfDatabase(database) == FEED_STOPPING)
+	{
+		long		left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), end);
+
+		/* Core finds the slot active, or drops it with the database. */
+		if (left <= 0)
+			break;
+		ConditionVariableTimedSleep(&shared_feeds->state_changed, left,
+									compat_wait_event("ChangefeedDropDatabase"));
+	}
+	ConditionVariableCancelSleep();
+
+	if (SharedStateOfDatabase(database) == FEED_WANTED)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_IN_USE),
+				 errmsg("database \"%s\" has a running change feed", stmt->dbname),
+				 errhint("Drop the extension first: connect to \"%s\" and run DROP EXTENSION pg_changefeed.",
+						 stmt->dbname)));
+}
+
+/*
+ * Renaming a database and making a copy of it need it to be without sessions,
+ * so they would fail after five seconds because of our workers.
+ */
+static void
+BeforeExclusiveUse(const char *name)
+{
+	Oid			database = get_database_oid(name, true);
+
+	if (OidIsValid(database) && database != MyDatabaseId &&
+		compat_database_ownercheck(database, GetUserId()) &&
+		SharedStateOfDatabase(database) == FEED_WANTED)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_IN_USE),
+				 errmsg("database \"%s\" has a running change feed", name),
+				 errhint("Stop it with ALTER DATABASE ... ALLOW_CONNECTIONS false; it starts again with ALLOW_CONNECTIONS true, and its clients get fresh snapshots.")));
+}
+
+static DefElem *
+FindOption(List *options, const char *name)
+{
+	ListCell   *lc;
+
+	foreach(lc, options)
+	{
+		DefElem    *option = (DefElem *) lfirst(lc);
+
+		if (strcmp(option->defname, name) == 0)
+			return option;
+	}
+	return NULL;
+}
+
+static void
+BeforeUtility(Node *stmt)
+{
+	switch (nodeTag(stmt))
+	{
+		case T_DropdbStmt:
+			BeforeDropDatabase((DropdbStmt *) stmt);
+			break;
+
+		case T_CreatedbStmt:
+			{
+				DefElem    *template = FindOption(((CreatedbStmt *) stmt)->options, "template");
+
+				if (template != NULL && template->arg != NULL)
+					BeforeExclusiveUse(defGetString(template));
+				break;
+			}
+
+		case T_RenameStmt:
+			if (((RenameStmt *) stmt)->renameType == OBJECT_DATABASE)
+				BeforeExclusiveUse(((RenameStmt *) stmt)->subname);
+			break;
+
+		default:
+			break;
+	}
+}
+
+/* The command has succeeded; its transaction may still be rolled back. */
+static void
+AfterUtility(Node *stmt)
+{
+	switch (nodeTag(stmt))
+	{
+		case T_CreatedbStmt:
+			{
+				Oid			database;
+
+				/* The copy of a template that has the extension has it too. */
+				CommandCounterIncrement();
+				database = get_database_oid(((CreatedbStmt *) stmt)->dbname, true);
+				if (OidIsValid(database))
+					AddEvent(EVENT_DATABASE, database);
+				break;
+			}
+
+		case T_AlterDatabaseStmt:
+			{
+				AlterDatabaseStmt *alter = (AlterDatabaseStmt *) stmt;
+
+				Oid			database = get_database_oid(alter->dbname, true);
+
+				if (OidIsValid(database) &&
+					(FindOption(alter->options, "is_template") != NULL ||
+					 FindOption(alter->options, "allow_connections") != NULL))
+					AddEvent(EVENT_DATABASE, database);
+				break;
+			}
+
+		case T_CreateRoleStmt:
+			{
+				List	   *options = ((CreateRoleStmt *) stmt)->options;
+
+				/*
+				 * A new role alone concerns nobody.  Since 16 one that is made
+				 * by no superuser gets its maker as a member.
+				 */
+				if (FindOption(options, "addroleto") != NULL ||
+					FindOption(options, "rolemembers") != NULL ||
+					FindOption(options, "adminmembers") != NULL ||
+					!superuser())
+					AddEvent(EVENT_ROLES, InvalidOid);
+				break;
+			}
+
+		case T_RenameStmt:
+			if (((RenameStmt *) stmt)->renameType == OBJECT_ROLE)
+				AddEvent(EVENT_ROLES, InvalidOid);
+			break;
+
+		case T_GrantRoleStmt:
+		case T_AlterRoleStmt:
+		case T_AlterRoleSetStmt:
+		case T_DropRoleStmt:
+			AddEvent(EVENT_ROLES, InvalidOid);
+			break;
+
+		case T_TransactionStmt:
+			if (((TransactionStmt *) stmt)->kind == TRANS_STMT_COMMIT_PREPARED &&
+				pg_atomic_read_u32(&shared_feeds->roles_prepared) != 0)
+				AddEvent(EVENT_ROLES, InvalidOid);
+			break;
+
+		default:
+			break;
+	}
+}
+
+static void
+HooksProcessUtility(PlannedStmt *pstmt, const char *query_string, bool read_only_tree,
+					ProcessUtilityContext context, ParamListInfo params,
+					QueryEnvironment *query_env, DestReceiver *dest, QueryCompletion *qc)
+{
+	/*
+	 * The statement may be freed by what it does (a transaction command ends
+	 * the context of an SQL procedure), so nothing of it is used afterwards
+	 * unless it is one of the commands that AfterUtility looks at, all of
+	 * which leave it alone.
+	 */
+	Node	   *stmt = pstmt->utilityStmt;
+	bool		mine = false;
+
+	switch (nodeTag(stmt))
+	{
+		case T_DropdbStmt:
+		case T_CreatedbStmt:
+		case T_RenameStmt:
+		case T_AlterDatabaseStmt:
+		case T_CreateRoleStmt:
+		case T_GrantRoleStmt:
+		case T_AlterRoleStmt:
+		case T_AlterRoleSetStmt:
+		case T_DropRoleStmt:
+			mine = shared_feeds != NULL;
+			break;
+		case T_TransactionStmt:
+			mine = shared_feeds != NULL &&
+				((TransactionStmt *) stmt)->kind == TRANS_STMT_COMMIT_PREPARED;
+			break;
+		default:
+			break;
+	}
+
+	if (mine)
+		BeforeUtility(stmt);
+
+	if (prev_process_utility_hook)
+		prev_process_utility_hook(pstmt, query_string, read_only_tree, context,
+								  params, query_env, dest, qc);
+	else
+		standard_ProcessUtility(pstmt, query_string, read_only_tree, context,
+								params, query_env, dest, qc);
+
+	if (mine)
+		AfterUtility(stmt);
+}
+
+void
+HooksInstall(void)
+{
+	prev_process_utility_hook = ProcessUtility_hook;
+	ProcessUtility_hook = HooksProcessUtility;
+	prev_object_access_hook = object_access_hook;
+	object_access_hook = HooksObjectAccess;
+	RegisterXactCallback(HooksXact, NULL);
+	RegisterSubXactCallback(HooksSubXact, NULL);
+}

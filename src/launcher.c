@@ -1,0 +1,784 @@
+/*-------------------------------------------------------------------------
+ *
+ * launcher.c
+ *		The launcher: finds the databases that have the extension, and keeps a
+ *		decoder and a feed worker running for each of them, as a pair.
+ *
+ * A database becomes known by its replication slot, by a request that the
+ * commit of CREATE EXTENSION left in shared memory, or by the scan that is
+ * made at start: one short-lived worker after the other looks into each
+ * database.  The launcher itself is connected to none and reads only shared
+ * catalogs.
+ *
+ * Life of a pair (PairPhase):
+ *
+ *	WAITING --next_try--> RUNNING --one ended, or unwanted--> ENDING
+ *	ENDING  --both ended, wanted--> WAITING (with back-off)
+ *	ENDING  --both ended, unwanted--> DROPPING --slots dropped--> NONE
+ *
+ * After a restart of the launcher alone its predecessor's workers still run.
+ * Their entries begin in ENDING, without handles: the workers are found by
+ * their registered process numbers.
+ *
+ * Workers are never restarted by the postmaster, which would do so with old
+ * arguments, and beside those that a restarted launcher starts.
+ *
+ * Process: launcher; ChangefeedScanMain in a worker of its own.
+ *
+ * Locks: SharedFeeds->lock, briefly.  Nothing here waits for anything but its
+ * latch, so that no procedure that needs all processes to answer (DROP
+ * DATABASE) waits for us.
+ *
+ * Memory: LauncherContext lives as long as the process, LoopContext for one
+ * turn of the loop.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "launcher.h"
+#include "shared.h"
+
+#include <signal.h>
+
+#include "access/xlog.h"
+#include "miscadmin.h"
+#include "postmaster/bgworker.h"
+#include "postmaster/interrupt.h"
+#include "replication/slot.h"
+#include "storage/ipc.h"
+#include "storage/latch.h"
+#include "storage/proc.h"
+#include "tcop/tcopprot.h"
+#include "utils/guc.h"
+#include "utils/memutils.h"
+#include "utils/timestamp.h"
+
+#define QUEUE_SIZE				(1024 * 1024)
+
+#define RETRY_RAN_MS			200 /* the pair ran for a while and ended */
+#define RAN_FOR_A_WHILE_MS		10000
+#define RETRY_FIRST_MS			1000	/* it ended soon: 1 s, 2 s, 4 s, ... */
+#define RETRY_MOST_MS			30000
+#define HEALTHY_MS				60000	/* after this earlier failures are
+										 * forgotten */
+#define RETRY_RESOURCES_MS		30000	/* no worker or segment to be had */
+#define RETRY_SLOT_MS			250 /* the slot is in use: 0.25 s, 0.5 s, ... */
+#define REPEAT_SIGNAL_MS		5000	/* to workers of an earlier launcher */
+#define SCAN_LONGEST_MS			60000
+
+typedef enum PairPhase
+{
+	PAIR_NONE = 0,
+	PAIR_WAITING,
+	PAIR_RUNNING,
+	PAIR_ENDING,
+	PAIR_DROPPING
+} PairPhase;
+
+/* What the launcher alone knows of an entry; same index. */
+typedef struct Pair
+{
+	PairPhase	phase;
+	BackgroundWorkerHandle *decoder;
+	BackgroundWorkerHandle *feed;
+	dsm_segment *queue;
+	TimestampTz started;		/* of this generation, 0: never */
+	TimestampTz next_try;		/* 0: nothing is due */
+	int			failures;		/* since the pair was last healthy */
+	int			doublings;		/* of the time between tries so far */
+	bool		start_again;	/* the extension was created anew while the
+								 * entry was being cleared */
+	bool		no_resources;	/* the start failed for want of them */
+	bool		complained;		/* and this has been logged */
+} Pair;
+
+static Pair pairs[MAX_DATABASES];
+
+static List *scan_queue = NIL;	/* of Oid, LauncherContext */
+static BackgroundWorkerHandle *scan_handle = NULL;
+static TimestampTz scan_started = 0;
+static TimestampTz scan_next_try = 0;
+static bool scan_complained = false;
+static bool entries_complained = false;
+
+static MemoryContext LauncherContext = NULL;
+static MemoryContext LoopContext = NULL;
+
+static void EndPair(int index);
+
+/* ---- Entries ---- */
+
+static int
+FindEntry(Oid database)
+{
+	for (int i = 0; i < MAX_DATABASES; i++)
+	{
+		if (shared_feeds->feeds[i].state != FEED_UNUSED &&
+			shared_feeds->feeds[i].database == database)
+			return i;
+	}
+	return -1;
+}
+
+static void
+AssignEntry(Oid database)
+{
+	for (int i = 0; i < MAX_DATABASES; i++)
+	{
+		if (shared_feeds->feeds[i].state != FEED_UNUSED)
+			continue;
+
+		LWLockAcquire(shared_feeds->lock, LW_EXCLUSIVE);
+		SharedAssign(&shared_feeds->feeds[i], database);
+		LWLockRelease(shared_feeds->lock);
+		memset(&pairs[i], 0, sizeof(Pair));
+		pairs[i].phase = PAIR_WAITING;
+		pairs[i].next_try = GetCurrentTimestamp();
+		return;
+	}
+
+	if (!entries_complained)
+		ereport(LOG,
+				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+				 errmsg("no change feed is started for database \"%s\"", DatabaseName(database)),
+				 errdetail("%d databases have one, which is the limit.", MAX_DATABASES)));
+	entries_complained = true;
+}
+
+/* Everything of it has ended and its slots are dropped. */
+static void
+FreeEntry(int index)
+{
+	DatabaseFeed *feed = &shared_feeds->feeds[index];
+	Oid			database = feed->database;
+	bool		start_again = pairs[index].start_again;
+
+	/* In one go, so that DROP DATABASE does not slip in between. */
+	LWLockAcquire(shared_feeds->lock, LW_EXCLUSIVE);
+	SharedFree(feed);
+	if (start_again)
+		SharedAssign(feed, database);
+	LWLockRelease(shared_feeds->lock);
+
+	memset(&pairs[index], 0, sizeof(Pair));
+	if (start_again)
+	{
+		pairs[index].phase = PAIR_WAITING;
+		pairs[index].next_try = GetCurrentTimestamp();
+	}
+	entries_complained = false;
+	ConditionVariableBroadcast(&shared_feeds->state_changed);
+}
+
+static void
+StopEntry(int index)
+{
+	DatabaseFeed *feed = &shared_feeds->feeds[index];
+
+	pairs[index].start_again = false;
+	if (feed->state == FEED_STOPPING)
+		return;
+
+	LWLockAcquire(shared_feeds->lock, LW_EXCLUSIVE);
+	feed->state = FEED_STOPPING;
+	LWLockRelease(shared_feeds->lock);
+	ConditionVariableBroadcast(&shared_feeds->state_changed);
+
+	if (pairs[index].phase == PAIR_WAITING)
+	{
+		pairs[index].phase = PAIR_DROPPING;
+		pairs[index].next_try = GetCurrentTimestamp();
+		pairs[index].doublings = 0;
+	}
+	else if (pairs[index].phase == PAIR_RUNNING)
+		EndPair(index);
+}
+
+/* ---- Pairs ---- */
+
+/* Each try waits twice as long as the one before. */
+static long
+BackOff(Pair *pair, long first)
+{
+	long		delay = Min(first << pair->doublings, RETRY_MOST_MS);
+
+	if (delay < RETRY_MOST_MS)
+		pair->doublings++;
+	return delay;
+}
+
+static BackgroundWorkerHandle *
+StartWorker(const char *type, const char *function, Datum main_arg, uint32 generation,
+			const char *database_name)
+{
+	BackgroundWorker worker;
+	BackgroundWorkerHandle *handle = NULL;
+	MemoryContext old_context;
+
+	memset(&worker, 0, sizeof(worker));
+	worker.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
+	worker.bgw_start_time = BgWorkerStart_RecoveryFinished;
+	worker.bgw_restart_time = BGW_NEVER_RESTART;
+	strlcpy(worker.bgw_library_name, CHANGEFEED_LIBRARY, sizeof(worker.bgw_library_name));
+	strlcpy(worker.bgw_function_name, function, sizeof(worker.bgw_function_name));
+	snprintf(worker.bgw_name, sizeof(worker.bgw_name), "%s for database %s", type, database_name);
+	strlcpy(worker.bgw_type, type, sizeof(worker.bgw_type));
+	worker.bgw_main_arg = main_arg;
+	memcpy(worker.bgw_extra, &generation, sizeof(generation));
+	worker.bgw_notify_pid = MyProcPid;
+
+	old_context = MemoryContextSwitchTo(LauncherContext);
+	if (!RegisterDynamicBackgroundWorker(&worker, &handle))
+		handle = NULL;
+	MemoryContextSwitchTo(old_context);
+	return handle;
+}
+
+static bool
+HasEnded(BackgroundWorkerHandle *handle)
+{
+	pid_t		pid;
+
+	return handle == NULL || GetBackgroundWorkerPid(handle, &pid) == BGWH_STOPPED;
+}
+
+static bool
+IsRegistered(pg_atomic_uint32 *procno)
+{
+	return pg_atomic_read_u32(procno) != PG_UINT32_MAX;
+}
+
+/* The process with that number is a worker of an earlier launcher. */
+static void
+TerminateRegistered(pg_atomic_uint32 *procno)
+{
+	uint32		number = pg_atomic_read_u32(procno);
+	pid_t		pid = 0;
+
+	if (number < ProcGlobal->allProcCount)
+		pid = ProcGlobal->allProcs[number].pid;
+	/* It clears the number before it ends, so the PID is still its own. */
+	if (pid != 0 && IsRegistered(procno))
+		kill(pid, SIGTERM);
+}
+
+static void
+EndPair(int index)
+{
+	Pair	   *pair = &pairs[index];
+	DatabaseFeed *feed = &shared_feeds->feeds[index];
+
+	if (pair->decoder != NULL)
+		TerminateBackgroundWorker(pair->decoder);
+	else
+		TerminateRegistered(&feed->decoder_proc);
+	if (pair->feed != NULL)
+		TerminateBackgroundWorker(pair->feed);
+	else
+		TerminateRegistered(&feed->feed_proc);
+
+	/* Those that we hold a handle of are reported by the postmaster. */
+	pair->next_try = 0;
+	if (pair->decoder == NULL || pair->feed == NULL)
+		pair->next_try = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), REPEAT_SIGNAL_MS);
+	pair->phase = PAIR_ENDING;
+}
+
+/*
+ * Since every place is taken when a registration fails, the number that would
+ * do is what there is plus what is missing, whoever uses the others.
+ */
+static void
+ComplainOfWorkers(const char *database_name, int missing)
+{
+	ereport(LOG,
+			(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+			 errmsg("could not start the change feed of database \"%s\": all background worker slots are in use",
+					database_name),
+			 errhint("Set max_worker_processes (now %d) to at least %d in postgresql.conf and restart the server. Each database with a change feed needs %d: a decoder, a feed worker, and changefeed.query_workers.",
+					 max_worker_processes, max_worker_processes + missing,
+					 2 + setting_query_workers)));
+}
+
+static int
+CountMissingWorkers(int started)
+{
+	int			missing = -started;
+
+	for (int i = 0; i < MAX_DATABASES; i++)
+	{
+		if (pairs[i].phase == PAIR_WAITING || pairs[i].phase == PAIR_ENDING)
+			missing += 2 + setting_query_workers;
+	}
+	return missing;
+}
+
+static void
+StartPair(int index)
+{
+	Pair	   *pair = &pairs[index];
+	DatabaseFeed *feed = &shared_feeds->feeds[index];
+	DatabaseInfo *info = LookUpDatabase(feed->database);
+	TimestampTz now = GetCurrentTimestamp();
+	MemoryContext old_context;
+
+	if (!CanHaveFeed(info))
+	{
+		StopEntry(index);
+		return;
+	}
+
+	/* Only a restart of the server can change this, so no retry. */
+	if (wal_level < WAL_LEVEL_LOGICAL || max_replication_slots == 0)
+	{
+		ereport(LOG,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("the change feed of database \"%s\" is not started", info->name),
+				 errdetail("It needs wal_level = logical and max_replication_slots > 0."),
+				 errhint("Set both in postgresql.conf and restart the server, or drop extension pg_changefeed.")));
+		pair->next_try = 0;
+		return;
+	}
+
+	old_context = MemoryContextSwitchTo(LauncherContext);
+	pair->queue = SharedQueueCreate(QUEUE_SIZE);
+	MemoryContextSwitchTo(old_context);
+	if (pair->queue == NULL)
+	{
+		if (!pair->complained)
+			ereport(LOG,
+					(errcode(ERRCODE_INSUFFICIENT_RESOURCES),
+					 errmsg("could not start the change feed of database \"%s\": too many dynamic shared memory segments",
+							info->name)));
+		pair->complained = true;
+		pair->next_try = TimestampTzPlusMilliseconds(now, RETRY_RESOURCES_MS);
+		return;
+	}
+
+	LWLockAcquire(shared_feeds->lock, LW_EXCLUSIVE);
+	SharedNewGeneration(feed, dsm_segment_handle(pair->queue));
+	LWLockRelease(shared_feeds->lock);
+
+	pair->started = now;
+	pair->next_try = 0;
+	pair->decoder = StartWorker("changefeed decoder", "ChangefeedDecoderMain",
+								Int32GetDatum(index), feed->generation, info->name);
+	if (pair->decoder != NULL)
+		pair->feed = StartWorker("changefeed feed worker", "ChangefeedFeedMain",
+								 Int32GetDatum(index), feed->generation, info->name);
+	pair->no_resources = pair->feed == NULL;
+	if (pair->no_resources)
+	{
+		if (!pair->complained)
+			ComplainOfWorkers(info->name, CountMissingWorkers(pair->decoder != NULL ? 1 : 0));
+		pair->complained = true;
+		EndPair(index);
+		return;
+	}
+	pair->complained = false;
+	pair->phase = PAIR_RUNNING;
+}
+
+/* Both have ended. */
+static void
+AfterPair(int index)
+{
+	Pair	   *pair = &pairs[index];
+	DatabaseFeed *feed = &shared_feeds->feeds[index];
+	TimestampTz now = GetCurrentTimestamp();
+	long		ran = pair->started == 0 ? 0 : TimestampDifferenceMilliseconds(pair->started, now);
+	long		delay;
+
+	if (pair->decoder != NULL)
+		pfree(pair->decoder);
+	if (pair->feed != NULL)
+		pfree(pair->feed);
+	if (pair->queue != NULL)
+		dsm_detach(pair->queue);
+	pair->decoder = NULL;
+	pair->feed = NULL;
+	pair->queue = NULL;
+
+	if (feed->state == FEED_STOPPING)
+	{
+		pair->phase = PAIR_DROPPING;
+		pair->next_try = now;
+		pair->doublings = 0;
+		return;
+	}
+
+	pair->phase = PAIR_WAITING;
+	if (pair->started == 0)
+	{
+		/* They were those of an earlier launcher. */
+		pair->next_try = now;
+		return;
+	}
+	if (pair->no_resources)
+	{
+		pair->next_try = TimestampTzPlusMilliseconds(now, RETRY_RESOURCES_MS);
+		return;
+	}
+
+	if (ran >= HEALTHY_MS)
+		pair->failures = pair->doublings = 0;
+	if (pair->failures == 0 && ran >= RAN_FOR_A_WHILE_MS)
+		delay = RETRY_RAN_MS;
+	else
+		delay = BackOff(pair, RETRY_FIRST_MS);
+	pair->failures++;
+	pair->next_try = TimestampTzPlusMilliseconds(now, delay);
+	ereport(LOG,
+			(errmsg("change feed of database \"%s\" has ended, starting it again in %ld ms",
+					DatabaseName(feed->database), delay)));
+}
+
+/* Does what is to be done for an entry now; true: look again at once. */
+static bool
+TendPair(int index)
+{
+	Pair	   *pair = &pairs[index];
+	DatabaseFeed *feed = &shared_feeds->feeds[index];
+	bool		due = pair->next_try != 0 && GetCurrentTimestamp() >= pair->next_try;
+
+	switch (pair->phase)
+	{
+		case PAIR_NONE:
+			return false;
+
+		case PAIR_WAITING:
+			if (!due)
+				return false;
+			StartPair(index);
+			return pair->phase != PAIR_WAITING;
+
+		case PAIR_RUNNING:
+			if (!HasEnded(pair->decoder) && !HasEnded(pair->feed))
+				return false;
+			EndPair(index);
+			return true;
+
+		case PAIR_ENDING:
+			if (HasEnded(pair->decoder) && HasEnded(pair->feed) &&
+				(pair->decoder != NULL || !IsRegistered(&feed->decoder_proc)) &&
+				(pair->feed != NULL || !IsRegistered(&feed->feed_proc)))
+			{
+				AfterPair(index);
+				return true;
+			}
+			if (due)
+				EndPair(index);
+			return false;
+
+		case PAIR_DROPPING:
+			if (!due)
+				return false;
+			if (DropSlots(feed->database))
+			{
+				FreeEntry(index);
+				return true;
+			}
+			pair->next_try = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
+														 BackOff(pair, RETRY_SLOT_MS));
+			return false;
+	}
+	return false;
+}
+
+/* ---- Requests and scans ---- */
+
+static void
+QueueScan(Oid database)
+{
+	MemoryContext old_context = MemoryContextSwitchTo(LauncherContext);
+
+	scan_queue = list_append_unique_oid(scan_queue, database);
+	MemoryContextSwitchTo(old_context);
+}
+
+static void
+QueueScanOfAll(void)
+{
+	ListCell   *lc;
+
+	foreach(lc, ListDatabases())
+	{
+		DatabaseInfo *info = (DatabaseInfo *) lfirst(lc);
+
+		if (CanHaveFeed(info) && FindEntry(info->oid) < 0)
+			QueueScan(info->oid);
+	}
+}
+
+static void
+Obey(Oid database, FeedRequest what)
+{
+	int			index = FindEntry(database);
+
+	switch (what)
+	{
+		case REQUEST_STOP:
+			if (index >= 0)
+				StopEntry(index);
+			break;
+
+		case REQUEST_START:
+			if (index >= 0)
+			{
+				if (shared_feeds->feeds[index].state == FEED_STOPPING)
+					pairs[index].start_again = true;
+			}
+			else if (CanHaveFeed(LookUpDatabase(database)))
+				AssignEntry(database);
+			break;
+
+		case REQUEST_RESTART:
+			if (index >= 0)
+			{
+				StopEntry(index);
+				pairs[index].start_again = true;
+			}
+			else if (CanHaveFeed(LookUpDatabase(database)))
+				AssignEntry(database);
+			break;
+
+		case REQUEST_LOOK:
+			if (!CanHaveFeed(LookUpDatabase(database)))
+			{
+				if (index >= 0)
+					StopEntry(index);
+			}
+			else if (index < 0 || shared_feeds->feeds[index].state == FEED_STOPPING)
+				QueueScan(database);
+			break;
+	}
+}
+
+/*
+ * A request is removed only after it has been obeyed, so that there is no
+ * moment at which SharedStateOfDatabase finds neither the request nor what
+ * became of it.  One that was changed meanwhile is obeyed once more.
+ */
+static void
+TakeRequests(void)
+{
+	bool		rescan;
+
+	for (;;)
+	{
+		Oid			database = InvalidOid;
+		FeedRequest what = REQUEST_LOOK;
+		uint64		serial = 0;
+
+		CHECK_FOR_INTERRUPTS();
+
+		LWLockAcquire(shared_feeds->lock, LW_SHARED);
+		if (shared_feeds->nrequests > 0)
+		{
+			database = shared_feeds->requests[0].database;
+			what = shared_feeds->requests[0].what;
+			serial = shared_feeds->requests[0].serial;
+		}
+		LWLockRelease(shared_feeds->lock);
+		if (!OidIsValid(database))
+			break;
+
+		Obey(database, what);
+
+		/* Others only add behind. */
+		LWLockAcquire(shared_feeds->lock, LW_EXCLUSIVE);
+		if (shared_feeds->requests[0].serial == serial)
+		{
+			shared_feeds->nrequests--;
+			memmove(&shared_feeds->requests[0], &shared_feeds->requests[1],
+					shared_feeds->nrequests * sizeof(shared_feeds->requests[0]));
+		}
+		LWLockRelease(shared_feeds->lock);
+	}
+
+	LWLockAcquire(shared_feeds->lock, LW_EXCLUSIVE);
+	rescan = shared_feeds->rescan;
+	shared_feeds->rescan = false;
+	LWLockRelease(shared_feeds->lock);
+	if (rescan)
+		QueueScanOfAll();
+}
+
+/* One scan after the other, to need one worker slot only. */
+static void
+TendScan(void)
+{
+	TimestampTz now = GetCurrentTimestamp();
+
+	if (scan_handle != NULL)
+	{
+		if (!HasEnded(scan_handle))
+		{
+			/* Stuck, behind a lock perhaps: it must not hold up the others. */
+			if (now >= TimestampTzPlusMilliseconds(scan_started, SCAN_LONGEST_MS))
+			{
+				TerminateBackgroundWorker(scan_handle);
+				scan_started = now;
+			}
+			return;
+		}
+		pfree(scan_handle);
+		scan_handle = NULL;
+	}
+
+	while (scan_queue != NIL && scan_handle == NULL && now >= scan_next_try)
+	{
+		Oid			database = linitial_oid(scan_queue);
+		DatabaseInfo *info = LookUpDatabase(database);
+		int			index = FindEntry(database);
+
+		if (CanHaveFeed(info) &&
+			(index < 0 || shared_feeds->feeds[index].state == FEED_STOPPING))
+		{
+			scan_handle = StartWorker("changefeed scan", "ChangefeedScanMain",
+									  ObjectIdGetDatum(database), 0, info->name);
+			if (scan_handle == NULL)
+			{
+				if (!scan_complained)
+					ereport(LOG,
+							(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+							 errmsg("could not look for change feeds in database \"%s\": all background worker slots are in use",
+									info->name),
+							 errhint("Set max_worker_processes (now %d) to at least %d in postgresql.conf and restart the server.",
+									 max_worker_processes,
+									 max_worker_processes + 1 + CountMissingWorkers(0))));
+				scan_complained = true;
+				scan_next_try = TimestampTzPlusMilliseconds(now, RETRY_RESOURCES_MS);
+				return;
+			}
+			scan_started = now;
+			scan_complained = false;
+		}
+		scan_queue = list_delete_first(scan_queue);
+	}
+}
+
+/* ---- Processes ---- */
+
+/*
+ * What an earlier launcher has left.  Ending its generations first makes its
+ * workers that have not come up yet exit when they do; those that have are
+ * registered, and told to end.
+ */
+static void
+TakeOver(void)
+{
+	ListCell   *lc;
+
+	for (int i = 0; i < MAX_DATABASES; i++)
+	{
+		DatabaseFeed *feed = &shared_feeds->feeds[i];
+
+		if (feed->state == FEED_UNUSED)
+			continue;
+		LWLockAcquire(shared_feeds->lock, LW_EXCLUSIVE);
+		SharedNewGeneration(feed, DSM_HANDLE_INVALID);
+		LWLockRelease(shared_feeds->lock);
+		EndPair(i);
+	}
+
+	foreach(lc, ListSlots(InvalidOid))
+	{
+		SlotInfo   *slot = (SlotInfo *) lfirst(lc);
+
+		if (FindEntry(slot->database) < 0)
+			AssignEntry(slot->database);
+	}
+
+	QueueScanOfAll();
+}
+
+/* Milliseconds until something is due, -1: nothing is. */
+static long
+TimeToWait(void)
+{
+	TimestampTz next = 0;
+
+	for (int i = 0; i < MAX_DATABASES; i++)
+	{
+		if (pairs[i].phase != PAIR_NONE && pairs[i].next_try != 0 &&
+			(next == 0 || pairs[i].next_try < next))
+			next = pairs[i].next_try;
+	}
+	if (scan_handle != NULL || scan_queue != NIL)
+	{
+		TimestampTz due = scan_handle != NULL ?
+			TimestampTzPlusMilliseconds(scan_started, SCAN_LONGEST_MS) : scan_next_try;
+
+		if (next == 0 || due < next)
+			next = due;
+	}
+	if (next == 0)
+		return -1;
+	return TimestampDifferenceMilliseconds(GetCurrentTimestamp(), next);
+}
+
+void
+ChangefeedLauncherMain(Datum main_arg)
+{
+	uint32		wait_event;
+
+	pqsignal(SIGHUP, SignalHandlerForConfigReload);
+	pqsignal(SIGTERM, die);
+	BackgroundWorkerUnblockSignals();
+
+	BackgroundWorkerInitializeConnection(NULL, NULL, 0);
+	SharedRegisterProcess(&shared_feeds->launcher_proc);
+
+	wait_event = compat_wait_event("ChangefeedLauncherMain");
+	LauncherContext = AllocSetContextCreate(TopMemoryContext, "changefeed launcher",
+											ALLOCSET_DEFAULT_SIZES);
+	LoopContext = AllocSetContextCreate(LauncherContext, "changefeed launcher loop",
+										ALLOCSET_DEFAULT_SIZES);
+	MemoryContextSwitchTo(LoopContext);
+
+	TakeOver();
+
+	for (;;)
+	{
+		long		wait;
+		bool		again;
+
+		MemoryContextSwitchTo(LoopContext);
+		MemoryContextReset(LoopContext);
+		ResetLatch(MyLatch);
+		CHECK_FOR_INTERRUPTS();
+		if (ConfigReloadPending)
+		{
+			ConfigReloadPending = false;
+			ProcessConfigFile(PGC_SIGHUP);
+		}
+
+		TakeRequests();
+		TendScan();
+		do
+		{
+			again = false;
+			for (int i = 0; i < MAX_DATABASES; i++)
+				again |= TendPair(i);
+		} while (again);
+
+		wait = TimeToWait();
+		(void) WaitLatch(MyLatch,
+						 WL_LATCH_SET | WL_EXIT_ON_PM_DEATH | (wait >= 0 ? WL_TIMEOUT : 0),
+						 wait, wait_event);
+	}
+}
+
+/* Looks whether one database has the extension, and ends. */
+void
+ChangefeedScanMain(Datum main_arg)
+{
+	pqsignal(SIGTERM, die);
+	BackgroundWorkerUnblockSignals();
+
+	BackgroundWorkerInitializeConnectionByOid(DatumGetObjectId(main_arg), InvalidOid, 0);
+	(void) SharedReportExtension();
+	proc_exit(0);
+}

@@ -1,0 +1,212 @@
+/*-------------------------------------------------------------------------
+ *
+ * link_format.h
+ *		The link: what feed worker and gateway say to each other.
+ *
+ * A stream socket pair (AF_UNIX).  Every message is a LinkHeader followed by
+ * `length` bytes of payload, whose fields are given beside each type in the
+ * notation of wire.h: u8 u16 u32 u64 (host order, unaligned), bytes (u32
+ * length + data), rest (all that is left of the payload).  Descriptors travel
+ * by SCM_RIGHTS with the first byte of the message that announces them.
+ *
+ * The gateway knows no JSON and no SQL: it forwards what clients say, sends
+ * bytes to connections, and joins the fragments of a transaction into one
+ * frame per connection.  It numbers connections itself (never reusing a number
+ * during its life); the feed worker uses these numbers as opaque.
+ *
+ * Process: feed worker and gateway.  No Postgres headers here.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef CHANGEFEED_LINK_FORMAT_H
+#define CHANGEFEED_LINK_FORMAT_H
+
+#include <stdint.h>
+
+#define LINK_VERSION 1
+
+/* Larger messages are a protocol error, so that a length can be trusted. */
+#define LINK_MAX_PAYLOAD (1024u * 1024u * 1024u)
+
+typedef struct LinkHeader
+{
+	uint32_t	length;			/* of the payload */
+	uint16_t	type;			/* LinkType */
+	uint16_t	descriptors;	/* how many come by SCM_RIGHTS: 0 or 1 */
+} LinkHeader;
+
+/* A position is 40 characters: 32 of the transaction and 8 of the identity. */
+#define LINK_TAG_LENGTH 8
+
+typedef enum LinkType
+{
+	/* ---- gateway to feed worker ---- */
+
+	/* u32 LINK_VERSION, u32 pid, bytes libwebsockets version: first message */
+	LINK_HELLO = 1,
+
+	/*
+	 * A client opened a WebSocket on /v1/socket.  u32 conn, u8 transport
+	 * (LinkTransport), bytes peer address, bytes token (of the Authorization
+	 * header or ?token=; empty when there was none)
+	 */
+	LINK_OPEN = 2,
+
+	/* A whole text message of a client.  u32 conn, rest */
+	LINK_MESSAGE = 3,
+
+	/* The connection is gone, from whichever side.  u32 conn, u8 LinkCause */
+	LINK_CLOSED = 4,
+
+	/*
+	 * The connection's queue passed send_buffer; its queued transactions (of
+	 * LINK_TX_BEGIN without LINK_TX_STREAM) were dropped.  u32 conn, u64
+	 * number of the last transaction that was written whole or is partly in
+	 * the socket (0: none yet).  Until LINK_RESUME the gateway drops further
+	 * such transactions for this connection.
+	 */
+	LINK_BEHIND = 5,
+
+	/* A connection that was behind has drained.  u32 conn */
+	LINK_DRAINED = 6,
+
+	/*
+	 * All pages of a snapshot were handed to the socket.  u32 conn, u32 sub,
+	 * u8 ok (0: the file could not be read)
+	 */
+	LINK_SNAPSHOT_DONE = 7,
+
+	/* Everything that was queued before LINK_MARK went out. u32 conn, u32 mark */
+	LINK_FLUSHED = 8,
+
+	/* Heartbeats are due.  u32 n, n x u32 conn */
+	LINK_PING_DUE = 9,
+
+	/*
+	 * Cumulative counters of the gateway, sent when asked by LINK_STATS_ASK:
+	 * u64 accepted, u64 open, u64 frames, u64 bytes, u64 queued bytes, u64
+	 * behind events, u64 refused
+	 */
+	LINK_STATS = 10,
+
+	/* ---- feed worker to gateway ---- */
+
+	/*
+	 * u32 max_connections, u32 send_buffer (bytes), u32 heartbeat_ms, u32
+	 * connect_timeout_ms, u32 max_message (bytes of one client message), u32
+	 * max_frame (bytes), u16 port, u32 n + n x bytes allowed origins, u32 n +
+	 * n x bytes allowed hosts (names without port, lower case)
+	 */
+	LINK_CONFIG = 32,
+
+	/* One listening socket comes with it.  u8 unused */
+	LINK_LISTEN = 33,
+
+	/*
+	 * A static page, replacing an earlier one of that path.  bytes path, bytes
+	 * content type, bytes etag (with quotes), u8 loopback only, rest
+	 */
+	LINK_ASSET = 34,
+
+	/*
+	 * One JSON message for one connection, in order with everything else.
+	 * u32 conn, rest
+	 */
+	LINK_SEND = 35,
+
+	/*
+	 * The connection has its identity: the connect time-out ends, heartbeats
+	 * begin, positions of its frames end with this tag.  Repeated after a
+	 * change of identity.  u32 conn, LINK_TAG_LENGTH bytes
+	 */
+	LINK_IDENTITY = 36,
+
+	/* Close after what is queued.  u32 conn, u16 code, bytes reason */
+	LINK_CLOSE = 37,
+
+	/*
+	 * A transaction follows.  u64 number, u8 flags (LINK_TX_*), bytes before,
+	 * bytes after.  A connection's frame is
+	 *
+	 *	{"type":"transaction","seq":<its counter>,<before><its tag><after>
+	 *	<fragment>,<fragment>...]}
+	 *
+	 * where <before> begins behind seq's comma and ends with the position's
+	 * first 32 characters, and <after> runs to the opening bracket of
+	 * "changes".  A frame above max_frame is split between fragments into
+	 * parts with the same seq, each a whole object, with
+	 * "part":<1..>,"last":<true|false>, before <before>.
+	 */
+	LINK_TX_BEGIN = 38,
+
+	/* u32 n, n x u32 conn, rest: one change, as JSON */
+	LINK_TX_FRAGMENT = 39,
+
+	/* no payload: send what the connections have now */
+	LINK_TX_END = 40,
+
+	/* The feed worker goes on from where the connection was. u32 conn */
+	LINK_RESUME = 41,
+
+	/*
+	 * u32 n, n x u32 conn, bytes before, bytes after: sends
+	 * <before><its tag><after> to each
+	 */
+	LINK_PING = 42,
+
+	/*
+	 * Pages of a snapshot from the file that comes along, at this
+	 * connection's own speed; whatever is queued for it later goes out before
+	 * or between pages.  u32 conn, u32 sub, u32 n, n x bytes prefix.  The
+	 * file holds pages: u32 length, u32 index of prefix, text.  Each becomes a
+	 * message <prefix><text>}.  Answered by LINK_SNAPSHOT_DONE.
+	 */
+	LINK_SNAPSHOT = 43,
+
+	/* Answered by LINK_FLUSHED.  u32 conn, u32 mark */
+	LINK_MARK = 44,
+
+	/* Stop sending the pages of this subscription. u32 conn, u32 sub */
+	LINK_SNAPSHOT_STOP = 45,
+
+	/* no payload; answered by LINK_STATS */
+	LINK_STATS_ASK = 46,
+
+	/*
+	 * Tell every client {"type":"closing","reason":<reason>,
+	 * "retry_after_ms":<differs>} with a value between the two, close all
+	 * within a second, then exit with 0.  bytes reason, u32 least ms, u32 most
+	 * ms
+	 */
+	LINK_SHUTDOWN = 47
+} LinkType;
+
+/*
+ * Frames for a subscription that catches up: not dropped when the connection
+ * is behind (the feed worker paces them by LINK_MARK), not counted as its
+ * last transaction.
+ */
+#define LINK_TX_STREAM 1
+
+typedef enum LinkTransport
+{
+	LINK_TRANSPORT_WEBSOCKET = 1
+} LinkTransport;
+
+typedef enum LinkCause
+{
+	LINK_CAUSE_CLIENT = 1,		/* closed by the client or the network */
+	LINK_CAUSE_SERVER = 2,		/* LINK_CLOSE or LINK_SHUTDOWN */
+	LINK_CAUSE_HEARTBEAT = 3,	/* no answer to a ping */
+	LINK_CAUSE_CONNECT_TIMEOUT = 4,
+	LINK_CAUSE_TOO_BIG = 5,		/* a message above max_message */
+	LINK_CAUSE_PROTOCOL = 6		/* a broken or binary frame */
+} LinkCause;
+
+/* WebSocket close codes of our own; see doc/protocol.md. */
+#define LINK_CLOSE_HEARTBEAT		4000
+#define LINK_CLOSE_CONNECT_TIMEOUT	4001
+#define LINK_CLOSE_UNAUTHORIZED		4003
+#define LINK_CLOSE_TOKEN_EXPIRED	4004
+
+#endif							/* CHANGEFEED_LINK_FORMAT_H */

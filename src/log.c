@@ -1,0 +1,675 @@
+/*-------------------------------------------------------------------------
+ *
+ * log.c
+ *		The log of decoded transactions.  See log.h.
+ *
+ * Records of the open transaction are collected in one buffer; at its COMMIT
+ * they become one chunk, so that dropping a transaction is one pfree.  The
+ * log itself is an array of pointers, in which a transaction is found by its
+ * number minus the base.
+ *
+ * Process: feed worker.  Memory: log_context lives as long as the process.
+ * Locks: none; shared state is read and written as atomics.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "log.h"
+#include "feed.h"
+#include "wire.h"
+
+#include "access/transam.h"
+#include "access/xlog.h"
+#include "miscadmin.h"
+#include "storage/ipc.h"
+#include "storage/latch.h"
+#include "storage/procarray.h"
+#include "storage/shm_mq.h"
+#include "utils/hsearch.h"
+#include "utils/memutils.h"
+#include "utils/timestamp.h"
+
+/* One transaction of a full history that nobody else limits. */
+#define MIN_CAPACITY	1024
+
+typedef struct DescriptionEntry
+{
+	uint32		version;
+	RecordDescription *desc;
+} DescriptionEntry;
+
+typedef struct TouchEntry
+{
+	Oid			relid;
+	XLogRecPtr	lsn;
+} TouchEntry;
+
+/* The open transaction: offsets into `bytes` until it is complete. */
+typedef struct OpenTransaction
+{
+	StringInfoData bytes;		/* whole messages, each at a multiple of 8 */
+	int			nchanges;
+	int			maxchanges;
+	RecordChange *changes;		/* data pointers hold offsets */
+	List	   *touched;
+	List	   *lost;
+	const char *lost_reason;
+	int			nbarriers;
+	int			maxbarriers;
+	LogBarrier *barriers;
+	bool		too_large;
+} OpenTransaction;
+
+static DatabaseFeed *my_feed;
+static shm_mq_handle *queue;
+static MemoryContext log_context;
+static MemoryContext open_context;
+static HTAB *descriptions;
+static HTAB *touches;
+static OpenTransaction open_transaction;
+
+static LogTransaction **transactions;	/* [0] has number base + 1 */
+static int	capacity;
+static uint64 base;
+static uint64 last;
+static uint64 published;
+static Size log_bytes;
+
+/* The name of the transaction `base`. */
+static XLogRecPtr base_lsn;
+static uint64 base_xid;
+static TimestampTz base_time;
+
+/* What the decoder had queued when the queue was last found empty. */
+static XLogRecPtr drained_lsn;
+
+/* The smallest LSN that somebody waits for in this turn, and the greatest. */
+static XLogRecPtr wanted_least;
+static XLogRecPtr wanted_most;
+static XLogRecPtr asked;		/* the last one for which the decoder was woken */
+
+static void
+ResetOpen(void)
+{
+	MemoryContextReset(open_context);
+	memset(&open_transaction, 0, sizeof(open_transaction));
+}
+
+void
+LogInit(DatabaseFeed *feed)
+{
+	HASHCTL		ctl;
+
+	my_feed = feed;
+	queue = SharedQueueAttach(feed, false);
+	log_context = AllocSetContextCreate(TopMemoryContext, "changefeed log", ALLOCSET_DEFAULT_SIZES);
+	open_context = AllocSetContextCreate(TopMemoryContext, "changefeed open transaction",
+										 ALLOCSET_DEFAULT_SIZES);
+
+	ctl.keysize = sizeof(uint32);
+	ctl.entrysize = sizeof(DescriptionEntry);
+	ctl.hcxt = log_context;
+	descriptions = hash_create("changefeed descriptions", 64, &ctl,
+							   HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+	ctl.keysize = sizeof(Oid);
+	ctl.entrysize = sizeof(TouchEntry);
+	touches = hash_create("changefeed touched tables", 64, &ctl,
+						  HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+
+	capacity = MIN_CAPACITY;
+	transactions = MemoryContextAlloc(log_context, sizeof(LogTransaction *) * capacity);
+	ResetOpen();
+}
+
+static void
+ReceiveDescription(const char *data, Size length)
+{
+	RecordDescription *desc = RecordReadDescription(data, length, log_context);
+	bool		found;
+	DescriptionEntry *entry = hash_search(descriptions, &desc->version, HASH_ENTER, &found);
+
+	entry->desc = desc;
+}
+
+const RecordDescription *
+LogDescription(uint32 version)
+{
+	DescriptionEntry *entry = hash_search(descriptions, &version, HASH_FIND, NULL);
+
+	if (entry == NULL)
+		elog(ERROR, "change record names unknown description %u", version);
+	return entry->desc;
+}
+
+static void
+AddLost(Oid relid, const char *reason)
+{
+	MemoryContext old = MemoryContextSwitchTo(open_context);
+
+	open_transaction.lost = list_append_unique_oid(open_transaction.lost, relid);
+	open_transaction.lost_reason = reason;
+	MemoryContextSwitchTo(old);
+}
+
+static void
+ReceiveChange(const char *data, Size length)
+{
+	OpenTransaction *open = &open_transaction;
+	RecordChange change;
+	Size		offset;
+
+	RecordReadChange(data, length, &change);
+
+	/*
+	 * Beyond the limit only the tables are remembered: their subscriptions get
+	 * fresh snapshots instead.
+	 */
+	if (!open->too_large && open->bytes.len + length > (Size) setting_max_transaction * 1024)
+	{
+		int			i;
+
+		open->too_large = true;
+		for (i = 0; i < open->nchanges; i++)
+			AddLost(LogDescription(open->changes[i].version)->relid, "transaction_too_large");
+		open->nchanges = 0;
+		if (open->bytes.data != NULL)
+			pfree(open->bytes.data);
+		memset(&open->bytes, 0, sizeof(open->bytes));
+	}
+	if (open->too_large)
+	{
+		AddLost(LogDescription(change.version)->relid, "transaction_too_large");
+		return;
+	}
+
+	if (open->bytes.data == NULL)
+	{
+		MemoryContext old = MemoryContextSwitchTo(open_context);
+
+		initStringInfo(&open->bytes);
+		open->maxchanges = 16;
+		open->changes = palloc(sizeof(RecordChange) * open->maxchanges);
+		MemoryContextSwitchTo(old);
+	}
+	if (open->nchanges == open->maxchanges)
+	{
+		open->maxchanges *= 2;
+		open->changes = repalloc_huge(open->changes, sizeof(RecordChange) * open->maxchanges);
+	}
+
+	offset = MAXALIGN(open->bytes.len);
+	enlargeStringInfo(&open->bytes, (int) (offset - open->bytes.len + length));
+	memset(open->bytes.data + open->bytes.len, 0, offset - open->bytes.len);
+	memcpy(open->bytes.data + offset, data, length);
+	open->bytes.len = (int) (offset + length);
+
+	/* Pointers become offsets: the buffer may still move. */
+	if (change.has_old)
+		change.old_data = (const char *) (offset + (change.old_data - data));
+	if (change.has_new)
+		change.new_data = (const char *) (offset + (change.new_data - data));
+	open->changes[open->nchanges++] = change;
+}
+
+static void
+ReceiveBarrier(const char *data, Size length)
+{
+	OpenTransaction *open = &open_transaction;
+	LogBarrier	barrier;
+
+	RecordReadBarrier(data, length, &barrier.kind, &barrier.relid);
+	if (open->nbarriers == open->maxbarriers)
+	{
+		open->maxbarriers = Max(8, open->maxbarriers * 2);
+		if (open->barriers == NULL)
+			open->barriers = MemoryContextAlloc(open_context,
+												sizeof(LogBarrier) * open->maxbarriers);
+		else
+			open->barriers = repalloc(open->barriers, sizeof(LogBarrier) * open->maxbarriers);
+	}
+	open->barriers[open->nbarriers++] = barrier;
+}
+
+static void
+AppendTransaction(LogTransaction *transaction)
+{
+	if (last - base == (uint64) capacity)
+	{
+		capacity *= 2;
+		transactions = repalloc_huge(transactions, sizeof(LogTransaction *) * capacity);
+	}
+	transaction->number = ++last;
+	transactions[last - base - 1] = transaction;
+	log_bytes += transaction->size;
+}
+
+/* The open transaction is complete: it becomes one chunk. */
+static void
+ReceiveCommit(const char *data, Size length)
+{
+	OpenTransaction *open = &open_transaction;
+	LogTransaction *transaction;
+	RecordCommit commit;
+	Size		size = MAXALIGN(sizeof(LogTransaction));
+	char	   *p;
+	char	   *bytes;
+	ListCell   *lc;
+	int			i;
+
+	RecordReadCommit(data, length, &commit);
+
+	size += MAXALIGN(sizeof(LogChange) * open->nchanges);
+	size += MAXALIGN(sizeof(Oid) * list_length(open->touched));
+	size += MAXALIGN(sizeof(Oid) * list_length(open->lost));
+	size += MAXALIGN(sizeof(LogBarrier) * open->nbarriers);
+	size += MAXALIGN(open->bytes.len);
+
+	p = MemoryContextAllocHuge(log_context, size);
+	transaction = (LogTransaction *) p;
+	memset(transaction, 0, sizeof(LogTransaction));
+	transaction->chunk = p;
+	transaction->size = size;
+	transaction->commit = commit;
+	transaction->received = GetCurrentTimestamp();
+	p += MAXALIGN(sizeof(LogTransaction));
+
+	transaction->nchanges = open->nchanges;
+	transaction->changes = (LogChange *) p;
+	p += MAXALIGN(sizeof(LogChange) * open->nchanges);
+
+	transaction->touched = (Oid *) p;
+	foreach(lc, open->touched)
+	{
+		bool		found;
+		TouchEntry *entry = hash_search(touches, &lfirst_oid(lc), HASH_ENTER, &found);
+
+		entry->lsn = commit.lsn;
+		transaction->touched[transaction->ntouched++] = lfirst_oid(lc);
+	}
+	p += MAXALIGN(sizeof(Oid) * list_length(open->touched));
+
+	transaction->lost = (Oid *) p;
+	foreach(lc, open->lost)
+		transaction->lost[transaction->nlost++] = lfirst_oid(lc);
+	transaction->lost_reason = open->lost_reason;
+	p += MAXALIGN(sizeof(Oid) * list_length(open->lost));
+
+	transaction->barriers = (LogBarrier *) p;
+	transaction->nbarriers = open->nbarriers;
+	if (open->nbarriers > 0)
+		memcpy(p, open->barriers, sizeof(LogBarrier) * open->nbarriers);
+	p += MAXALIGN(sizeof(LogBarrier) * open->nbarriers);
+
+	bytes = p;
+	if (open->bytes.len > 0)
+		memcpy(bytes, open->bytes.data, open->bytes.len);
+	for (i = 0; i < open->nchanges; i++)
+	{
+		RecordChange *from = &open->changes[i];
+		LogChange  *to = &transaction->changes[i];
+
+		to->desc = LogDescription(from->version);
+		to->operation = from->operation;
+		to->has_old = from->has_old;
+		to->has_new = from->has_new;
+		to->old_length = from->old_length;
+		to->new_length = from->new_length;
+		to->old_data = from->has_old ? bytes + (Size) from->old_data : NULL;
+		to->new_data = from->has_new ? bytes + (Size) from->new_data : NULL;
+	}
+
+	AppendTransaction(transaction);
+	ResetOpen();
+}
+
+static void
+Receive(const char *data, Size length)
+{
+	MemoryContext old;
+
+	if (length < sizeof(RecordHeader))
+		elog(ERROR, "change record of %zu bytes is too short", length);
+
+	switch ((RecordKind) ((const RecordHeader *) data)->kind)
+	{
+		case RECORD_DESCRIPTION:
+			ReceiveDescription(data, length);
+			break;
+		case RECORD_CHANGE:
+			ReceiveChange(data, length);
+			break;
+		case RECORD_TOUCH:
+			old = MemoryContextSwitchTo(open_context);
+			open_transaction.touched = lappend_oid(open_transaction.touched,
+												   RecordReadRelation(data, length));
+			MemoryContextSwitchTo(old);
+			break;
+		case RECORD_TRUNCATE:
+			AddLost(RecordReadRelation(data, length), "truncated");
+			break;
+		case RECORD_LOST:
+			AddLost(RecordReadRelation(data, length), "change_not_readable");
+			break;
+		case RECORD_BARRIER:
+			ReceiveBarrier(data, length);
+			break;
+		case RECORD_COMMIT:
+			ReceiveCommit(data, length);
+			break;
+		default:
+			elog(ERROR, "change record of unknown kind %d", ((const RecordHeader *) data)->kind);
+	}
+}
+
+bool
+LogReceive(Size budget)
+{
+	XLogRecPtr	decoded;
+	Size		taken = 0;
+
+	/*
+	 * Read before the queue: whatever was decoded up to here is in the queue
+	 * by now, so an empty queue means that we have it.
+	 */
+	decoded = pg_atomic_read_u64(&my_feed->decoded_lsn);
+	pg_memory_barrier();
+
+	while (taken < budget)
+	{
+		Size		length;
+		void	   *data;
+		shm_mq_result result = shm_mq_receive(queue, &length, &data, true);
+
+		if (result == SHM_MQ_WOULD_BLOCK)
+		{
+			if (drained_lsn < decoded)
+				drained_lsn = decoded;
+			return false;
+		}
+		if (result == SHM_MQ_DETACHED)
+		{
+			ereport(LOG,
+					(errmsg("changefeed feed worker ends because its decoder is gone")));
+			proc_exit(1);
+		}
+		Receive(data, length);
+		taken += length;
+	}
+	return true;
+}
+
+bool
+LogPublish(LogPublishCallback publish, int limit)
+{
+	while (published < last && limit-- > 0)
+	{
+		LogTransaction *next = LogGet(published + 1);
+		TransactionId xid = XidFromFullTransactionId(FullTransactionIdFromU64(next->commit.xid));
+
+		if (TransactionIdIsInProgress(xid))
+		{
+			/* Ask to be woken, then look again: it may just have ended. */
+			pg_atomic_write_u32(&my_feed->visibility_wanted, 1);
+			pg_memory_barrier();
+			if (TransactionIdIsInProgress(xid))
+				return true;
+		}
+		published++;
+		pg_atomic_write_u64(&my_feed->feed_published, next->commit.lsn);
+		publish(next);
+	}
+	if (published == last)
+		pg_atomic_write_u32(&my_feed->visibility_wanted, 0);
+	return false;
+}
+
+bool
+LogHasUnpublished(void)
+{
+	return published < last;
+}
+
+uint64
+LogBase(void)
+{
+	return base;
+}
+
+uint64
+LogPublished(void)
+{
+	return published;
+}
+
+uint64
+LogLast(void)
+{
+	return last;
+}
+
+LogTransaction *
+LogGet(uint64 number)
+{
+	if (number <= base || number > last)
+		return NULL;
+	return transactions[number - base - 1];
+}
+
+void
+LogPosition(uint64 number, char *out)
+{
+	uint64		epoch = pg_atomic_read_u64(&my_feed->epoch);
+	LogTransaction *transaction = LogGet(number);
+
+	if (transaction != NULL)
+		PositionWrite(out, epoch, transaction->commit.lsn, transaction->commit.xid,
+					  transaction->commit.time);
+	else
+		PositionWrite(out, epoch, base_lsn, base_xid, base_time);
+}
+
+uint64
+LogFullXid(TransactionId xid)
+{
+	FullTransactionId next = ReadNextFullTransactionId();
+	uint32		epoch = EpochFromFullTransactionId(next);
+
+	if (xid > XidFromFullTransactionId(next))
+		epoch--;
+	return U64FromFullTransactionId(FullTransactionIdFromEpochAndXid(epoch, xid));
+}
+
+uint64
+LogNumberAt(XLogRecPtr lsn)
+{
+	uint64		low = base;
+	uint64		high = last;
+
+	/* Invariant: `low` starts before lsn (or is the base), `high` + 1 does not. */
+	while (low < high)
+	{
+		uint64		middle = low + (high - low + 1) / 2;
+
+		if (LogGet(middle)->commit.lsn < lsn)
+			low = middle;
+		else
+			high = middle - 1;
+	}
+	return low;
+}
+
+bool
+LogFind(const Position *position, uint64 *number, const char **reason)
+{
+	uint64		found;
+	LogTransaction *transaction;
+
+	if (position->epoch != pg_atomic_read_u64(&my_feed->epoch))
+	{
+		*reason = "epoch_changed";
+		return false;
+	}
+	if (position->lsn == base_lsn && position->xid == (uint32) base_xid &&
+		position->time_ms == PositionTime(base_time))
+	{
+		*number = base;
+		return true;
+	}
+
+	/*
+	 * At a position before our base nothing can be said about its timeline; it
+	 * is too old in any case.
+	 */
+	found = LogNumberAt(position->lsn + 1);
+	transaction = LogGet(found);
+	if (transaction == NULL || transaction->commit.lsn != position->lsn)
+	{
+		*reason = position->lsn < base_lsn || transaction == NULL ? "history_truncated" : "unknown_position";
+		return false;
+	}
+	if ((uint32) transaction->commit.xid != position->xid ||
+		PositionTime(transaction->commit.time) != position->time_ms)
+	{
+		*reason = "unknown_position";
+		return false;
+	}
+	*number = found;
+	return true;
+}
+
+bool
+LogReceivedUpTo(XLogRecPtr lsn)
+{
+	if (drained_lsn >= lsn)
+		return true;
+	if (wanted_least == InvalidXLogRecPtr || lsn < wanted_least)
+		wanted_least = lsn;
+	if (lsn > wanted_most)
+		wanted_most = lsn;
+	return false;
+}
+
+bool
+LogReached(XLogRecPtr lsn)
+{
+	LogTransaction *next = LogGet(published + 1);
+
+	return LogReceivedUpTo(lsn) && (next == NULL || next->commit.lsn >= lsn);
+}
+
+void
+LogArm(void)
+{
+	if (wanted_least == InvalidXLogRecPtr)
+		return;
+
+	SharedAdvance(&my_feed->flush_wanted, wanted_most);
+	pg_atomic_write_u64(&my_feed->decoded_wanted, wanted_least);
+	pg_memory_barrier();
+
+	/*
+	 * The decoder looks at decoded_wanted after it has raised decoded_lsn; we
+	 * look at decoded_lsn after having set decoded_wanted: one of us notices.
+	 */
+	if (pg_atomic_read_u64(&my_feed->decoded_lsn) >= wanted_least)
+		SetLatch(MyLatch);
+	else if (asked < wanted_most)
+	{
+		asked = wanted_most;
+		SharedWake(&my_feed->decoder_proc);
+	}
+	wanted_least = wanted_most = InvalidXLogRecPtr;
+}
+
+XLogRecPtr
+LogLastTouch(Oid relid)
+{
+	TouchEntry *entry = hash_search(touches, &relid, HASH_FIND, NULL);
+
+	return entry != NULL ? entry->lsn : InvalidXLogRecPtr;
+}
+
+static void
+Drop(LogTransaction *oldest)
+{
+	base = oldest->number;
+	base_lsn = oldest->commit.lsn;
+	base_xid = oldest->commit.xid;
+	base_time = oldest->commit.time;
+	log_bytes -= oldest->size;
+	if (oldest->map != NULL)
+		MapFree(oldest->map);
+	pfree(oldest->chunk);
+}
+
+long
+LogTrim(void)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	XLogRecPtr	insert = InvalidXLogRecPtr;
+	uint64		dropped = 0;
+	long		wait = -1;
+
+	while (base < published)
+	{
+		LogTransaction *oldest = transactions[dropped];
+		bool		too_old = TimestampDifferenceExceeds(oldest->received, now,
+														 setting_history_age * 1000);
+		bool		too_much = log_bytes > (Size) setting_history_size * 1024;
+
+		/*
+		 * The last one stays, so that clients of a quiet database can resume
+		 * after hours and after a restart; unless it is so far back that it
+		 * would hold too much WAL.
+		 */
+		if (base + 1 == published)
+		{
+			if (insert == InvalidXLogRecPtr)
+				insert = GetXLogWriteRecPtr();
+			if (insert < oldest->commit.lsn ||
+				insert - oldest->commit.lsn < (uint64) setting_history_wal_size * 1024 * 1024 / 2)
+				break;
+		}
+		else if (!too_old && !too_much)
+		{
+			wait = setting_history_age * 1000 -
+				TimestampDifferenceMilliseconds(oldest->received, now);
+			break;
+		}
+		Drop(oldest);
+		dropped++;
+	}
+	if (dropped > 0)
+		memmove(&transactions[0], &transactions[dropped],
+				sizeof(LogTransaction *) * (last - base));
+	if (last == base && capacity > MIN_CAPACITY)
+	{
+		capacity = MIN_CAPACITY;
+		transactions = repalloc(transactions, sizeof(LogTransaction *) * capacity);
+	}
+
+	/*
+	 * After a restart decoding begins with the oldest transaction kept.  With
+	 * none, everything that was decoded has been handled.
+	 */
+	if (last > base)
+		pg_atomic_write_u64(&my_feed->confirm_lsn, transactions[0]->commit.lsn);
+	else if (drained_lsn != InvalidXLogRecPtr)
+		pg_atomic_write_u64(&my_feed->confirm_lsn, drained_lsn);
+	pg_atomic_write_u64(&my_feed->feed_log_bytes, log_bytes);
+	return wait < 0 ? wait : Max(wait, 100);
+}
+
+Size
+LogBytes(void)
+{
+	return log_bytes;
+}
+
+void
+LogAccount(LogTransaction *transaction, Size bytes)
+{
+	transaction->size += bytes;
+	log_bytes += bytes;
+}

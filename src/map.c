@@ -1,0 +1,454 @@
+/*-------------------------------------------------------------------------
+ *
+ * map.c
+ *		From the changes of a transaction to what it did, net, to each source.
+ *
+ * Within a transaction a row may be changed many times, and keys may move from
+ * row to row (SET id = id + 1).  No SELECT by others ever shows the states in
+ * between, so for every source and key only the row before (its first old
+ * image) and the row after (its last new image) count.  From these follow, per
+ * subscription, the four cases: into the channel, within it, out of it, not
+ * concerned.
+ *
+ * A map is made when somebody needs it and thrown away when nobody does; it
+ * can always be made again from the log.
+ *
+ * Process: feed worker.  Memory: a context per map.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "feed.h"
+
+#include "access/htup_details.h"
+#include "common/hashfn.h"
+#include "utils/datum.h"
+#include "utils/hsearch.h"
+#include "utils/memutils.h"
+
+/* A key of a source while the transaction is folded. */
+typedef struct Folded
+{
+	uint64		hash;			/* of source id and key text */
+	struct Folded *next;		/* same hash, other key */
+	Source	   *source;
+	char	   *key;
+	int			key_length;
+	int			first_old;		/* image, -1: the row did not exist before */
+	List	   *news;			/* images of the key that exist now; more than
+								 * one only for a moment, with deferred
+								 * uniqueness */
+} Folded;
+
+typedef struct FoldedEntry
+{
+	uint64		hash;
+	Folded	   *first;
+} FoldedEntry;
+
+static dlist_head all_maps = DLIST_STATIC_INIT(all_maps);
+
+/*
+ * Deforms an image when it is first needed.  What an UPDATE did not carry
+ * because it is unchanged is taken from the old image.
+ */
+static MapImage *
+GetImage(TransactionMap *map, int index)
+{
+	MapImage   *image = &map->images[index];
+	LogChange  *change = &map->transaction->changes[index / 2];
+	bool		is_new = index % 2 == 1;
+	int			natts = change->desc->tupdesc->natts;
+	int			i;
+
+	if (image->used)
+		return image;
+	image->used = true;
+	image->desc = change->desc;
+
+	/*
+	 * An UPDATE without an old image did not change any column of the replica
+	 * identity: these are known from the new image, the others are not.
+	 */
+	if (!is_new && !change->has_old)
+	{
+		MapImage   *after = GetImage(map, index + 1);
+
+		image->values = palloc(sizeof(Datum) * natts);
+		image->isnull = palloc(sizeof(bool) * natts);
+		for (i = 0; i < natts; i++)
+		{
+			bool		known = (change->desc->flags[i] & RECORD_ATT_IDENTITY) != 0;
+
+			image->values[i] = known ? after->values[i] : (Datum) 0;
+			image->isnull[i] = known ? after->isnull[i] : true;
+		}
+		image->incomplete = true;
+		image->filled = true;
+		return image;
+	}
+	image->data = is_new ? change->new_data : change->old_data;
+	image->length = is_new ? change->new_length : change->old_length;
+	image->values = palloc(sizeof(Datum) * natts);
+	image->isnull = palloc(sizeof(bool) * natts);
+	RecordDeform(change->desc, image->data, image->length, image->values, image->isnull);
+
+	if (!is_new)
+	{
+		if (change->has_old == 2)
+			image->incomplete = true;
+		return image;
+	}
+	for (i = 0; i < natts; i++)
+	{
+		MapImage   *before;
+
+		if (image->isnull[i] ||
+			!RecordValueIsUnchanged(change->desc, i + 1, image->values[i]))
+			continue;
+		if (change->has_old != 1)
+		{
+			image->incomplete = true;
+			continue;
+		}
+		before = GetImage(map, index - 1);
+		image->values[i] = before->values[i];
+		image->isnull[i] = before->isnull[i];
+		image->filled = true;
+	}
+	return image;
+}
+
+/* Is this column's value known in the image? */
+static bool
+HasValue(TransactionMap *map, int index, int16 attno)
+{
+	LogChange  *change = &map->transaction->changes[index / 2];
+	MapImage   *image = &map->images[index];
+
+	if (index % 2 == 0)
+		return change->has_old == 1 ||
+			(change->desc->flags[attno - 1] & RECORD_ATT_IDENTITY) != 0;
+	return image->isnull[attno - 1] ||
+		!RecordValueIsUnchanged(change->desc, attno, image->values[attno - 1]);
+}
+
+static bool
+HasValues(TransactionMap *map, int index, const int16 *attnos, int n)
+{
+	int			i;
+
+	for (i = 0; i < n; i++)
+		if (!HasValue(map, index, attnos[i]))
+			return false;
+	return true;
+}
+
+static char *
+KeyOf(TransactionMap *map, Layout *layout, int index, int *length)
+{
+	MapImage   *image = GetImage(map, index);
+	StringInfoData key;
+
+	initStringInfo(&key);
+	EncodeRow(layout->encoder, &key, layout->key, layout->nkey, image->values, image->isnull);
+	*length = key.len;
+	return key.data;
+}
+
+static Folded *
+FindFolded(HTAB *table, Source *source, char *key, int key_length, List **order)
+{
+	uint64		hash = hash_bytes_extended((const unsigned char *) key, key_length, source->id);
+	bool		found;
+	FoldedEntry *entry = hash_search(table, &hash, HASH_ENTER, &found);
+	Folded	   *folded;
+
+	if (!found)
+		entry->first = NULL;
+	for (folded = entry->first; folded != NULL; folded = folded->next)
+		if (folded->source == source && folded->key_length == key_length &&
+			memcmp(folded->key, key, key_length) == 0)
+			return folded;
+	folded = palloc0(sizeof(Folded));
+	folded->source = source;
+	folded->key = key;
+	folded->key_length = key_length;
+	folded->first_old = -1;
+	folded->next = entry->first;
+	entry->first = folded;
+	*order = lappend(*order, folded);
+	return folded;
+}
+
+static bool
+SameBytes(TransactionMap *map, int a, int b)
+{
+	MapImage   *x = GetImage(map, a);
+	MapImage   *y = GetImage(map, b);
+	TupleDesc	tupdesc = x->desc->tupdesc;
+	int			i;
+
+	if (x->desc != y->desc)
+		return false;
+	for (i = 0; i < tupdesc->natts; i++)
+	{
+		Form_pg_attribute att = TupleDescAttr(tupdesc, i);
+
+		if (att->attisdropped)
+			continue;
+		if (x->isnull[i] != y->isnull[i])
+			return false;
+		if (!x->isnull[i] &&
+			!datum_image_eq(x->values[i], y->values[i], att->attbyval, att->attlen))
+			return false;
+	}
+	return true;
+}
+
+/* The row with that key goes: which one, the original or one made just now? */
+static void
+FoldOld(TransactionMap *map, Folded *folded, int image)
+{
+	ListCell   *lc;
+	bool		whole = map->transaction->changes[image / 2].has_old == 1;
+
+	if (folded->news == NIL)
+	{
+		if (folded->first_old < 0)
+			folded->first_old = image;
+		return;
+	}
+
+	/*
+	 * With a key that is unique at every moment it is the one made just now.
+	 * With a deferrable key both may exist; whole old rows tell them apart,
+	 * and if they are equal it makes no difference.
+	 */
+	if (whole)
+	{
+		foreach(lc, folded->news)
+		{
+			if (SameBytes(map, lfirst_int(lc), image))
+			{
+				folded->news = foreach_delete_current(folded->news, lc);
+				return;
+			}
+		}
+		if (folded->first_old < 0)
+		{
+			folded->first_old = image;
+			return;
+		}
+	}
+	folded->news = list_delete_last(folded->news);
+}
+
+static void
+FoldChange(TransactionMap *map, HTAB *table, Source *source, int index, List **order)
+{
+	LogChange  *change = &map->transaction->changes[index];
+	Layout	   *layout = ChannelsLayout(source, change->desc);
+	char	   *old_key = NULL;
+	char	   *new_key = NULL;
+	int			old_length = 0;
+	int			new_length = 0;
+
+	if (!layout->usable)
+	{
+		map->failed = list_append_unique_oid(map->failed, source->relid);
+		return;
+	}
+	if (change->has_new)
+	{
+		GetImage(map, index * 2 + 1);
+		if (!HasValues(map, index * 2 + 1, layout->key, layout->nkey))
+			goto unknown;
+		new_key = KeyOf(map, layout, index * 2 + 1, &new_length);
+	}
+	if (change->has_old || change->operation == 'U')
+	{
+		GetImage(map, index * 2);
+		if (!HasValues(map, index * 2, layout->key, layout->nkey))
+			goto unknown;
+		old_key = KeyOf(map, layout, index * 2, &old_length);
+	}
+	else if (change->operation == 'D')
+		goto unknown;			/* the replica identity was taken away */
+
+	if (old_key != NULL)
+		FoldOld(map, FindFolded(table, source, old_key, old_length, order), index * 2);
+	if (new_key != NULL)
+	{
+		Folded	   *folded = FindFolded(table, source, new_key, new_length, order);
+
+		folded->news = lappend_int(folded->news, index * 2 + 1);
+	}
+	return;
+
+unknown:
+	map->failed = list_append_unique_oid(map->failed, source->relid);
+}
+
+/* Filter and parameters of an image. */
+static bool
+Locate(TransactionMap *map, Source *source, int index, char ***params)
+{
+	MapImage   *image = GetImage(map, index);
+	Layout	   *layout = ChannelsLayout(source, image->desc);
+
+	*params = palloc(sizeof(char *) * Max(layout->nparams, 1));
+	if (!HasValues(map, index, layout->params, layout->nparams) ||
+		(layout->filter != NULL && image->incomplete))
+	{
+		map->failed = list_append_unique_oid(map->failed, source->relid);
+		return false;
+	}
+	return LayoutFilter(layout, image->values, image->isnull) &&
+		LayoutParams(layout, image->values, image->isnull, *params);
+}
+
+static void
+FinishEntry(TransactionMap *map, Folded *folded)
+{
+	MapEntry   *entry = &map->entries[map->nentries];
+
+	memset(entry, 0, sizeof(MapEntry));
+	entry->source = folded->source;
+	entry->key = folded->key;
+	entry->key_length = folded->key_length;
+	entry->old_image = folded->first_old;
+	entry->new_image = folded->news != NIL ? llast_int(folded->news) : -1;
+	if (entry->old_image < 0 && entry->new_image < 0)
+		return;					/* came and went */
+
+	if (entry->old_image >= 0)
+	{
+		entry->layout = ChannelsLayout(entry->source, map->images[entry->old_image].desc);
+		entry->old_in = Locate(map, entry->source, entry->old_image, &entry->old_params);
+	}
+	if (entry->new_image >= 0)
+	{
+		entry->layout = ChannelsLayout(entry->source, map->images[entry->new_image].desc);
+		entry->new_in = Locate(map, entry->source, entry->new_image, &entry->new_params);
+	}
+	if (entry->old_in || entry->new_in)
+		map->nentries++;
+}
+
+static void
+Build(TransactionMap *map)
+{
+	LogTransaction *transaction = map->transaction;
+	HTAB	   *table;
+	HASHCTL		ctl;
+	List	   *order = NIL;
+	ListCell   *lc;
+	int			i;
+
+	ctl.keysize = sizeof(uint64);
+	ctl.entrysize = sizeof(FoldedEntry);
+	ctl.hcxt = map->context;
+	table = hash_create("changefeed fold", 16, &ctl, HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+	for (i = 0; i < transaction->nchanges; i++)
+	{
+		foreach(lc, ChannelsSourcesOf(transaction->changes[i].desc->relid))
+			FoldChange(map, table, lfirst(lc), i, &order);
+	}
+	map->entries = palloc(sizeof(MapEntry) * Max(list_length(order), 1));
+	foreach(lc, order)
+		FinishEntry(map, lfirst(lc));
+	hash_destroy(table);
+}
+
+static TransactionMap *
+Make(LogTransaction *transaction)
+{
+	TransactionMap *volatile map;
+	MemoryContext context;
+	MemoryContext old;
+
+	context = AllocSetContextCreate(TopMemoryContext, "changefeed map", ALLOCSET_DEFAULT_SIZES);
+	old = MemoryContextSwitchTo(context);
+	map = palloc0(sizeof(TransactionMap));
+	map->context = context;
+	map->transaction = transaction;
+	map->nimages = transaction->nchanges * 2;
+	map->images = palloc0(sizeof(MapImage) * Max(map->nimages, 1));
+
+	/*
+	 * An error here is one of the source's filter or of a type's output
+	 * function.  It must cost the subscriptions of these sources a snapshot,
+	 * not the feed: nothing is held that an abort would have to release.
+	 */
+	PG_TRY();
+	{
+		Build(map);
+	}
+	PG_CATCH();
+	{
+		ErrorData  *error;
+		int			i;
+
+		MemoryContextSwitchTo(context);
+		error = CopyErrorData();
+		if (error->sqlerrcode == ERRCODE_ADMIN_SHUTDOWN)
+			PG_RE_THROW();
+		FlushErrorState();
+		ereport(LOG,
+				(errcode(error->sqlerrcode),
+				 errmsg("could not map a transaction to its channels: %s", error->message),
+				 errdetail("The subscriptions concerned get fresh snapshots.")));
+		map->nentries = 0;
+		for (i = 0; i < transaction->nchanges; i++)
+			map->failed = list_append_unique_oid(map->failed, transaction->changes[i].desc->relid);
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(old);
+	return map;
+}
+
+TransactionMap *
+MapGet(LogTransaction *transaction)
+{
+	if (transaction->map == NULL)
+	{
+		transaction->map = Make(transaction);
+		dlist_push_tail(&all_maps, &transaction->map->node);
+	}
+	return transaction->map;
+}
+
+void
+MapFree(TransactionMap *map)
+{
+	map->transaction->map = NULL;
+	dlist_delete(&map->node);
+	MemoryContextDelete(map->context);
+}
+
+void
+MapFreeAll(void)
+{
+	dlist_mutable_iter iter;
+
+	dlist_foreach_modify(iter, &all_maps)
+		MapFree(dlist_container(TransactionMap, node, iter.cur));
+}
+
+void
+MapImageTuple(const MapImage *image, const char **data, uint32 *length)
+{
+	HeapTuple	tuple;
+
+	if (!image->filled)
+	{
+		*data = image->data;
+		*length = image->length;
+		return;
+	}
+	tuple = heap_form_tuple(image->desc->tupdesc, image->values, image->isnull);
+	*data = (const char *) tuple->t_data;
+	*length = tuple->t_len;
+}

@@ -1,0 +1,73 @@
+/*-------------------------------------------------------------------------
+ *
+ * pg_changefeed.h
+ *		Names and settings that all server-side modules share.
+ *
+ * Process: any server process.  Settings are process-local copies that the
+ * GUC machinery keeps; workers re-read the configuration file on SIGHUP.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef PG_CHANGEFEED_H
+#define PG_CHANGEFEED_H
+
+#include "postgres.h"
+
+#include "compat.h"
+
+#define CHANGEFEED_VERSION		"0.1.0"
+#define CHANGEFEED_EXTENSION	"pg_changefeed"
+#define CHANGEFEED_LIBRARY		"pg_changefeed"
+#define CHANGEFEED_SCHEMA		"changefeed"
+
+/* settings.c: one variable a setting, see SettingsDefine for the texts. */
+extern int	setting_port;
+extern char *setting_listen_addresses;
+extern char *setting_allowed_origins;
+extern char *setting_allowed_hosts;
+extern char *setting_jwt_secret_file;
+extern char *setting_jwt_public_key_file;
+extern char *setting_jwks_file;
+extern char *setting_jwt_audience;
+extern char *setting_jwt_role_claim;
+extern char *setting_identity_claims;	/* claims left out of the identity */
+extern char *setting_anon_role;
+extern int	setting_gateways;
+extern int	setting_query_workers;
+extern int	setting_worker_memory;	/* kB */
+extern int	setting_history_size;	/* kB */
+extern int	setting_history_age;	/* seconds */
+extern int	setting_history_wal_size;	/* MB */
+extern int	setting_max_transaction;	/* kB */
+extern int	setting_send_buffer;	/* kB */
+extern int	setting_max_frame;	/* kB */
+extern int	setting_max_message;	/* kB */
+extern int	setting_max_connections;
+extern int	setting_max_subscriptions;	/* per connection */
+extern int	setting_policy_timeout; /* ms */
+extern int	setting_recheck_interval;	/* seconds, 0 = off */
+extern int	setting_heartbeat;	/* ms */
+extern int	setting_connect_timeout;	/* ms */
+
+/* Defines every setting; only from _PG_init. */
+extern void SettingsDefine(void);
+
+/* "changefeed.x" is set in postgresql.conf or with ALTER DATABASE/ROLE. */
+
+/* hooks.c: installs the callbacks of every backend; only from _PG_init. */
+extern void HooksInstall(void);
+
+/* For SQL functions that need shared memory: an error if not preloaded. */
+extern void RequirePreload(void);
+
+/*
+ * Entry points of the background workers (bgw_function_name).  `main_arg` of
+ * the per-database ones is the index of the database's slot in shared memory.
+ */
+extern PGDLLEXPORT void ChangefeedLauncherMain(Datum main_arg);
+extern PGDLLEXPORT void ChangefeedScanMain(Datum main_arg);
+extern PGDLLEXPORT void ChangefeedDecoderMain(Datum main_arg);
+extern PGDLLEXPORT void ChangefeedFeedMain(Datum main_arg);
+extern PGDLLEXPORT void ChangefeedQueryMain(Datum main_arg);
+
+#endif							/* PG_CHANGEFEED_H */

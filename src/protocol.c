@@ -1,0 +1,632 @@
+/*-------------------------------------------------------------------------
+ *
+ * protocol.c
+ *		The client protocol: what clients say, and what is answered at once.
+ *
+ * A bad message costs that message an `error`, nothing else.  Every message
+ * is handled in an error trap of its own, so even an error raised by the
+ * server's code below becomes an answer.
+ *
+ * Process: feed worker.  Memory: the turn's.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "feed.h"
+#include "gateways.h"
+#include "json_message.h"
+
+#include "access/transam.h"
+#include "access/xact.h"
+#include "storage/procarray.h"
+#include "utils/builtins.h"
+#include "utils/memutils.h"
+
+/* A warning comes this long before a token expires. */
+#define EXPIRY_WARNING	60
+
+typedef struct PendingSync
+{
+	char	   *id;				/* JSON */
+	XLogRecPtr	lsn;
+	uint64		settled;		/* all smaller xids had ended when it came */
+} PendingSync;
+
+/*
+ * All transactions with an xid below `settled_xid` had ended when `lsn` was
+ * the end of WAL: once we have come there, they have been delivered or never
+ * will be.
+ */
+static uint64 settled_xid;
+static uint64 candidate_xid;
+static XLogRecPtr candidate_lsn;
+static int	sync_count;
+static int64 next_expiry;		/* seconds since 1970; 0: nobody's */
+
+void
+ProtocolSend(Connection *connection, const char *data, Size length)
+{
+	GatewaySend(connection, data, length);
+}
+
+void
+ProtocolError(Connection *connection, const char *request_id, const Spelling *channel,
+			  const char *sqlstate, const char *message, const char *hint)
+{
+	StringInfoData m;
+
+	initStringInfo(&m);
+	appendStringInfoString(&m, "{\"type\":\"error\"");
+	if (request_id != NULL)
+		appendStringInfo(&m, ",\"id\":%s", request_id);
+	if (channel != NULL)
+	{
+		appendStringInfoString(&m, ",\"channel\":");
+		appendBinaryStringInfo(&m, channel->json, channel->length);
+	}
+	appendStringInfo(&m, ",\"code\":\"%s\",\"message\":", sqlstate);
+	EncodeString(&m, message, strlen(message));
+	if (hint != NULL)
+	{
+		appendStringInfoString(&m, ",\"hint\":");
+		EncodeString(&m, hint, strlen(hint));
+	}
+	appendStringInfoChar(&m, '}');
+	ProtocolSend(connection, m.data, m.len);
+	pfree(m.data);
+}
+
+static void
+Ok(Connection *connection, const char *type, const char *id)
+{
+	char	   *m = psprintf("{\"type\":\"%s\",\"id\":%s}", type, id);
+
+	ProtocolSend(connection, m, strlen(m));
+}
+
+static char *
+IsoTime(int64 seconds)
+{
+	pg_time_t	t = (pg_time_t) seconds;
+	struct pg_tm *tm = pg_gmtime(&t);
+
+	return psprintf("%04d-%02d-%02dT%02d:%02d:%02dZ", tm->tm_year + 1900, tm->tm_mon + 1,
+					tm->tm_mday, tm->tm_hour, tm->tm_min, tm->tm_sec);
+}
+
+static int64
+Seconds(TimestampTz time)
+{
+	return (int64) timestamptz_to_time_t(time);
+}
+
+/* ---- identities ---- */
+
+static void
+NoteExpiry(Connection *connection, int64 expires)
+{
+	int64		due;
+
+	connection->expires = expires;
+	connection->expiry_warned = false;
+	if (expires == 0)
+		return;
+	due = expires - EXPIRY_WARNING;
+	if (due <= Seconds(feed_now))
+		due = expires;
+	if (next_expiry == 0 || due < next_expiry)
+		next_expiry = due;
+}
+
+void
+ProtocolRevokeAll(Connection *connection, const char *reason)
+{
+	while (!dlist_is_empty(&connection->subscriptions))
+	{
+		Subscription *s = dlist_head_element(Subscription, connection_node,
+											 &connection->subscriptions);
+		StringInfoData m;
+
+		initStringInfo(&m);
+		appendStringInfoString(&m, "{\"type\":\"revoked\",\"channel\":");
+		appendBinaryStringInfo(&m, s->name->json, s->name->length);
+		appendStringInfo(&m, ",\"reason\":\"%s\"}", reason);
+		ProtocolSend(connection, m.data, m.len);
+		pfree(m.data);
+		SubscriptionFree(s);
+	}
+}
+
+/* Another identity on a living connection: everything is seen afresh. */
+void
+ProtocolChangeIdentity(Connection *connection, Identity *identity)
+{
+	dlist_iter	iter;
+
+	dlist_foreach(iter, &connection->subscriptions)
+	{
+		Subscription *s = dlist_container(Subscription, connection_node, iter.cur);
+
+		SubscribeResync(s, "identity_changed");
+		s->retry_at = 0;
+	}
+	ConnectionSetIdentity(connection, identity);
+	GatewayIdentity(connection);
+}
+
+static bool
+Authenticate(Connection *connection, const char *token, Size length, const char *id)
+{
+	IdentityInfo info;
+	JwtResult	error = {0};
+	Identity   *identity;
+
+	if (!IdentityResolve(token, length, ChannelsRoleAllowed, &info, &error))
+	{
+		ProtocolError(connection, id, NULL, error.sqlstate, error.message, error.hint);
+		pg_atomic_fetch_add_u64(&feed_shared->feed_denials, 1);
+		return false;
+	}
+	identity = IdentityIntern(&info);
+	if (connection->identity == NULL)
+	{
+		ConnectionSetIdentity(connection, identity);
+		GatewayIdentity(connection);
+	}
+	else if (connection->identity != identity)
+		ProtocolChangeIdentity(connection, identity);
+	NoteExpiry(connection, info.expires);
+	return true;
+}
+
+static void
+SendConnected(Connection *connection, const char *id)
+{
+	StringInfoData m;
+
+	initStringInfo(&m);
+	appendStringInfoString(&m, "{\"type\":\"connected\"");
+	if (id != NULL)
+		appendStringInfo(&m, ",\"id\":%s", id);
+	appendStringInfo(&m, ",\"session\":\"%08x" UINT64_FORMAT "\",\"heartbeat_ms\":%d",
+					 feed_shared->generation, connection->id, setting_heartbeat);
+	if (connection->expires != 0)
+		appendStringInfo(&m, ",\"expires_at\":\"%s\"", IsoTime(connection->expires));
+	appendStringInfo(&m, ",\"server\":\"pg_changefeed/%s\"}", CHANGEFEED_VERSION);
+	ProtocolSend(connection, m.data, m.len);
+}
+
+void
+ProtocolOpen(Connection *connection, const char *token, Size length)
+{
+	if (length == 0)
+		return;
+	connection->open_token = MemoryContextAllocZero(feed_context, length + 1);
+	memcpy(connection->open_token, token, length);
+}
+
+/* ---- messages ---- */
+
+static void
+Connect(Connection *connection, JsonMessage *message, const char *id)
+{
+	const char *token = JsonMessageString(message, "token");
+
+	if (connection->identity != NULL)
+	{
+		ProtocolError(connection, id, NULL, "08P01", "connection is already connected",
+					  "Send \"token\" to change the token.");
+		return;
+	}
+	if (JsonMessageGet(message, "token") != NULL && token == NULL &&
+		JsonMessageGet(message, "token")->type != JSON_TOKEN_NULL)
+	{
+		ProtocolError(connection, id, NULL, "08P01", "\"token\" has to be a string", NULL);
+		return;
+	}
+	if (token == NULL)
+		token = connection->open_token != NULL ? connection->open_token : "";
+	if (!Authenticate(connection, token, strlen(token), id))
+	{
+		GatewayClose(connection, LINK_CLOSE_UNAUTHORIZED, "unauthorized");
+		return;
+	}
+	if (connection->open_token != NULL)
+	{
+		pfree(connection->open_token);
+		connection->open_token = NULL;
+	}
+	SendConnected(connection, id);
+}
+
+static void
+Token(Connection *connection, JsonMessage *message, const char *id)
+{
+	const char *token = JsonMessageString(message, "token");
+
+	if (token == NULL)
+	{
+		ProtocolError(connection, id, NULL, "08P01", "\"token\" has to be a string", NULL);
+		return;
+	}
+	if (!Authenticate(connection, token, strlen(token), id))
+		return;
+	if (connection->expires != 0)
+	{
+		char	   *m = psprintf("{\"type\":\"ok\",\"id\":%s,\"expires_at\":\"%s\"}",
+								 id, IsoTime(connection->expires));
+
+		ProtocolSend(connection, m, strlen(m));
+	}
+	else
+		Ok(connection, "ok", id);
+}
+
+static const char *
+ChannelOf(Connection *connection, JsonMessage *message, const char *id)
+{
+	const char *name = JsonMessageString(message, "channel");
+
+	if (name == NULL || name[0] == '\0')
+	{
+		ProtocolError(connection, id, NULL, "08P01", "\"channel\" has to be a string", NULL);
+		return NULL;
+	}
+	if (strlen(name) > CHANNEL_NAME_MAX)
+	{
+		ProtocolError(connection, id, NULL, "42622",
+					  psprintf("channel name is longer than %d bytes", CHANNEL_NAME_MAX), NULL);
+		return NULL;
+	}
+	return name;
+}
+
+static void
+Subscribe(Connection *connection, JsonMessage *message, const char *id)
+{
+	const char *name = ChannelOf(connection, message, id);
+	const char *from = JsonMessageString(message, "from");
+	const JsonField *snapshot = JsonMessageGet(message, "snapshot");
+	char	   *values[CHANNEL_PARAMS_MAX] = {0};
+	Channel    *channel;
+	Subscription *s;
+	Position	position;
+
+	if (name == NULL)
+		return;
+	if (strchr(name, '?') != NULL)
+	{
+		ProtocolError(connection, id, NULL, "0A000",
+					  "filters in channel names are not supported yet",
+					  "Subscribe without the part from \"?\" on.");
+		return;
+	}
+	if (SubscriptionFind(connection, name, strlen(name)) != NULL)
+	{
+		ProtocolError(connection, id, NULL, "42710",
+					  psprintf("connection is already subscribed to channel \"%s\"", name), NULL);
+		return;
+	}
+	if (connection->nsubscriptions >= setting_max_subscriptions)
+	{
+		ProtocolError(connection, id, NULL, "53400",
+					  psprintf("connection has %d subscriptions already", connection->nsubscriptions),
+					  "Unsubscribe from channels that are not shown any more, or raise changefeed.max_subscriptions.");
+		return;
+	}
+	channel = ChannelsFind(name, strlen(name), values);
+	if (channel == NULL)
+	{
+		ProtocolError(connection, id, NULL, "42704",
+					  psprintf("channel \"%s\" does not exist", name),
+					  "The view changefeed.channels lists the channels of this database.");
+		return;
+	}
+	if (channel->nsources == 0)
+	{
+		ProtocolError(connection, id, NULL, "55000",
+					  psprintf("channel \"%s\" has no source", name),
+					  "Add a table with changefeed.add_source.");
+		return;
+	}
+	if (from != NULL && !PositionParse(from, strlen(from), &position))
+	{
+		ProtocolError(connection, id, NULL, "22023", "\"from\" is not a position",
+					  "Send a position exactly as the server gave it.");
+		return;
+	}
+
+	s = SubscriptionCreate(connection, InstanceIntern(channel, values), name, strlen(name));
+	s->request_id = MemoryContextStrdup(feed_context, id);
+	s->no_snapshot = from == NULL && snapshot != NULL && snapshot->type == JSON_TOKEN_FALSE;
+	SubscribeStart(s, from != NULL ? &position : NULL);
+}
+
+static void
+Unsubscribe(Connection *connection, JsonMessage *message, const char *id)
+{
+	const char *name = ChannelOf(connection, message, id);
+	Subscription *s;
+
+	if (name == NULL)
+		return;
+	s = SubscriptionFind(connection, name, strlen(name));
+	if (s == NULL)
+	{
+		ProtocolError(connection, id, NULL, "42704",
+					  psprintf("connection is not subscribed to channel \"%s\"", name), NULL);
+		return;
+	}
+	SubscriptionFree(s);
+	Ok(connection, "ok", id);
+}
+
+/* The oldest transaction that is still running, with its epoch. */
+static uint64
+OldestRunning(void)
+{
+	TransactionId xid = GetOldestActiveTransactionId();
+
+	return TransactionIdIsValid(xid) ? LogFullXid(xid) : 0;
+}
+
+static void
+Sync(Connection *connection, const char *id)
+{
+	PendingSync *sync;
+	MemoryContext old = MemoryContextSwitchTo(feed_context);
+
+	sync = palloc(sizeof(PendingSync));
+	sync->id = pstrdup(id);
+	sync->settled = OldestRunning();	/* before the LSN */
+	sync->lsn = SharedInsertLsn();
+	connection->syncs = lappend(connection->syncs, sync);
+	sync_count++;
+	MemoryContextSwitchTo(old);
+}
+
+static void
+Dispatch(Connection *connection, const char *data, Size length)
+{
+	const char *problem = NULL;
+	JsonMessage *message = JsonMessageParse(data, length, &problem);
+	const char *type;
+	char	   *id;
+
+	if (message == NULL)
+	{
+		ProtocolError(connection, NULL, NULL, "22P02", problem, NULL);
+		return;
+	}
+	type = JsonMessageString(message, "type");
+	id = JsonMessageScalar(message, "id");
+	if (type == NULL)
+	{
+		ProtocolError(connection, id, NULL, "08P01", "\"type\" has to be a string", NULL);
+		return;
+	}
+	if (strcmp(type, "pong") == 0)
+		return;
+	if (id == NULL)
+	{
+		ProtocolError(connection, NULL, NULL, "08P01",
+					  psprintf("\"%s\" needs an \"id\" that is a number or a string", type), NULL);
+		return;
+	}
+	if (strlen(id) > 256)
+	{
+		ProtocolError(connection, NULL, NULL, "08P01", "\"id\" is longer than 256 bytes", NULL);
+		return;
+	}
+
+	if (strcmp(type, "connect") == 0)
+	{
+		Connect(connection, message, id);
+		return;
+	}
+	if (connection->identity == NULL)
+	{
+		/* A token that came with the handshake spares the `connect`. */
+		if (connection->open_token == NULL)
+		{
+			ProtocolError(connection, id, NULL, "08003", "connection is not connected",
+						  "Send \"connect\" first.");
+			return;
+		}
+		if (!Authenticate(connection, connection->open_token, strlen(connection->open_token), id))
+		{
+			GatewayClose(connection, LINK_CLOSE_UNAUTHORIZED, "unauthorized");
+			return;
+		}
+		pfree(connection->open_token);
+		connection->open_token = NULL;
+		SendConnected(connection, NULL);
+	}
+
+	if (strcmp(type, "subscribe") == 0)
+		Subscribe(connection, message, id);
+	else if (strcmp(type, "unsubscribe") == 0)
+		Unsubscribe(connection, message, id);
+	else if (strcmp(type, "token") == 0)
+		Token(connection, message, id);
+	else if (strcmp(type, "sync") == 0)
+		Sync(connection, id);
+	else
+		ProtocolError(connection, id, NULL, "08P01",
+					  psprintf("message type \"%s\" is not known",
+							   pnstrdup(type, Min(strlen(type), 64))), NULL);
+}
+
+void
+ProtocolMessage(Connection *connection, const char *data, Size length)
+{
+	MemoryContext context = CurrentMemoryContext;
+	ErrorData  *volatile error = NULL;
+
+	PG_TRY();
+	{
+		Dispatch(connection, data, length);
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(context);
+		error = CopyErrorData();
+		if (error->sqlerrcode == ERRCODE_ADMIN_SHUTDOWN || error->sqlerrcode == ERRCODE_OUT_OF_MEMORY)
+			PG_RE_THROW();
+		FlushErrorState();
+	}
+	PG_END_TRY();
+
+	if (error != NULL)
+	{
+		/* Whatever the transaction holds goes with it. */
+		AbortCurrentTransaction();
+		StartTransactionCommand();
+		MemoryContextSwitchTo(context);
+		ProtocolError(connection, NULL, NULL, unpack_sql_state(error->sqlerrcode),
+					  error->message, error->hint);
+		ereport(LOG,
+				(errcode(error->sqlerrcode),
+				 errmsg("a client's message could not be handled: %s", error->message)));
+	}
+}
+
+/* ---- heartbeats, syncs, expiry ---- */
+
+static void
+AdvanceSettled(void)
+{
+	if (candidate_lsn != InvalidXLogRecPtr && LogReached(candidate_lsn))
+	{
+		settled_xid = Max(settled_xid, candidate_xid);
+		candidate_lsn = InvalidXLogRecPtr;
+	}
+}
+
+void
+ProtocolPing(Gateway *gateway, const uint32 *numbers, uint32 count)
+{
+	char		position[POSITION_COMMON + 1];
+	uint32	   *live = palloc(sizeof(uint32) * Max(count, 1));
+	int			nlive = 0;
+	char	   *before;
+	char	   *after;
+	uint32		i;
+
+	if (candidate_lsn == InvalidXLogRecPtr)
+	{
+		candidate_xid = OldestRunning();
+		candidate_lsn = SharedInsertLsn();
+	}
+	AdvanceSettled();
+	after = psprintf("\",\"settled_txid\":\"" UINT64_FORMAT "\"}", settled_xid);
+	position[POSITION_COMMON] = '\0';
+	for (i = 0; i < count; i++)
+	{
+		Connection *connection = ConnectionFind(gateway, numbers[i]);
+
+		if (connection == NULL || connection->closing)
+			continue;
+		if (connection->live)
+		{
+			live[nlive++] = numbers[i];
+			continue;
+		}
+
+		/* What it has been sent ends here; nothing is settled for it. */
+		LogPosition(connection->cursor, position);
+		before = psprintf("{\"type\":\"ping\",\"position\":\"%s", position);
+		GatewayPing(gateway, &numbers[i], 1, before, strlen(before), "\"}", 2);
+	}
+	LogPosition(LogPublished(), position);
+	before = psprintf("{\"type\":\"ping\",\"position\":\"%s", position);
+	GatewayPing(gateway, live, nlive, before, strlen(before), after, strlen(after));
+	pfree(live);
+}
+
+static void
+AnswerSyncs(Connection *connection)
+{
+	while (connection->syncs != NIL)
+	{
+		PendingSync *sync = linitial(connection->syncs);
+		char		position[POSITION_LENGTH + 1];
+		char	   *m;
+
+		if (!LogReached(sync->lsn) || !connection->live || connection->identity == NULL)
+			return;
+		LogPosition(LogPublished(), position);
+		memcpy(position + POSITION_COMMON, connection->identity->tag, POSITION_TAG);
+		position[POSITION_LENGTH] = '\0';
+		m = psprintf("{\"type\":\"synced\",\"id\":%s,\"position\":\"%s\",\"settled_txid\":\"" UINT64_FORMAT "\"}",
+					 sync->id, position, sync->settled);
+		ProtocolSend(connection, m, strlen(m));
+		connection->syncs = list_delete_first(connection->syncs);
+		pfree(sync->id);
+		pfree(sync);
+	}
+}
+
+static void
+CountSyncs(Connection *connection)
+{
+	sync_count += list_length(connection->syncs);
+}
+
+static int64 expiry_now;
+static int64 expiry_next;
+
+static void
+CheckExpiry(Connection *connection)
+{
+	int64		due;
+
+	if (connection->expires == 0 || connection->closing)
+		return;
+	if (connection->expires <= expiry_now)
+	{
+		ProtocolRevokeAll(connection, "token_expired");
+		ProtocolError(connection, NULL, NULL, "28000", "token has expired",
+					  "Connect again with a fresh token.");
+		GatewayClose(connection, LINK_CLOSE_TOKEN_EXPIRED, "token expired");
+		return;
+	}
+	if (!connection->expiry_warned && connection->expires - EXPIRY_WARNING <= expiry_now)
+	{
+		char	   *m = psprintf("{\"type\":\"error\",\"code\":\"28000\",\"message\":\"token expires soon\",\"hint\":\"Send a fresh token.\",\"expires_at\":\"%s\"}",
+								 IsoTime(connection->expires));
+
+		ProtocolSend(connection, m, strlen(m));
+		connection->expiry_warned = true;
+	}
+	due = connection->expiry_warned ? connection->expires : connection->expires - EXPIRY_WARNING;
+	if (expiry_next == 0 || due < expiry_next)
+		expiry_next = due;
+}
+
+long
+ProtocolAdvance(void)
+{
+	AdvanceSettled();
+
+	if (sync_count > 0)
+	{
+		sync_count = 0;
+		ConnectionForEach(AnswerSyncs);
+		ConnectionForEach(CountSyncs);
+	}
+
+	if (next_expiry == 0)
+		return -1;
+	expiry_now = Seconds(feed_now);
+	if (next_expiry <= expiry_now)
+	{
+		expiry_next = 0;
+		ConnectionForEach(CheckExpiry);
+		next_expiry = expiry_next;
+	}
+	return next_expiry == 0 ? -1 :
+		(long) Max((next_expiry - expiry_now) * 1000 -
+				   ((feed_now / 1000) % 1000 + 1000) % 1000 + 1, 1);
+}

@@ -1,0 +1,156 @@
+/*-------------------------------------------------------------------------
+ *
+ * query.h
+ *		Query workers: SQL that may be slow or is somebody's own.
+ *
+ * The feed worker never runs SQL that a client, a table owner or a policy can
+ * influence.  It submits jobs to a pool of query workers, which run them under
+ * the subscriber's role and claims, and gets results by callback.  This header
+ * has both the pool's interface (feed worker: query_pool.c) and the messages
+ * that pool and workers exchange (query_worker.c, query_snapshot.c,
+ * query_policy.c).
+ *
+ * Every query worker has a segment of its own with two shm_mq: jobs and
+ * results.  A worker runs one job at a time.  Messages are written with
+ * StringInfo in host order and read with wire.h; `bytes` is u32 length + data.
+ *
+ * Process: feed worker and query workers.  Locks: none of ours; a query worker
+ * takes ordinary relation locks, always with a lock time-out.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef CHANGEFEED_QUERY_H
+#define CHANGEFEED_QUERY_H
+
+#include "pg_changefeed.h"
+#include "shared.h"
+#include "wire.h"
+
+#include "lib/stringinfo.h"
+
+/*
+ * A job is: u64 id, u8 kind, body.  A result message is: u64 id, u8 kind,
+ * body.  The last message of every job is QUERY_DONE or QUERY_ERROR.
+ */
+typedef enum QueryKind
+{
+	/* ---- jobs ---- */
+
+	/*
+	 * What may this identity read of these sources, and what is in them now?
+	 *
+	 * u32 role, bytes claims (JSON text, empty: none), u8 flags
+	 * (QUERY_WITH_ROWS: take the snapshot; otherwise only DESCRIBE), u16 n
+	 * sources, each: u32 relid, bytes filter (SQL boolean expression on the
+	 * table's columns, checked at creation; empty: none), u16 n + n x bytes
+	 * names of key columns, u16 n + n x bytes names of published columns (0:
+	 * all), u16 n + n x (bytes column, bytes text) template parameters: the
+	 * column's output text has to equal the text.
+	 */
+	QUERY_SUBSCRIBE = 'S',
+
+	/*
+	 * Which of these rows may these identities see?  The rows need not be in
+	 * the table.
+	 *
+	 * u32 relid, bytes description (a RECORD_DESCRIPTION message), u32 n rows,
+	 * each bytes (HeapTupleHeader bytes of a record), u32 n identities, each:
+	 * u32 role, bytes claims, u64 fingerprint that the subscription knows, u32
+	 * n + n x u32 index of a row.  Then, optional: u32 n + n x u32 index of a
+	 * row that has only the columns of the replica identity (has_old 2); its
+	 * other columns are missing, not null.
+	 */
+	QUERY_VERDICTS = 'V',
+
+	/* ---- results ---- */
+
+	/*
+	 * Of QUERY_SUBSCRIBE, once for each source in order: u16 index of source,
+	 * u16 n + n x u16 attno of the columns to send (published and readable by
+	 * the role, in attno order), u16 n + n x u16 attno of key columns, u8 rls
+	 * (0: every row may be read, 1: rows have to be judged by QUERY_VERDICTS,
+	 * 2: no row may be read), u64 fingerprint, u32 n + n x u32 relid of tables
+	 * that the policies read (dependencies)
+	 */
+	QUERY_DESCRIBE = 'D',
+
+	/*
+	 * Of QUERY_SUBSCRIBE with rows, before the first page: u32 xmin, u32 xmax,
+	 * u32 n + n x u32 xip (top-level), u64 LSN N: the WAL insert position
+	 * noted after the snapshot was taken
+	 */
+	QUERY_SNAPSHOT = 'N',
+
+	/*
+	 * A page of rows, small snapshots only: u16 index of source, bytes JSON
+	 * array of row objects.  Every source has at least one page, which may be
+	 * empty: [].
+	 */
+	QUERY_PAGE = 'P',
+
+	/*
+	 * All pages are in this file (of the format of LINK_SNAPSHOT, prefix index
+	 * = index of source): bytes path, u64 size.  The receiver opens and
+	 * unlinks it.
+	 */
+	QUERY_FILE = 'F',
+
+	/*
+	 * Of QUERY_VERDICTS: u64 LSN noted after the last snapshot used, then for
+	 * each identity in order: u8 status (0: ok, 1: error, 2: fingerprint
+	 * differs, nothing judged, 3: could not be decided in time because of a
+	 * lock: try again), ok: u64 fingerprint, u32 n + n x u32 dependencies,
+	 * bytes bitmap (bit i: the i-th of its rows is visible); error: bytes
+	 * SQLSTATE, bytes message
+	 */
+	QUERY_VERDICT_LIST = 'R',
+
+	QUERY_ERROR = 'E',			/* bytes SQLSTATE, bytes message, bytes hint */
+	QUERY_DONE = 'Z'			/* no body */
+} QueryKind;
+
+#define QUERY_WITH_ROWS		1
+#define QUERY_WITH_VERSIONS	2	/* each row gets its xmin (reserved) */
+
+/* ---- The pool, for the feed worker ---- */
+
+typedef enum QueryPriority
+{
+	QUERY_FIRST,				/* verdicts: live changes wait for them */
+	QUERY_LATER					/* snapshots */
+} QueryPriority;
+
+/*
+ * Called for every result message of the job, the last one included, from
+ * QueryPoolPoll.  When the worker died twice over a job, or it cannot be
+ * started, the callback gets a QUERY_ERROR made here (SQLSTATE 57P01).  The
+ * callback may submit and cancel jobs.
+ */
+typedef void (*QueryCallback) (void *arg, uint64 job, QueryKind kind, WireReader *body);
+
+/* Starts setting_query_workers workers for my database. */
+extern void QueryPoolStart(DatabaseFeed *feed, int feed_index);
+
+/*
+ * Takes results, hands out waiting jobs, restarts dead workers with back-off.
+ * Never blocks.  Returns true when there was something to do (call again).
+ */
+extern bool QueryPoolPoll(void);
+
+/* Milliseconds until QueryPoolPoll has something to do by time, or -1. */
+extern long QueryPoolTimeout(void);
+
+/* Copies the body.  Returns the job's id, never 0. */
+extern uint64 QuerySubmit(QueryKind kind, const char *body, Size length, QueryPriority priority,
+						  QueryCallback callback, void *arg);
+
+/*
+ * The callback will not be called again.  A waiting job is dropped; a running
+ * one is interrupted if it takes rows, otherwise its result is ignored.
+ */
+extern void QueryCancel(uint64 job);
+
+/* Jobs waiting and running, for the views. */
+extern int	QueryPoolBacklog(void);
+
+#endif							/* CHANGEFEED_QUERY_H */

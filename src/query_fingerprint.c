@@ -1,0 +1,366 @@
+/*-------------------------------------------------------------------------
+ *
+ * query_fingerprint.c
+ *		One number for everything in the catalogs that decides which rows and
+ *		columns of a table a role sees.
+ *
+ * Two equal fingerprints mean that the same policies, privileges and
+ * memberships were in force.  What ordinary upkeep changes must not be in it:
+ * of pg_class and pg_attribute, which ANALYZE, VACUUM FULL, CLUSTER and
+ * TRUNCATE write to, the columns that matter are hashed.  Of policies, views,
+ * functions and memberships it is the row's xmin, which changes with every
+ * ALTER and survives freezing.
+ *
+ * Not covered, since nothing in the catalogs leads there: functions that
+ * policies call indirectly.
+ *
+ * Process: query worker, in a transaction.  Locks: AccessShareLock on catalogs
+ * and, already taken by the caller, on the tables.  Memory: garbage in
+ * CurrentMemoryContext.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "query_internal.h"
+
+#include "access/genam.h"
+#include "access/htup_details.h"
+#include "access/relation.h"
+#include "access/table.h"
+#include "access/transam.h"
+#include "catalog/indexing.h"
+#include "catalog/pg_attrdef.h"
+#include "catalog/pg_auth_members.h"
+#include "catalog/pg_authid.h"
+#include "catalog/pg_class.h"
+#include "catalog/pg_namespace.h"
+#include "catalog/pg_policy.h"
+#include "catalog/pg_proc.h"
+#include "catalog/pg_rewrite.h"
+#include "common/hashfn.h"
+#include "nodes/nodeFuncs.h"
+#include "rewrite/rowsecurity.h"
+#include "utils/catcache.h"
+#include "utils/fmgroids.h"
+#include "utils/lsyscache.h"
+#include "utils/rel.h"
+#include "utils/syscache.h"
+
+typedef struct Entry
+{
+	Oid			a;
+	Oid			b;
+	TransactionId xmin;
+} Entry;
+
+static int
+CompareEntries(const void *x, const void *y)
+{
+	const Entry *a = (const Entry *) x;
+	const Entry *b = (const Entry *) y;
+
+	if (a->a != b->a)
+		return a->a < b->a ? -1 : 1;
+	if (a->b != b->b)
+		return a->b < b->b ? -1 : 1;
+	if (a->xmin != b->xmin)
+		return a->xmin < b->xmin ? -1 : 1;
+	return 0;
+}
+
+static TransactionId
+TupleXmin(HeapTuple tuple)
+{
+	return HeapTupleHeaderGetRawXmin(tuple->t_data);
+}
+
+/* The contents of an ACL column, or nothing. */
+static void
+AddAcl(StringInfo out, int cacheid, HeapTuple tuple, AttrNumber attno)
+{
+	bool		isnull;
+	Datum		datum = SysCacheGetAttr(cacheid, tuple, attno, &isnull);
+
+	QueryPutU8(out, !isnull);
+	if (!isnull)
+	{
+		Acl		   *acl = DatumGetAclP(datum);
+
+		QueryPutBytes(out, (char *) acl, VARSIZE(acl));
+	}
+}
+
+/* ---- Functions ---- */
+
+static bool
+CollectFunction(Oid function, void *arg)
+{
+	List	  **functions = (List **) arg;
+
+	if (function >= FirstNormalObjectId)
+		*functions = list_append_unique_oid(*functions, function);
+	return false;				/* go on */
+}
+
+static bool
+CollectWalker(Node *node, void *arg)
+{
+	if (node == NULL)
+		return false;
+	(void) check_functions_in_node(node, CollectFunction, arg);
+	if (IsA(node, Query))
+		return query_tree_walker((Query *) node, CollectWalker, arg, 0);
+	return expression_tree_walker(node, CollectWalker, arg);
+}
+
+List *
+FingerprintFunctions(List *functions, Node *expression)
+{
+	(void) CollectWalker(expression, &functions);
+	return functions;
+}
+
+static void
+AddFunctions(StringInfo out, List *functions)
+{
+	ListCell   *cell;
+
+	list_sort(functions, list_oid_cmp);
+	foreach(cell, functions)
+	{
+		HeapTuple	tuple = SearchSysCache1(PROCOID, ObjectIdGetDatum(lfirst_oid(cell)));
+
+		QueryPutU32(out, lfirst_oid(cell));
+		if (!HeapTupleIsValid(tuple))
+			continue;
+		QueryPutU32(out, TupleXmin(tuple));
+		ReleaseSysCache(tuple);
+	}
+}
+
+/* ---- Roles ---- */
+
+/* The role, and through which memberships it has which other roles. */
+static void
+AddRole(StringInfo out, Oid role)
+{
+	HeapTuple	tuple = SearchSysCache1(AUTHOID, ObjectIdGetDatum(role));
+	List	   *todo = list_make1_oid(role);
+	Entry	   *entries = palloc(sizeof(Entry) * 16);
+	int			nentries = 0;
+	int			capacity = 16;
+	ListCell   *cell;
+	int			i;
+
+	QueryPutU32(out, role);
+	if (HeapTupleIsValid(tuple))
+	{
+		Form_pg_authid form = (Form_pg_authid) GETSTRUCT(tuple);
+
+		/* Not its xmin: a new password is no new right. */
+		QueryPutString(out, NameStr(form->rolname));
+		QueryPutU8(out, form->rolsuper);
+		QueryPutU8(out, form->rolinherit);
+		QueryPutU8(out, form->rolbypassrls);
+		ReleaseSysCache(tuple);
+	}
+
+	/* The list grows while it is walked through. */
+	foreach(cell, todo)
+	{
+		CatCList   *list = SearchSysCacheList1(AUTHMEMMEMROLE, ObjectIdGetDatum(lfirst_oid(cell)));
+
+		for (i = 0; i < list->n_members; i++)
+		{
+			HeapTuple	member = &list->members[i]->tuple;
+			Form_pg_auth_members form = (Form_pg_auth_members) GETSTRUCT(member);
+
+			if (nentries == capacity)
+			{
+				capacity *= 2;
+				entries = repalloc(entries, sizeof(Entry) * capacity);
+			}
+			entries[nentries].a = form->member;
+			entries[nentries].b = form->roleid;
+			entries[nentries].xmin = TupleXmin(member);
+			nentries++;
+			todo = list_append_unique_oid(todo, form->roleid);
+		}
+		ReleaseSysCacheList(list);
+	}
+
+	qsort(entries, nentries, sizeof(Entry), CompareEntries);
+	for (i = 0; i < nentries; i++)
+	{
+		QueryPutU32(out, entries[i].a);
+		QueryPutU32(out, entries[i].b);
+		QueryPutU32(out, entries[i].xmin);
+	}
+}
+
+/* ---- Tables ---- */
+
+static void
+AddNamespace(StringInfo out, Oid namespace)
+{
+	HeapTuple	tuple = SearchSysCache1(NAMESPACEOID, ObjectIdGetDatum(namespace));
+
+	QueryPutU32(out, namespace);
+	if (!HeapTupleIsValid(tuple))
+		return;
+	QueryPutU32(out, ((Form_pg_namespace) GETSTRUCT(tuple))->nspowner);
+	AddAcl(out, NAMESPACEOID, tuple, Anum_pg_namespace_nspacl);
+	ReleaseSysCache(tuple);
+}
+
+static void
+AddColumns(StringInfo out, Relation rel)
+{
+	int			attno;
+
+	for (attno = 1; attno <= RelationGetNumberOfAttributes(rel); attno++)
+	{
+		HeapTuple	tuple = SearchSysCache2(ATTNUM, ObjectIdGetDatum(RelationGetRelid(rel)),
+											Int16GetDatum(attno));
+		Form_pg_attribute form;
+
+		if (!HeapTupleIsValid(tuple))
+			continue;
+		form = (Form_pg_attribute) GETSTRUCT(tuple);
+		QueryPutU16(out, (uint16) attno);
+		QueryPutU8(out, form->attisdropped);
+		if (!form->attisdropped)
+		{
+			QueryPutString(out, NameStr(form->attname));
+			QueryPutU32(out, form->atttypid);
+			QueryPutU32(out, (uint32) form->atttypmod);
+			QueryPutU32(out, form->attcollation);
+			QueryPutU8(out, (uint8) form->attgenerated);
+			AddAcl(out, ATTNUM, tuple, Anum_pg_attribute_attacl);
+		}
+		ReleaseSysCache(tuple);
+	}
+}
+
+/* OID and xmin of the rows of a catalog that belong to the table. */
+static void
+AddCatalogRows(StringInfo out, Oid relid, Oid catalog, Oid index, AttrNumber column)
+{
+	Relation	rel = table_open(catalog, AccessShareLock);
+	Entry	   *entries = palloc(sizeof(Entry) * 16);
+	int			nentries = 0;
+	int			capacity = 16;
+	ScanKeyData key;
+	SysScanDesc scan;
+	HeapTuple	tuple;
+	int			i;
+
+	ScanKeyInit(&key, column, BTEqualStrategyNumber, F_OIDEQ, ObjectIdGetDatum(relid));
+	scan = systable_beginscan(rel, index, true, NULL, 1, &key);
+	while (HeapTupleIsValid(tuple = systable_getnext(scan)))
+	{
+		bool		isnull;
+
+		if (nentries == capacity)
+		{
+			capacity *= 2;
+			entries = repalloc(entries, sizeof(Entry) * capacity);
+		}
+		/* The first column of all these catalogs is the OID. */
+		entries[nentries].a = DatumGetObjectId(heap_getattr(tuple, 1, RelationGetDescr(rel),
+															&isnull));
+		entries[nentries].b = relid;
+		entries[nentries].xmin = TupleXmin(tuple);
+		nentries++;
+	}
+	systable_endscan(scan);
+	table_close(rel, AccessShareLock);
+
+	qsort(entries, nentries, sizeof(Entry), CompareEntries);
+	for (i = 0; i < nentries; i++)
+	{
+		QueryPutU32(out, entries[i].a);
+		QueryPutU32(out, entries[i].xmin);
+	}
+}
+
+static void
+AddRelation(StringInfo out, Oid relid, List **functions)
+{
+	Relation	rel = try_relation_open(relid, NoLock);
+	HeapTuple	tuple;
+	int			attno;
+
+	QueryPutU32(out, relid);
+	if (rel == NULL)
+		return;
+
+	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(relid));
+	if (HeapTupleIsValid(tuple))
+	{
+		Form_pg_class form = (Form_pg_class) GETSTRUCT(tuple);
+
+		QueryPutString(out, NameStr(form->relname));
+		QueryPutU32(out, form->relowner);
+		QueryPutU8(out, (uint8) form->relkind);
+		QueryPutU8(out, form->relrowsecurity);
+		QueryPutU8(out, form->relforcerowsecurity);
+		AddAcl(out, RELOID, tuple, Anum_pg_class_relacl);
+		AddNamespace(out, form->relnamespace);
+		ReleaseSysCache(tuple);
+	}
+	AddColumns(out, rel);
+
+	/* What a virtual generated column means can be changed in place. */
+	for (attno = 1; attno <= RelationGetNumberOfAttributes(rel); attno++)
+	{
+		if (TupleDescAttr(RelationGetDescr(rel), attno - 1)->attgenerated == COMPAT_GENERATED_VIRTUAL)
+		{
+			AddCatalogRows(out, relid, AttrDefaultRelationId, AttrDefaultIndexId,
+						   Anum_pg_attrdef_adrelid);
+			break;
+		}
+	}
+
+	if (rel->rd_rules != NULL)
+		AddCatalogRows(out, relid, RewriteRelationId, RewriteRelRulenameIndexId,
+					   Anum_pg_rewrite_ev_class);
+
+	if (rel->rd_rsdesc != NULL)
+	{
+		ListCell   *cell;
+
+		AddCatalogRows(out, relid, PolicyRelationId, PolicyPolrelidPolnameIndexId,
+					   Anum_pg_policy_polrelid);
+		foreach(cell, rel->rd_rsdesc->policies)
+		{
+			RowSecurityPolicy *policy = (RowSecurityPolicy *) lfirst(cell);
+
+			*functions = FingerprintFunctions(*functions, (Node *) policy->qual);
+		}
+	}
+	relation_close(rel, NoLock);
+}
+
+uint64
+FingerprintCompute(Oid relid, Oid role, const Oid *dependencies, int ndependencies,
+				   List *functions)
+{
+	StringInfoData out;
+	uint64		hash;
+	int			i;
+
+	initStringInfo(&out);
+	functions = list_copy(functions);
+	AddRole(&out, role);
+	AddRelation(&out, relid, &functions);
+	for (i = 0; i < ndependencies; i++)
+		if (dependencies[i] != relid)
+			AddRelation(&out, dependencies[i], &functions);
+	AddFunctions(&out, functions);
+
+	hash = hash_bytes_extended((unsigned char *) out.data, out.len, 0);
+	pfree(out.data);
+	return hash;
+}

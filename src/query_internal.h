@@ -1,0 +1,223 @@
+/*-------------------------------------------------------------------------
+ *
+ * query_internal.h
+ *		What the parts of the query machinery share with each other: the pool's
+ *		segment, the worker's transactions and identities, the policies.
+ *
+ * Process: query_pool.c runs in the feed worker, everything else in query
+ * workers.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef CHANGEFEED_QUERY_INTERNAL_H
+#define CHANGEFEED_QUERY_INTERNAL_H
+
+#include "query.h"
+#include "query_compat.h"
+
+#include "access/tupdesc.h"
+#include "nodes/bitmapset.h"
+#include "nodes/plannodes.h"
+#include "port/atomics.h"
+#include "storage/fd.h"
+
+/* ---- The segment of one worker ---- */
+
+#define QUERY_SEGMENT_MAGIC	0x43465131	/* "CFQ1" */
+#define QUERY_JOBS_SIZE		(256 * 1024)
+#define QUERY_RESULTS_SIZE	(1024 * 1024)
+
+typedef struct QuerySegment
+{
+	uint32		magic;			/* set once by the pool */
+
+	/*
+	 * The worker ends because somebody's code went on after its time was up (0
+	 * or 1).  Written by the worker, read by the pool after its end.
+	 */
+	pg_atomic_uint32 timed_out;
+} QuerySegment;
+
+#define QUERY_JOBS_OFFSET		MAXALIGN(sizeof(QuerySegment))
+#define QUERY_RESULTS_OFFSET	(QUERY_JOBS_OFFSET + QUERY_JOBS_SIZE)
+#define QUERY_SEGMENT_SIZE		(QUERY_RESULTS_OFFSET + QUERY_RESULTS_SIZE)
+
+/* bgw_extra of a query worker.  SharedFeedOfWorker wants generation first. */
+typedef struct QueryWorkerExtra
+{
+	uint32		generation;
+	dsm_handle	segment;
+	uint32		number;			/* within the pool */
+} QueryWorkerExtra;
+
+/*
+ * First message of a worker, with job id 0 and no body: it takes jobs from now
+ * on.
+ */
+#define QUERY_HELLO		'H'
+
+/*
+ * Spool files of snapshots.  The prefix makes the server remove them when it
+ * starts; the pool removes those of earlier generations of its database.
+ */
+#define QUERY_SPOOL_DIRECTORY	"base/" PG_TEMP_FILES_DIR
+#define QUERY_SPOOL_PREFIX		PG_TEMP_FILE_PREFIX "_changefeed."
+
+/* Errors of others' code go over the wire; they need not be novels. */
+#define QUERY_ERROR_LENGTH	1000
+
+/* ---- Writing messages ---- */
+
+static inline void
+QueryPutU8(StringInfo out, uint8 value)
+{
+	appendStringInfoChar(out, (char) value);
+}
+
+static inline void
+QueryPutU16(StringInfo out, uint16 value)
+{
+	appendBinaryStringInfo(out, (char *) &value, sizeof(value));
+}
+
+static inline void
+QueryPutU32(StringInfo out, uint32 value)
+{
+	appendBinaryStringInfo(out, (char *) &value, sizeof(value));
+}
+
+static inline void
+QueryPutU64(StringInfo out, uint64 value)
+{
+	appendBinaryStringInfo(out, (char *) &value, sizeof(value));
+}
+
+static inline void
+QueryPutBytes(StringInfo out, const char *data, Size length)
+{
+	QueryPutU32(out, (uint32) length);
+	appendBinaryStringInfo(out, data, (int) length);
+}
+
+static inline void
+QueryPutString(StringInfo out, const char *text)
+{
+	QueryPutBytes(out, text, strlen(text));
+}
+
+/* ---- query_worker.c ---- */
+
+extern uint32 query_generation;
+extern uint64 query_job;		/* id of the job that runs */
+extern MemoryContext query_job_context; /* lives until the job's end */
+
+/* A copy of a string in a message; a missing one is empty. */
+extern char *QueryCopyBytes(WireBytes bytes);
+
+/* Starts a result message of the running job in `out`, which is reset. */
+extern void QueryMessage(StringInfo out, QueryKind kind);
+
+/* Waits while the queue is full; outside transactions and time limits only. */
+extern void QuerySend(StringInfo message);
+
+/* Exits when the feed worker is gone: for long loops. */
+extern void QueryCheckPeer(void);
+
+/*
+ * A transaction that sees one snapshot and writes nothing.  Always ended by
+ * QueryTransactionEnd, which aborts it and takes back whatever an identity
+ * may have left in the session.  `time_limit` in ms is for everything in it.
+ */
+extern void QueryTransactionBegin(int lock_timeout, int64 time_limit);
+extern void QueryTransactionEnd(void);
+
+/* Did a time limit interrupt the transaction?  Until the next one begins. */
+extern bool QueryTimedOut(void);
+
+/*
+ * Become that role with those claims until the transaction's end.  Refuses
+ * roles that are above the law (ERRCODE_INSUFFICIENT_PRIVILEGE).
+ */
+extern void QueryEnterIdentity(Oid role, const char *claims);
+
+/* The search_path that sessions of the role have; valid in the transaction. */
+extern const char *QuerySearchPath(Oid role);
+
+/* A setting that ALTER ROLE or ALTER DATABASE made for the role, or NULL. */
+extern char *QueryRoleSetting(Oid role, const char *name);
+
+/* ---- query_snapshot.c ---- */
+
+extern void QueryRunSubscribe(WireReader *body);
+
+/* After an error: closes and removes what a snapshot has spooled. */
+extern void QuerySnapshotCleanup(void);
+
+/* ---- query_policy.c ---- */
+
+/* How a role sees the rows of a table. */
+typedef enum PolicyState
+{
+	POLICY_NONE = 0,			/* every row may be read */
+	POLICY_JUDGED = 1,			/* rows have to be judged */
+	POLICY_NOTHING = 2			/* no row may be read */
+} PolicyState;
+
+typedef struct Policy
+{
+	struct
+	{
+		Oid			relid;
+		Oid			role;
+	}			key;			/* hash key: must be first */
+	bool		valid;			/* reset by invalidations */
+	bool		reusable;		/* false: planned anew for every identity */
+	PolicyState state;
+	bool		may_select;		/* USAGE on the schema, SELECT on a column */
+	uint64		fingerprint;	/* of the catalogs, without the search_path */
+	MemoryContext context;		/* everything below */
+	PlannedStmt *plan;			/* POLICY_JUDGED: one row with one boolean */
+	int			natts;			/* params 1..natts are the columns, natts + 1
+								 * is the whole row */
+	Oid		   *param_types;
+	Bitmapset  *needed;			/* attribute numbers that the plan reads */
+	bool		whole_row;		/* and the row as a whole */
+	int			ndependencies;
+	Oid		   *dependencies;	/* tables that the plan reads, sorted */
+} Policy;
+
+/*
+ * Lock the tables that the policy read when it was last planned.  False: not
+ * known.  Called before the snapshot is taken, as a table that is rewritten
+ * between snapshot and lock looks empty.
+ */
+extern bool PolicyLockDependencies(Oid relid, Oid role);
+
+/*
+ * The policy of the identity that was entered.  The table must be locked and a
+ * snapshot be active.  Valid until the next call.
+ */
+extern Policy *PolicyGet(Oid relid, Oid role);
+
+/* The fingerprint as subscriptions know it. */
+extern uint64 PolicyFingerprint(Policy *policy);
+
+extern void QueryRunVerdicts(WireReader *body);
+
+/* Registers the invalidation callbacks. */
+extern void PolicyInit(void);
+
+/* ---- query_fingerprint.c ---- */
+
+/*
+ * Hash of what the catalogs say about the visibility of a table's rows to a
+ * role: the table, the role and its memberships, the policies and functions,
+ * and the same of the tables that the policies read.
+ */
+extern uint64 FingerprintCompute(Oid relid, Oid role, const Oid *dependencies,
+								 int ndependencies, List *functions);
+
+/* Adds the OIDs of the functions that the expression calls to the list. */
+extern List *FingerprintFunctions(List *functions, Node *expression);
+
+#endif							/* CHANGEFEED_QUERY_INTERNAL_H */

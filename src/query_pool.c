@@ -1,0 +1,944 @@
+/*-------------------------------------------------------------------------
+ *
+ * query_pool.c
+ *		The feed worker's side of the query workers: who runs what.
+ *
+ * A fixed number of dynamic background workers, each with a segment of its own
+ * that holds two queues.  A dead worker gets a new segment, as a queue cannot
+ * change its ends.  A worker has one job at a time, and is given one only when
+ * it has said hello, so that a failing start costs no job.
+ *
+ * Live changes wait for verdicts, so verdicts are handed out first, and of two
+ * or more workers one is kept free of snapshots.
+ *
+ * A job whose worker died is tried once more.  A job of verdicts is then given
+ * out again identity by identity: the one that kills workers gets an error, and
+ * the others their verdicts.
+ *
+ * Process: feed worker.  Nothing here blocks.  Locks: none.  Memory: a context
+ * of the pool's own below TopMemoryContext; jobs are freed one by one.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "query_internal.h"
+
+#include <signal.h>
+#include <unistd.h>
+
+#include "lib/ilist.h"
+#include "miscadmin.h"
+#include "postmaster/bgworker.h"
+#include "storage/fd.h"
+#include "storage/proc.h"
+#include "storage/shm_mq.h"
+#include "utils/hsearch.h"
+#include "utils/memutils.h"
+#include "utils/timestamp.h"
+
+#define BACKOFF_MIN_MS		100
+#define BACKOFF_MAX_MS		10000
+#define REGISTER_RETRY_MS	10000	/* no free slot for a background worker */
+#define STABLE_MS			10000	/* who lived longer is restarted at once */
+#define NO_WORKER_MS		15000	/* then waiting jobs get an error */
+#define MESSAGES_PER_TURN	32	/* of one worker */
+
+typedef struct PoolJob
+{
+	uint64		id;
+	dlist_node	node;			/* in a list of waiting jobs */
+	bool		in_list;
+	QueryKind	kind;
+	QueryPriority priority;
+	bool		takes_rows;
+	QueryCallback callback;		/* NULL: cancelled */
+	void	   *arg;
+	char	   *body;
+	Size		length;
+	int			deaths;			/* of workers that ran it */
+	bool		delivered;		/* a result went to the callback */
+
+	/* QUERY_VERDICTS, given out identity by identity: */
+	bool		split;
+	uint32		part;			/* the identity that is next or running */
+	uint32		nparts;
+	XLogRecPtr	lsn;			/* highest of the parts */
+	bool		part_done;		/* its verdict has come */
+	StringInfoData merged;		/* the verdicts of the parts before */
+} PoolJob;
+
+typedef struct JobEntry
+{
+	uint64		id;				/* hash key */
+	PoolJob    *job;
+} JobEntry;
+
+typedef struct PoolWorker
+{
+	dsm_segment *segment;		/* NULL: not started */
+	BackgroundWorkerHandle *handle;
+	shm_mq_handle *jobs;
+	shm_mq_handle *results;
+	bool		ready;			/* has said hello */
+	TimestampTz started;
+	TimestampTz retry_at;
+	int			backoff;		/* ms */
+	PoolJob    *job;
+
+	/* The message that hands out the job, as long as it is not sent. */
+	char	   *message;
+	Size		message_length;
+} PoolWorker;
+
+/* The parts of a QUERY_VERDICTS body. */
+typedef struct VerdictParts
+{
+	Oid			relid;
+	WireBytes	description;
+	uint32		nrows;
+	WireBytes  *rows;
+	bool	   *identity_only;
+	uint32		nidentities;
+	struct
+	{
+		Oid			role;
+		WireBytes	claims;
+		uint64		fingerprint;
+		uint32		nrows;
+		const char *rows;		/* u32 each, unaligned */
+	}		   *identities;
+} VerdictParts;
+
+static DatabaseFeed *pool_feed;
+static int	pool_feed_index;
+static MemoryContext pool_context;
+static PoolWorker *workers;
+static int	nworkers;
+static HTAB *job_table;
+static dlist_head waiting[2];	/* by priority */
+static uint64 last_job;
+static bool register_failed;	/* and said so */
+static TimestampTz no_worker_since; /* 0: there is one */
+
+/* ---- Jobs ---- */
+
+static PoolJob *
+FindJob(uint64 id)
+{
+	JobEntry   *entry = hash_search(job_table, &id, HASH_FIND, NULL);
+
+	return entry != NULL ? entry->job : NULL;
+}
+
+static void
+FreeJob(PoolJob *job)
+{
+	(void) hash_search(job_table, &job->id, HASH_REMOVE, NULL);
+	if (job->merged.data != NULL)
+		pfree(job->merged.data);
+	pfree(job->body);
+	pfree(job);
+}
+
+static void
+EnqueueJob(PoolJob *job, bool first)
+{
+	job->in_list = true;
+	if (first)
+		dlist_push_head(&waiting[job->priority], &job->node);
+	else
+		dlist_push_tail(&waiting[job->priority], &job->node);
+}
+
+/*
+ * Hands a result on.  With the last one the job, which must be in no list and
+ * at no worker any more, is freed: the callback may submit and cancel jobs.
+ */
+static void
+DeliverResult(PoolJob *job, QueryKind kind, const char *body, Size length)
+{
+	QueryCallback callback = job->callback;
+	void	   *arg = job->arg;
+	uint64		id = job->id;
+	WireReader	reader = WireReaderInit(body, length);
+
+	job->delivered = true;
+	if (kind == QUERY_DONE || kind == QUERY_ERROR)
+		FreeJob(job);
+	if (callback != NULL)
+		callback(arg, id, kind, &reader);
+	else if (kind == QUERY_FILE)
+	{
+		/* Nobody wants it any more. */
+		WireBytes	path = WireGetBytes(&reader);
+
+		if (path.data != NULL && path.length < MAXPGPATH)
+		{
+			char		name[MAXPGPATH];
+
+			memcpy(name, path.data, path.length);
+			name[path.length] = '\0';
+			(void) unlink(name);
+		}
+	}
+}
+
+static void
+DeliverError(PoolJob *job, int sqlerrcode, const char *message, const char *hint)
+{
+	StringInfoData body;
+
+	initStringInfo(&body);
+	QueryPutString(&body, unpack_sql_state(sqlerrcode));
+	QueryPutString(&body, message);
+	QueryPutString(&body, hint);
+	DeliverResult(job, QUERY_ERROR, body.data, body.len);
+	pfree(body.data);
+}
+
+static PoolJob *
+PopJob(dlist_head *list)
+{
+	PoolJob    *job = dlist_container(PoolJob, node, dlist_pop_head_node(list));
+
+	job->in_list = false;
+	return job;
+}
+
+uint64
+QuerySubmit(QueryKind kind, const char *body, Size length, QueryPriority priority,
+			QueryCallback callback, void *arg)
+{
+	PoolJob    *job = MemoryContextAllocZero(pool_context, sizeof(PoolJob));
+	JobEntry   *entry;
+	bool		found;
+
+	job->id = ++last_job;
+	job->kind = kind;
+	job->priority = priority;
+	job->callback = callback;
+	job->arg = arg;
+	job->length = length;
+	job->body = MemoryContextAllocHuge(pool_context, Max(length, 1));
+	memcpy(job->body, body, length);
+	if (kind == QUERY_SUBSCRIBE)
+	{
+		WireReader	reader = WireReaderInit(body, length);
+
+		(void) WireGetU32(&reader);
+		(void) WireGetBytes(&reader);
+		job->takes_rows = (WireGetU8(&reader) & QUERY_WITH_ROWS) != 0;
+	}
+
+	entry = hash_search(job_table, &job->id, HASH_ENTER, &found);
+	entry->job = job;
+	EnqueueJob(job, false);
+	return job->id;
+}
+
+/*
+ * For a job that nobody waits for.  Verdicts are short, and a snapshot is only
+ * worth a signal when it takes rows.
+ */
+static void
+InterruptWorker(PoolWorker *worker)
+{
+	pid_t		pid;
+
+	if (worker->job->takes_rows && worker->handle != NULL &&
+		GetBackgroundWorkerPid(worker->handle, &pid) == BGWH_STARTED)
+		(void) kill(pid, SIGINT);
+}
+
+void
+QueryCancel(uint64 id)
+{
+	PoolJob    *job = FindJob(id);
+	int			i;
+
+	if (job == NULL || job->callback == NULL)
+		return;
+	if (job->in_list)
+	{
+		dlist_delete(&job->node);
+		FreeJob(job);
+		return;
+	}
+
+	/* It is freed with its last result; see also SendJob. */
+	job->callback = NULL;
+	for (i = 0; i < nworkers; i++)
+		if (workers[i].job == job && workers[i].message == NULL)
+			InterruptWorker(&workers[i]);
+}
+
+int
+QueryPoolBacklog(void)
+{
+	return job_table != NULL ? (int) hash_get_num_entries(job_table) : 0;
+}
+
+/* ---- Verdicts, identity by identity ---- */
+
+/* Allocates in CurrentMemoryContext.  False: malformed. */
+static bool
+ReadVerdictParts(const PoolJob *job, VerdictParts *parts)
+{
+	WireReader	reader = WireReaderInit(job->body, job->length);
+	uint32		i;
+
+	memset(parts, 0, sizeof(VerdictParts));
+	parts->relid = WireGetU32(&reader);
+	parts->description = WireGetBytes(&reader);
+	parts->nrows = WireGetU32(&reader);
+	if (reader.failed || parts->nrows > reader.length)
+		return false;
+	parts->rows = palloc(sizeof(WireBytes) * Max(parts->nrows, 1));
+	parts->identity_only = palloc0(sizeof(bool) * Max(parts->nrows, 1));
+	for (i = 0; i < parts->nrows; i++)
+		parts->rows[i] = WireGetBytes(&reader);
+
+	parts->nidentities = WireGetU32(&reader);
+	if (reader.failed || parts->nidentities > reader.length)
+		return false;
+	parts->identities = palloc(sizeof(*parts->identities) * Max(parts->nidentities, 1));
+	for (i = 0; i < parts->nidentities; i++)
+	{
+		parts->identities[i].role = WireGetU32(&reader);
+		parts->identities[i].claims = WireGetBytes(&reader);
+		parts->identities[i].fingerprint = WireGetU64(&reader);
+		parts->identities[i].nrows = WireGetU32(&reader);
+		parts->identities[i].rows = WireTake(&reader,
+											 (size_t) parts->identities[i].nrows * sizeof(uint32));
+	}
+	if (!reader.failed && reader.offset < reader.length)
+	{
+		uint32		n = WireGetU32(&reader);
+
+		while (n-- > 0 && !reader.failed)
+		{
+			uint32		row = WireGetU32(&reader);
+
+			if (row >= parts->nrows)
+				return false;
+			parts->identity_only[row] = true;
+		}
+	}
+	return WireAtEnd(&reader);
+}
+
+/* The body of a job for one identity, with only the rows that it asks about. */
+static bool
+BuildPart(const PoolJob *job, StringInfo out)
+{
+	VerdictParts parts;
+	uint32		n;
+	uint32		i;
+	uint32		nonly = 0;
+	StringInfoData only;
+
+	if (!ReadVerdictParts(job, &parts) || job->part >= parts.nidentities)
+		return false;
+	initStringInfo(&only);
+	n = parts.identities[job->part].nrows;
+	QueryPutU32(out, parts.relid);
+	QueryPutBytes(out, parts.description.data, parts.description.length);
+	QueryPutU32(out, n);
+	for (i = 0; i < n; i++)
+	{
+		uint32		row;
+
+		memcpy(&row, parts.identities[job->part].rows + i * sizeof(uint32), sizeof(uint32));
+		if (row >= parts.nrows)
+			return false;
+		QueryPutBytes(out, parts.rows[row].data, parts.rows[row].length);
+		if (parts.identity_only[row])
+		{
+			QueryPutU32(&only, i);
+			nonly++;
+		}
+	}
+	QueryPutU32(out, 1);
+	QueryPutU32(out, parts.identities[job->part].role);
+	QueryPutBytes(out, parts.identities[job->part].claims.data,
+				  parts.identities[job->part].claims.length);
+	QueryPutU64(out, parts.identities[job->part].fingerprint);
+	QueryPutU32(out, n);
+	for (i = 0; i < n; i++)
+		QueryPutU32(out, i);
+	QueryPutU32(out, nonly);
+	appendBinaryStringInfo(out, only.data, only.len);
+	return true;
+}
+
+static void
+MergeError(PoolJob *job, const char *sqlstate, Size sqlstate_length,
+		   const char *message, Size length)
+{
+	QueryPutU8(&job->merged, 1);
+	QueryPutBytes(&job->merged, sqlstate, sqlstate_length);
+	QueryPutBytes(&job->merged, message, length);
+	job->part_done = true;
+}
+
+/* The part is through: on to the next one, or done.  The job is at no worker. */
+static void
+NextPart(PoolJob *job)
+{
+	StringInfoData list;
+
+	if (job->callback == NULL)
+	{
+		FreeJob(job);
+		return;
+	}
+	job->part++;
+	job->part_done = false;
+	job->deaths = 0;
+	if (job->part < job->nparts)
+	{
+		EnqueueJob(job, true);
+		return;
+	}
+
+	initStringInfo(&list);
+	QueryPutU64(&list, job->lsn);
+	appendBinaryStringInfo(&list, job->merged.data, job->merged.len);
+	DeliverResult(job, QUERY_VERDICT_LIST, list.data, list.len);
+	pfree(list.data);
+	DeliverResult(job, QUERY_DONE, "", 0);
+}
+
+static void
+PartResult(PoolWorker *worker, PoolJob *job, QueryKind kind, WireReader *body)
+{
+	if (kind == QUERY_VERDICT_LIST && !job->part_done)
+	{
+		XLogRecPtr	lsn = WireGetU64(body);
+
+		job->lsn = Max(job->lsn, lsn);
+		appendBinaryStringInfo(&job->merged, body->data + body->offset,
+							   (int) (body->length - body->offset));
+		job->part_done = true;
+	}
+	else if (kind == QUERY_ERROR || kind == QUERY_DONE)
+	{
+		worker->job = NULL;
+		if (!job->part_done)
+		{
+			WireBytes	sqlstate = WireGetBytes(body);
+			WireBytes	message = WireGetBytes(body);
+
+			if (kind == QUERY_DONE || body->failed)
+				MergeError(job, "XX000", 5, "no verdict", 10);
+			else
+				MergeError(job, sqlstate.data, sqlstate.length, message.data, message.length);
+		}
+		NextPart(job);
+	}
+}
+
+/* ---- Workers ---- */
+
+static bool
+IsDead(const PoolWorker *worker)
+{
+	return worker->segment == NULL;
+}
+
+static void
+ReleaseWorker(PoolWorker *worker)
+{
+	if (worker->message != NULL)
+		pfree(worker->message);
+	shm_mq_detach(worker->jobs);
+	shm_mq_detach(worker->results);
+	dsm_detach(worker->segment);
+	if (worker->handle != NULL)
+		pfree(worker->handle);
+	worker->message = NULL;
+	worker->jobs = NULL;
+	worker->results = NULL;
+	worker->segment = NULL;
+	worker->handle = NULL;
+	worker->ready = false;
+	worker->job = NULL;
+}
+
+static void
+ReportRegisterFailure(void)
+{
+	int			missing = 0;
+	int			i;
+
+	if (register_failed)
+		return;
+	register_failed = true;
+	for (i = 0; i < nworkers; i++)
+		if (IsDead(&workers[i]))
+			missing++;
+	ereport(LOG,
+			(errcode(ERRCODE_INSUFFICIENT_RESOURCES),
+			 errmsg("could not start %d of %d query workers of the change feed", missing, nworkers),
+			 errdetail("All slots for background workers are in use."),
+			 errhint("Raise max_worker_processes from %d to at least %d, or lower changefeed.query_workers. Retrying every %d seconds.",
+					 max_worker_processes, max_worker_processes + missing,
+					 REGISTER_RETRY_MS / 1000)));
+}
+
+static void
+StartWorker(PoolWorker *worker, TimestampTz now)
+{
+	int			number = (int) (worker - workers);
+	MemoryContext old = MemoryContextSwitchTo(pool_context);
+	BackgroundWorker bgworker;
+	QueryWorkerExtra extra;
+	QuerySegment *header;
+	char	   *base;
+	shm_mq	   *mq;
+
+	worker->segment = dsm_create(QUERY_SEGMENT_SIZE, DSM_CREATE_NULL_IF_MAXSEGMENTS);
+	if (worker->segment == NULL)
+	{
+		ReportRegisterFailure();
+		worker->retry_at = TimestampTzPlusMilliseconds(now, REGISTER_RETRY_MS);
+		MemoryContextSwitchTo(old);
+		return;
+	}
+	dsm_pin_mapping(worker->segment);
+
+	base = dsm_segment_address(worker->segment);
+	header = (QuerySegment *) base;
+	header->magic = QUERY_SEGMENT_MAGIC;
+	pg_atomic_init_u32(&header->timed_out, 0);
+	mq = shm_mq_create(base + QUERY_JOBS_OFFSET, QUERY_JOBS_SIZE);
+	shm_mq_set_sender(mq, MyProc);
+	worker->jobs = shm_mq_attach(mq, worker->segment, NULL);
+	mq = shm_mq_create(base + QUERY_RESULTS_OFFSET, QUERY_RESULTS_SIZE);
+	shm_mq_set_receiver(mq, MyProc);
+	worker->results = shm_mq_attach(mq, worker->segment, NULL);
+
+	memset(&extra, 0, sizeof(extra));
+	extra.generation = pool_feed->generation;
+	extra.segment = dsm_segment_handle(worker->segment);
+	extra.number = number;
+
+	memset(&bgworker, 0, sizeof(bgworker));
+	bgworker.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
+	bgworker.bgw_start_time = BgWorkerStart_ConsistentState;
+	bgworker.bgw_restart_time = BGW_NEVER_RESTART;
+	strlcpy(bgworker.bgw_library_name, CHANGEFEED_LIBRARY, sizeof(bgworker.bgw_library_name));
+	strlcpy(bgworker.bgw_function_name, "ChangefeedQueryMain", sizeof(bgworker.bgw_function_name));
+	snprintf(bgworker.bgw_name, sizeof(bgworker.bgw_name), "changefeed query worker %d of database %u",
+			 number + 1, pool_feed->database);
+	strlcpy(bgworker.bgw_type, "changefeed query worker", sizeof(bgworker.bgw_type));
+	bgworker.bgw_main_arg = Int32GetDatum(pool_feed_index);
+	memcpy(bgworker.bgw_extra, &extra, sizeof(extra));
+	bgworker.bgw_notify_pid = MyProcPid;
+
+	if (!RegisterDynamicBackgroundWorker(&bgworker, &worker->handle))
+	{
+		worker->handle = NULL;
+		ReleaseWorker(worker);
+		ReportRegisterFailure();
+		worker->retry_at = TimestampTzPlusMilliseconds(now, REGISTER_RETRY_MS);
+	}
+	else
+	{
+		/* With it the queues notice a worker that dies before it attaches. */
+		shm_mq_set_handle(worker->jobs, worker->handle);
+		shm_mq_set_handle(worker->results, worker->handle);
+		worker->started = now;
+	}
+	MemoryContextSwitchTo(old);
+}
+
+/* What becomes of the job of a worker that died. */
+static void
+JobLostWorker(PoolJob *job, bool timed_out)
+{
+	job->deaths++;
+	if (job->callback == NULL)
+	{
+		FreeJob(job);
+		return;
+	}
+
+	if (job->kind == QUERY_VERDICTS)
+	{
+		if (job->split && job->part_done)
+		{
+			NextPart(job);
+			return;
+		}
+		if (job->delivered)
+		{
+			DeliverResult(job, QUERY_DONE, "", 0);
+			return;
+		}
+		if (!job->split)
+		{
+			VerdictParts parts;
+			MemoryContext context = AllocSetContextCreate(CurrentMemoryContext,
+														  "changefeed verdicts",
+														  ALLOCSET_DEFAULT_SIZES);
+			MemoryContext old = MemoryContextSwitchTo(context);
+			bool		good = ReadVerdictParts(job, &parts);
+
+			job->nparts = parts.nidentities;
+			MemoryContextSwitchTo(old);
+			MemoryContextDelete(context);
+			if (!good || job->nparts == 0)
+			{
+				DeliverError(job, ERRCODE_DATA_CORRUPTED, "malformed job for a query worker", "");
+				return;
+			}
+			job->split = true;
+			old = MemoryContextSwitchTo(pool_context);
+			initStringInfo(&job->merged);
+			MemoryContextSwitchTo(old);
+
+			/* Among several it is not known who it was. */
+			if (job->nparts > 1)
+			{
+				job->deaths = 0;
+				timed_out = false;
+			}
+		}
+		if (timed_out)
+		{
+			char	   *message = psprintf("policies took longer than changefeed.policy_timeout (%d ms) and went on when cancelled",
+										   setting_policy_timeout);
+
+			MergeError(job, unpack_sql_state(ERRCODE_QUERY_CANCELED), 5, message, strlen(message));
+			pfree(message);
+			NextPart(job);
+		}
+		else if (job->deaths >= 2)
+		{
+			const char *message = "two query workers ended while judging changes for this identity";
+
+			MergeError(job, unpack_sql_state(ERRCODE_ADMIN_SHUTDOWN), 5, message, strlen(message));
+			NextPart(job);
+		}
+		else
+			EnqueueJob(job, true);
+		return;
+	}
+
+	if (timed_out)
+		DeliverError(job, ERRCODE_QUERY_CANCELED,
+					 "the query took too long and went on when cancelled",
+					 "Look for exception handlers with WHEN query_canceled in functions that policies call.");
+	else if (job->deaths >= 2 || job->delivered)
+		DeliverError(job, ERRCODE_ADMIN_SHUTDOWN, "the query worker has ended", "Try again.");
+	else
+		EnqueueJob(job, true);
+}
+
+static void
+WorkerEnded(PoolWorker *worker, TimestampTz now)
+{
+	QuerySegment *header = dsm_segment_address(worker->segment);
+	bool		timed_out = pg_atomic_read_u32(&header->timed_out) != 0;
+	PoolJob    *job = worker->job;
+
+	if (timed_out || TimestampDifferenceExceeds(worker->started, now, STABLE_MS))
+		worker->backoff = 0;
+	else
+		worker->backoff = Min(Max(worker->backoff * 2, BACKOFF_MIN_MS), BACKOFF_MAX_MS);
+	worker->retry_at = TimestampTzPlusMilliseconds(now, worker->backoff);
+	ReleaseWorker(worker);
+	if (job != NULL)
+		JobLostWorker(job, timed_out);
+}
+
+static void
+HandleMessage(PoolWorker *worker, const char *data, Size length)
+{
+	WireReader	reader = WireReaderInit(data, length);
+	uint64		id = WireGetU64(&reader);
+	QueryKind	kind = (QueryKind) WireGetU8(&reader);
+	PoolJob    *job = worker->job;
+
+	if (id == 0 && kind == (QueryKind) QUERY_HELLO)
+	{
+		worker->ready = true;
+		no_worker_since = 0;
+		register_failed = false;
+		return;
+	}
+	if (job == NULL || job->id != id || reader.failed)
+	{
+		ereport(LOG,
+				(errcode(ERRCODE_DATA_CORRUPTED),
+				 errmsg("unexpected message of a query worker")));
+		return;
+	}
+	if (job->split)
+	{
+		PartResult(worker, job, kind, &reader);
+		return;
+	}
+	if (kind == QUERY_DONE || kind == QUERY_ERROR)
+		worker->job = NULL;
+	DeliverResult(job, kind, reader.data + reader.offset, reader.length - reader.offset);
+}
+
+/* True: there may be more. */
+static bool
+ReceiveResults(PoolWorker *worker, TimestampTz now)
+{
+	int			i;
+
+	for (i = 0; i < MESSAGES_PER_TURN; i++)
+	{
+		Size		length;
+		void	   *data;
+		shm_mq_result result = shm_mq_receive(worker->results, &length, &data, true);
+
+		if (result == SHM_MQ_WOULD_BLOCK)
+			return false;
+		if (result == SHM_MQ_DETACHED)
+		{
+			WorkerEnded(worker, now);
+			return false;
+		}
+		HandleMessage(worker, data, length);
+	}
+	return true;
+}
+
+static int
+WorkersReady(void)
+{
+	int			n = 0;
+	int			i;
+
+	for (i = 0; i < nworkers; i++)
+		if (workers[i].ready)
+			n++;
+	return n;
+}
+
+/* The list that the next job comes from, or NULL when none may be given out. */
+static dlist_head *
+NextList(void)
+{
+	int			later = 0;
+	int			i;
+
+	if (!dlist_is_empty(&waiting[QUERY_FIRST]))
+		return &waiting[QUERY_FIRST];
+	if (dlist_is_empty(&waiting[QUERY_LATER]))
+		return NULL;
+	for (i = 0; i < nworkers; i++)
+		if (workers[i].job != NULL && workers[i].job->priority == QUERY_LATER)
+			later++;
+	return later < Max(WorkersReady() - 1, 1) ? &waiting[QUERY_LATER] : NULL;
+}
+
+/* The message is in the worker's hands, or will be sent on when there is room. */
+static void
+SendJob(PoolWorker *worker)
+{
+	if (shm_mq_send(worker->jobs, worker->message_length, worker->message, true,
+					true) == SHM_MQ_WOULD_BLOCK)
+		return;
+	/* A worker that is gone is noticed where results are received. */
+	pfree(worker->message);
+	worker->message = NULL;
+	if (worker->job->callback == NULL)
+		InterruptWorker(worker);
+}
+
+/* False: the job could not be made into a message and is gone. */
+static bool
+GiveJob(PoolWorker *worker, PoolJob *job)
+{
+	Size		head = sizeof(uint64) + sizeof(uint8);
+	uint8		kind = (uint8) job->kind;
+	const char *body = job->body;
+	Size		length = job->length;
+	StringInfoData part;
+
+	part.data = NULL;
+	if (job->split)
+	{
+		MemoryContext context = AllocSetContextCreate(CurrentMemoryContext, "changefeed verdicts",
+													  ALLOCSET_DEFAULT_SIZES);
+		MemoryContext old;
+		bool		good;
+
+		initStringInfo(&part);
+		old = MemoryContextSwitchTo(context);
+		good = BuildPart(job, &part);
+		MemoryContextSwitchTo(old);
+		MemoryContextDelete(context);
+		if (!good)
+		{
+			pfree(part.data);
+			DeliverError(job, ERRCODE_DATA_CORRUPTED, "malformed job for a query worker", "");
+			return false;
+		}
+		body = part.data;
+		length = part.len;
+	}
+
+	worker->message_length = head + length;
+	worker->message = MemoryContextAllocHuge(pool_context, worker->message_length);
+	memcpy(worker->message, &job->id, sizeof(uint64));
+	memcpy(worker->message + sizeof(uint64), &kind, sizeof(uint8));
+	memcpy(worker->message + head, body, length);
+	if (part.data != NULL)
+		pfree(part.data);
+	worker->job = job;
+	SendJob(worker);
+	return true;
+}
+
+static void
+GiveJobs(void)
+{
+	int			i;
+
+	for (i = 0; i < nworkers; i++)
+	{
+		PoolWorker *worker = &workers[i];
+		dlist_head *list;
+
+		if (worker->message != NULL)
+			SendJob(worker);
+		while (worker->ready && worker->job == NULL && (list = NextList()) != NULL)
+			if (GiveJob(worker, PopJob(list)))
+				break;
+	}
+}
+
+/* Nobody has been there for long: whoever waits learns of it. */
+static void
+RefuseWaiting(void)
+{
+	int			i;
+
+	for (i = 0; i < 2; i++)
+	{
+		dlist_head	list;
+
+		/* Callbacks may submit new jobs, which are for the next turn. */
+		dlist_init(&list);
+		while (!dlist_is_empty(&waiting[i]))
+			dlist_push_tail(&list, dlist_pop_head_node(&waiting[i]));
+		while (!dlist_is_empty(&list))
+		{
+			PoolJob    *job = PopJob(&list);
+
+			DeliverError(job, ERRCODE_ADMIN_SHUTDOWN, "no query worker could be started",
+						 "See the server log; max_worker_processes may be too low.");
+		}
+	}
+}
+
+bool
+QueryPoolPoll(void)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	bool		more = false;
+	int			i;
+
+	for (i = 0; i < nworkers; i++)
+	{
+		if (IsDead(&workers[i]))
+		{
+			if (now >= workers[i].retry_at)
+				StartWorker(&workers[i], now);
+		}
+		else if (ReceiveResults(&workers[i], now))
+			more = true;
+	}
+
+	if (WorkersReady() > 0)
+		no_worker_since = 0;
+	else if (no_worker_since == 0)
+		no_worker_since = now;
+	else if (TimestampDifferenceExceeds(no_worker_since, now, NO_WORKER_MS))
+		RefuseWaiting();
+
+	GiveJobs();
+	return more;
+}
+
+long
+QueryPoolTimeout(void)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	TimestampTz next = DT_NOEND;
+	int			i;
+
+	for (i = 0; i < nworkers; i++)
+	{
+		if (IsDead(&workers[i]))
+			next = Min(next, workers[i].retry_at);
+		/* Submitted after the last poll. */
+		else if (workers[i].ready && workers[i].job == NULL && NextList() != NULL)
+			return 0;
+	}
+	if (no_worker_since != 0 &&
+		!(dlist_is_empty(&waiting[QUERY_FIRST]) && dlist_is_empty(&waiting[QUERY_LATER])))
+		next = Min(next, TimestampTzPlusMilliseconds(no_worker_since, NO_WORKER_MS + 1));
+	if (next == DT_NOEND)
+		return -1;
+	return TimestampDifferenceMilliseconds(now, next);
+}
+
+/* Files that a feed worker before us got, or did not get, and left behind. */
+static void
+RemoveOldSpoolFiles(void)
+{
+	char		prefix[MAXPGPATH];
+	DIR		   *dir = AllocateDir(QUERY_SPOOL_DIRECTORY);
+	struct dirent *entry;
+
+	if (dir == NULL)
+		return;
+	snprintf(prefix, sizeof(prefix), "%s%u.", QUERY_SPOOL_PREFIX, pool_feed->database);
+	while ((entry = ReadDirExtended(dir, QUERY_SPOOL_DIRECTORY, LOG)) != NULL)
+	{
+		char		path[MAXPGPATH * 2];
+
+		if (strncmp(entry->d_name, prefix, strlen(prefix)) != 0 ||
+			strtoul(entry->d_name + strlen(prefix), NULL, 10) == pool_feed->generation)
+			continue;
+		snprintf(path, sizeof(path), "%s/%s", QUERY_SPOOL_DIRECTORY, entry->d_name);
+		(void) unlink(path);
+	}
+	FreeDir(dir);
+}
+
+void
+QueryPoolStart(DatabaseFeed *feed, int feed_index)
+{
+	HASHCTL		ctl = {0};
+	TimestampTz now = GetCurrentTimestamp();
+	int			i;
+
+	pool_feed = feed;
+	pool_feed_index = feed_index;
+	pool_context = AllocSetContextCreate(TopMemoryContext, "changefeed query pool",
+										 ALLOCSET_DEFAULT_SIZES);
+	ctl.keysize = sizeof(uint64);
+	ctl.entrysize = sizeof(JobEntry);
+	ctl.hcxt = pool_context;
+	job_table = hash_create("changefeed query jobs", 256, &ctl,
+							HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+	dlist_init(&waiting[QUERY_FIRST]);
+	dlist_init(&waiting[QUERY_LATER]);
+	RemoveOldSpoolFiles();
+
+	nworkers = setting_query_workers;
+	workers = MemoryContextAllocZero(pool_context, sizeof(PoolWorker) * nworkers);
+	no_worker_since = now;
+	for (i = 0; i < nworkers; i++)
+		StartWorker(&workers[i], now);
+}

@@ -1,0 +1,606 @@
+/*-------------------------------------------------------------------------
+ *
+ * query_worker.c
+ *		The query worker: runs the SQL that is somebody else's.
+ *
+ * Takes one job at a time from its queue, runs it, answers, and ends when the
+ * feed worker detaches.  The process is connected as the bootstrap superuser;
+ * whatever is not ours runs only between QueryEnterIdentity and
+ * QueryTransactionEnd, that is, as the subscriber's role, with the means to
+ * become somebody else disabled, in a transaction that writes nothing, that
+ * has a time limit, and that is always rolled back.
+ *
+ * The time limit has a timer of its own, because statement_timeout can be set
+ * by the code that it is to stop.  When it fires, the query is cancelled; code
+ * that catches this and goes on is cancelled once more, and the third time the
+ * process ends itself and leaves word of it in the segment.
+ *
+ * Cancels (SIGINT) of the pool are meant for the job that it knows to be
+ * running.  The pool sends the next job only after the signal, so one that
+ * comes late is forgotten when the next job begins; outside of jobs, cancels
+ * are held off.
+ *
+ * Process: query worker.  Locks: none of ours.  Memory: a job's messages and
+ * results live in query_job_context; everything else belongs to transactions,
+ * to the policies (query_policy.c) or to the process.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "query_internal.h"
+
+#include "encode.h"
+
+#include "access/genam.h"
+#include "access/htup_details.h"
+#include "access/table.h"
+#include "access/xact.h"
+#include "catalog/indexing.h"
+#include "catalog/pg_authid.h"
+#include "catalog/pg_db_role_setting.h"
+#include "catalog/pg_type.h"
+#include "commands/prepare.h"
+#include "mb/pg_wchar.h"
+#include "miscadmin.h"
+#include "pgstat.h"
+#include "postmaster/bgworker.h"
+#include "postmaster/interrupt.h"
+#include "storage/ipc.h"
+#include "storage/latch.h"
+#include "storage/lock.h"
+#include "storage/proc.h"
+#include "storage/shm_mq.h"
+#include "tcop/tcopprot.h"
+#include "utils/acl.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/fmgroids.h"
+#include "utils/guc.h"
+#include "utils/hsearch.h"
+#include "utils/inval.h"
+#include "utils/memutils.h"
+#include "utils/rel.h"
+#include "utils/syscache.h"
+#include "utils/timeout.h"
+#include "utils/timestamp.h"
+
+/* What may become of a role, as long as no role changes. */
+typedef struct RoleCheck
+{
+	Oid			role;			/* hash key */
+	bool		allowed;
+} RoleCheck;
+
+uint32		query_generation;
+uint64		query_job;
+MemoryContext query_job_context;
+
+static QuerySegment *segment;
+static shm_mq_handle *jobs;
+static shm_mq_handle *results;
+
+static char *default_search_path;
+static HTAB *role_checks;
+static bool role_checks_valid;
+
+static TimeoutId limit_timeout;
+static int	limit_ms;
+static volatile sig_atomic_t limit_hits;
+
+/* The search_path of one role, for the transaction that it was read in. */
+static Oid	search_path_role;
+static char *search_path_value;
+
+/* ---- Messages ---- */
+
+char *
+QueryCopyBytes(WireBytes bytes)
+{
+	if (bytes.data == NULL)
+		return pstrdup("");
+	return pnstrdup(bytes.data, bytes.length);
+}
+
+void
+QueryMessage(StringInfo out, QueryKind kind)
+{
+	resetStringInfo(out);
+	QueryPutU64(out, query_job);
+	QueryPutU8(out, (uint8) kind);
+}
+
+void
+QuerySend(StringInfo message)
+{
+	shm_mq_result result;
+
+	/* A cancel must not leave half a message in the queue. */
+	HOLD_CANCEL_INTERRUPTS();
+	result = shm_mq_send(results, message->len, message->data, false, true);
+	RESUME_CANCEL_INTERRUPTS();
+	if (result != SHM_MQ_SUCCESS)
+		proc_exit(0);
+}
+
+void
+QueryCheckPeer(void)
+{
+	Size		length;
+	void	   *data;
+
+	/* Nobody sends a job before the end of this one: it is empty or gone. */
+	if (shm_mq_receive(jobs, &length, &data, true) == SHM_MQ_DETACHED)
+		proc_exit(0);
+}
+
+static void
+SendError(const ErrorData *error)
+{
+	StringInfoData message;
+	const char *text = error->message != NULL ? error->message : "missing error text";
+	const char *hint = error->hint != NULL ? error->hint : "";
+
+	initStringInfo(&message);
+	QueryMessage(&message, QUERY_ERROR);
+	if (error->sqlerrcode == ERRCODE_QUERY_CANCELED && QueryTimedOut())
+	{
+		QueryPutString(&message, unpack_sql_state(error->sqlerrcode));
+		QueryPutString(&message, psprintf("the query took longer than %d ms", limit_ms));
+		QueryPutString(&message, "Simplify the policies of the table or support them by indexes, or raise changefeed.policy_timeout.");
+	}
+	else
+	{
+		QueryPutString(&message, unpack_sql_state(error->sqlerrcode));
+		QueryPutBytes(&message, text, pg_mbcliplen(text, strlen(text), QUERY_ERROR_LENGTH));
+		QueryPutBytes(&message, hint, pg_mbcliplen(hint, strlen(hint), QUERY_ERROR_LENGTH));
+	}
+	QuerySend(&message);
+}
+
+/* ---- Time limits ---- */
+
+/* In a signal handler. */
+static void
+LimitReached(void)
+{
+	if (++limit_hits < 3)
+		QueryCancelPending = true;
+	else
+	{
+		pg_atomic_write_u32(&segment->timed_out, 1);
+		ProcDiePending = true;
+	}
+	InterruptPending = true;
+	SetLatch(MyLatch);
+}
+
+bool
+QueryTimedOut(void)
+{
+	return limit_hits > 0;
+}
+
+static void
+ReportTimeLimit(int code, Datum arg)
+{
+	if (segment != NULL && pg_atomic_read_u32(&segment->timed_out) != 0)
+		ereport(LOG,
+				(errcode(ERRCODE_QUERY_CANCELED),
+				 errmsg("query worker ends because a policy, or a function that it calls, ignored that its time was up"),
+				 errdetail("It was cancelled after %d ms and once more.", limit_ms),
+				 errhint("Look for exception handlers with WHEN query_canceled.")));
+}
+
+/* ---- Transactions ---- */
+
+static void
+SetLocal(const char *name, const char *value)
+{
+	(void) set_config_option(name, value, PGC_SUSET, PGC_S_SESSION,
+							 GUC_ACTION_LOCAL, true, 0, false);
+}
+
+void
+QueryTransactionBegin(int lock_timeout, int64 time_limit)
+{
+	char		text[32];
+
+	SetCurrentStatementStartTimestamp();
+	StartTransactionCommand();
+
+	/* As snapbuild.c says, there is no nicer way to set these. */
+	XactIsoLevel = XACT_REPEATABLE_READ;
+	XactReadOnly = true;
+
+	snprintf(text, sizeof(text), "%d", lock_timeout);
+	SetLocal("lock_timeout", text);
+	search_path_role = InvalidOid;
+
+	limit_ms = (int) Min(time_limit, INT_MAX / 4);
+	limit_hits = 0;
+	/* Who goes on is given the time of a verdict to think better of it. */
+	enable_timeout_every(limit_timeout,
+						 TimestampTzPlusMilliseconds(GetCurrentTimestamp(), limit_ms),
+						 Min(limit_ms, setting_policy_timeout));
+}
+
+void
+QueryTransactionEnd(void)
+{
+	disable_timeout(limit_timeout, false);
+	QueryCancelPending = false;
+
+	/* Settings, role and cursors end with the transaction. */
+	AbortOutOfAnyTransaction();
+
+	/* What a function can leave in the session in spite of that. */
+	LockReleaseAll(USER_LOCKMETHOD, true);
+	DropAllPreparedStatements();
+
+	search_path_role = InvalidOid;
+	MemoryContextSwitchTo(query_job_context);
+}
+
+/* ---- Identities ---- */
+
+static void
+RolesChanged(Datum arg, int cacheid, uint32 hashvalue)
+{
+	role_checks_valid = false;
+}
+
+/*
+ * Is the role, or one that it can become, free of row security or able to
+ * change what others see?
+ */
+static bool
+RoleIsPowerful(Oid role)
+{
+	Relation	rel = table_open(AuthIdRelationId, AccessShareLock);
+	SysScanDesc scan = systable_beginscan(rel, InvalidOid, false, NULL, 0, NULL);
+	HeapTuple	tuple;
+	bool		found = false;
+
+	while (!found && HeapTupleIsValid(tuple = systable_getnext(scan)))
+	{
+		Form_pg_authid form = (Form_pg_authid) GETSTRUCT(tuple);
+
+		if (form->rolsuper || form->rolbypassrls || form->rolreplication)
+			found = is_member_of_role_nosuper(role, form->oid);
+	}
+	systable_endscan(scan);
+	table_close(rel, AccessShareLock);
+	return found;
+}
+
+static void
+CheckRole(Oid role)
+{
+	RoleCheck  *check;
+	bool		found;
+
+	if (!role_checks_valid)
+	{
+		HASHCTL		ctl = {0};
+
+		if (role_checks != NULL)
+			hash_destroy(role_checks);
+		ctl.keysize = sizeof(Oid);
+		ctl.entrysize = sizeof(RoleCheck);
+		ctl.hcxt = TopMemoryContext;
+		role_checks = hash_create("changefeed role checks", 32, &ctl,
+								  HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+		role_checks_valid = true;
+	}
+
+	check = hash_search(role_checks, &role, HASH_FIND, NULL);
+	if (check == NULL)
+	{
+		bool		allowed;
+
+		if (!SearchSysCacheExists1(AUTHOID, ObjectIdGetDatum(role)))
+			ereport(ERROR,
+					(errcode(ERRCODE_UNDEFINED_OBJECT),
+					 errmsg("role with OID %u does not exist", role)));
+		allowed = !RoleIsPowerful(role);
+		check = hash_search(role_checks, &role, HASH_ENTER, &found);
+		check->allowed = allowed;
+	}
+	if (!check->allowed)
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("role \"%s\" must not read feeds", GetUserNameFromId(role, true)),
+				 errdetail("It is, or is a member of, a role with SUPERUSER, BYPASSRLS or REPLICATION."),
+				 errhint("Use a role that row security applies to.")));
+}
+
+/* The setting in one row of pg_db_role_setting, or NULL. */
+static char *
+StoredSetting(Relation rel, Oid database, Oid role, const char *name)
+{
+	Size		length = strlen(name);
+	ScanKeyData keys[2];
+	SysScanDesc scan;
+	HeapTuple	tuple;
+	char	   *value = NULL;
+
+	ScanKeyInit(&keys[0], Anum_pg_db_role_setting_setdatabase, BTEqualStrategyNumber,
+				F_OIDEQ, ObjectIdGetDatum(database));
+	ScanKeyInit(&keys[1], Anum_pg_db_role_setting_setrole, BTEqualStrategyNumber,
+				F_OIDEQ, ObjectIdGetDatum(role));
+	scan = systable_beginscan(rel, DbRoleSettingDatidRolidIndexId, true, NULL, 2, keys);
+	tuple = systable_getnext(scan);
+	if (HeapTupleIsValid(tuple))
+	{
+		bool		isnull;
+		Datum		datum = heap_getattr(tuple, Anum_pg_db_role_setting_setconfig,
+										 RelationGetDescr(rel), &isnull);
+
+		if (!isnull)
+		{
+			Datum	   *elements;
+			bool	   *nulls;
+			int			n;
+			int			i;
+
+			deconstruct_array(DatumGetArrayTypeP(datum), TEXTOID, -1, false, TYPALIGN_INT,
+							  &elements, &nulls, &n);
+			for (i = 0; i < n && value == NULL; i++)
+			{
+				char	   *item;
+
+				if (nulls[i])
+					continue;
+				item = TextDatumGetCString(elements[i]);
+				if (pg_strncasecmp(item, name, length) == 0 && item[length] == '=')
+					value = item + length + 1;
+			}
+		}
+	}
+	systable_endscan(scan);
+	return value;
+}
+
+/*
+ * The order is that of process_settings, which a session of the role would
+ * have gone through.  There is no cache and no invalidation for this catalog.
+ */
+char *
+QueryRoleSetting(Oid role, const char *name)
+{
+	Relation	rel = table_open(DbRoleSettingRelationId, AccessShareLock);
+	char	   *value = StoredSetting(rel, MyDatabaseId, role, name);
+
+	if (value == NULL)
+		value = StoredSetting(rel, InvalidOid, role, name);
+	if (value == NULL)
+		value = StoredSetting(rel, MyDatabaseId, InvalidOid, name);
+	if (value == NULL)
+		value = StoredSetting(rel, InvalidOid, InvalidOid, name);
+	table_close(rel, AccessShareLock);
+	return value;
+}
+
+const char *
+QuerySearchPath(Oid role)
+{
+	if (search_path_role != role)
+	{
+		MemoryContext old = MemoryContextSwitchTo(TopTransactionContext);
+		char	   *value = QueryRoleSetting(role, "search_path");
+
+		search_path_value = value != NULL ? value : default_search_path;
+		search_path_role = role;
+		MemoryContextSwitchTo(old);
+	}
+	return search_path_value;
+}
+
+/*
+ * The worker's pinned output settings hold in here too, as they are settings
+ * of its session and roles' own settings are not applied, search_path apart.
+ * Whoever writes output forces them again (EncodePinnedBegin).
+ */
+void
+QueryEnterIdentity(Oid role, const char *claims)
+{
+	Oid			user;
+	int			sec_context;
+
+	CheckRole(role);
+
+	SetLocal("search_path", QuerySearchPath(role));
+	SetLocal("row_security", "on");
+	/* Policies may cast this to json, which an empty text does not survive. */
+	SetLocal("request.jwt.claims", claims[0] != '\0' ? claims : "{}");
+	/* For those who ask current_setting('role'). */
+	SetLocal("role", GetUserNameFromId(role, false));
+
+	/*
+	 * From here on nothing can become another role again: SET ROLE and SET
+	 * SESSION AUTHORIZATION are refused while the user ID was changed locally.
+	 */
+	GetUserIdAndSecContext(&user, &sec_context);
+	SetUserIdAndSecContext(role, sec_context | SECURITY_LOCAL_USERID_CHANGE |
+						   SECURITY_RESTRICTED_OPERATION);
+}
+
+/* ---- Jobs ---- */
+
+static void
+RunJob(char *data, Size length)
+{
+	WireReader	body = WireReaderInit(data, length);
+	QueryKind	kind;
+	StringInfoData done;
+
+	query_job = WireGetU64(&body);
+	kind = (QueryKind) WireGetU8(&body);
+	limit_hits = 0;
+	QueryCancelPending = false;
+	RESUME_CANCEL_INTERRUPTS();
+
+	PG_TRY();
+	{
+		switch ((int) kind)
+		{
+			case QUERY_SUBSCRIBE:
+				QueryRunSubscribe(&body);
+				break;
+			case QUERY_VERDICTS:
+				QueryRunVerdicts(&body);
+				break;
+			default:
+				ereport(ERROR,
+						(errcode(ERRCODE_DATA_CORRUPTED),
+						 errmsg("query worker received a job of unknown kind %d", (int) kind)));
+		}
+		initStringInfo(&done);
+		QueryMessage(&done, QUERY_DONE);
+		QuerySend(&done);
+	}
+	PG_CATCH();
+	{
+		ErrorData  *error;
+
+		HOLD_CANCEL_INTERRUPTS();
+		MemoryContextSwitchTo(query_job_context);
+		error = CopyErrorData();
+		FlushErrorState();
+		QueryTransactionEnd();
+		QuerySnapshotCleanup();
+		ereport(DEBUG1,
+				(errmsg_internal("query job failed: %s", error->message)));
+		SendError(error);
+		RESUME_CANCEL_INTERRUPTS();
+	}
+	PG_END_TRY();
+
+	HOLD_CANCEL_INTERRUPTS();
+	query_job = 0;
+}
+
+static void
+TakeJobs(void)
+{
+	uint32		wait_event = compat_wait_event("ChangefeedQueryMain");
+
+	for (;;)
+	{
+		Size		length;
+		void	   *data;
+		shm_mq_result result = shm_mq_receive(jobs, &length, &data, true);
+
+		if (result == SHM_MQ_DETACHED)
+			break;
+		if (result == SHM_MQ_SUCCESS)
+		{
+			char	   *copy;
+
+			/* QueryCheckPeer looks into the queue while the job runs. */
+			copy = MemoryContextAllocHuge(query_job_context, Max(length, 1));
+			memcpy(copy, data, length);
+			MemoryContextSwitchTo(query_job_context);
+			RunJob(copy, length);
+			MemoryContextSwitchTo(TopMemoryContext);
+			MemoryContextReset(query_job_context);
+			pgstat_report_activity(STATE_IDLE, NULL);
+			pgstat_report_stat(false);
+		}
+		else
+		{
+			pgstat_report_stat(true);
+			(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_EXIT_ON_PM_DEATH, -1L, wait_event);
+			ResetLatch(MyLatch);
+		}
+
+		CHECK_FOR_INTERRUPTS();
+		if (ConfigReloadPending)
+		{
+			ConfigReloadPending = false;
+			ProcessConfigFile(PGC_SIGHUP);
+		}
+	}
+}
+
+static void
+AttachQueues(const QueryWorkerExtra *extra)
+{
+	dsm_segment *seg = dsm_attach(extra->segment);
+	char	   *base;
+	shm_mq	   *mq;
+
+	/* The feed worker has gone in the meantime. */
+	if (seg == NULL)
+		proc_exit(0);
+	dsm_pin_mapping(seg);
+
+	base = dsm_segment_address(seg);
+	segment = (QuerySegment *) base;
+	if (segment->magic != QUERY_SEGMENT_MAGIC)
+		ereport(ERROR,
+				(errcode(ERRCODE_DATA_CORRUPTED),
+				 errmsg("query worker found an unknown segment")));
+
+	mq = (shm_mq *) (base + QUERY_JOBS_OFFSET);
+	shm_mq_set_receiver(mq, MyProc);
+	jobs = shm_mq_attach(mq, seg, NULL);
+	mq = (shm_mq *) (base + QUERY_RESULTS_OFFSET);
+	shm_mq_set_sender(mq, MyProc);
+	results = shm_mq_attach(mq, seg, NULL);
+}
+
+static void
+CleanupAtExit(int code, Datum arg)
+{
+	QuerySnapshotCleanup();
+}
+
+void
+ChangefeedQueryMain(Datum main_arg)
+{
+	QueryWorkerExtra extra;
+	DatabaseFeed *feed;
+	StringInfoData hello;
+
+	pqsignal(SIGHUP, SignalHandlerForConfigReload);
+	pqsignal(SIGINT, StatementCancelHandler);
+	pqsignal(SIGTERM, die);
+	BackgroundWorkerUnblockSignals();
+
+	memcpy(&extra, MyBgworkerEntry->bgw_extra, sizeof(extra));
+	query_generation = extra.generation;
+	feed = SharedFeedOfWorker(main_arg);
+	BackgroundWorkerInitializeConnectionByOid(feed->database, InvalidOid, 0);
+	pgstat_report_appname("changefeed query worker");
+
+	MemoryContextSwitchTo(TopMemoryContext);
+	query_job_context = AllocSetContextCreate(TopMemoryContext, "changefeed query job",
+											  ALLOCSET_DEFAULT_SIZES);
+	AttachQueues(&extra);
+	before_shmem_exit(ReportTimeLimit, (Datum) 0);
+	before_shmem_exit(CleanupAtExit, (Datum) 0);
+
+	/*
+	 * What sessions without a setting of their own have; the pinned settings
+	 * hide it.  It is that of the superuser if somebody gave one to him.
+	 */
+	default_search_path = pstrdup(GetConfigOption("search_path", false, false));
+	EncodePinSettings();
+	limit_timeout = RegisterTimeout(USER_TIMEOUT, LimitReached);
+	CacheRegisterSyscacheCallback(AUTHOID, RolesChanged, (Datum) 0);
+	CacheRegisterSyscacheCallback(AUTHMEMROLEMEM, RolesChanged, (Datum) 0);
+	PolicyInit();
+
+	HOLD_CANCEL_INTERRUPTS();
+	pgstat_report_activity(STATE_IDLE, NULL);
+	initStringInfo(&hello);
+	query_job = 0;
+	QueryMessage(&hello, (QueryKind) QUERY_HELLO);
+	QuerySend(&hello);
+	pfree(hello.data);
+
+	TakeJobs();
+	proc_exit(0);
+}

@@ -1,0 +1,729 @@
+/*-------------------------------------------------------------------------
+ *
+ * registry.c
+ *		Connections, identities, instances and subscriptions as objects.
+ *
+ * Creation, look-up and freeing; what they do is in subscribe.c, deliver.c and
+ * protocol.c.  Freeing an object takes it out of every list it is in, so no
+ * other module has to know where it hangs.
+ *
+ * Process: feed worker.  Memory: objects in registry_context, freed one by
+ * one.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "feed.h"
+#include "gateways.h"
+
+#include "common/hashfn.h"
+#include "utils/hsearch.h"
+#include "utils/memutils.h"
+
+typedef struct ConnectionKey
+{
+	uint32		gateway;		/* Gateway's serial number */
+	uint32		number;
+} ConnectionKey;
+
+typedef struct ConnectionEntry
+{
+	ConnectionKey key;
+	Connection *connection;
+} ConnectionEntry;
+
+typedef struct ConnectionIdEntry
+{
+	uint64		id;
+	Connection *connection;
+} ConnectionIdEntry;
+
+typedef struct InstanceEntry
+{
+	uint64		hash;
+	List	   *instances;		/* of Instance with that hash: nearly always one */
+} InstanceEntry;
+
+dlist_head	all_connections_behind = DLIST_STATIC_INIT(all_connections_behind);
+dlist_head	all_subscriptions_working = DLIST_STATIC_INIT(all_subscriptions_working);
+dlist_head	all_identities = DLIST_STATIC_INIT(all_identities);
+
+static MemoryContext registry_context;
+static HTAB *connections;
+static HTAB *connection_ids;
+static HTAB *instances;
+static HTAB *dependencies;
+static List *starred;			/* instances with a "*" */
+static uint64 next_connection_id;
+static uint32 next_subscription_id;
+static uint64 next_identity_serial;
+static int	connection_count;
+static int	subscription_count;
+
+void
+RegistryInit(void)
+{
+	HASHCTL		ctl;
+
+	registry_context = AllocSetContextCreate(TopMemoryContext, "changefeed registry",
+											 ALLOCSET_DEFAULT_SIZES);
+	ctl.hcxt = registry_context;
+	ctl.keysize = sizeof(ConnectionKey);
+	ctl.entrysize = sizeof(ConnectionEntry);
+	connections = hash_create("changefeed connections", 256, &ctl,
+							  HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+	ctl.keysize = sizeof(uint64);
+	ctl.entrysize = sizeof(ConnectionIdEntry);
+	connection_ids = hash_create("changefeed connection ids", 256, &ctl,
+								 HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+	ctl.keysize = sizeof(uint64);
+	ctl.entrysize = sizeof(InstanceEntry);
+	instances = hash_create("changefeed instances", 256, &ctl,
+							HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+}
+
+/* ---- connections ---- */
+
+Connection *
+ConnectionCreate(struct Gateway *gateway, uint32 number)
+{
+	ConnectionKey key = {gateway->serial, number};
+	Connection *connection;
+	ConnectionEntry *entry;
+	ConnectionIdEntry *by_id;
+	bool		found;
+
+	entry = hash_search(connections, &key, HASH_ENTER, &found);
+	if (found)
+		elog(ERROR, "gateway opened connection %u twice", number);
+	connection = MemoryContextAllocZero(registry_context, sizeof(Connection));
+	entry->connection = connection;
+	connection->id = ++next_connection_id;
+	connection->number = number;
+	connection->gateway = gateway;
+	connection->live = true;
+	connection->opened = feed_now;
+	connection->first = LogPublished();
+	dlist_init(&connection->subscriptions);
+	by_id = hash_search(connection_ids, &connection->id, HASH_ENTER, &found);
+	by_id->connection = connection;
+	connection_count++;
+	return connection;
+}
+
+Connection *
+ConnectionFind(struct Gateway *gateway, uint32 number)
+{
+	ConnectionKey key = {gateway->serial, number};
+	ConnectionEntry *entry = hash_search(connections, &key, HASH_FIND, NULL);
+
+	return entry != NULL ? entry->connection : NULL;
+}
+
+Connection *
+ConnectionById(uint64 id)
+{
+	ConnectionIdEntry *entry = hash_search(connection_ids, &id, HASH_FIND, NULL);
+
+	return entry != NULL ? entry->connection : NULL;
+}
+
+void
+ConnectionForEach(void (*callback) (Connection *connection))
+{
+	HASH_SEQ_STATUS status;
+	ConnectionEntry *entry;
+
+	hash_seq_init(&status, connections);
+	while ((entry = hash_seq_search(&status)) != NULL)
+		callback(entry->connection);
+}
+
+void
+ConnectionFree(Connection *connection)
+{
+	ConnectionKey key = {connection->gateway->serial, connection->number};
+
+	while (!dlist_is_empty(&connection->subscriptions))
+		SubscriptionFree(dlist_head_element(Subscription, connection_node,
+											&connection->subscriptions));
+	ConnectionSetLive(connection);
+	ConnectionSetIdentity(connection, NULL);
+	hash_search(connections, &key, HASH_REMOVE, NULL);
+	hash_search(connection_ids, &connection->id, HASH_REMOVE, NULL);
+	if (connection->open_token != NULL)
+		pfree(connection->open_token);
+	list_free_deep(connection->syncs);
+	pfree(connection);
+	connection_count--;
+}
+
+/* The subscriptions hold no views of the old identity any more. */
+void
+ConnectionSetIdentity(Connection *connection, Identity *identity)
+{
+	Identity   *before = connection->identity;
+
+	if (identity == before)
+		return;
+	if (before != NULL)
+		dlist_delete(&connection->identity_node);
+	connection->identity = identity;
+	if (identity != NULL)
+	{
+		identity->refcount++;
+		dlist_push_tail(&identity->connections, &connection->identity_node);
+	}
+	if (before != NULL)
+		IdentityRelease(before);
+}
+
+void
+ConnectionSetBehind(Connection *connection, uint64 cursor)
+{
+	if (connection->live)
+	{
+		connection->live = false;
+		dlist_push_tail(&all_connections_behind, &connection->behind_node);
+	}
+	connection->cursor = cursor;
+}
+
+void
+ConnectionSetLive(Connection *connection)
+{
+	if (connection->live)
+		return;
+	connection->live = true;
+	connection->waits_verdict = false;
+	dlist_delete(&connection->behind_node);
+}
+
+int
+ConnectionCount(void)
+{
+	return connection_count;
+}
+
+int
+SubscriptionCount(void)
+{
+	return subscription_count;
+}
+
+/* ---- identities and views ---- */
+
+Identity *
+IdentityIntern(const IdentityInfo *info)
+{
+	Identity   *identity;
+	dlist_iter	iter;
+	MemoryContext old;
+
+	dlist_foreach(iter, &all_identities)
+	{
+		identity = dlist_container(Identity, node, iter.cur);
+		if (identity->info.hash == info->hash && identity->info.role == info->role &&
+			strcmp(identity->info.claims, info->claims) == 0)
+			return identity;
+	}
+
+	old = MemoryContextSwitchTo(registry_context);
+	identity = palloc0(sizeof(Identity));
+	identity->serial = ++next_identity_serial;
+	identity->info = *info;
+	identity->info.role_name = pstrdup(info->role_name);
+	identity->info.claims = pstrdup(info->claims);
+	identity->info.subject = info->subject != NULL ? pstrdup(info->subject) : NULL;
+	identity->info.expires = 0; /* a token's, not the identity's */
+	PositionTag(identity->tag, info->hash);
+	dlist_init(&identity->connections);
+	dlist_push_head(&all_identities, &identity->node);
+	MemoryContextSwitchTo(old);
+	return identity;
+}
+
+void
+IdentityRelease(Identity *identity)
+{
+	if (--identity->refcount > 0)
+		return;
+	dlist_delete(&identity->node);
+	pfree(identity->info.role_name);
+	pfree(identity->info.claims);
+	if (identity->info.subject != NULL)
+		pfree(identity->info.subject);
+	Assert(identity->views == NIL);
+	pfree(identity);
+}
+
+static bool
+SameView(const View *a, const View *b)
+{
+	return a->source_id == b->source_id && a->relid == b->relid && a->rls == b->rls &&
+		a->fingerprint == b->fingerprint &&
+		a->ncolumns == b->ncolumns && a->nkey == b->nkey && a->ndependencies == b->ndependencies &&
+		memcmp(a->columns, b->columns, sizeof(int16) * a->ncolumns) == 0 &&
+		memcmp(a->key, b->key, sizeof(int16) * a->nkey) == 0 &&
+		memcmp(a->dependencies, b->dependencies, sizeof(Oid) * a->ndependencies) == 0;
+}
+
+static void *
+Copy(const void *data, Size size)
+{
+	void	   *copy = palloc(Max(size, 1));
+
+	if (size > 0)
+		memcpy(copy, data, size);
+	return copy;
+}
+
+/* How many views depend on a table. */
+typedef struct DependencyEntry
+{
+	Oid			relid;
+	int			views;
+} DependencyEntry;
+
+static void
+CountDependencies(const View *view, int step)
+{
+	int			i;
+
+	if (dependencies == NULL)
+	{
+		HASHCTL		ctl;
+
+		ctl.keysize = sizeof(Oid);
+		ctl.entrysize = sizeof(DependencyEntry);
+		ctl.hcxt = registry_context;
+		dependencies = hash_create("changefeed dependencies", 32, &ctl,
+								   HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+	}
+	for (i = 0; i < view->ndependencies; i++)
+	{
+		bool		found;
+		DependencyEntry *entry = hash_search(dependencies, &view->dependencies[i],
+											 HASH_ENTER, &found);
+
+		entry->views = (found ? entry->views : 0) + step;
+		if (entry->views <= 0)
+			hash_search(dependencies, &view->dependencies[i], HASH_REMOVE, NULL);
+	}
+}
+
+bool
+ViewsDependOn(Oid relid)
+{
+	return dependencies != NULL && hash_search(dependencies, &relid, HASH_FIND, NULL) != NULL;
+}
+
+/* An equal view of the identity, or a copy of this one; referenced once more. */
+View *
+ViewIntern(Identity *identity, const View *view)
+{
+	ListCell   *lc;
+	View	   *copy;
+	MemoryContext old;
+
+	foreach(lc, identity->views)
+	{
+		View	   *other = lfirst(lc);
+
+		if (SameView(other, view))
+		{
+			other->refcount++;
+			identity->refcount++;
+			return other;
+		}
+	}
+
+	old = MemoryContextSwitchTo(registry_context);
+	copy = palloc(sizeof(View));
+	*copy = *view;
+	copy->columns = Copy(view->columns, sizeof(int16) * view->ncolumns);
+	copy->key = Copy(view->key, sizeof(int16) * view->nkey);
+	copy->dependencies = Copy(view->dependencies, sizeof(Oid) * view->ndependencies);
+	copy->refcount = 1;
+	CountDependencies(copy, 1);
+	identity->refcount++;
+	identity->views = lcons(copy, identity->views);
+	MemoryContextSwitchTo(old);
+	return copy;
+}
+
+void
+ViewRelease(Identity *identity, View *view)
+{
+	if (--view->refcount == 0)
+	{
+		CountDependencies(view, -1);
+		identity->views = list_delete_ptr(identity->views, view);
+		pfree(view->columns);
+		pfree(view->key);
+		pfree(view->dependencies);
+		pfree(view);
+	}
+	IdentityRelease(identity);
+}
+
+/* ---- instances ---- */
+
+static char *
+InstanceKey(Channel *channel, char *const *params, int *length)
+{
+	StringInfoData s;
+	int			i;
+
+	initStringInfo(&s);
+	appendBinaryStringInfo(&s, (char *) &channel->id, sizeof(channel->id));
+	for (i = 0; i < channel->template->nparams; i++)
+	{
+		/* "*" differs from every text by its first byte. */
+		if (params[i] == NULL)
+			appendStringInfoChar(&s, '\001');
+		else
+		{
+			appendStringInfoChar(&s, '\002');
+			appendStringInfoString(&s, params[i]);
+		}
+		appendStringInfoChar(&s, '\0');
+	}
+	*length = s.len;
+	return s.data;
+}
+
+static Instance *
+Lookup(const char *key, int length, InstanceEntry **entry)
+{
+	uint64		hash = hash_bytes_extended((const unsigned char *) key, length, 0);
+	ListCell   *lc;
+
+	*entry = hash_search(instances, &hash, HASH_FIND, NULL);
+	if (*entry == NULL)
+		return NULL;
+	foreach(lc, (*entry)->instances)
+	{
+		Instance   *instance = lfirst(lc);
+
+		if (instance->key_length == length && memcmp(instance->key, key, length) == 0)
+			return instance;
+	}
+	return NULL;
+}
+
+Instance *
+InstanceFind(Channel *channel, char *const *params)
+{
+	InstanceEntry *entry;
+	int			length;
+	char	   *key = InstanceKey(channel, params, &length);
+	Instance   *instance = Lookup(key, length, &entry);
+
+	pfree(key);
+	return instance;
+}
+
+Instance *
+InstanceIntern(Channel *channel, char *const *params)
+{
+	InstanceEntry *entry;
+	int			length;
+	char	   *key = InstanceKey(channel, params, &length);
+	Instance   *instance = Lookup(key, length, &entry);
+	MemoryContext old;
+	int			i;
+
+	if (instance != NULL)
+		return instance;
+
+	old = MemoryContextSwitchTo(registry_context);
+	instance = palloc0(sizeof(Instance));
+	instance->key = Copy(key, length);
+	instance->key_length = length;
+	instance->channel = channel;
+	instance->params = palloc0(sizeof(char *) * Max(channel->template->nparams, 1));
+	for (i = 0; i < channel->template->nparams; i++)
+	{
+		if (params[i] != NULL)
+			instance->params[i] = pstrdup(params[i]);
+		else
+			instance->starred = true;
+	}
+	dlist_init(&instance->subscriptions);
+	if (entry == NULL)
+	{
+		uint64		hash = hash_bytes_extended((const unsigned char *) key, length, 0);
+		bool		found;
+
+		entry = hash_search(instances, &hash, HASH_ENTER, &found);
+		entry->instances = NIL;
+	}
+	entry->instances = lappend(entry->instances, instance);
+	if (instance->starred)
+		starred = lappend(starred, instance);
+	MemoryContextSwitchTo(old);
+	return instance;
+}
+
+static void
+InstanceFree(Instance *instance)
+{
+	uint64		hash = hash_bytes_extended((const unsigned char *) instance->key,
+										   instance->key_length, 0);
+	InstanceEntry *entry = hash_search(instances, &hash, HASH_FIND, NULL);
+	ListCell   *lc;
+
+	if (entry != NULL)
+	{
+		entry->instances = list_delete_ptr(entry->instances, instance);
+		if (entry->instances == NIL)
+			hash_search(instances, &hash, HASH_REMOVE, NULL);
+	}
+	if (instance->starred)
+		starred = list_delete_ptr(starred, instance);
+
+	foreach(lc, instance->spellings)
+	{
+		pfree(((Spelling *) lfirst(lc))->json);
+		pfree(lfirst(lc));
+	}
+	list_free(instance->spellings);
+	pfree(instance->key);
+	pfree(instance->params);
+	pfree(instance);
+}
+
+List *
+InstancesStarred(Channel *channel)
+{
+	List	   *result = NIL;
+	ListCell   *lc;
+
+	foreach(lc, starred)
+		if (((Instance *) lfirst(lc))->channel == channel)
+			result = lappend(result, lfirst(lc));
+	return result;
+}
+
+bool
+InstanceMatches(const Instance *instance, char *const *params)
+{
+	int			i;
+
+	for (i = 0; i < instance->channel->template->nparams; i++)
+		if (instance->params[i] != NULL && strcmp(instance->params[i], params[i]) != 0)
+			return false;
+	return true;
+}
+
+/* ---- subscriptions ---- */
+
+static Spelling *
+SpellingIntern(Instance *instance, const char *name, Size length)
+{
+	MemoryContext old = MemoryContextSwitchTo(registry_context);
+	StringInfoData json;
+	ListCell   *lc;
+	Spelling   *spelling;
+
+	initStringInfo(&json);
+	EncodeString(&json, name, length);
+	foreach(lc, instance->spellings)
+	{
+		spelling = lfirst(lc);
+		if (spelling->length == json.len && memcmp(spelling->json, json.data, json.len) == 0)
+		{
+			pfree(json.data);
+			spelling->refcount++;
+			MemoryContextSwitchTo(old);
+			return spelling;
+		}
+	}
+	spelling = palloc(sizeof(Spelling));
+	spelling->json = json.data;
+	spelling->length = json.len;
+	spelling->refcount = 1;
+	instance->spellings = lappend(instance->spellings, spelling);
+	MemoryContextSwitchTo(old);
+	return spelling;
+}
+
+static void
+SpellingRelease(Instance *instance, Spelling *spelling)
+{
+	if (--spelling->refcount > 0)
+		return;
+	instance->spellings = list_delete_ptr(instance->spellings, spelling);
+	pfree(spelling->json);
+	pfree(spelling);
+}
+
+Subscription *
+SubscriptionCreate(Connection *connection, Instance *instance, const char *name, Size length)
+{
+	Subscription *s = MemoryContextAllocZero(registry_context, sizeof(Subscription));
+
+	s->id = ++next_subscription_id;
+	s->connection = connection;
+	s->instance = instance;
+	s->name = SpellingIntern(instance, name, length);
+	s->state = SUB_QUERYING;
+	dlist_push_tail(&connection->subscriptions, &s->connection_node);
+	dlist_push_tail(&instance->subscriptions, &s->instance_node);
+	dlist_push_tail(&all_subscriptions_working, &s->work_node);
+	connection->nsubscriptions++;
+	subscription_count++;
+	return s;
+}
+
+Subscription *
+SubscriptionFind(Connection *connection, const char *name, Size length)
+{
+	StringInfoData json;
+	dlist_iter	iter;
+
+	initStringInfo(&json);
+	EncodeString(&json, name, length);
+	dlist_foreach(iter, &connection->subscriptions)
+	{
+		Subscription *s = dlist_container(Subscription, connection_node, iter.cur);
+
+		if (s->name->length == json.len && memcmp(s->name->json, json.data, json.len) == 0)
+			return s;
+	}
+	return NULL;
+}
+
+Subscription *
+SubscriptionById(Connection *connection, uint32 id)
+{
+	dlist_iter	iter;
+
+	dlist_foreach(iter, &connection->subscriptions)
+	{
+		Subscription *s = dlist_container(Subscription, connection_node, iter.cur);
+
+		if (s->id == id)
+			return s;
+	}
+	return NULL;
+}
+
+void
+SubscriptionSetState(Subscription *s, SubscriptionState state)
+{
+	bool		was_working = s->state != SUB_READY;
+	bool		works = state != SUB_READY;
+
+	if (was_working && !works)
+	{
+		dlist_delete(&s->work_node);
+		s->connection->nready++;
+	}
+	else if (!was_working && works)
+	{
+		dlist_push_tail(&all_subscriptions_working, &s->work_node);
+		s->connection->nready--;
+	}
+	if (s->holds && state != SUB_CATCHUP)
+	{
+		s->holds = false;
+		s->connection->held--;
+	}
+	s->state = state;
+}
+
+/* Its channel has a new definition with the same template. */
+void
+SubscriptionMove(Subscription *s, Instance *instance)
+{
+	Instance   *before = s->instance;
+	char	   *name = pnstrdup(s->name->json, s->name->length);
+	int			length = s->name->length;
+	MemoryContext old = MemoryContextSwitchTo(registry_context);
+	Spelling   *spelling = NULL;
+	ListCell   *lc;
+
+	/* The text is JSON already. */
+	foreach(lc, instance->spellings)
+	{
+		Spelling   *other = lfirst(lc);
+
+		if (other->length == length && memcmp(other->json, name, length) == 0)
+			spelling = other;
+	}
+	if (spelling == NULL)
+	{
+		spelling = palloc(sizeof(Spelling));
+		spelling->json = pnstrdup(name, length);
+		spelling->length = length;
+		spelling->refcount = 0;
+		instance->spellings = lappend(instance->spellings, spelling);
+	}
+	spelling->refcount++;
+	MemoryContextSwitchTo(old);
+
+	SpellingRelease(before, s->name);
+	s->name = spelling;
+	s->instance = instance;
+	dlist_delete(&s->instance_node);
+	dlist_push_tail(&instance->subscriptions, &s->instance_node);
+	if (dlist_is_empty(&before->subscriptions))
+		InstanceFree(before);
+}
+
+void
+SubscriptionFree(Subscription *s)
+{
+	Connection *connection = s->connection;
+
+	if (s->job != 0)
+		QueryCancel(s->job);
+	SubscribeForget(s);
+	if (s->state == SUB_READY)
+		connection->nready--;
+	else
+		dlist_delete(&s->work_node);
+	if (s->holds)
+		connection->held--;
+	dlist_delete(&s->connection_node);
+	dlist_delete(&s->instance_node);
+	SpellingRelease(s->instance, s->name);
+	if (dlist_is_empty(&s->instance->subscriptions))
+		InstanceFree(s->instance);
+	if (s->request_id != NULL)
+		pfree(s->request_id);
+	connection->nsubscriptions--;
+	subscription_count--;
+	pfree(s);
+}
+
+void
+SubscriptionForEach(Channel *channel, void (*callback) (Subscription *s, void *arg), void *arg)
+{
+	HASH_SEQ_STATUS status;
+	InstanceEntry *entry;
+	List	   *found = NIL;
+	ListCell   *lc;
+
+	/* Collected first: the callback may free subscriptions and instances. */
+	hash_seq_init(&status, instances);
+	while ((entry = hash_seq_search(&status)) != NULL)
+	{
+		foreach(lc, entry->instances)
+		{
+			Instance   *instance = lfirst(lc);
+			dlist_iter	iter;
+
+			if (channel != NULL && instance->channel != channel)
+				continue;
+			dlist_foreach(iter, &instance->subscriptions)
+				found = lappend(found, dlist_container(Subscription, instance_node, iter.cur));
+		}
+	}
+	foreach(lc, found)
+		callback(lfirst(lc), arg);
+	list_free(found);
+}

@@ -1,0 +1,190 @@
+/*-------------------------------------------------------------------------
+ *
+ * stat.c
+ *		What the feed of this database is doing, for the views stat_*.
+ *
+ * Process: any backend.  Memory: CurrentMemoryContext of the call.  Locks: the
+ * shared array's lock for what it guards (shared.h); counters are read one by
+ * one, so they need not be of exactly the same moment.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "shared.h"
+
+#include "access/htup_details.h"
+#include "access/xlog.h"
+#include "access/xlogrecovery.h"
+#include "fmgr.h"
+#include "funcapi.h"
+#include "replication/slot.h"
+#include "storage/proc.h"
+#include "utils/builtins.h"
+#include "utils/pg_lsn.h"
+
+PG_FUNCTION_INFO_V1(changefeed_stat_feed);
+
+#define STAT_FEED_COLUMNS	22
+
+/* A row under construction; columns are filled from left to right. */
+typedef struct StatRow
+{
+	int			n;
+	Datum		values[STAT_FEED_COLUMNS];
+	bool		nulls[STAT_FEED_COLUMNS];
+} StatRow;
+
+static void
+Add(StatRow *row, Datum value, bool isnull)
+{
+	Assert(row->n < STAT_FEED_COLUMNS);
+	row->values[row->n] = value;
+	row->nulls[row->n++] = isnull;
+}
+
+static void
+AddCount(StatRow *row, pg_atomic_uint64 *counter)
+{
+	Add(row, Int64GetDatum((int64) pg_atomic_read_u64(counter)), false);
+}
+
+static void
+AddLsn(StatRow *row, pg_atomic_uint64 *lsn)
+{
+	XLogRecPtr	value = pg_atomic_read_u64(lsn);
+
+	Add(row, LSNGetDatum(value), XLogRecPtrIsInvalid(value));
+}
+
+/* A number that is null when it is zero. */
+static void
+AddNumber(StatRow *row, int number)
+{
+	Add(row, Int32GetDatum(number), number == 0);
+}
+
+/* The process with that number, 0: none. */
+static int
+ProcessPid(pg_atomic_uint32 *procno)
+{
+	uint32		number = pg_atomic_read_u32(procno);
+
+	if (number >= ProcGlobal->allProcCount)
+		return 0;
+	return GetPGProcByNumber(number)->pid;
+}
+
+/* WAL that could be recycled if it were not for the slot; -1: no such slot. */
+static int64
+WalHeld(const char *slot_name)
+{
+	XLogRecPtr	restart_lsn = InvalidXLogRecPtr;
+	XLogRecPtr	end = RecoveryInProgress() ? GetXLogReplayRecPtr(NULL) : GetXLogWriteRecPtr();
+	int			i;
+
+	LWLockAcquire(ReplicationSlotControlLock, LW_SHARED);
+	for (i = 0; i < max_replication_slots; i++)
+	{
+		ReplicationSlot *slot = &ReplicationSlotCtl->replication_slots[i];
+
+		if (!slot->in_use || strcmp(NameStr(slot->data.name), slot_name) != 0)
+			continue;
+		SpinLockAcquire(&slot->mutex);
+		restart_lsn = slot->data.restart_lsn;
+		SpinLockRelease(&slot->mutex);
+		break;
+	}
+	LWLockRelease(ReplicationSlotControlLock);
+
+	if (XLogRecPtrIsInvalid(restart_lsn))
+		return -1;
+	return end > restart_lsn ? (int64) (end - restart_lsn) : 0;
+}
+
+static const char *
+StateName(FeedState state, int decoder_pid, int feed_pid, uint64 epoch)
+{
+	switch (state)
+	{
+		case FEED_STOPPING:
+			return "stopping";
+		case FEED_WANTED:
+			if (decoder_pid != 0 && feed_pid != 0 && epoch != 0)
+				return "running";
+			return "starting";
+		default:
+			return "off";
+	}
+}
+
+/*
+ * _stat_feed(): one row always.  Without an entry for this database only its
+ * state is not null, and says so.
+ */
+Datum
+changefeed_stat_feed(PG_FUNCTION_ARGS)
+{
+	DatabaseFeed *feed = shared_feeds != NULL ? SharedFeedOfMyDatabase() : NULL;
+	TupleDesc	tupdesc;
+	StatRow		row;
+	FeedState	state;
+	uint32		generation;
+	NameData	slot_name;
+	uint64		epoch;
+	int			decoder_pid;
+	int			feed_pid;
+	int64		wal_held = -1;
+
+	if (get_call_result_type(fcinfo, NULL, &tupdesc) != TYPEFUNC_COMPOSITE ||
+		tupdesc->natts != STAT_FEED_COLUMNS)
+		elog(ERROR, "return type of _stat_feed is not what the library knows");
+	tupdesc = BlessTupleDesc(tupdesc);
+
+	if (feed == NULL)
+	{
+		memset(row.nulls, true, sizeof(row.nulls));
+		row.values[0] = CStringGetTextDatum(shared_feeds == NULL ? "not preloaded" : "off");
+		row.nulls[0] = false;
+		PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(tupdesc, row.values, row.nulls)));
+	}
+
+	LWLockAcquire(shared_feeds->lock, LW_SHARED);
+	state = feed->state;
+	generation = feed->generation;
+	slot_name = feed->slot_name;
+	LWLockRelease(shared_feeds->lock);
+
+	epoch = pg_atomic_read_u64(&feed->epoch);
+	decoder_pid = ProcessPid(&feed->decoder_proc);
+	feed_pid = ProcessPid(&feed->feed_proc);
+	if (NameStr(slot_name)[0] != '\0')
+		wal_held = WalHeld(NameStr(slot_name));
+
+	row.n = 0;
+	Add(&row, CStringGetTextDatum(StateName(state, decoder_pid, feed_pid, epoch)), false);
+	Add(&row, Int64GetDatum((int64) generation), false);
+	Add(&row, CStringGetTextDatum(psprintf("%016llx", (unsigned long long) epoch)), epoch == 0);
+	Add(&row, CStringGetTextDatum(NameStr(slot_name)), NameStr(slot_name)[0] == '\0');
+	AddNumber(&row, decoder_pid);
+	AddNumber(&row, feed_pid);
+	AddNumber(&row, (int) pg_atomic_read_u32(&feed->feed_gateway_pid));
+	AddNumber(&row, (int) pg_atomic_read_u32(&feed->feed_port));
+	AddLsn(&row, &feed->decoded_lsn);
+	AddLsn(&row, &feed->feed_published);
+	AddLsn(&row, &feed->confirm_lsn);
+	AddCount(&row, &feed->feed_connections);
+	AddCount(&row, &feed->feed_subscriptions);
+	AddCount(&row, &feed->decoder_transactions);
+	AddCount(&row, &feed->decoder_changes);
+	AddCount(&row, &feed->decoder_bytes);
+	AddCount(&row, &feed->feed_frames);
+	AddCount(&row, &feed->feed_resyncs);
+	AddCount(&row, &feed->feed_denials);
+	AddCount(&row, &feed->feed_log_bytes);
+	AddCount(&row, &feed->feed_gateway_starts);
+	Add(&row, Int64GetDatum(wal_held), wal_held < 0);
+	Assert(row.n == STAT_FEED_COLUMNS);
+
+	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(tupdesc, row.values, row.nulls)));
+}

@@ -1,0 +1,39 @@
+/*-------------------------------------------------------------------------
+ *
+ * tests.h
+ *		The groups of tests; see gateway_test.c.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef GATEWAY_TESTS_H
+#define GATEWAY_TESTS_H
+
+#include "harness.h"
+
+/* test_link.c */
+extern void TestLinkFrame(void);
+
+/* test_http.c */
+extern void TestStart(void);
+extern void TestHttp(void);
+extern void TestUpgrade(void);
+extern void TestOddities(void);
+extern void TestLimit(void);
+
+/* test_messages.c */
+extern void TestMessages(void);
+extern void TestPings(void);
+extern void TestTimeouts(void);
+extern void TestClosing(void);
+extern void TestDeafWorker(void);
+extern void TestShutdown(void);
+
+/* test_fanout.c */
+extern void TestFanout(void);
+extern void TestParts(void);
+extern void TestPressure(void);
+extern void TestPacing(void);
+extern void TestSnapshots(void);
+extern void TestMany(void);
+
+#endif							/* GATEWAY_TESTS_H */
