@@ -61,7 +61,7 @@ endif
 
 PG_CPPFLAGS = $(LIBRARY_CFLAGS)
 PG_CFLAGS = -std=gnu11 $(WARNINGS) -MMD -MP
-SHLIB_LINK = $(LIBRARY_LIBS)
+SHLIB_LINK = $(LIBRARY_LIBS) -Wl,--version-script=src/exports.map
 
 # PGXS installs this one with the mode of a program, into PostgreSQL's bindir.
 SCRIPTS_built = $(GATEWAY)

@@ -708,10 +708,12 @@ export class Client {
     subscription.staged = null;
     subscription.position = null;
     subscription.cache.clear();
-    this.note('revoked', 'error', `${message.channel}: access revoked (${words(message.reason)})`, {
+    const { code = null, hint = null } = message;
+    subscription.error = { code, hint, message: message.message ?? `access revoked: ${words(message.reason)}` };
+    this.note('revoked', 'error', `${message.channel}: ${subscription.error.message}`, {
       channel: message.channel,
-      code: message.code,
-      hint: message.hint,
+      code,
+      hint,
     });
     this.emit({ type: 'rows', channel: message.channel });
     this.changed();
@@ -747,8 +749,8 @@ export class Client {
     }
     if (message.expires_at !== undefined) this.expiresAt = message.expires_at;
     // Nothing is wrong yet if the token is only about to expire.
-    const level = message.expires_at !== undefined ? 'warning' : 'error';
-    this.note('error', level, text, { code, hint, channel: about.channel ?? message.channel });
+    const [kind, level] = message.expires_at !== undefined ? ['expiring', 'warning'] : ['error', 'error'];
+    this.note(kind, level, text, { code, hint, channel: about.channel ?? message.channel });
     this.changed();
   }
 

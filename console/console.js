@@ -11,8 +11,10 @@ const TABLE_LIMIT = 1000;
 const CHANGES_SHOWN = 50; // of one transaction in the log
 const VALUE_LENGTH = 80; // of one value in the log
 const PENDING_LIMIT = 2000; // above it, a table is drawn anew instead of key by key
-const MARK_MS = 1800;
+const MARK_MS = 1000;
 const FADE_MS = 600;
+const DRAW_MS = 80; // between two drawings of a pane
+const DRAW_HIDDEN_MS = 500;
 const RATE_SECONDS = 5;
 const TOKEN_SECONDS = 3600;
 
@@ -22,7 +24,6 @@ socketUrl.hash = '';
 socketUrl.search = '';
 
 const reducedMotion = matchMedia('(prefers-reduced-motion: reduce)');
-const nextFrame = (run) => (document.hidden ? setTimeout(run, 250) : requestAnimationFrame(run));
 
 // ---------------------------------------------------------------------------
 // Small helpers
@@ -69,6 +70,10 @@ function ends(text) {
 
 function count(n, noun) {
   return `${n.toLocaleString('en')} ${noun}${n === 1 ? '' : 's'}`;
+}
+
+function sentence(text) {
+  return `${text.charAt(0).toUpperCase()}${text.slice(1)}`;
 }
 
 /** Strings in quotes, so that "1" and 1 differ. */
@@ -292,9 +297,8 @@ class Table {
       const after = row[column];
       if (before === after || (literal(before) === literal(after) && show(before) === show(after))) continue;
       const td = line.cells[i];
-      const again = td.classList.contains('flash-a');
       this.fill(td, after, i);
-      this.mark(td, again ? 'flash-b' : 'flash-a');
+      this.mark(td, 'flash');
     }
     line.row = row;
   }
@@ -302,7 +306,7 @@ class Table {
   mark(element, name) {
     element.classList.add(name);
     clearTimeout(element.markTimer);
-    element.markTimer = setTimeout(() => element.classList.remove(name, 'flash-a', 'flash-b'), MARK_MS);
+    element.markTimer = setTimeout(() => element.classList.remove(name), MARK_MS);
   }
 
   fade(tr, atOnce) {
@@ -326,6 +330,8 @@ class Log {
     this.pauseButton = pane.find('.pause');
     this.waiting = []; // entries that are not drawn yet
     this.paused = false;
+    this.scrolled = false;
+    this.list.addEventListener('scroll', () => { this.scrolled = this.list.scrollTop > 4; }, { passive: true });
     this.pauseButton.addEventListener('click', () => this.pause(!this.paused));
     pane.find('.clear').addEventListener('click', () => this.clear());
   }
@@ -353,11 +359,12 @@ class Log {
     if (this.paused || length === 0) return;
     const items = this.waiting.reverse().map((entry) => (entry.type === 'transaction' ? this.transaction(entry) : this.event(entry)));
     this.waiting = [];
-    // Newest first. Who has scrolled down to read is not moved away from there.
-    const { scrollTop, scrollHeight } = this.list;
+    // Newest first. Who has scrolled down to read is not moved away from there; otherwise no
+    // measuring, which would make the browser lay out the page at once.
+    const { scrollTop, scrollHeight } = this.scrolled ? this.list : {};
     this.list.prepend(...items);
+    if (this.scrolled) this.list.scrollTop = scrollTop + this.list.scrollHeight - scrollHeight;
     while (this.list.childElementCount > LOG_LIMIT) this.list.lastElementChild.remove();
-    if (scrollTop > 4) this.list.scrollTop = scrollTop + this.list.scrollHeight - scrollHeight;
   }
 
   time(ms, title = '') {
@@ -447,6 +454,7 @@ class Pane {
     this.chips = new Map();
     this.arrivals = []; // when frames arrived, of the last seconds
     this.scheduled = false;
+    this.drawnAt = 0;
     this.blank = null;
     this.log = new Log(this);
 
@@ -608,7 +616,7 @@ class Pane {
         this.log.add({ ...event, at: Date.now() });
         // What became of the channel on show is said in the place of its rows.
         if (this.client.subscriptions.get(event.channel)?.ended && event.channel === this.chosen) break;
-        if (event.level === 'error' || ['protocol', 'silent', 'misfit'].includes(event.kind)) this.notify(event);
+        if (event.level === 'error' || ['protocol', 'silent', 'misfit', 'expiring'].includes(event.kind)) this.notify(event);
         if (event.kind === 'failed') this.find('.identity').open = true;
         if (event.kind === 'connected') this.dismissNotices();
         break;
@@ -629,11 +637,11 @@ class Pane {
     this.schedule();
   }
 
-  notify({ level, text, code, hint }) {
+  notify({ level, text, code, hint, channel }) {
     const box = this.find('.notices');
     const dismiss = el('button', { type: 'button', className: 'quiet', title: 'Dismiss' }, el('span', { textContent: '✕' }));
     dismiss.setAttribute('aria-label', 'Dismiss');
-    const words = el('div', {}, el('span', { textContent: `${text[0]?.toUpperCase() ?? ''}${text.slice(1)}` }));
+    const words = el('div', {}, el('span', { textContent: channel ? text : sentence(text) }));
     if (code) words.append(' ', el('span', { className: 'code', textContent: `(${code})` }));
     if (hint) words.append(el('div', { className: 'hint', textContent: hint }));
     const notice = el('div', { className: 'notice', dataset: { level } }, words, dismiss);
@@ -648,15 +656,20 @@ class Pane {
     this.find('.notices').replaceChildren();
   }
 
-  // ---- Drawing: at most once per frame ----
+  // ---- Drawing: at once if there was nothing for a while, else in steps ----
 
   schedule() {
     if (this.scheduled) return;
     this.scheduled = true;
-    nextFrame(() => {
+    const draw = () => {
       this.scheduled = false;
+      this.drawnAt = performance.now();
       if (this.element.isConnected) this.draw();
-    });
+    };
+    const wait = this.drawnAt + DRAW_MS - performance.now();
+    if (document.hidden) setTimeout(draw, DRAW_HIDDEN_MS);
+    else if (wait > 0) setTimeout(() => requestAnimationFrame(draw), wait);
+    else requestAnimationFrame(draw);
   }
 
   draw() {
@@ -774,10 +787,12 @@ class Pane {
         : ['Not connected', 'Give a token, connect, and subscribe to a channel.'];
     }
     const { state, error } = subscription;
-    if (state === 'error') {
-      return [`${error.message}${error.code ? ` (${error.code})` : ''}`, error.hint ?? '', 'Try again'];
+    if (subscription.ended) {
+      const title = `${sentence(error.message)}${error.code ? ` (${error.code})` : ''}`;
+      return state === 'revoked'
+        ? [title, error.hint ?? 'The rows were taken away.', 'Subscribe again']
+        : [title, error.hint ?? '', 'Try again'];
     }
-    if (state === 'revoked') return ['Access revoked', 'The rows were taken away.', 'Subscribe again'];
     if (state === 'waiting') return ['Waiting for the connection', ''];
     return ['Loading the snapshot', ''];
   }

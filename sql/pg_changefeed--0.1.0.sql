@@ -13,12 +13,22 @@ COMMENT ON FUNCTION changefeed._check_requirements() IS
 -- Before anything else, so that the error is about what has to be done.
 SELECT changefeed._check_requirements();
 
+-- Whoever owns the schema could add functions to it that are called in place of
+-- ours, so it must not have been there before in somebody else's hands.
+CREATE FUNCTION changefeed._check_schema() RETURNS void
+    LANGUAGE C STRICT
+    AS 'MODULE_PATHNAME', 'changefeed_check_schema';
+SELECT changefeed._check_schema();
+DROP FUNCTION changefeed._check_schema();
+
 GRANT USAGE ON SCHEMA changefeed TO PUBLIC;
 COMMENT ON SCHEMA changefeed IS 'live change feeds of tables (extension pg_changefeed)';
 
 -----------------------------------------------------------------------------
 -- Catalog. Only the functions below write it; the decoder reads "source" with
--- the catalogs of the past, hence user_catalog_table.
+-- the catalogs of the past, hence user_catalog_table. No foreign keys: pg_restore
+-- does not know of them when it restores several tables of an extension at a time
+-- (--jobs), and would fail.
 -----------------------------------------------------------------------------
 
 CREATE TABLE changefeed.channel (
@@ -30,7 +40,7 @@ COMMENT ON TABLE changefeed.channel IS
 
 CREATE TABLE changefeed.source (
     id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    channel int NOT NULL REFERENCES changefeed.channel ON DELETE CASCADE,
+    channel int NOT NULL,
     relid regclass NOT NULL,
     entity name NOT NULL,
     key name[] NOT NULL,
@@ -59,9 +69,9 @@ COMMENT ON TABLE changefeed.role IS
 -- number, which would mean something else where the dump is restored.
 SELECT pg_catalog.pg_extension_config_dump('changefeed.channel', '');
 SELECT pg_catalog.pg_extension_config_dump('changefeed.source',
-    'WHERE EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid = relid)');
+    'WHERE EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid = relid::pg_catalog.oid)');
 SELECT pg_catalog.pg_extension_config_dump('changefeed.role',
-    'WHERE EXISTS (SELECT FROM pg_catalog.pg_roles r WHERE r.oid = role)');
+    'WHERE EXISTS (SELECT FROM pg_catalog.pg_roles r WHERE r.oid = role::pg_catalog.oid)');
 SELECT pg_catalog.pg_extension_config_dump('changefeed.channel_id_seq', '');
 SELECT pg_catalog.pg_extension_config_dump('changefeed.source_id_seq', '');
 
@@ -220,7 +230,7 @@ SELECT c.name AS channel,
        s.on_delete
   FROM changefeed.source s
   JOIN changefeed.channel c ON c.id = s.channel
-  LEFT JOIN pg_catalog.pg_class t ON t.oid = s.relid
+  LEFT JOIN pg_catalog.pg_class t ON t.oid = s.relid::oid
  WHERE (SELECT changefeed._sees_all()) OR pg_catalog.pg_has_role(t.relowner, 'USAGE');
 COMMENT ON VIEW changefeed.sources IS
     'tables that feed channels: those that you own, or all for the owner of the database and members of pg_monitor';
@@ -243,7 +253,7 @@ SELECT c.name,
  WHERE (SELECT changefeed._sees_all())
     OR EXISTS (SELECT
                  FROM changefeed.source s
-                 JOIN pg_catalog.pg_class t ON t.oid = s.relid
+                 JOIN pg_catalog.pg_class t ON t.oid = s.relid::oid
                 WHERE s.channel = c.id AND pg_catalog.pg_has_role(t.relowner, 'USAGE'));
 COMMENT ON VIEW changefeed.channels IS
     'channels: those that a table of yours feeds, or all for the owner of the database and members of pg_monitor';
@@ -254,7 +264,7 @@ COMMENT ON COLUMN changefeed.channels.sources IS 'number of tables that feed the
 CREATE VIEW changefeed.roles AS
 SELECT r.role
   FROM changefeed.role r
- WHERE EXISTS (SELECT FROM pg_catalog.pg_roles p WHERE p.oid = r.role);
+ WHERE EXISTS (SELECT FROM pg_catalog.pg_roles p WHERE p.oid = r.role::oid);
 COMMENT ON VIEW changefeed.roles IS 'roles that clients may have';
 COMMENT ON COLUMN changefeed.roles.role IS 'the role, admitted with changefeed.allow_role';
 

@@ -153,7 +153,12 @@ SELECT attrelid::regclass, attname AS uncommented
  WHERE relnamespace = 'changefeed'::regnamespace AND relkind = 'v' AND attnum > 0
    AND col_description(attrelid, attnum) IS NULL;
 
--- DROP OWNED takes sources along.
+-- Dropping a table takes no rights on the catalog, nor does DROP OWNED.
+SET ROLE regress_alice;
+SELECT changefeed.create_channel('alices_too', 'alices_too');
+DROP TABLE alices_too;
+SELECT * FROM changefeed.sources WHERE channel = 'alices_too';
+RESET ROLE;
 DROP OWNED BY regress_bob, regress_alice, regress_team;
 SELECT name, sources FROM changefeed.channels ORDER BY name;
 SELECT count(changefeed.drop_channel(name)) FROM changefeed.channels;

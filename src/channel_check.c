@@ -17,16 +17,21 @@
 #include "channel_check.h"
 #include "encode.h"
 
+#include "access/genam.h"
 #include "access/htup_details.h"
 #include "access/relation.h"
+#include "access/table.h"
 #include "access/transam.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_class.h"
+#include "catalog/pg_constraint.h"
 #include "catalog/pg_index.h"
 #include "catalog/pg_inherits.h"
 #include "catalog/pg_type.h"
 #include "lib/stringinfo.h"
+#include "utils/array.h"
 #include "utils/builtins.h"
+#include "utils/fmgroids.h"
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
 #include "utils/syscache.h"
@@ -308,6 +313,42 @@ HasUniqueIndex(Relation rel, const List *key)
 	return false;
 }
 
+/*
+ * Whether the column can hold a null.  From 18 on attnotnull also stands for a
+ * constraint that is NOT VALID, and says nothing about the rows that were there
+ * before; earlier versions have no such rows in pg_constraint.
+ */
+static bool
+IsNullable(Relation rel, Form_pg_attribute att)
+{
+	Relation	constraints;
+	SysScanDesc scan;
+	ScanKeyData key;
+	HeapTuple	tuple;
+	bool		result = !att->attnotnull;
+
+	constraints = table_open(ConstraintRelationId, AccessShareLock);
+	ScanKeyInit(&key, Anum_pg_constraint_conrelid, BTEqualStrategyNumber, F_OIDEQ,
+				ObjectIdGetDatum(RelationGetRelid(rel)));
+	scan = systable_beginscan(constraints, ConstraintRelidTypidNameIndexId, true, NULL, 1, &key);
+	while (!result && HeapTupleIsValid(tuple = systable_getnext(scan)))
+	{
+		Form_pg_constraint form = (Form_pg_constraint) GETSTRUCT(tuple);
+		bool		isnull;
+		Datum		columns;
+
+		if (form->contype != 'n' || form->convalidated)
+			continue;
+		columns = heap_getattr(tuple, Anum_pg_constraint_conkey, RelationGetDescr(constraints),
+							   &isnull);
+		result = !isnull &&
+			((int16 *) ARR_DATA_PTR(DatumGetArrayTypeP(columns)))[0] == att->attnum;
+	}
+	systable_endscan(scan);
+	table_close(constraints, AccessShareLock);
+	return result;
+}
+
 static void
 CheckKey(Relation rel, SourceDefinition *definition)
 {
@@ -332,7 +373,7 @@ CheckKey(Relation rel, SourceDefinition *definition)
 		Form_pg_attribute att = FindColumn(rel, lfirst(lc), "key column");
 
 		CheckNotVirtual(rel, att, "key column");
-		if (!att->attnotnull)
+		if (IsNullable(rel, att))
 			nullable = lappend(nullable, lfirst(lc));
 	}
 	if (nullable != NIL)

@@ -543,7 +543,8 @@ changefeed_drop_channel(PG_FUNCTION_ARGS)
 	id = FindChannel(name);
 	RequireChannelOwner(id, name, access.user, owns_database);
 	values[0] = Int32GetDatum(id);
-	/* Its sources go by the foreign key. */
+	(void) DdlWrite("DELETE FROM changefeed.source WHERE channel OPERATOR(pg_catalog.=) $1",
+					1, types, values, NULL);
 	if (DdlWrite("DELETE FROM changefeed.channel WHERE id OPERATOR(pg_catalog.=) $1",
 				 1, types, values, NULL) == 0)
 		ereport(ERROR,

@@ -63,6 +63,9 @@
  */
 #define LONG_WAIT		10000
 
+/* So many pages of WAL are read while the end of a transaction is held back. */
+#define PAGES_PER_FLUSH	16
+
 /* So many records are decoded between two looks at the clock. */
 #define RECORDS_PER_CHECK	256
 
@@ -395,8 +398,14 @@ static void
 WaitForWal(XLogRecPtr until)
 {
 	static XLogRecPtr readable = InvalidXLogRecPtr;
+	static int	pages = 0;
 	long		timeout = SHORT_WAIT;
 
+	/* While there is WAL at hand the feed worker is woken now and then. */
+	if (until <= readable && ++pages < PAGES_PER_FLUSH)
+		return;
+	pages = 0;
+	AnnounceDecoded();
 	if (until <= readable)
 		return;
 
@@ -414,8 +423,6 @@ WaitForWal(XLogRecPtr until)
 
 		if (FlushWanted(readable))
 			continue;
-
-		AnnounceDecoded();
 
 		now = GetCurrentTimestamp();
 		if (TimestampDifferenceExceeds(check_time, now, LONG_WAIT))
@@ -454,9 +461,6 @@ static int
 ReadPage(XLogReaderState *state, XLogRecPtr target_page, int length,
 		 XLogRecPtr target_record, char *page)
 {
-	/* That often is enough while there is WAL to be read. */
-	if (held_back_length > 0)
-		AnnounceDecoded();
 	WaitForWal(target_page + length);
 
 	/* It knows about timelines, and has no reason to wait any more. */
@@ -791,7 +795,6 @@ DecodeForever(void)
 			TimestampTz now = GetCurrentTimestamp();
 
 			records = 0;
-			AnnounceDecoded();
 			if (TimestampDifferenceExceeds(check_time, now, SHORT_WAIT))
 				Housekeeping(now, false);
 			else

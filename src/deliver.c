@@ -651,8 +651,8 @@ MoveGroup(List *members, uint64 number)
 		if (connection->replayed > REPLAY_WINDOW)
 		{
 			connection->replayed = 0;
-			connection->mark = 1;
-			GatewayMark(connection, 1);
+			connection->mark = MARK_REPLAY;
+			GatewayMark(connection, MARK_REPLAY);
 		}
 	}
 }
@@ -685,12 +685,15 @@ DeliverAdvance(void)
 		{
 			Connection *connection = dlist_container(Connection, behind_node, iter.cur);
 
+			if (connection->cursor < LogBase() && !connection->closing)
+			{
+				FellOff(connection);
+				continue;
+			}
 			if (!MayMove(connection))
 				continue;
 			if (connection->cursor >= LogPublished())
 				ConnectionSetLive(connection);
-			else if (connection->cursor < LogBase())
-				FellOff(connection);
 			else
 				ready = lappend(ready, connection);
 		}
@@ -720,6 +723,15 @@ DeliverAdvance(void)
 }
 
 void
+DeliverForgetWaiting(void)
+{
+	dlist_iter	iter;
+
+	dlist_foreach(iter, &all_connections_behind)
+		dlist_container(Connection, behind_node, iter.cur)->waits_verdict = false;
+}
+
+void
 DeliverChoked(Connection *connection, uint64 last)
 {
 	uint64		cursor = connection->live ? LogPublished() : connection->cursor;
@@ -731,6 +743,7 @@ DeliverChoked(Connection *connection, uint64 last)
 	 * what lies before its `since`.
 	 */
 	connection->choked = true;
+	ProtocolSyncsLost(connection);
 	ConnectionSetBehind(connection, Min(cursor, Max(last, connection->first)));
 }
 
@@ -749,5 +762,8 @@ void
 DeliverFlushed(Connection *connection, uint32 mark)
 {
 	/* All that was sent before has gone out. */
-	connection->mark = 0;
+	if (mark == MARK_SYNC)
+		ProtocolSyncsFlushed(connection);
+	else
+		connection->mark = 0;
 }

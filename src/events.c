@@ -109,6 +109,7 @@ EventsReloadCatalog(void)
 
 	/* Maps point to sources. */
 	MapFreeAll();
+	DeliverForgetWaiting();
 	if (!ChannelsReload(SubscribeChannelChanged, &roles_changed))
 	{
 		events_catalog_stale = true;
@@ -174,6 +175,8 @@ EventsCheckRoles(void)
 static void
 ApplyBarrier(LogBarrier *barrier)
 {
+	ListCell   *lc;
+
 	switch (barrier->kind)
 	{
 		case BARRIER_RELATION:
@@ -193,7 +196,11 @@ ApplyBarrier(LogBarrier *barrier)
 			EventsRolesChanged();
 			break;
 		case BARRIER_ALL:
-			Resync(InvalidOid, InvalidOid, false, NULL, "schema_changed");
+			foreach(lc, RelationsChanged())
+				Resync(lfirst_oid(lc), lfirst_oid(lc), false, NULL, "schema_changed");
+
+			/* A function or operator that a policy uses may be another now. */
+			Resync(InvalidOid, InvalidOid, true, NULL, "schema_changed");
 			break;
 	}
 }

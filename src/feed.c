@@ -129,6 +129,8 @@ Turn(XLogRecPtr start_lsn, bool *serving)
 	Sooner(&wait, LogTrim());
 	if (dlist_is_empty(&all_connections_behind) && dlist_is_empty(&all_subscriptions_working))
 		MapFreeAll();
+	else
+		MapTrim();
 
 	LogArm();
 	GatewaysFlush();

@@ -35,6 +35,10 @@
 struct Gateway;
 struct TransactionMap;
 
+/* Values of LINK_MARK. */
+#define MARK_REPLAY		1		/* Connection.mark waits for it */
+#define MARK_SYNC		2		/* behind `synced` messages */
+
 typedef struct View
 {
 	int			refcount;
@@ -291,6 +295,9 @@ extern void MapFree(TransactionMap *map);
 /* Frees all of them: channel definitions changed, or nobody needs them. */
 extern void MapFreeAll(void);
 
+/* Frees the oldest when there are many; verdicts in them are asked again. */
+extern void MapTrim(void);
+
 /* The image as a tuple for a query worker: its bytes, completed. */
 extern void MapImageTuple(const MapImage *image, const char **data, uint32 *length);
 
@@ -299,6 +306,9 @@ extern void DeliverPublish(LogTransaction *transaction);
 
 /* Moves connections that are behind. */
 extern void DeliverAdvance(void);
+
+/* Maps, and with them verdicts, were thrown away: nobody waits for them. */
+extern void DeliverForgetWaiting(void);
 
 /*
  * Sends the transaction's changes for one subscription as a frame of its own
@@ -362,6 +372,10 @@ extern long VerdictsAdvance(void);
 extern void ProtocolOpen(Connection *connection, const char *token, Size length);
 extern void ProtocolMessage(Connection *connection, const char *data, Size length);
 
+/* What the gateway says of the `synced` messages: see AnswerSyncs. */
+extern void ProtocolSyncsFlushed(Connection *connection);
+extern void ProtocolSyncsLost(Connection *connection);
+
 /* Due: token expiries, pending syncs.  Returns ms until something is due. */
 extern long ProtocolAdvance(void);
 extern void ProtocolPing(struct Gateway *gateway, const uint32 *numbers, uint32 count);
@@ -380,6 +394,9 @@ extern void ProtocolError(Connection *connection, const char *request_id, const 
  */
 extern void RelationNote(Oid relid);
 extern bool RelationChanged(Oid relid);
+
+/* RelationChanged of all that are remembered. */
+extern List *RelationsChanged(void);
 
 /* The name of a column, "" when there is none. */
 extern char *RelationColumnName(Oid relid, int16 attno);

@@ -150,7 +150,8 @@ typedef enum LinkType
 
 	/*
 	 * u32 n, n x u32 conn, bytes before, bytes after: sends
-	 * <before><its tag><after> to each
+	 * <before><its tag><after> to each.  It names a position, so it is dropped
+	 * like a transaction while a connection is behind.
 	 */
 	LINK_PING = 42,
 

@@ -47,7 +47,11 @@ typedef struct FoldedEntry
 	Folded	   *first;
 } FoldedEntry;
 
+/* Maps are a cache; a long backlog need not have all of them at once. */
+#define MAX_MAPS		5000
+
 static dlist_head all_maps = DLIST_STATIC_INIT(all_maps);
+static int	map_count;
 
 /*
  * Deforms an image when it is first needed.  What an UPDATE did not carry
@@ -369,7 +373,7 @@ Make(LogTransaction *transaction)
 	MemoryContext context;
 	MemoryContext old;
 
-	context = AllocSetContextCreate(TopMemoryContext, "changefeed map", ALLOCSET_DEFAULT_SIZES);
+	context = AllocSetContextCreate(TopMemoryContext, "changefeed map", ALLOCSET_SMALL_SIZES);
 	old = MemoryContextSwitchTo(context);
 	map = palloc0(sizeof(TransactionMap));
 	map->context = context;
@@ -416,6 +420,7 @@ MapGet(LogTransaction *transaction)
 	{
 		transaction->map = Make(transaction);
 		dlist_push_tail(&all_maps, &transaction->map->node);
+		map_count++;
 	}
 	return transaction->map;
 }
@@ -425,7 +430,22 @@ MapFree(TransactionMap *map)
 {
 	map->transaction->map = NULL;
 	dlist_delete(&map->node);
+	map_count--;
 	MemoryContextDelete(map->context);
+}
+
+void
+MapTrim(void)
+{
+	bool		any = false;
+
+	while (map_count > MAX_MAPS)
+	{
+		MapFree(dlist_head_element(TransactionMap, node, &all_maps));
+		any = true;
+	}
+	if (any)
+		DeliverForgetWaiting();
 }
 
 void

@@ -26,11 +26,15 @@
 /* A warning comes this long before a token expires. */
 #define EXPIRY_WARNING	60
 
+/* Syncs of one connection that wait. */
+#define MAX_SYNCS		100
+
 typedef struct PendingSync
 {
 	char	   *id;				/* JSON */
 	XLogRecPtr	lsn;
 	uint64		settled;		/* all smaller xids had ended when it came */
+	bool		sent;			/* but the gateway has not said that it went out */
 } PendingSync;
 
 /*
@@ -375,9 +379,17 @@ static void
 Sync(Connection *connection, const char *id)
 {
 	PendingSync *sync;
-	MemoryContext old = MemoryContextSwitchTo(feed_context);
+	MemoryContext old;
 
-	sync = palloc(sizeof(PendingSync));
+	if (list_length(connection->syncs) >= MAX_SYNCS)
+	{
+		ProtocolError(connection, id, NULL, "53400", "too many syncs are waiting for their answer",
+					  "Wait for \"synced\" before sending the next \"sync\".");
+		return;
+	}
+	old = MemoryContextSwitchTo(feed_context);
+
+	sync = palloc0(sizeof(PendingSync));
 	sync->id = pstrdup(id);
 	sync->settled = OldestRunning();	/* before the LSN */
 	sync->lsn = SharedInsertLsn();
@@ -545,33 +557,74 @@ ProtocolPing(Gateway *gateway, const uint32 *numbers, uint32 count)
 	pfree(live);
 }
 
+/*
+ * Answered syncs are kept until the gateway has flushed them: if it drops
+ * frames that lie before the answer, the answer was not true and comes again
+ * when the client has got the frames.
+ */
 static void
 AnswerSyncs(Connection *connection)
 {
-	while (connection->syncs != NIL)
+	bool		answered = false;
+	ListCell   *lc;
+
+	if (!connection->live || connection->identity == NULL || connection->closing)
+		return;
+	foreach(lc, connection->syncs)
 	{
-		PendingSync *sync = linitial(connection->syncs);
+		PendingSync *sync = lfirst(lc);
 		char		position[POSITION_LENGTH + 1];
 		char	   *m;
 
-		if (!LogReached(sync->lsn) || !connection->live || connection->identity == NULL)
-			return;
+		if (sync->sent)
+			continue;
+		if (!LogReached(sync->lsn))
+			break;
 		LogPosition(LogPublished(), position);
 		memcpy(position + POSITION_COMMON, connection->identity->tag, POSITION_TAG);
 		position[POSITION_LENGTH] = '\0';
 		m = psprintf("{\"type\":\"synced\",\"id\":%s,\"position\":\"%s\",\"settled_txid\":\"" UINT64_FORMAT "\"}",
 					 sync->id, position, sync->settled);
 		ProtocolSend(connection, m, strlen(m));
+		sync->sent = true;
+		answered = true;
+	}
+	if (answered)
+		GatewayMark(connection, MARK_SYNC);
+}
+
+void
+ProtocolSyncsFlushed(Connection *connection)
+{
+	while (connection->syncs != NIL && ((PendingSync *) linitial(connection->syncs))->sent)
+	{
+		PendingSync *sync = linitial(connection->syncs);
+
 		connection->syncs = list_delete_first(connection->syncs);
 		pfree(sync->id);
 		pfree(sync);
 	}
 }
 
+void
+ProtocolSyncsLost(Connection *connection)
+{
+	ListCell   *lc;
+
+	foreach(lc, connection->syncs)
+		((PendingSync *) lfirst(lc))->sent = false;
+	if (connection->syncs != NIL)
+		sync_count++;
+}
+
 static void
 CountSyncs(Connection *connection)
 {
-	sync_count += list_length(connection->syncs);
+	ListCell   *lc;
+
+	foreach(lc, connection->syncs)
+		if (!((PendingSync *) lfirst(lc))->sent)
+			sync_count++;
 }
 
 static int64 expiry_now;

@@ -11,6 +11,10 @@
  * functions and memberships it is the row's xmin, which changes with every
  * ALTER and survives freezing.
  *
+ * Of privileges on the table itself it is what the role may do, so that a GRANT
+ * to somebody else is no change; tables that policies read may be read as
+ * somebody else (views), so it is the whole list of theirs.
+ *
  * Not covered, since nothing in the catalogs leads there: functions that
  * policies call indirectly.
  *
@@ -202,26 +206,32 @@ AddRole(StringInfo out, Oid role)
 /* ---- Tables ---- */
 
 static void
-AddNamespace(StringInfo out, Oid namespace)
+AddNamespace(StringInfo out, Oid namespace, Oid reader)
 {
 	HeapTuple	tuple = SearchSysCache1(NAMESPACEOID, ObjectIdGetDatum(namespace));
 
 	QueryPutU32(out, namespace);
 	if (!HeapTupleIsValid(tuple))
 		return;
-	QueryPutU32(out, ((Form_pg_namespace) GETSTRUCT(tuple))->nspowner);
-	AddAcl(out, NAMESPACEOID, tuple, Anum_pg_namespace_nspacl);
+	if (OidIsValid(reader))
+		QueryPutU8(out, compat_namespace_aclcheck(namespace, reader, ACL_USAGE) == ACLCHECK_OK);
+	else
+	{
+		QueryPutU32(out, ((Form_pg_namespace) GETSTRUCT(tuple))->nspowner);
+		AddAcl(out, NAMESPACEOID, tuple, Anum_pg_namespace_nspacl);
+	}
 	ReleaseSysCache(tuple);
 }
 
 static void
-AddColumns(StringInfo out, Relation rel)
+AddColumns(StringInfo out, Relation rel, Oid reader)
 {
+	Oid			relid = RelationGetRelid(rel);
 	int			attno;
 
 	for (attno = 1; attno <= RelationGetNumberOfAttributes(rel); attno++)
 	{
-		HeapTuple	tuple = SearchSysCache2(ATTNUM, ObjectIdGetDatum(RelationGetRelid(rel)),
+		HeapTuple	tuple = SearchSysCache2(ATTNUM, ObjectIdGetDatum(relid),
 											Int16GetDatum(attno));
 		Form_pg_attribute form;
 
@@ -237,7 +247,11 @@ AddColumns(StringInfo out, Relation rel)
 			QueryPutU32(out, (uint32) form->atttypmod);
 			QueryPutU32(out, form->attcollation);
 			QueryPutU8(out, (uint8) form->attgenerated);
-			AddAcl(out, ATTNUM, tuple, Anum_pg_attribute_attacl);
+			if (OidIsValid(reader))
+				QueryPutU8(out, pg_attribute_aclcheck(relid, attno, reader,
+													  ACL_SELECT) == ACLCHECK_OK);
+			else
+				AddAcl(out, ATTNUM, tuple, Anum_pg_attribute_attacl);
 		}
 		ReleaseSysCache(tuple);
 	}
@@ -285,8 +299,9 @@ AddCatalogRows(StringInfo out, Oid relid, Oid catalog, Oid index, AttrNumber col
 	}
 }
 
+/* `reader`: whose privileges count; InvalidOid: everybody's. */
 static void
-AddRelation(StringInfo out, Oid relid, List **functions)
+AddRelation(StringInfo out, Oid relid, Oid reader, List **functions)
 {
 	Relation	rel = try_relation_open(relid, NoLock);
 	HeapTuple	tuple;
@@ -306,11 +321,14 @@ AddRelation(StringInfo out, Oid relid, List **functions)
 		QueryPutU8(out, (uint8) form->relkind);
 		QueryPutU8(out, form->relrowsecurity);
 		QueryPutU8(out, form->relforcerowsecurity);
-		AddAcl(out, RELOID, tuple, Anum_pg_class_relacl);
-		AddNamespace(out, form->relnamespace);
+		if (OidIsValid(reader))
+			QueryPutU8(out, pg_class_aclcheck(relid, reader, ACL_SELECT) == ACLCHECK_OK);
+		else
+			AddAcl(out, RELOID, tuple, Anum_pg_class_relacl);
+		AddNamespace(out, form->relnamespace, reader);
 		ReleaseSysCache(tuple);
 	}
-	AddColumns(out, rel);
+	AddColumns(out, rel, reader);
 
 	/* What a virtual generated column means can be changed in place. */
 	for (attno = 1; attno <= RelationGetNumberOfAttributes(rel); attno++)
@@ -354,10 +372,10 @@ FingerprintCompute(Oid relid, Oid role, const Oid *dependencies, int ndependenci
 	initStringInfo(&out);
 	functions = list_copy(functions);
 	AddRole(&out, role);
-	AddRelation(&out, relid, &functions);
+	AddRelation(&out, relid, role, &functions);
 	for (i = 0; i < ndependencies; i++)
 		if (dependencies[i] != relid)
-			AddRelation(&out, dependencies[i], &functions);
+			AddRelation(&out, dependencies[i], InvalidOid, &functions);
 	AddFunctions(&out, functions);
 
 	hash = hash_bytes_extended((unsigned char *) out.data, out.len, 0);

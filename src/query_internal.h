@@ -16,6 +16,7 @@
 #include "query_compat.h"
 
 #include "access/tupdesc.h"
+#include "common/file_utils.h"
 #include "nodes/bitmapset.h"
 #include "nodes/plannodes.h"
 #include "port/atomics.h"

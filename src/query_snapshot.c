@@ -456,7 +456,8 @@ ParameterInput(const Parameter *param)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_TEXT_REPRESENTATION),
 				 errmsg("channel parameter \"%s\" is not a valid %s for column \"%s\"",
-						param->text, format_type_be(param->column_type), param->column),
+						param->text, format_type_with_typemod(param->column_type, param->typmod),
+						param->column),
 				 errhint("%s", error->message)));
 	}
 	PG_END_TRY();

@@ -130,6 +130,27 @@ RelationChanged(Oid relid)
 	return changed;
 }
 
+List *
+RelationsChanged(void)
+{
+	HASH_SEQ_STATUS status;
+	StateEntry *entry;
+	List	   *changed = NIL;
+
+	if (states == NULL)
+		return NIL;
+	hash_seq_init(&status, states);
+	while ((entry = hash_seq_search(&status)) != NULL)
+	{
+		uint64		state = State(entry->relid);
+
+		if (state != entry->state)
+			changed = lappend_oid(changed, entry->relid);
+		entry->state = state;
+	}
+	return changed;
+}
+
 char *
 RelationColumnName(Oid relid, int16 attno)
 {

@@ -685,8 +685,8 @@ CatchUp(Subscription *s)
 		s->cursor++;
 		if (sent > CATCHUP_WINDOW)
 		{
-			connection->mark = 1;
-			GatewayMark(connection, 1);
+			connection->mark = MARK_REPLAY;
+			GatewayMark(connection, MARK_REPLAY);
 			return;
 		}
 	}

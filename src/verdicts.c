@@ -160,6 +160,7 @@ typedef struct RowEntry
 } RowEntry;
 
 static void OnAnswer(void *arg, uint64 job, QueryKind kind, WireReader *body);
+static void Wake(Identity *identity);
 
 static void
 Append32(StringInfo s, uint32 v)
@@ -214,7 +215,8 @@ SubmitBatch(Oid relid, uint32 version)
 		}
 		if (StateOf(q) == NULL)
 		{
-			/* Nobody needs it any more. */
+			/* Its map is gone: whoever still needs it asks again. */
+			Wake(q->identity);
 			IdentityRelease(q->identity);
 			continue;
 		}

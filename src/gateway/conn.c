@@ -210,65 +210,46 @@ StopUsing(Connection *conn)
 	HeartbeatForget(conn);
 }
 
-/*
- * Refuses what a client has sent, from within lws' RECEIVE callback.  Returns
- * what that has to return.
- */
-static int
-Reject(Connection *conn, LinkCause cause, uint16_t code, const char *reason)
-{
-	if (ConnIsChoked(conn))
-	{
-		ConnKill(conn, cause);
-		return 0;
-	}
-	StopUsing(conn);
-	conn->cause = (uint8_t) cause;
-	HeartbeatSetDeadline(conn, CLOSE_MS);
-	lws_close_reason(conn->wsi, (enum lws_close_status) code,
-					 (unsigned char *) reason, strlen(reason));
-	return -1;
-}
-
-/* Hands a whole message on.  Returns what RECEIVE has to return. */
-static int
+/* Hands a whole message on. */
+static void
 Deliver(Connection *conn, const char *data, size_t length)
 {
 	if (!Utf8IsValid(data, length))
-		return Reject(conn, LINK_CAUSE_PROTOCOL, 1007, "not UTF-8");
-
+		ConnClose(conn, LINK_CAUSE_PROTOCOL, 1007, "not UTF-8");
 	/* The answer to a ping says that the client lives; that is all. */
-	if (length == sizeof(pong) - 1 && memcmp(data, pong, length) == 0)
-		return 0;
-
-	LinkSayMessage(conn, data, length);
-	return 0;
+	else if (length != sizeof(pong) - 1 || memcmp(data, pong, length) != 0)
+		LinkSayMessage(conn, data, length);
 }
 
 /*
  * lws' RECEIVE: a piece of a message, at most rx_buffer_size bytes.  Most
  * messages are one piece and never copied here.
  */
-int
+void
 ConnReceive(Connection *conn, const void *data, size_t length)
 {
 	bool		final = lws_is_final_fragment(conn->wsi) != 0;
 	size_t		rest;
-	int			result;
 
 	if (conn->close_queued)
-		return 0;
+		return;
 	ConnHeard(conn);
 
 	if (lws_frame_is_binary(conn->wsi))
-		return Reject(conn, LINK_CAUSE_PROTOCOL, 1003, "text messages only");
+	{
+		ConnClose(conn, LINK_CAUSE_PROTOCOL, 1003, "text messages only");
+		return;
+	}
 
 	/* A frame says how long it is: refuse it before it has come. */
 	rest = lws_remaining_packet_payload(conn->wsi);
 	if (gateway.max_message > 0 &&
 		(rest > gateway.max_message ||
 		 conn->message_length + length + rest > gateway.max_message))
-		return Reject(conn, LINK_CAUSE_TOO_BIG, 1009, "message too large");
+	{
+		ConnClose(conn, LINK_CAUSE_TOO_BIG, 1009, "message too large");
+		return;
+	}
 
 	/*
 	 * The feed worker does not read: let TCP tell the clients.  Only those who
@@ -281,7 +262,10 @@ ConnReceive(Connection *conn, const void *data, size_t length)
 	}
 
 	if (final && !conn->in_message)
-		return Deliver(conn, data, length);
+	{
+		Deliver(conn, data, length);
+		return;
+	}
 
 	conn->in_message = true;
 	if (conn->message_length + length > conn->message_capacity)
@@ -297,10 +281,9 @@ ConnReceive(Connection *conn, const void *data, size_t length)
 		memcpy(conn->message + conn->message_length, data, length);
 	conn->message_length += length;
 	if (!final)
-		return 0;
-	result = Deliver(conn, conn->message, conn->message_length);
+		return;
+	Deliver(conn, conn->message, conn->message_length);
 	FreeMessage(conn);
-	return result;
 }
 
 /* The link has room again. */
@@ -326,14 +309,18 @@ ConnResumeReading(void)
 
 /* ---- closing ---- */
 
-/* The client has begun to close; lws answers it. */
-void
+/*
+ * The client closes.  If it answers our close frame, that was all and the
+ * connection can be dropped (-1); else lws answers it.
+ */
+int
 ConnPeerCloses(Connection *conn)
 {
-	if (conn->closing)
-		return;
+	if (conn->close_sent)
+		return -1;
 	StopUsing(conn);
 	HeartbeatSetDeadline(conn, CLOSE_MS);
+	return 0;
 }
 
 /* LINK_CLOSE: after all that is queued. */
@@ -349,26 +336,26 @@ ConnCloseAfterQueue(Connection *conn, uint16_t code, const char *reason,
 	QueueAddClose(conn, code, reason, length);
 }
 
-/* Starts the closing handshake; the connection must not be choked. */
+/*
+ * Starts the closing handshake; the connection must not be choked.  We write
+ * the close frame ourselves like every other one.  lws could do it, but in
+ * the builds of Debian 12 it closes a connection twice when its WRITEABLE
+ * callback asks for it, and then the frame is never sent.
+ */
 void
 ConnBeginClose(Connection *conn, uint16_t code, const char *reason,
 			   size_t length)
 {
-	CloseItem  *item = GatewayAllocZero(sizeof(CloseItem));
+	unsigned char frame[CLOSE_FRAME_MAX];
+	size_t		n = BuildCloseFrame(frame, code, reason, length);
 
-	/* A copy first: what we were given may be in the queue. */
-	item->code = code;
-	if (length > sizeof(item->reason))
-		length = sizeof(item->reason);
-	item->length = (uint8_t) length;
-	memcpy(item->reason, reason, length);
-
+	/* From here on `reason` may be gone: it can be an item of the queue. */
 	StopUsing(conn);
-	conn->close = item;
+	conn->close_sent = true;
 	HeartbeatSetDeadline(conn, CLOSE_MS);
-
-	/* A close frame can only be asked for from a callback of lws. */
-	lws_callback_on_writable(conn->wsi);
+	if (lws_write(conn->wsi, frame, n, LWS_WRITE_RAW) < 0)
+		ConnKill(conn, LINK_CAUSE_CLIENT);
+	gateway.bytes += n;
 }
 
 /* Closes at once, for a reason of ours. */
@@ -414,27 +401,6 @@ ConnEndTurn(void)
 	lws_cancel_service(gateway.lws);
 }
 
-/* lws' WRITEABLE.  Returns what that has to return. */
-int
-ConnWriteable(Connection *conn)
-{
-	CloseItem  *item;
-
-	if (conn->killed)
-		return 0;
-	if (!conn->closing)
-		QueueFlush(conn);
-	if (conn->killed || conn->close == NULL || ConnIsChoked(conn))
-		return 0;
-
-	item = conn->close;
-	conn->close = NULL;
-	lws_close_reason(conn->wsi, (enum lws_close_status) item->code,
-					 (unsigned char *) item->reason, item->length);
-	free(item);
-	return -1;
-}
-
 /* lws' CLOSED: the only place where a connection ends. */
 void
 ConnGone(Connection *conn)
@@ -443,7 +409,6 @@ ConnGone(Connection *conn)
 	LinkSayClosed(conn);
 	ListRemove(&conn->stopped);
 	TableRemove(conn);
-	free(conn->close);
 	free(conn);
 	gateway.open--;
 	GatewayConnectionGone();

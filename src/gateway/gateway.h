@@ -172,12 +172,16 @@ typedef struct MarkItem
 	uint32_t	mark;
 } MarkItem;
 
+/* A control frame holds 125 bytes, two of which are the code. */
+#define CLOSE_REASON_MAX 123
+#define CLOSE_FRAME_MAX (4 + CLOSE_REASON_MAX)
+
 typedef struct CloseItem
 {
 	Item		item;
 	uint16_t	code;
 	uint8_t		length;
-	char		reason[123];
+	char		reason[CLOSE_REASON_MAX];
 } CloseItem;
 
 /* Pages of a snapshot that are still to be sent; see snapshot.c. */
@@ -205,6 +209,7 @@ typedef struct Connection
 	bool		ping_queued;
 	bool		close_queued;	/* nothing more may be queued */
 	bool		closing;		/* nothing more may be written */
+	bool		close_sent;		/* our close frame was written */
 	bool		killed;			/* lws was told to drop it */
 	bool		in_message;		/* a client's message has begun */
 	char		tag[LINK_TAG_LENGTH];
@@ -237,8 +242,6 @@ typedef struct Connection
 	ListNode	stopped;		/* reading is stopped: in conn.c's list */
 	WheelTimer	ping;
 	WheelTimer	deadline;		/* connect time-out, liveness, or close */
-
-	CloseItem  *close;			/* what to close with, once `closing` */
 } Connection;
 
 /* A list of strings from LINK_CONFIG. */
@@ -316,6 +319,8 @@ extern void BufferAppend(Buffer *buffer, const void *data, size_t n);
 extern void BufferAppendString(Buffer *buffer, const char *string);
 extern void BufferAppendJson(Buffer *buffer, const char *string);
 extern void BufferAppendFrameHeader(Buffer *buffer, size_t length);
+extern size_t BuildCloseFrame(unsigned char *frame, uint16_t code,
+							  const char *reason, size_t length);
 extern void BufferReset(Buffer *buffer, size_t keep);
 
 /* ---- main.c ---- */
@@ -353,9 +358,8 @@ extern Connection *ConnNext(uint32_t *position);
 extern void ConnStart(void);
 extern Connection *ConnOpen(struct lws *wsi, const char *token, size_t length);
 extern void ConnGone(Connection *conn);
-extern int	ConnReceive(Connection *conn, const void *data, size_t length);
+extern void ConnReceive(Connection *conn, const void *data, size_t length);
 extern void ConnHeard(Connection *conn);
-extern int	ConnWriteable(Connection *conn);
 extern void ConnIdentify(Connection *conn, const char *tag);
 extern void ConnClose(Connection *conn, LinkCause cause, uint16_t code,
 					  const char *reason);
@@ -364,7 +368,7 @@ extern void ConnCloseAfterQueue(Connection *conn, uint16_t code,
 extern void ConnBeginClose(Connection *conn, uint16_t code,
 						   const char *reason, size_t length);
 extern void ConnKill(Connection *conn, LinkCause cause);
-extern void ConnPeerCloses(Connection *conn);
+extern int	ConnPeerCloses(Connection *conn);
 extern void ConnResumeReading(void);
 extern void ConnEndTurn(void);
 

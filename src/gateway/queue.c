@@ -164,7 +164,11 @@ Drop(Connection *conn, bool everything)
 	{
 		Item	   *item = *link;
 
-		if ((item->feed && ((FrameItem *) item)->part == 0) || everything)
+		/*
+		 * A ping says how far the client has come, which is not true any more
+		 * when frames before it are dropped.
+		 */
+		if ((item->feed && ((FrameItem *) item)->part == 0) || item->kind == ITEM_PING || everything)
 		{
 			*link = item->next;
 			Forget(conn, item);
@@ -266,8 +270,11 @@ QueueAddText(Connection *conn, ItemKind kind, const char *a, size_t a_length,
 		return;
 	if (kind == ITEM_PING)
 	{
-		/* One ping in the queue says as much as two. */
-		if (conn->ping_queued)
+		/*
+		 * One ping in the queue says as much as two; and while frames are
+		 * dropped its position would promise what the client does not have.
+		 */
+		if (conn->ping_queued || conn->behind)
 			return;
 		conn->ping_queued = true;
 	}

@@ -173,7 +173,10 @@ OnEvent(struct lws *wsi, enum lws_callback_reasons reason, void *user,
 			return Established(wsi);
 		case LWS_CALLBACK_RECEIVE:
 			conn = lws_get_opaque_user_data(wsi);
-			return conn != NULL ? ConnReceive(conn, in, length) : -1;
+			if (conn == NULL)
+				return -1;
+			ConnReceive(conn, in, length);
+			return 0;
 		case LWS_CALLBACK_RECEIVE_PONG:
 			conn = lws_get_opaque_user_data(wsi);
 			if (conn != NULL)
@@ -181,12 +184,12 @@ OnEvent(struct lws *wsi, enum lws_callback_reasons reason, void *user,
 			return 0;
 		case LWS_CALLBACK_SERVER_WRITEABLE:
 			conn = lws_get_opaque_user_data(wsi);
-			return conn != NULL ? ConnWriteable(conn) : -1;
+			if (conn != NULL)
+				QueueFlush(conn);
+			return 0;
 		case LWS_CALLBACK_WS_PEER_INITIATED_CLOSE:
 			conn = lws_get_opaque_user_data(wsi);
-			if (conn != NULL)
-				ConnPeerCloses(conn);
-			return 0;
+			return conn != NULL ? ConnPeerCloses(conn) : 0;
 		case LWS_CALLBACK_CLOSED:
 			Gone(wsi);
 			return 0;

@@ -187,6 +187,22 @@ BufferAppendFrameHeader(Buffer *buffer, size_t length)
 	BufferAppend(buffer, header, n);
 }
 
+/* A close frame; `frame` has room for CLOSE_FRAME_MAX bytes. */
+size_t
+BuildCloseFrame(unsigned char *frame, uint16_t code, const char *reason,
+				size_t length)
+{
+	if (length > CLOSE_REASON_MAX)
+		length = CLOSE_REASON_MAX;
+	frame[0] = 0x88;			/* final fragment, close */
+	frame[1] = (unsigned char) (2 + length);
+	frame[2] = (unsigned char) (code >> 8);
+	frame[3] = (unsigned char) code;
+	if (length > 0)
+		memcpy(frame + 4, reason, length);
+	return 4 + length;
+}
+
 /* Empties the buffer, and gives back what it has above `keep` bytes. */
 void
 BufferReset(Buffer *buffer, size_t keep)

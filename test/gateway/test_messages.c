@@ -374,7 +374,8 @@ TestClosing(void)
 	other = OpenIdentified();
 	SendFrame(client, 0x88, "\x03\xe8", 2);
 	SendClose(client->conn, 4003, "x");
-	ExpectCloseFrame(client, 1000, "a close that crosses another does no harm");
+	frame = ReadFrame(client);
+	Ok(frame.opcode == OPCODE_CLOSE, "a close that crosses another does no harm");
 	Take(LINK_CLOSED, client->conn);
 	SendText(other->conn, "still here");
 	frame = ReadFrame(other);

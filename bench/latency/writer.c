@@ -1,0 +1,144 @@
+/*-------------------------------------------------------------------------
+ *
+ * writer.c
+ *		Commits at a fixed rate, each transaction with the time at which it was
+ *		sent.
+ *
+ * A transaction is one UPDATE of one row, prepared, outside of BEGIN: it is
+ * sent, executed and committed in one round trip.  The clock is read right
+ * before it is sent and goes into the row's column sent_us.  The table has the
+ * columns id, status and sent_us, and rows with the ids 1 to --rows; they are
+ * updated in turn.
+ *
+ *	writer --conninfo TEXT --table NAME --rate PER_SECOND --count N --out FILE
+ *		[--rows 100]
+ *
+ * The schedule is absolute: a transaction that takes longer than its interval
+ * makes the next one late, not rarer.  Writes to --out a line for each
+ * transaction: sent_us, the microseconds until its COMMIT was answered, and the
+ * microseconds by which it was sent behind schedule.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include <errno.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include <libpq-fe.h>
+
+static int64_t
+Now(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_REALTIME, &t);
+	return (int64_t) t.tv_sec * 1000000 + t.tv_nsec / 1000;
+}
+
+static void
+SleepUntil(int64_t us)
+{
+	struct timespec t = {.tv_sec = us / 1000000, .tv_nsec = us % 1000000 * 1000};
+
+	while (clock_nanosleep(CLOCK_REALTIME, TIMER_ABSTIME, &t, NULL) == EINTR)
+		;
+}
+
+static void
+Require(PGconn *connection, PGresult *result, ExecStatusType status)
+{
+	if (PQresultStatus(result) != status)
+	{
+		fprintf(stderr, "writer: %s", PQerrorMessage(connection));
+		exit(1);
+	}
+	PQclear(result);
+}
+
+int
+main(int argc, char **argv)
+{
+	const char *conninfo = NULL;
+	const char *table = NULL;
+	const char *out_file = NULL;
+	double rate = 0;
+	long count = 0;
+	long rows = 100;
+	PGconn *connection;
+	FILE *out;
+	char sql[512];
+	int64_t start;
+	int64_t(*log)[3];
+	long i;
+	int a;
+
+	for (a = 1; a + 1 < argc; a += 2)
+	{
+		if (strcmp(argv[a], "--conninfo") == 0)
+			conninfo = argv[a + 1];
+		else if (strcmp(argv[a], "--table") == 0)
+			table = argv[a + 1];
+		else if (strcmp(argv[a], "--rate") == 0)
+			rate = atof(argv[a + 1]);
+		else if (strcmp(argv[a], "--count") == 0)
+			count = atol(argv[a + 1]);
+		else if (strcmp(argv[a], "--rows") == 0)
+			rows = atol(argv[a + 1]);
+		else if (strcmp(argv[a], "--out") == 0)
+			out_file = argv[a + 1];
+		else
+			break;
+	}
+	if (a != argc || conninfo == NULL || table == NULL || out_file == NULL || rate <= 0 ||
+		count < 1 || rows < 1)
+	{
+		fputs("writer: bad arguments; the head of writer.c lists them\n", stderr);
+		return 2;
+	}
+
+	connection = PQconnectdb(conninfo);
+	if (PQstatus(connection) != CONNECTION_OK)
+	{
+		fprintf(stderr, "writer: %s", PQerrorMessage(connection));
+		return 1;
+	}
+	snprintf(sql, sizeof(sql),
+			 "UPDATE %s SET status = $1, sent_us = $2::bigint WHERE id = $3::bigint", table);
+	Require(connection, PQprepare(connection, "change", sql, 0, NULL), PGRES_COMMAND_OK);
+	log = calloc((size_t) count, sizeof(*log));
+	if (log == NULL)
+		return 1;
+
+	start = Now() + 10000;
+	for (i = 0; i < count; i++)
+	{
+		int64_t due = start + (int64_t) (i * 1e6 / rate);
+		char sent[32];
+		char id[32];
+		const char *values[3] = {i % 2 == 0 ? "open" : "shipped", sent, id};
+
+		SleepUntil(due);
+		snprintf(id, sizeof(id), "%ld", i % rows + 1);
+		log[i][0] = Now();
+		snprintf(sent, sizeof(sent), "%lld", (long long) log[i][0]);
+		Require(connection, PQexecPrepared(connection, "change", 3, values, NULL, NULL, 0),
+				PGRES_COMMAND_OK);
+		log[i][1] = Now() - log[i][0];
+		log[i][2] = log[i][0] - due;
+	}
+	PQfinish(connection);
+
+	out = fopen(out_file, "w");
+	if (out == NULL)
+	{
+		perror(out_file);
+		return 1;
+	}
+	for (i = 0; i < count; i++)
+		fprintf(out, "%lld %lld %lld\n", (long long) log[i][0], (long long) log[i][1],
+				(long long) log[i][2]);
+	return fclose(out) == 0 ? 0 : 1;
+}

@@ -1,0 +1,58 @@
+-- Settings: names, bounds, and who may change them.
+SELECT name, vartype, unit, boot_val, min_val, max_val, context
+  FROM pg_settings WHERE name ~ '^changefeed\.' ORDER BY name COLLATE "C";
+-- Each is explained.
+SELECT name FROM pg_settings
+ WHERE name ~ '^changefeed\.' AND (length(short_desc) < 20 OR extra_desc IS NULL OR length(extra_desc) < 20);
+
+-- One below and one above the bounds is refused, the bounds are not.
+CREATE FUNCTION accepts(name text, value text) RETURNS boolean LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM set_config(name, value, true);
+    RETURN true;
+EXCEPTION WHEN invalid_parameter_value THEN
+    RETURN false;
+END $$;
+SELECT name,
+       accepts(name, min_val) AS min, accepts(name, max_val) AS max,
+       accepts(name, (min_val::bigint - 1)::text) AS below, accepts(name, (max_val::bigint + 1)::text) AS above
+  FROM pg_settings
+ WHERE name ~ '^changefeed\.' AND vartype = 'integer'
+ ORDER BY name COLLATE "C";
+SET changefeed.port = 0;
+SET changefeed.history_size = '1 kB';
+SET changefeed.history_age = '10 min';
+SHOW changefeed.history_age;
+RESET changefeed.history_age;
+
+-- Lists are checked by element.
+SELECT value, accepts('changefeed.listen_addresses', value)
+  FROM unnest(ARRAY['', '*', 'localhost, 10.0.0.1', '::1', 'a,,b', 'localhost:8040 x', 'a b', 'a/b']) value;
+SET changefeed.listen_addresses = 'a/b';
+SELECT value, accepts('changefeed.allowed_origins', value)
+  FROM unnest(ARRAY['', '*', 'https://app.example.com, http://localhost:3000', 'http://[::1]:8080',
+                    'app.example.com', 'https://app.example.com/', 'https://app.example.com:99999',
+                    'https://*.example.com', 'https://a,,https://b', '://a']) value;
+SET changefeed.allowed_origins = 'https://app.example.com/path';
+SELECT value, accepts('changefeed.allowed_hosts', value)
+  FROM unnest(ARRAY['', '*', 'feed.example.com, feed.example.com:8040', 'https://feed.example.com', 'a:0', 'a:x']) value;
+SET changefeed.allowed_hosts = 'https://feed.example.com';
+SELECT value, accepts('changefeed.identity_claims', value)
+  FROM unnest(ARRAY['', 'exp', 'exp, iat', 'exp,,iat']) value;
+
+-- What names or describes secrets stands in the configuration file only.
+SET changefeed.jwt_secret_file = '/tmp/x';
+ALTER DATABASE template1 SET changefeed.jwks_file = '/tmp/x';
+
+-- Misspelt names are noticed.
+SET changefeed.prot = 1;
+
+-- Only superusers change settings, and only they see where secrets are.
+CREATE ROLE regress_plain;
+SET ROLE regress_plain;
+SET changefeed.port = 8041;
+SHOW changefeed.jwt_secret_file;
+SHOW changefeed.port;
+RESET ROLE;
+DROP ROLE regress_plain;
+DROP FUNCTION accepts(text, text);
