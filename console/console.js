@@ -461,6 +461,8 @@ class Pane {
     setText(this.find('.pane-title'), this.title);
     this.find('.pane-title').title = this.title;
     this.element.setAttribute('aria-label', this.title);
+    this.find('.feed').setAttribute('aria-label', `Operations of ${this.title}`);
+    this.find('.result').setAttribute('aria-label', `Rows of ${this.title}`);
     this.find('.close').setAttribute('aria-label', `Close ${this.title}`);
     this.find('.token').value = token;
     for (const radio of this.findAll('.mode')) {

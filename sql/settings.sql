@@ -20,7 +20,6 @@ SELECT name,
  WHERE name ~ '^changefeed\.' AND vartype = 'integer'
  ORDER BY name COLLATE "C";
 SET changefeed.port = 0;
-SET changefeed.history_size = '1 kB';
 SET changefeed.history_age = '10 min';
 SHOW changefeed.history_age;
 RESET changefeed.history_age;
@@ -51,8 +50,10 @@ SET changefeed.prot = 1;
 CREATE ROLE regress_plain;
 SET ROLE regress_plain;
 SET changefeed.port = 8041;
+SELECT current_setting('changefeed.port') IS NOT NULL AS shown;
+\set VERBOSITY sqlstate
 SHOW changefeed.jwt_secret_file;
-SHOW changefeed.port;
+\set VERBOSITY default
 RESET ROLE;
 DROP ROLE regress_plain;
 DROP FUNCTION accepts(text, text);

@@ -15,121 +15,43 @@
  * fresh snapshot).  Only work that takes no lock and pins nothing is wrapped
  * so, since nothing is rolled back.
  *
- * What is known of a relation (is it a source, which are its partitioned
- * ancestors) is kept by its OID until a cache invalidation says that something
- * changed.  Those are part of what is decoded, so the knowledge always belongs
- * to the place in WAL.
- *
  * Process: decoder.  Anybody who creates a slot with this plugin is refused.
  *
- * Memory: cache_context (whole life of the process) holds the two hashes, each
- * entry has a context of its own for what it points to; callback_context is
- * reset at the end of each callback that used it.
+ * Memory: callback_context, which is reset at the end of each callback that
+ * used it.  What is known of relations (output_relations.c) lives longer, and
+ * so do the maps between their row types, in the entry of the partition.
  *
- * Locks: none, of our own.  The table changefeed.source is read without a lock
- * (see MarkSources).
+ * Locks: none, of our own.
  *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
 
 #include "decoder.h"
+#include "output_relations.h"
 #include "record.h"
 
 #include "access/detoast.h"
-#include "access/genam.h"
 #include "access/htup_details.h"
-#include "access/table.h"
 #include "access/transam.h"
 #include "access/tupconvert.h"
-#include "access/xact.h"
-#include "catalog/catalog.h"
-#include "catalog/namespace.h"
-#include "catalog/partition.h"
 #include "catalog/pg_class.h"
 #include "lib/qunique.h"
 #include "replication/logical.h"
 #include "replication/output_plugin.h"
 #include "replication/reorderbuffer.h"
 #include "storage/sinval.h"
-#include "utils/builtins.h"
-#include "utils/fmgroids.h"
-#include "utils/hsearch.h"
-#include "utils/inval.h"
-#include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
-#include "utils/snapmgr.h"
 #include "utils/syscache.h"
 
 /* More relations than this changed by DDL in a transaction: BARRIER_ALL. */
 #define MAX_BARRIERS		1000
 
-/* Known relations beyond which those that have become invalid are forgotten. */
-#define MAX_RELATIONS		8192
-
 /* A transaction (bytes) whose replay takes a while. */
 #define LARGE_TRANSACTION	(64 * 1024)
 
-/* A table that feeds channels, as it was last described to the feed worker. */
-typedef struct Source
-{
-	Oid			relid;			/* hash key */
-	bool		valid;			/* its relcache entry has not changed since */
-	uint32		version;		/* of the description; 0: none was sent */
-	char	   *bytes;			/* the description */
-	Size		length;
-	TupleDesc	tupdesc;		/* what it describes */
-	MemoryContext context;		/* of the two */
-	uint64		lost;			/* the transaction that we last lost a change
-								 * of */
-} Source;
-
-/* A source that the changes of a relation go to: itself or an ancestor. */
-typedef struct Target
-{
-	Source	   *source;
-	bool		is_ancestor;
-	uint32		map_version;	/* version that the map was made for; 0: none */
-	TupleConversionMap *map;	/* NULL: the row types are laid out alike */
-} Target;
-
-typedef enum RelationClass
-{
-	CLASS_IGNORED,				/* nobody can depend on its contents */
-	CLASS_CATALOG,				/* one of our own tables */
-	CLASS_USER
-} RelationClass;
-
-/* What we know of a table whose changes we are given. */
-typedef struct KnownRelation
-{
-	Oid			relid;			/* hash key */
-	bool		valid;
-	bool		is_ancestor;	/* another entry depends on this one */
-	RelationClass class;
-	uint64		touched;		/* the transaction that last reported it */
-	int			nancestors;
-	Oid		   *ancestors;
-	int			ntargets;
-	Target	   *targets;
-	MemoryContext context;		/* of these and their maps; NULL: none needed */
-} KnownRelation;
-
-static MemoryContext cache_context = NULL;
 static MemoryContext callback_context = NULL;
-static HTAB *relations = NULL;	/* of KnownRelation */
-static HTAB *sources = NULL;	/* of Source; never removed, so that targets
-								 * may point to them */
-static KnownRelation *last_relation = NULL; /* found by the last look-up */
-static uint32 last_version = 0; /* of a description */
-static long relations_limit = MAX_RELATIONS;
-
-/* changefeed.source, as far as it exists at this place in WAL. */
-static bool catalog_known = false;
-static Oid	catalog_schema = InvalidOid;
-static Oid	catalog_source = InvalidOid;
-static uint32 catalog_source_hash = 0;	/* in the syscache RELNAMENSP */
 
 /* Of the transaction that is being replayed. */
 static uint64 transaction = 0;	/* counts them */
@@ -192,392 +114,6 @@ SendLost(Source *source, const char *why)
 	initStringInfo(&record);
 	RecordWriteLost(&record, source->relid, why);
 	SendRecord(&record);
-}
-
-/* ----------------------------------------------------------------------
- * Invalidation.  The callbacks only set flags: live messages, too, come at any
- * time that a lock is taken, and what they make us look up again is still read
- * as of the place in WAL.
- * ----------------------------------------------------------------------
- */
-
-static void
-ForgetAll(void)
-{
-	HASH_SEQ_STATUS status;
-	KnownRelation *known;
-	Source	   *source;
-
-	hash_seq_init(&status, relations);
-	while ((known = hash_seq_search(&status)) != NULL)
-		known->valid = false;
-	hash_seq_init(&status, sources);
-	while ((source = hash_seq_search(&status)) != NULL)
-		source->valid = false;
-	catalog_known = false;
-}
-
-static void
-RelationInvalidated(Datum arg, Oid relid)
-{
-	KnownRelation *known;
-	Source	   *source;
-
-	if (!OidIsValid(relid) || relid == catalog_source)
-	{
-		ForgetAll();
-		return;
-	}
-
-	source = hash_search(sources, &relid, HASH_FIND, NULL);
-	if (source != NULL)
-		source->valid = false;
-
-	known = hash_search(relations, &relid, HASH_FIND, NULL);
-	if (known == NULL)
-		return;
-	known->valid = false;
-	if (known->is_ancestor)
-	{
-		/* Rare enough not to keep lists of who depends on whom. */
-		HASH_SEQ_STATUS status;
-
-		hash_seq_init(&status, relations);
-		while ((known = hash_seq_search(&status)) != NULL)
-		{
-			if (known->nancestors > 0)
-				known->valid = false;
-		}
-	}
-}
-
-static void
-CatalogInvalidated(Datum arg, int cacheid, uint32 hashvalue)
-{
-	/* A schema came, went or was renamed: descriptions carry its name. */
-	if (cacheid == NAMESPACEOID ||
-		hashvalue == 0 || hashvalue == catalog_source_hash)
-		ForgetAll();
-}
-
-/* ----------------------------------------------------------------------
- * What is known of a relation
- * ----------------------------------------------------------------------
- */
-
-/* Finds changefeed.source at this place in WAL. */
-static void
-FindCatalog(void)
-{
-	if (catalog_known)
-		return;
-
-	/* First, so that an invalidation meanwhile is not forgotten. */
-	catalog_known = true;
-	catalog_source = InvalidOid;
-	catalog_source_hash = 0;
-	catalog_schema = get_namespace_oid(CHANGEFEED_SCHEMA, true);
-	if (OidIsValid(catalog_schema))
-	{
-		catalog_source = get_relname_relid("source", catalog_schema);
-		catalog_source_hash = GetSysCacheHashValue2(RELNAMENSP, CStringGetDatum("source"),
-													ObjectIdGetDatum(catalog_schema));
-	}
-}
-
-/*
- * Does the table exist now?  The storage of one that was dropped since is
- * gone, and with it what it held at our place in WAL.
- */
-static bool
-RelationStillExists(Oid relid)
-{
-	Relation	pg_class = table_open(RelationRelationId, AccessShareLock);
-	Snapshot	snapshot = RegisterSnapshot(GetNonHistoricCatalogSnapshot(RelationRelationId));
-	ScanKeyData key;
-	SysScanDesc scan;
-	bool		found;
-
-	ScanKeyInit(&key, Anum_pg_class_oid, BTEqualStrategyNumber, F_OIDEQ,
-				ObjectIdGetDatum(relid));
-	scan = systable_beginscan(pg_class, ClassOidIndexId, true, snapshot, 1, &key);
-	found = HeapTupleIsValid(systable_getnext(scan));
-	systable_endscan(scan);
-	UnregisterSnapshot(snapshot);
-	table_close(pg_class, AccessShareLock);
-	return found;
-}
-
-/*
- * Finds out which of the relations are sources at this place in WAL.
- *
- * The table is opened like any relation during decoding, without a lock: one
- * would let a session that upgrades the extension stop us.  Its index would
- * be locked by the scan, so it is read from one end to the other; it is small,
- * and this happens once per relation and invalidation.
- */
-static void
-MarkSources(const Oid *relids, bool *is_source, int nrelids)
-{
-	Relation	catalog;
-	TupleDesc	tupdesc;
-	AttrNumber	attno = InvalidAttrNumber;
-	SysScanDesc scan;
-	HeapTuple	tuple;
-
-	if (!OidIsValid(catalog_source) || !RelationStillExists(catalog_source))
-		return;
-	catalog = RelationIdGetRelation(catalog_source);
-	if (!RelationIsValid(catalog))
-		return;
-
-	tupdesc = RelationGetDescr(catalog);
-	for (int i = 0; i < tupdesc->natts; i++)
-	{
-		Form_pg_attribute att = TupleDescAttr(tupdesc, i);
-
-		if (!att->attisdropped && strcmp(NameStr(att->attname), "relid") == 0)
-			attno = att->attnum;
-	}
-
-	/* Somebody else's table of that name, or ours has been tampered with. */
-	if (attno == InvalidAttrNumber || !RelationIsAccessibleInLogicalDecoding(catalog))
-	{
-		RelationClose(catalog);
-		return;
-	}
-
-	scan = systable_beginscan(catalog, InvalidOid, false, NULL, 0, NULL);
-	while ((tuple = systable_getnext(scan)) != NULL)
-	{
-		bool		isnull;
-		Datum		relid = heap_getattr(tuple, attno, tupdesc, &isnull);
-
-		for (int i = 0; i < nrelids && !isnull; i++)
-		{
-			if (relids[i] == DatumGetObjectId(relid))
-				is_source[i] = true;
-		}
-	}
-	systable_endscan(scan);
-	RelationClose(catalog);
-}
-
-static Source *
-FindSource(Oid relid)
-{
-	bool		found;
-	Source	   *source = hash_search(sources, &relid, HASH_ENTER, &found);
-
-	if (!found)
-	{
-		memset(source, 0, sizeof(*source));
-		source->relid = relid;
-	}
-	return source;
-}
-
-static KnownRelation *
-FindRelation(Oid relid)
-{
-	bool		found;
-	KnownRelation *known = hash_search(relations, &relid, HASH_ENTER, &found);
-
-	if (!found)
-	{
-		memset(known, 0, sizeof(*known));
-		known->relid = relid;
-	}
-	return known;
-}
-
-/* Fills an entry that is new or has become invalid. */
-static void
-LearnRelation(KnownRelation *known, Relation relation)
-{
-	List	   *ancestors = NIL;
-	Oid		   *relids;
-	bool	   *is_source;
-	int			nrelids = 1;
-	int			ntargets = 0;
-	ListCell   *cell;
-
-	if (known->context != NULL)
-		MemoryContextDelete(known->context);
-	known->context = NULL;
-	known->nancestors = 0;
-	known->ancestors = NULL;
-	known->ntargets = 0;
-	known->targets = NULL;
-
-	/* First, so that an invalidation meanwhile is not forgotten. */
-	known->valid = true;
-	FindCatalog();
-
-	/* Below are the tables of information_schema and the like. */
-	if (known->relid < FirstNormalObjectId || IsToastRelation(relation))
-	{
-		known->class = CLASS_IGNORED;
-		return;
-	}
-	if (OidIsValid(catalog_schema) && RelationGetNamespace(relation) == catalog_schema)
-	{
-		known->class = CLASS_CATALOG;
-		return;
-	}
-	known->class = CLASS_USER;
-
-	if (relation->rd_rel->relispartition)
-		ancestors = get_partition_ancestors(known->relid);
-	relids = palloc((list_length(ancestors) + 1) * sizeof(Oid));
-	is_source = palloc0((list_length(ancestors) + 1) * sizeof(bool));
-	relids[0] = known->relid;
-	foreach(cell, ancestors)
-		relids[nrelids++] = lfirst_oid(cell);
-	MarkSources(relids, is_source, nrelids);
-
-	for (int i = 0; i < nrelids; i++)
-		ntargets += is_source[i] ? 1 : 0;
-	if (nrelids == 1 && ntargets == 0)
-		return;
-
-	known->context = AllocSetContextCreate(cache_context, "changefeed relation",
-										   ALLOCSET_SMALL_SIZES);
-	known->ancestors = MemoryContextAlloc(known->context, nrelids * sizeof(Oid));
-	known->targets = MemoryContextAllocZero(known->context,
-											(ntargets + 1) * sizeof(Target));
-	for (int i = 0; i < nrelids; i++)
-	{
-		if (i > 0)
-		{
-			known->ancestors[known->nancestors++] = relids[i];
-			FindRelation(relids[i])->is_ancestor = true;
-		}
-		if (is_source[i])
-		{
-			Target	   *target = &known->targets[known->ntargets++];
-
-			target->source = FindSource(relids[i]);
-			target->is_ancestor = i > 0;
-		}
-	}
-}
-
-static inline KnownRelation *
-LookUpRelation(Relation relation)
-{
-	Oid			relid = RelationGetRelid(relation);
-
-	if (last_relation == NULL || last_relation->relid != relid)
-		last_relation = FindRelation(relid);
-	if (unlikely(!last_relation->valid))
-		LearnRelation(last_relation, relation);
-	return last_relation;
-}
-
-/*
- * Forgets tables that are most likely gone, if there are many: somebody may
- * create and drop tables all day.  Between transactions only, since the
- * entries are pointed to while one is replayed.
- */
-static void
-ForgetOldRelations(void)
-{
-	HASH_SEQ_STATUS status;
-	KnownRelation *known;
-
-	if (hash_get_num_entries(relations) <= relations_limit)
-		return;
-
-	last_relation = NULL;
-	hash_seq_init(&status, relations);
-	while ((known = hash_seq_search(&status)) != NULL)
-	{
-		/* An ancestor's mark is what makes its partitions invalid. */
-		if (known->valid || known->is_ancestor)
-			continue;
-		if (known->context != NULL)
-			MemoryContextDelete(known->context);
-		hash_search(relations, &known->relid, HASH_REMOVE, NULL);
-	}
-	relations_limit = Max(MAX_RELATIONS, 2 * hash_get_num_entries(relations));
-}
-
-/* ----------------------------------------------------------------------
- * Descriptions
- * ----------------------------------------------------------------------
- */
-
-static uint8 *
-DescriptionFlags(Relation relation)
-{
-	TupleDesc	tupdesc = RelationGetDescr(relation);
-	uint8	   *flags = palloc0(Max(tupdesc->natts, 1));
-	Bitmapset  *identity = RelationGetIdentityKeyBitmap(relation);
-
-	for (int i = 0; i < tupdesc->natts; i++)
-	{
-		Form_pg_attribute att = TupleDescAttr(tupdesc, i);
-
-		if (att->attisdropped)
-			flags[i] |= RECORD_ATT_DROPPED;
-		if (att->attgenerated == 's')
-			flags[i] |= RECORD_ATT_GENERATED;
-		if (att->attgenerated == 'v')
-			flags[i] |= RECORD_ATT_VIRTUAL;
-		if (bms_is_member(att->attnum - FirstLowInvalidHeapAttributeNumber, identity))
-			flags[i] |= RECORD_ATT_IDENTITY;
-	}
-	return flags;
-}
-
-/*
- * Sends the description of a source if it differs from what was sent last.
- * `relation` is the source if the caller has it at hand, else NULL.
- */
-static void
-DescribeSource(Source *source, Relation relation)
-{
-	/* Behind the header and the version comes what is compared. */
-	const Size	ignored = sizeof(RecordHeader) + sizeof(uint32);
-	bool		opened = relation == NULL;
-	StringInfoData record;
-	char	   *schema;
-	MemoryContext old_context;
-
-	if (opened)
-		relation = RelationIdGetRelation(source->relid);
-	if (!RelationIsValid(relation))
-		elog(ERROR, "could not open relation with OID %u", source->relid);
-	source->valid = true;
-
-	schema = get_namespace_name(RelationGetNamespace(relation));
-	initStringInfo(&record);
-	RecordWriteDescription(&record, last_version + 1, source->relid,
-						   relation->rd_rel->relreplident, schema ? schema : "",
-						   RelationGetRelationName(relation), RelationGetDescr(relation),
-						   DescriptionFlags(relation));
-	if (source->version == 0 || record.len != source->length ||
-		memcmp(record.data + ignored, source->bytes + ignored, record.len - ignored) != 0)
-	{
-		if (source->context != NULL)
-			MemoryContextReset(source->context);
-		else
-			source->context = AllocSetContextCreate(cache_context, "changefeed source",
-													ALLOCSET_SMALL_SIZES);
-		old_context = MemoryContextSwitchTo(source->context);
-		source->bytes = palloc(record.len);
-		memcpy(source->bytes, record.data, record.len);
-		source->length = record.len;
-		source->tupdesc = CreateTupleDescCopyConstr(RelationGetDescr(relation));
-		MemoryContextSwitchTo(old_context);
-
-		source->version = ++last_version;
-		SendRecord(&record);
-	}
-
-	if (opened)
-		RelationClose(relation);
 }
 
 /* ----------------------------------------------------------------------
@@ -716,7 +252,13 @@ SendChange(KnownRelation *known, Target *target, Relation relation, char operati
 	int			n = 0;
 
 	if (unlikely(!target->source->valid))
-		DescribeSource(target->source, target->is_ancestor ? NULL : relation);
+	{
+		StringInfoData record;
+
+		initStringInfo(&record);
+		if (SourceDescribe(target->source, target->is_ancestor ? NULL : relation, &record))
+			SendRecord(&record);
+	}
 
 	if (target->is_ancestor || !PlainTuple(old_tuple, tupdesc) || !PlainTuple(new_tuple, tupdesc))
 	{
@@ -765,7 +307,7 @@ TouchRelation(KnownRelation *known)
 	SendRelation(RECORD_TOUCH, known->relid);
 	for (int i = 0; i < known->nancestors; i++)
 	{
-		KnownRelation *ancestor = FindRelation(known->ancestors[i]);
+		KnownRelation *ancestor = RelationsFind(known->ancestors[i]);
 
 		if (ancestor->touched != transaction)
 		{
@@ -894,8 +436,6 @@ SendBarriers(ReorderBufferTXN *txn)
 static void
 PluginStartup(LogicalDecodingContext *ctx, OutputPluginOptions *options, bool is_init)
 {
-	HASHCTL		control;
-
 	if (decoder_feed == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
@@ -908,23 +448,7 @@ PluginStartup(LogicalDecodingContext *ctx, OutputPluginOptions *options, bool is
 
 	callback_context = AllocSetContextCreate(ctx->context, "changefeed callback",
 											 ALLOCSET_DEFAULT_SIZES);
-	if (cache_context != NULL)
-		return;					/* after the creation of the slot */
-
-	cache_context = AllocSetContextCreate(TopMemoryContext, "changefeed relations",
-										  ALLOCSET_DEFAULT_SIZES);
-	control.keysize = sizeof(Oid);
-	control.entrysize = sizeof(KnownRelation);
-	control.hcxt = cache_context;
-	relations = hash_create("changefeed relations", 256, &control,
-							HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
-	control.entrysize = sizeof(Source);
-	sources = hash_create("changefeed sources", 64, &control,
-						  HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
-
-	CacheRegisterRelcacheCallback(RelationInvalidated, (Datum) 0);
-	CacheRegisterSyscacheCallback(NAMESPACEOID, CatalogInvalidated, (Datum) 0);
-	CacheRegisterSyscacheCallback(RELNAMENSP, CatalogInvalidated, (Datum) 0);
+	RelationsInitialize();
 	changes = pg_atomic_read_u64(&decoder_feed->decoder_changes);
 }
 
@@ -941,7 +465,7 @@ PluginBegin(LogicalDecodingContext *ctx, ReorderBufferTXN *txn)
 	transaction++;
 	records = 0;
 	catalog_changed = false;
-	ForgetOldRelations();
+	RelationsForgetOld();
 
 	/* The transaction before must not wait for the replay of a large one. */
 	if (txn->total_size > LARGE_TRANSACTION || rbtxn_is_serialized(txn))
@@ -953,7 +477,7 @@ PluginChange(LogicalDecodingContext *ctx, ReorderBufferTXN *txn,
 			 Relation relation, ReorderBufferChange *change)
 {
 	MemoryContext old_context = MemoryContextSwitchTo(callback_context);
-	KnownRelation *known = LookUpRelation(relation);
+	KnownRelation *known = RelationsLookUp(relation);
 
 	if (known->class == CLASS_CATALOG)
 		catalog_changed = true;
@@ -998,7 +522,7 @@ PluginTruncate(LogicalDecodingContext *ctx, ReorderBufferTXN *txn, int nrelation
 
 	for (int i = 0; i < nrelations; i++)
 	{
-		KnownRelation *known = LookUpRelation(truncated[i]);
+		KnownRelation *known = RelationsLookUp(truncated[i]);
 
 		if (known->class == CLASS_CATALOG)
 			catalog_changed = true;

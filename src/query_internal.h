@@ -106,6 +106,16 @@ QueryPutString(StringInfo out, const char *text)
 	QueryPutBytes(out, text, strlen(text));
 }
 
+/* ---- query_split.c ---- */
+
+/*
+ * The body of a QUERY_VERDICTS job for the one identity with number `part`
+ * alone, with only the rows that it asks about; without `out` they are only
+ * counted.  False: malformed.
+ */
+extern bool QuerySplitVerdicts(const char *body, Size length, uint32 part, StringInfo out,
+							   uint32 *nparts);
+
 /* ---- query_worker.c ---- */
 
 extern uint32 query_generation;
@@ -151,8 +161,32 @@ extern char *QueryRoleSetting(Oid role, const char *name);
 
 extern void QueryRunSubscribe(WireReader *body);
 
-/* After an error: closes and removes what a snapshot has spooled. */
-extern void QuerySnapshotCleanup(void);
+/* ---- query_pages.c ---- */
+
+/* Pages on their way out: each is u32 length, u32 index of source, text. */
+typedef struct QueryPages
+{
+	uint32		source;
+	StringInfoData page;		/* begun with "[" */
+	int			rows;
+	StringInfoData buffer;
+	bool		spooled;
+	uint64		size;			/* of the file */
+	int64		limit;			/* of its size, -1: none */
+} QueryPages;
+
+/* `role`: whose temp_file_limit counts. */
+extern void QueryPagesInit(QueryPages *pages, Oid role);
+
+/* Rows are appended to `page`, with commas, and counted in `rows`. */
+extern void QueryPageBegin(QueryPages *pages, int source);
+extern void QueryPageEnd(QueryPages *pages);
+
+/* Outside transactions: it may take long. */
+extern void QueryPagesSend(QueryPages *pages);
+
+/* After an error: closes and removes what was spooled. */
+extern void QueryPagesCleanup(void);
 
 /* ---- query_policy.c ---- */
 
@@ -203,10 +237,12 @@ extern Policy *PolicyGet(Oid relid, Oid role);
 /* The fingerprint as subscriptions know it. */
 extern uint64 PolicyFingerprint(Policy *policy);
 
-extern void QueryRunVerdicts(WireReader *body);
-
 /* Registers the invalidation callbacks. */
 extern void PolicyInit(void);
+
+/* ---- query_verdicts.c ---- */
+
+extern void QueryRunVerdicts(WireReader *body);
 
 /* ---- query_fingerprint.c ---- */
 

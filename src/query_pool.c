@@ -91,25 +91,6 @@ typedef struct PoolWorker
 	Size		message_length;
 } PoolWorker;
 
-/* The parts of a QUERY_VERDICTS body. */
-typedef struct VerdictParts
-{
-	Oid			relid;
-	WireBytes	description;
-	uint32		nrows;
-	WireBytes  *rows;
-	bool	   *identity_only;
-	uint32		nidentities;
-	struct
-	{
-		Oid			role;
-		WireBytes	claims;
-		uint64		fingerprint;
-		uint32		nrows;
-		const char *rows;		/* u32 each, unaligned */
-	}		   *identities;
-} VerdictParts;
-
 static DatabaseFeed *pool_feed;
 static int	pool_feed_index;
 static MemoryContext pool_context;
@@ -280,97 +261,6 @@ QueryPoolBacklog(void)
 }
 
 /* ---- Verdicts, identity by identity ---- */
-
-/* Allocates in CurrentMemoryContext.  False: malformed. */
-static bool
-ReadVerdictParts(const PoolJob *job, VerdictParts *parts)
-{
-	WireReader	reader = WireReaderInit(job->body, job->length);
-	uint32		i;
-
-	memset(parts, 0, sizeof(VerdictParts));
-	parts->relid = WireGetU32(&reader);
-	parts->description = WireGetBytes(&reader);
-	parts->nrows = WireGetU32(&reader);
-	if (reader.failed || parts->nrows > reader.length)
-		return false;
-	parts->rows = palloc(sizeof(WireBytes) * Max(parts->nrows, 1));
-	parts->identity_only = palloc0(sizeof(bool) * Max(parts->nrows, 1));
-	for (i = 0; i < parts->nrows; i++)
-		parts->rows[i] = WireGetBytes(&reader);
-
-	parts->nidentities = WireGetU32(&reader);
-	if (reader.failed || parts->nidentities > reader.length)
-		return false;
-	parts->identities = palloc(sizeof(*parts->identities) * Max(parts->nidentities, 1));
-	for (i = 0; i < parts->nidentities; i++)
-	{
-		parts->identities[i].role = WireGetU32(&reader);
-		parts->identities[i].claims = WireGetBytes(&reader);
-		parts->identities[i].fingerprint = WireGetU64(&reader);
-		parts->identities[i].nrows = WireGetU32(&reader);
-		parts->identities[i].rows = WireTake(&reader,
-											 (size_t) parts->identities[i].nrows * sizeof(uint32));
-	}
-	if (!reader.failed && reader.offset < reader.length)
-	{
-		uint32		n = WireGetU32(&reader);
-
-		while (n-- > 0 && !reader.failed)
-		{
-			uint32		row = WireGetU32(&reader);
-
-			if (row >= parts->nrows)
-				return false;
-			parts->identity_only[row] = true;
-		}
-	}
-	return WireAtEnd(&reader);
-}
-
-/* The body of a job for one identity, with only the rows that it asks about. */
-static bool
-BuildPart(const PoolJob *job, StringInfo out)
-{
-	VerdictParts parts;
-	uint32		n;
-	uint32		i;
-	uint32		nonly = 0;
-	StringInfoData only;
-
-	if (!ReadVerdictParts(job, &parts) || job->part >= parts.nidentities)
-		return false;
-	initStringInfo(&only);
-	n = parts.identities[job->part].nrows;
-	QueryPutU32(out, parts.relid);
-	QueryPutBytes(out, parts.description.data, parts.description.length);
-	QueryPutU32(out, n);
-	for (i = 0; i < n; i++)
-	{
-		uint32		row;
-
-		memcpy(&row, parts.identities[job->part].rows + i * sizeof(uint32), sizeof(uint32));
-		if (row >= parts.nrows)
-			return false;
-		QueryPutBytes(out, parts.rows[row].data, parts.rows[row].length);
-		if (parts.identity_only[row])
-		{
-			QueryPutU32(&only, i);
-			nonly++;
-		}
-	}
-	QueryPutU32(out, 1);
-	QueryPutU32(out, parts.identities[job->part].role);
-	QueryPutBytes(out, parts.identities[job->part].claims.data,
-				  parts.identities[job->part].claims.length);
-	QueryPutU64(out, parts.identities[job->part].fingerprint);
-	QueryPutU32(out, n);
-	for (i = 0; i < n; i++)
-		QueryPutU32(out, i);
-	QueryPutU32(out, nonly);
-	appendBinaryStringInfo(out, only.data, only.len);
-	return true;
-}
 
 static void
 MergeError(PoolJob *job, const char *sqlstate, Size sqlstate_length,
@@ -554,80 +444,79 @@ StartWorker(PoolWorker *worker, TimestampTz now)
 	MemoryContextSwitchTo(old);
 }
 
+/* The identities of a job of verdicts are tried one by one from now on. */
+static bool
+SplitJob(PoolJob *job)
+{
+	MemoryContext old;
+
+	if (!QuerySplitVerdicts(job->body, job->length, 0, NULL, &job->nparts) || job->nparts == 0)
+		return false;
+	job->split = true;
+	old = MemoryContextSwitchTo(pool_context);
+	initStringInfo(&job->merged);
+	MemoryContextSwitchTo(old);
+	return true;
+}
+
+static void
+VerdictsLostWorker(PoolJob *job, bool timed_out)
+{
+	if (job->split && job->part_done)
+	{
+		NextPart(job);
+		return;
+	}
+	if (job->delivered)
+	{
+		DeliverResult(job, QUERY_DONE, "", 0);
+		return;
+	}
+	if (!job->split)
+	{
+		if (!SplitJob(job))
+		{
+			DeliverError(job, ERRCODE_DATA_CORRUPTED, "malformed job for a query worker", "");
+			return;
+		}
+		/* Among several it is not known who it was. */
+		if (job->nparts > 1)
+		{
+			job->deaths = 0;
+			timed_out = false;
+		}
+	}
+
+	if (timed_out)
+	{
+		char	   *message = psprintf("policies took longer than changefeed.policy_timeout (%d ms) and went on when cancelled",
+									   setting_policy_timeout);
+
+		MergeError(job, unpack_sql_state(ERRCODE_QUERY_CANCELED), 5, message, strlen(message));
+		pfree(message);
+		NextPart(job);
+	}
+	else if (job->deaths >= 2)
+	{
+		const char *message = "two query workers ended while judging changes for this identity";
+
+		MergeError(job, unpack_sql_state(ERRCODE_ADMIN_SHUTDOWN), 5, message, strlen(message));
+		NextPart(job);
+	}
+	else
+		EnqueueJob(job, true);
+}
+
 /* What becomes of the job of a worker that died. */
 static void
 JobLostWorker(PoolJob *job, bool timed_out)
 {
 	job->deaths++;
 	if (job->callback == NULL)
-	{
 		FreeJob(job);
-		return;
-	}
-
-	if (job->kind == QUERY_VERDICTS)
-	{
-		if (job->split && job->part_done)
-		{
-			NextPart(job);
-			return;
-		}
-		if (job->delivered)
-		{
-			DeliverResult(job, QUERY_DONE, "", 0);
-			return;
-		}
-		if (!job->split)
-		{
-			VerdictParts parts;
-			MemoryContext context = AllocSetContextCreate(CurrentMemoryContext,
-														  "changefeed verdicts",
-														  ALLOCSET_DEFAULT_SIZES);
-			MemoryContext old = MemoryContextSwitchTo(context);
-			bool		good = ReadVerdictParts(job, &parts);
-
-			job->nparts = parts.nidentities;
-			MemoryContextSwitchTo(old);
-			MemoryContextDelete(context);
-			if (!good || job->nparts == 0)
-			{
-				DeliverError(job, ERRCODE_DATA_CORRUPTED, "malformed job for a query worker", "");
-				return;
-			}
-			job->split = true;
-			old = MemoryContextSwitchTo(pool_context);
-			initStringInfo(&job->merged);
-			MemoryContextSwitchTo(old);
-
-			/* Among several it is not known who it was. */
-			if (job->nparts > 1)
-			{
-				job->deaths = 0;
-				timed_out = false;
-			}
-		}
-		if (timed_out)
-		{
-			char	   *message = psprintf("policies took longer than changefeed.policy_timeout (%d ms) and went on when cancelled",
-										   setting_policy_timeout);
-
-			MergeError(job, unpack_sql_state(ERRCODE_QUERY_CANCELED), 5, message, strlen(message));
-			pfree(message);
-			NextPart(job);
-		}
-		else if (job->deaths >= 2)
-		{
-			const char *message = "two query workers ended while judging changes for this identity";
-
-			MergeError(job, unpack_sql_state(ERRCODE_ADMIN_SHUTDOWN), 5, message, strlen(message));
-			NextPart(job);
-		}
-		else
-			EnqueueJob(job, true);
-		return;
-	}
-
-	if (timed_out)
+	else if (job->kind == QUERY_VERDICTS)
+		VerdictsLostWorker(job, timed_out);
+	else if (timed_out)
 		DeliverError(job, ERRCODE_QUERY_CANCELED,
 					 "the query took too long and went on when cancelled",
 					 "Look for exception handlers with WHEN query_canceled in functions that policies call.");
@@ -766,17 +655,10 @@ GiveJob(PoolWorker *worker, PoolJob *job)
 	part.data = NULL;
 	if (job->split)
 	{
-		MemoryContext context = AllocSetContextCreate(CurrentMemoryContext, "changefeed verdicts",
-													  ALLOCSET_DEFAULT_SIZES);
-		MemoryContext old;
-		bool		good;
+		uint32		nparts;
 
 		initStringInfo(&part);
-		old = MemoryContextSwitchTo(context);
-		good = BuildPart(job, &part);
-		MemoryContextSwitchTo(old);
-		MemoryContextDelete(context);
-		if (!good)
+		if (!QuerySplitVerdicts(job->body, job->length, job->part, &part, &nparts))
 		{
 			pfree(part.data);
 			DeliverError(job, ERRCODE_DATA_CORRUPTED, "malformed job for a query worker", "");

@@ -8,9 +8,9 @@
  * are read under the role and its claims, as any SELECT of the role would read
  * them, and encoded in batches under pinned settings.
  *
- * Rows leave the transaction as pages, in memory when there are few, otherwise
- * in a file.  Nothing is sent before the transaction has ended: however long
- * the receiver takes, no snapshot is held for it.
+ * Rows leave the transaction as pages (query_pages.c).  Nothing is sent before
+ * the transaction has ended: however long the receiver takes, no snapshot is
+ * held for it.
  *
  * Process: query worker.  Locks: AccessShareLock on sources, partitions and
  * dependencies until the transaction's end.  Memory: the request and what is
@@ -23,9 +23,6 @@
 #include "query_internal.h"
 
 #include "encode.h"
-
-#include <fcntl.h>
-#include <unistd.h>
 
 #include "access/htup_details.h"
 #include "access/table.h"
@@ -40,12 +37,10 @@
 #include "nodes/params.h"
 #include "optimizer/optimizer.h"
 #include "pgstat.h"
-#include "storage/fd.h"
 #include "storage/lmgr.h"
 #include "tcop/tcopprot.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
-#include "utils/guc.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
@@ -58,7 +53,6 @@
 
 #define PAGE_BYTES		(64 * 1024)
 #define PAGE_ROWS		1000
-#define INLINE_BYTES	(64 * 1024) /* in all; beyond it a file is used */
 #define BATCH_ROWS		1000
 #define BATCH_BYTES		(256 * 1024)
 
@@ -104,143 +98,6 @@ typedef struct Request
 	StringInfoData *describes;	/* one message each */
 	StringInfoData snapshot;	/* the message */
 } Request;
-
-/* Pages on their way out: each is u32 length, u32 index of source, text. */
-typedef struct Pages
-{
-	uint32		source;
-	StringInfoData page;		/* begun with "[" */
-	int			rows;
-	StringInfoData buffer;
-	bool		spooled;
-	uint64		size;			/* of the file */
-	int64		limit;			/* of its size, -1: none */
-} Pages;
-
-static int	spool_fd = -1;
-static char spool_path[MAXPGPATH];	/* empty: no file of ours */
-static uint32 spool_counter;
-
-/* ---- The spool file ---- */
-
-void
-QuerySnapshotCleanup(void)
-{
-	if (spool_fd >= 0)
-	{
-		close(spool_fd);
-		spool_fd = -1;
-	}
-	if (spool_path[0] != '\0')
-	{
-		(void) unlink(spool_path);
-		spool_path[0] = '\0';
-	}
-}
-
-static void
-SpoolOpen(void)
-{
-	char		path[MAXPGPATH];
-
-	snprintf(path, sizeof(path), "%s/%s%u.%u.%d.%u", QUERY_SPOOL_DIRECTORY, QUERY_SPOOL_PREFIX,
-			 MyDatabaseId, query_generation, MyProcPid, spool_counter++);
-	spool_fd = BasicOpenFile(path, O_RDWR | O_CREAT | O_TRUNC | PG_BINARY);
-	if (spool_fd < 0 && errno == ENOENT)
-	{
-		/* The server makes the directory when it first needs it, too. */
-		(void) MakePGDirectory(QUERY_SPOOL_DIRECTORY);
-		spool_fd = BasicOpenFile(path, O_RDWR | O_CREAT | O_TRUNC | PG_BINARY);
-	}
-	if (spool_fd < 0)
-		ereport(ERROR,
-				(errcode_for_file_access(),
-				 errmsg("could not create temporary file \"%s\": %m", path)));
-	strlcpy(spool_path, path, sizeof(spool_path));
-}
-
-static void
-SpoolWrite(Pages *pages)
-{
-	const char *data = pages->buffer.data;
-	int			left = pages->buffer.len;
-
-	pages->size += left;
-	if (pages->limit >= 0 && pages->size > (uint64) pages->limit * 1024)
-		ereport(ERROR,
-				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
-				 errmsg("snapshot exceeds temp_file_limit (" INT64_FORMAT " kB)", pages->limit),
-				 errhint("Subscribe to less, or raise temp_file_limit.")));
-	while (left > 0)
-	{
-		int			written;
-
-		errno = 0;
-		pgstat_report_wait_start(WAIT_EVENT_BUFFILE_WRITE);
-		written = write(spool_fd, data, left);
-		pgstat_report_wait_end();
-		if (written <= 0)
-		{
-			if (written < 0 && errno == EINTR)
-				continue;
-			if (errno == 0)
-				errno = ENOSPC;
-			ereport(ERROR,
-					(errcode_for_file_access(),
-					 errmsg("could not write to temporary file \"%s\": %m", spool_path)));
-		}
-		data += written;
-		left -= written;
-	}
-	resetStringInfo(&pages->buffer);
-}
-
-/* ---- Pages ---- */
-
-static void
-PagesInit(Pages *pages, Oid role)
-{
-	char	   *setting = QueryRoleSetting(role, "temp_file_limit");
-	MemoryContext old = MemoryContextSwitchTo(query_job_context);
-	int			value;
-
-	memset(pages, 0, sizeof(Pages));
-	initStringInfo(&pages->page);
-	initStringInfo(&pages->buffer);
-	MemoryContextSwitchTo(old);
-	pages->limit = temp_file_limit;
-	if (setting != NULL && parse_int(setting, &value, GUC_UNIT_KB, NULL))
-		pages->limit = value;
-}
-
-static void
-PageBegin(Pages *pages, int source)
-{
-	pages->source = source;
-	pages->rows = 0;
-	resetStringInfo(&pages->page);
-	appendStringInfoChar(&pages->page, '[');
-}
-
-static void
-PageEnd(Pages *pages)
-{
-	appendStringInfoChar(&pages->page, ']');
-
-	/* A row may be huge: what is waiting goes first. */
-	if (pages->buffer.len + pages->page.len > INLINE_BYTES && !pages->spooled)
-	{
-		SpoolOpen();
-		pages->spooled = true;
-	}
-	QueryPutU32(&pages->buffer, pages->page.len);
-	QueryPutU32(&pages->buffer, pages->source);
-	if (pages->spooled)
-		SpoolWrite(pages);
-	appendBinaryStringInfo(&pages->buffer, pages->page.data, pages->page.len);
-	if (pages->spooled)
-		SpoolWrite(pages);
-}
 
 /* ---- What the identity may read ---- */
 
@@ -651,7 +508,7 @@ TextsMatch(Source *source, const Datum *values, const bool *isnull)
 /* Encodes a batch; calls of others' code are over, settings are pinned. */
 static void
 EncodeBatch(Source *source, int index, RowEncoder *encoder, TupleDesc tupdesc,
-			HeapTuple *tuples, int ntuples, Pages *pages)
+			HeapTuple *tuples, int ntuples, QueryPages *pages)
 {
 	int			nestlevel = EncodePinnedBegin();
 	MemoryContext row_context = AllocSetContextCreate(CurrentMemoryContext, "changefeed row",
@@ -675,8 +532,8 @@ EncodeBatch(Source *source, int index, RowEncoder *encoder, TupleDesc tupdesc,
 			EncodeRow(encoder, &pages->page, attnos, source->ncolumns, values, isnull);
 			if (++pages->rows >= PAGE_ROWS || pages->page.len >= PAGE_BYTES)
 			{
-				PageEnd(pages);
-				PageBegin(pages, index);
+				QueryPageEnd(pages);
+				QueryPageBegin(pages, index);
 			}
 		}
 		MemoryContextReset(row_context);
@@ -688,7 +545,7 @@ EncodeBatch(Source *source, int index, RowEncoder *encoder, TupleDesc tupdesc,
 
 static void
 ReadRows(Source *source, int index, PlannedStmt *plan, const char *sql, ParamListInfo params,
-		 Pages *pages)
+		 QueryPages *pages)
 {
 	QueryDesc  *query = CreateQueryDesc(plan, sql, GetActiveSnapshot(), InvalidSnapshot,
 										None_Receiver, params, NULL, 0);
@@ -739,7 +596,7 @@ ReadRows(Source *source, int index, PlannedStmt *plan, const char *sql, ParamLis
  * refused: whoever resumes is treated like whoever begins.
  */
 static void
-SnapshotSource(Request *request, int index, Pages *pages)
+SnapshotSource(Request *request, int index, QueryPages *pages)
 {
 	Source	   *source = &request->sources[index];
 	Relation	rel = table_open(source->relid, NoLock);
@@ -750,11 +607,11 @@ SnapshotSource(Request *request, int index, Pages *pages)
 
 	if (pages != NULL)
 	{
-		PageBegin(pages, index);
+		QueryPageBegin(pages, index);
 		if (!source->nothing)
 			ReadRows(source, index, plan, sql, params, pages);
 		/* Every source has a page. */
-		PageEnd(pages);
+		QueryPageEnd(pages);
 	}
 	table_close(rel, NoLock);
 }
@@ -855,44 +712,6 @@ BeginSnapshot(Request *request)
 	}
 }
 
-/* After the transaction: however long it takes. */
-static void
-SendPages(Pages *pages)
-{
-	StringInfoData message;
-
-	initStringInfo(&message);
-	if (pages->spooled)
-	{
-		close(spool_fd);
-		spool_fd = -1;
-		pgstat_report_tempfile(pages->size);
-		QueryMessage(&message, QUERY_FILE);
-		QueryPutString(&message, spool_path);
-		QueryPutU64(&message, pages->size);
-		/* From now on it is the receiver's. */
-		QuerySend(&message);
-		spool_path[0] = '\0';
-	}
-	else
-	{
-		WireReader	reader = WireReaderInit(pages->buffer.data, pages->buffer.len);
-
-		while (!WireAtEnd(&reader))
-		{
-			uint32		length = WireGetU32(&reader);
-			uint32		source = WireGetU32(&reader);
-			const char *text = WireTake(&reader, length);
-
-			Assert(text != NULL);
-			QueryMessage(&message, QUERY_PAGE);
-			QueryPutU16(&message, (uint16) source);
-			QueryPutBytes(&message, text, length);
-			QuerySend(&message);
-		}
-	}
-}
-
 static char **
 ReadNames(WireReader *body, int *n)
 {
@@ -945,7 +764,7 @@ void
 QueryRunSubscribe(WireReader *body)
 {
 	Request		request;
-	Pages		pages;
+	QueryPages	pages;
 	bool		with_rows;
 	int			i;
 
@@ -955,7 +774,7 @@ QueryRunSubscribe(WireReader *body)
 
 	BeginSnapshot(&request);
 	if (with_rows)
-		PagesInit(&pages, request.role);
+		QueryPagesInit(&pages, request.role);
 	for (i = 0; i < request.nsources; i++)
 		SnapshotSource(&request, i, with_rows ? &pages : NULL);
 	QueryTransactionEnd();
@@ -965,6 +784,6 @@ QueryRunSubscribe(WireReader *body)
 	if (with_rows)
 	{
 		QuerySend(&request.snapshot);
-		SendPages(&pages);
+		QueryPagesSend(&pages);
 	}
 }

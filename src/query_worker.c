@@ -469,7 +469,7 @@ RunJob(char *data, Size length)
 		error = CopyErrorData();
 		FlushErrorState();
 		QueryTransactionEnd();
-		QuerySnapshotCleanup();
+		QueryPagesCleanup();
 		ereport(DEBUG1,
 				(errmsg_internal("query job failed: %s", error->message)));
 		SendError(error);
@@ -554,7 +554,7 @@ AttachQueues(const QueryWorkerExtra *extra)
 static void
 CleanupAtExit(int code, Datum arg)
 {
-	QuerySnapshotCleanup();
+	QueryPagesCleanup();
 }
 
 void

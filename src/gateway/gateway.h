@@ -207,6 +207,7 @@ typedef struct Connection
 	bool		behind;			/* feed is dropped until LINK_RESUME */
 	bool		drained_due;	/* LINK_DRAINED has to be said */
 	bool		ping_queued;
+	bool		ping_dropped;	/* one was left out while behind */
 	bool		close_queued;	/* nothing more may be queued */
 	bool		closing;		/* nothing more may be written */
 	bool		close_sent;		/* our close frame was written */

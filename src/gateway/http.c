@@ -23,10 +23,13 @@
  *-------------------------------------------------------------------------
  */
 #include <ctype.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
+#include <sys/socket.h>
 
 #include "gateway.h"
 
@@ -165,6 +168,23 @@ StatusText(int status)
 }
 
 /*
+ * Lets the kernel take the whole answer.  What it does not take waits in lws,
+ * and an HTTP connection that waits is one whose client can make lws spin: it
+ * polls for the next request, or the end, but does not read it yet.
+ */
+static void
+MakeRoom(struct lws *wsi, size_t length)
+{
+	int			fd = lws_get_socket_fd(wsi);
+	int			size = (int) length + 65536;
+
+	if (length < 32768)
+		return;
+	setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &size, sizeof(size));
+	setsockopt(fd, IPPROTO_TCP, TCP_NOTSENT_LOWAT, &size, sizeof(size));
+}
+
+/*
  * Sends the whole answer in one write; lws keeps what the socket does not
  * take.  Returns what the callback has to return.
  */
@@ -211,6 +231,7 @@ Send(struct lws *wsi, const Reply *reply)
 	if (!reply->head && reply->length > 0)
 		BufferAppend(&out, reply->body, reply->length);
 
+	MakeRoom(wsi, out.length);
 	n = lws_write(wsi, (unsigned char *) out.data, out.length,
 				  LWS_WRITE_HTTP_HEADERS);
 	BufferReset(&out, 0);

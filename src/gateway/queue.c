@@ -152,7 +152,8 @@ Pop(Connection *conn)
 
 /*
  * Removes what can be dropped: of the feed every frame of which nothing was
- * sent yet, or everything.
+ * sent yet, and a ping, or everything.  A ping says how far the client has
+ * come, which is not true any more when frames before it are dropped.
  */
 static void
 Drop(Connection *conn, bool everything)
@@ -164,13 +165,12 @@ Drop(Connection *conn, bool everything)
 	{
 		Item	   *item = *link;
 
-		/*
-		 * A ping says how far the client has come, which is not true any more
-		 * when frames before it are dropped.
-		 */
-		if ((item->feed && ((FrameItem *) item)->part == 0) || item->kind == ITEM_PING || everything)
+		if ((item->feed && ((FrameItem *) item)->part == 0) ||
+			item->kind == ITEM_PING || everything)
 		{
 			*link = item->next;
+			if (item->kind == ITEM_PING)
+				conn->ping_dropped = true;
 			Forget(conn, item);
 		}
 		else
@@ -274,6 +274,8 @@ QueueAddText(Connection *conn, ItemKind kind, const char *a, size_t a_length,
 		 * One ping in the queue says as much as two; and while frames are
 		 * dropped its position would promise what the client does not have.
 		 */
+		if (conn->behind)
+			conn->ping_dropped = true;
 		if (conn->ping_queued || conn->behind)
 			return;
 		conn->ping_queued = true;
@@ -353,11 +355,19 @@ QueueHasRoomForFeed(Connection *conn)
 	return false;
 }
 
+/*
+ * The feed worker goes on from where the connection was.  A ping that was left
+ * out meanwhile is asked for again: the client may have to prove that it lives
+ * before its next turn.
+ */
 void
 QueueResume(Connection *conn)
 {
 	conn->behind = false;
 	conn->drained_due = false;
+	if (conn->ping_dropped && !conn->close_queued)
+		LinkSayPingDue(&conn->number, 1);
+	conn->ping_dropped = false;
 }
 
 /*

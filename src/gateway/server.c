@@ -184,8 +184,11 @@ OnEvent(struct lws *wsi, enum lws_callback_reasons reason, void *user,
 			return 0;
 		case LWS_CALLBACK_SERVER_WRITEABLE:
 			conn = lws_get_opaque_user_data(wsi);
-			if (conn != NULL)
-				QueueFlush(conn);
+			if (conn == NULL)
+				return 0;
+			/* It takes what we send, if slowly: that is a sign of life too. */
+			ConnHeard(conn);
+			QueueFlush(conn);
 			return 0;
 		case LWS_CALLBACK_WS_PEER_INITIATED_CLOSE:
 			conn = lws_get_opaque_user_data(wsi);

@@ -20,6 +20,7 @@ static const struct
 	{"http", TestHttp},
 	{"upgrade", TestUpgrade},
 	{"oddities", TestOddities},
+	{"noise", TestNoise},
 	{"messages", TestMessages},
 	{"fanout", TestFanout},
 	{"parts", TestParts},

@@ -311,7 +311,10 @@ TestPressure(void)
 		Ok(last > position && last < number,
 		   "round %d: a client that does not read is behind", round);
 
-		/* Dropped until it is resumed; messages and streams are not. */
+		/*
+		 * Dropped until it is resumed, and so are pings, whose positions would
+		 * lie behind what was dropped; messages and streams are not.
+		 */
 		SendTransaction(++number, 0, &slow->conn, 1, "\"dropped\"");
 		SendTransaction(number, LINK_TX_STREAM, &slow->conn, 1, "\"stream\"");
 		snprintf(text, sizeof(text), "message %d", round);
@@ -340,13 +343,16 @@ TestPressure(void)
 		}
 		Ok(right, "round %d: whole frames, and seq has no hole", round);
 		Is(position, last, "round %d: up to where the gateway said", round);
-		IsText(ReadFrame(slow).text, "ping stalled_", "round %d: one ping", round);
 		Take(LINK_DRAINED, slow->conn);
 		Ok(!Has(LINK_BEHIND, slow->conn) && !HasData(slow),
 		   "round %d: drained is told, and nothing else comes", round);
 
 		/* The feed worker goes on from there. */
 		SendPlain(LINK_RESUME, &slow->conn, 1);
+		Take(LINK_PING_DUE, 0);
+		Ok(true, "round %d: a ping that was left out is asked for", round);
+		SendPing(&slow->conn, 1, "ping ", "");
+		IsText(ReadFrame(slow).text, "ping stalled_", "round %d: and sent", round);
 		for (number = last; number < sent_last;)
 		{
 			SendTransaction(++number, 0, &slow->conn, 1, "{}");
@@ -355,6 +361,8 @@ TestPressure(void)
 			right = right && Seq(ReadFrame(slow).text) == seq;
 		}
 		Ok(right, "round %d: it goes on without a hole", round);
+		SendPing(&slow->conn, 1, "ping ", "");
+		IsText(ReadFrame(slow).text, "ping stalled_", "round %d: pings come again", round);
 		pings++;
 	}
 	Is((uint64_t) pings, 3, "three rounds were made");

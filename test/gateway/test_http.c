@@ -433,6 +433,118 @@ TestOddities(void)
 	Is((uint64_t) StopGateway(), 0, "it ends with 0");
 }
 
+/* The same numbers in every run. */
+static uint32_t
+Random(uint32_t below)
+{
+	static uint64_t state = 42;
+
+	state = state * UINT64_C(6364136223846793005) + UINT64_C(1442695040888963407);
+	return (uint32_t) ((state >> 33) % below);
+}
+
+/*
+ * Requests and frames with errors in them, cut and put together at random.
+ * Whatever comes back, the gateway has to live.
+ */
+void
+TestNoise(void)
+{
+	static const char *const pieces[] = {
+		"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n",
+		"GET /large HTTP/1.1\r\nHost: localhost\r\n\r\n",
+		"HEAD /x HTTP/1.0\r\n\r\n",
+		"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 20\r\n\r\n0123",
+		"GET / HTTP/1.1\r\nHost: localhost\r\nContent-Length: -5\r\n\r\n",
+		"GET /v1/socket HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\n"
+		"Connection: Upgrade\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+		"Sec-WebSocket-Version: 13\r\n\r\n",
+		"GET /v1/socket?token=%41%&x HTTP/1.1\r\nHost: localhost\r\n"
+		"Upgrade: websocket\r\nConnection: Upgrade\r\n"
+		"Sec-WebSocket-Key: x\r\nSec-WebSocket-Version: 13\r\n\r\n",
+		"GET / HTTP/1.1\r\nHost: localhost\r\nUpgrade: foo\r\n\r\n",
+		"\x81\x85\x01\x02\x03\x04iggof",
+		"\x01\x83\x01\x02\x03\x04iii",
+		"\x80\x80\x01\x02\x03\x04",
+		"\x89\x84\x01\x02\x03\x04ping",
+		"\x88\x82\x01\x02\x03\x04\x02\xea",
+		"\x81\xfe\xff\xff\x01\x02\x03\x04 too large",
+		"\x81\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01\x02\x03\x04",
+		"\x82\x81\x01\x02\x03\x04" "b",
+	};
+	enum
+	{
+		STREAMS = 3000,
+		LARGE = 300000
+	};
+	Settings	settings = DefaultSettings();
+	Client	   *client;
+	Client	   *witness;
+	char	   *large = malloc(LARGE);
+	char		text[4096];
+	int			i;
+
+	StartGateway(&settings);
+	memset(large, 'l', LARGE);
+	SendAsset("/large", "text/plain", "\"l\"", false, large, LARGE);
+	witness = OpenSocket();
+	for (i = 0; i < STREAMS && !worker.link_ended; i++)
+	{
+		uint32_t	n = Random(6) + 1;
+		size_t		length = 0;
+		uint32_t	j;
+
+		/* Half of them are WebSockets first. */
+		if (Random(2) == 0)
+		{
+			length = strlen(pieces[5]);
+			memcpy(text, pieces[5], length);
+		}
+		for (j = 0; j < n; j++)
+		{
+			const char *piece = pieces[Random(sizeof(pieces) / sizeof(pieces[0]))];
+			size_t		m = strlen(piece);
+
+			memcpy(text + length, piece, m);
+			length += m;
+		}
+		if (Random(3) == 0)
+			length = Random((uint32_t) length) + 1;
+		for (j = Random(4); j > 0; j--)
+			text[Random((uint32_t) length)] = (char) Random(256);
+
+		client = Connect();
+		if (Random(2) == 0)
+			TrySendRaw(client, text, length);
+		else
+		{
+			size_t		cut = Random((uint32_t) length);
+
+			TrySendRaw(client, text, cut);
+			Step(0);
+			TrySendRaw(client, text + cut, length - cut);
+		}
+		if (Random(3) == 0)
+		{
+			/* Wait for an answer of any kind, if there is one. */
+			uint64_t	end = NowMs() + 3;
+
+			while (NowMs() < end && !HasData(client))
+				Step(1);
+		}
+		Disconnect(client);
+		if (i % 50 == 0)
+			Step(0);
+	}
+	Ok(!worker.link_ended, "%d streams of noise do no harm", STREAMS);
+	SendMessage(witness, "witness");
+	IsText(Take(LINK_MESSAGE, witness->conn)->data + 4, "witness",
+		   "a connection beside them goes on");
+	Disconnect(witness);
+	free(large);
+	Is((uint64_t) StopGateway(), 0, "it ends with 0");
+}
+
 void
 TestLimit(void)
 {

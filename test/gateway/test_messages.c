@@ -6,6 +6,7 @@
  *-------------------------------------------------------------------------
  */
 #include <signal.h>
+#include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -275,9 +276,12 @@ TestTimeouts(void)
 	Client	   *silent;
 	Client	   *alive;
 	Client	   *nobody;
+	Client	   *slow;
+	static char text[50000];
 	uint64_t	start;
 	uint64_t	took;
 	bool		closed = false;
+	int			i;
 
 	settings.heartbeat_ms = 1000;
 	settings.connect_timeout_ms = 1500;
@@ -286,6 +290,15 @@ TestTimeouts(void)
 	silent = OpenIdentified();
 	alive = OpenIdentified();
 	nobody = OpenSocket();
+
+	/* It never sends anything, but reads a little all the time. */
+	slow = ConnectSmall(4096);
+	Handshake(slow, "/v1/socket", NULL);
+	memcpy(&slow->conn, Take(LINK_OPEN, 0)->data, 4);
+	SendIdentity(slow->conn, "slow____");
+	memset(text, 's', sizeof(text) - 1);
+	for (i = 0; i < 80; i++)
+		SendText(slow->conn, text);
 
 	ExpectCloseFrame(nobody, 4001, "without an identity it is closed by 4001");
 	took = NowMs() - start;
@@ -302,6 +315,8 @@ TestTimeouts(void)
 			Take(LINK_PING_DUE, 0);
 			SendMessage(alive, "{\"type\":\"pong\"}");
 		}
+		if (recv(slow->fd, text, 20000, 0) == 0)
+			Die("the slow client was dropped");
 		Step(100);
 		closed = HasData(silent);
 	}
@@ -312,10 +327,12 @@ TestTimeouts(void)
 		Note("after %llu ms", (unsigned long long) took);
 	Disconnect(silent);
 	ExpectClosed(silent->conn, LINK_CAUSE_HEARTBEAT, "and the cause is told");
+	Ok(!Has(LINK_CLOSED, slow->conn), "one that reads slowly is not silent");
 	SendMessage(alive, "alive");
 	ExpectMessage(alive, "alive", "the one that answers is still there");
 	Disconnect(alive);
 	Disconnect(nobody);
+	Disconnect(slow);
 	Is((uint64_t) StopGateway(), 0, "it ends with 0");
 }
 
@@ -381,8 +398,11 @@ TestClosing(void)
 	frame = ReadFrame(other);
 	IsText(frame.text, "still here", "nobody else is disturbed");
 	Disconnect(client);
+
+	/* The feed worker goes while somebody is connected. */
+	Is((uint64_t) StopGateway(), 0, "the end of the link is its end, with 0");
+	Is(ReadFrame(other).opcode, 0, "and that of its connections");
 	Disconnect(other);
-	Is((uint64_t) StopGateway(), 0, "it ends with 0");
 }
 
 /*

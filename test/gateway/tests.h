@@ -18,6 +18,7 @@ extern void TestStart(void);
 extern void TestHttp(void);
 extern void TestUpgrade(void);
 extern void TestOddities(void);
+extern void TestNoise(void);
 extern void TestLimit(void);
 
 /* test_messages.c */

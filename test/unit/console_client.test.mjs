@@ -382,9 +382,21 @@ test('a connection lost during a resync keeps the old rows and asks for a snapsh
 
 test('revoked clears the rows and ends the subscription', () => {
   const it = live();
-  socket().receive({ type: 'revoked', channel: 'orders:1', reason: 'permission_denied' });
+  socket().receive({
+    type: 'revoked',
+    channel: 'orders:1',
+    reason: 'permission_denied',
+    code: '42501',
+    message: 'permission denied for table orders',
+    hint: 'Ask for it.',
+  });
   assert.deepEqual(rowsOf(it), []);
   assert.equal(it.state, 'revoked');
+  assert.deepEqual(it.subscriptions.get('orders:1').error, {
+    code: '42501',
+    message: 'permission denied for table orders',
+    hint: 'Ask for it.',
+  });
   // What was already under way is ignored
   socket().receive(transaction(1, [append(2)]));
   assert.deepEqual(rowsOf(it), []);
