@@ -3,6 +3,10 @@
 
 -- Names of functions that start with an underscore are not for users.
 
+-- Fails when somebody has made the schema already: its owner could put functions
+-- of his own in place of ours.
+CREATE SCHEMA changefeed;
+
 CREATE FUNCTION changefeed._check_requirements() RETURNS void
     LANGUAGE C STRICT
     AS 'MODULE_PATHNAME', 'changefeed_check_requirements';
@@ -12,14 +16,6 @@ COMMENT ON FUNCTION changefeed._check_requirements() IS
 
 -- Before anything else, so that the error is about what has to be done.
 SELECT changefeed._check_requirements();
-
--- Whoever owns the schema could add functions to it that are called in place of
--- ours, so it must not have been there before in somebody else's hands.
-CREATE FUNCTION changefeed._check_schema() RETURNS void
-    LANGUAGE C STRICT
-    AS 'MODULE_PATHNAME', 'changefeed_check_schema';
-SELECT changefeed._check_schema();
-DROP FUNCTION changefeed._check_schema();
 
 GRANT USAGE ON SCHEMA changefeed TO PUBLIC;
 COMMENT ON SCHEMA changefeed IS 'live change feeds of tables (extension pg_changefeed)';

@@ -15,7 +15,6 @@
 #include "catalog/namespace.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_database.h"
-#include "catalog/pg_namespace.h"
 #include "fmgr.h"
 #include "storage/lmgr.h"
 #include "utils/acl.h"
@@ -23,7 +22,6 @@
 #include "utils/snapmgr.h"
 #include "utils/syscache.h"
 
-PG_FUNCTION_INFO_V1(changefeed_check_schema);
 
 static Oid
 CatalogTable(const char *name)
@@ -118,27 +116,3 @@ DdlOwnsDatabase(void)
 	return has_privs_of_role(GetUserId(), owner);
 }
 
-/*
- * _check_schema(), called by the install script only: the schema belongs to a
- * superuser.
- */
-Datum
-changefeed_check_schema(PG_FUNCTION_ARGS)
-{
-	HeapTuple	tuple = SearchSysCache1(NAMESPACENAME, CStringGetDatum(CHANGEFEED_SCHEMA));
-	Oid			owner;
-
-	if (!HeapTupleIsValid(tuple))
-		elog(ERROR, "cache lookup failed for schema \"%s\"", CHANGEFEED_SCHEMA);
-	owner = ((Form_pg_namespace) GETSTRUCT(tuple))->nspowner;
-	ReleaseSysCache(tuple);
-
-	if (!superuser_arg(owner))
-		ereport(ERROR,
-				(errcode(ERRCODE_DUPLICATE_SCHEMA),
-				 errmsg("schema \"%s\" already exists and belongs to role \"%s\"",
-						CHANGEFEED_SCHEMA, GetUserNameFromId(owner, false)),
-				 errdetail("Its owner could put functions of his own in place of the extension's."),
-				 errhint("Drop or rename the schema; CREATE EXTENSION creates it again.")));
-	PG_RETURN_VOID();
-}

@@ -46,7 +46,6 @@
 #include "storage/ipc.h"
 #include "storage/latch.h"
 #include "storage/proc.h"
-#include "storage/spin.h"
 #include "storage/standby.h"
 #include "tcop/tcopprot.h"
 #include "utils/guc.h"
@@ -70,10 +69,10 @@
 #define RECORDS_PER_CHECK	256
 
 DatabaseFeed *decoder_feed = NULL;
+MemoryContext decoder_context = NULL;
+char	   *decoder_database = NULL;
 
-static MemoryContext decoder_context = NULL;
 static shm_mq_handle *queue = NULL;
-static char *database_name = NULL;
 static uint32 wait_event;
 
 static XLogRecPtr decoded = InvalidXLogRecPtr;	/* the end of the last record
@@ -107,8 +106,8 @@ ReportActivity(BackendState state, const char *text)
 	pgstat_report_activity(state, text);
 }
 
-static void
-HandleInterrupts(void)
+void
+DecoderHandleInterrupts(void)
 {
 	CHECK_FOR_INTERRUPTS();
 
@@ -162,7 +161,7 @@ GiveSlotUp(uint64 held)
 	ereport(WARNING,
 			(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
 			 errmsg("change feed of database \"%s\" drops its replication slot and begins anew",
-					database_name),
+					decoder_database),
 			 errdetail("The slot kept %llu MB of WAL from being removed, \"changefeed.history_wal_size\" allows %d MB.  "
 					   "Every client gets a fresh snapshot.",
 					   (unsigned long long) (held / (1024 * 1024)), setting_history_wal_size),
@@ -258,7 +257,7 @@ SendNow(shm_mq_iovec *iov, int iovcnt, bool flush)
 		{
 			ereport(LOG,
 					(errmsg("decoder of database \"%s\" ends because its feed worker has ended",
-							database_name)));
+							decoder_database)));
 			proc_exit(1);
 		}
 
@@ -413,7 +412,7 @@ WaitForWal(XLogRecPtr until)
 	{
 		TimestampTz now;
 
-		HandleInterrupts();
+		DecoderHandleInterrupts();
 
 		/* Get onto the list of whom to wake before looking. */
 		compat_wal_wait_join();
@@ -456,258 +455,14 @@ WaitForWal(XLogRecPtr until)
 		ReportActivity(STATE_RUNNING, activity_decoding);
 }
 
-/* The read_page callback of the WAL reader. */
-static int
-ReadPage(XLogReaderState *state, XLogRecPtr target_page, int length,
+int
+DecoderReadPage(XLogReaderState *state, XLogRecPtr target_page, int length,
 		 XLogRecPtr target_record, char *page)
 {
 	WaitForWal(target_page + length);
 
 	/* It knows about timelines, and has no reason to wait any more. */
 	return read_local_xlog_page(state, target_page, length, target_record, page);
-}
-
-/* ----------------------------------------------------------------------
- * The slot
- * ----------------------------------------------------------------------
- */
-
-/*
- * Settings without which no slot can exist.  Said here, in one line that tells
- * what to write where, rather than by the first function that fails.
- */
-static void
-CheckSettings(void)
-{
-	if (wal_level < WAL_LEVEL_LOGICAL)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("change feed of database \"%s\" needs \"wal_level\" to be \"logical\"",
-						database_name),
-				 errhint("Put \"wal_level = logical\" into postgresql.conf and restart the server.")));
-	if (max_replication_slots == 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("change feed of database \"%s\" needs a replication slot, and the server has none",
-						database_name),
-				 errhint("Put \"max_replication_slots = 10\" into postgresql.conf and restart the server.")));
-}
-
-/* The epoch that a slot's name carries; 0: it is none of this database's. */
-static uint64
-EpochOfSlot(const char *name)
-{
-	char		prefix[NAMEDATALEN];
-	const char *digits;
-
-	snprintf(prefix, sizeof(prefix), "pg_changefeed_%u_", MyDatabaseId);
-	if (strncmp(name, prefix, strlen(prefix)) != 0)
-		return 0;
-	digits = name + strlen(prefix);
-	if (strlen(digits) != 16 || strspn(digits, "0123456789abcdef") != 16)
-		return 0;
-	return strtou64(digits, NULL, 16);
-}
-
-/*
- * Acquires the slot of this database and returns its epoch, or 0 if there is
- * none that can be used.  Slots that are of no use are dropped.
- */
-static uint64
-AcquireSlot(void)
-{
-	ReplicationSlot *found = palloc0_array(ReplicationSlot, max_replication_slots);
-	int			nfound = 0;
-	int			best = -1;
-	uint64		epoch = 0;
-
-	LWLockAcquire(ReplicationSlotControlLock, LW_SHARED);
-	for (int i = 0; i < max_replication_slots; i++)
-	{
-		ReplicationSlot *slot = &ReplicationSlotCtl->replication_slots[i];
-
-		if (!slot->in_use)
-			continue;
-		SpinLockAcquire(&slot->mutex);
-		found[nfound].data = slot->data;
-		SpinLockRelease(&slot->mutex);
-		if (found[nfound].data.database == MyDatabaseId &&
-			strcmp(NameStr(found[nfound].data.plugin), CHANGEFEED_LIBRARY) == 0 &&
-			EpochOfSlot(NameStr(found[nfound].data.name)) != 0 &&
-			!compat_slot_is_foreign(&found[nfound]))
-			nfound++;
-	}
-	LWLockRelease(ReplicationSlotControlLock);
-
-	for (int i = 0; i < nfound; i++)
-	{
-		if (compat_slot_is_invalid(&found[i]))
-			continue;
-		if (best < 0 || found[i].data.restart_lsn > found[best].data.restart_lsn)
-			best = i;
-	}
-
-	for (int i = 0; i < nfound; i++)
-	{
-		if (i == best)
-			continue;
-		if (compat_slot_is_invalid(&found[i]))
-			ereport(LOG,
-					(errmsg("change feed of database \"%s\" drops replication slot \"%s\" because the server has invalidated it",
-							database_name, NameStr(found[i].data.name)),
-					 errdetail("WAL that it needs may have been removed.  Every client gets a fresh snapshot."),
-					 errhint("\"max_slot_wal_keep_size\" should be greater than \"changefeed.history_wal_size\".")));
-		else
-			ereport(LOG,
-					(errmsg("change feed of database \"%s\" drops replication slot \"%s\" because another one is further ahead",
-							database_name, NameStr(found[i].data.name))));
-		ReplicationSlotDrop(NameStr(found[i].data.name), false);
-	}
-
-	if (best >= 0)
-	{
-		/* Its last owner may be about to end: this waits for it. */
-		compat_slot_acquire(NameStr(found[best].data.name));
-		if (compat_slot_is_invalid(MyReplicationSlot))
-			ereport(ERROR,
-					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-					 errmsg("replication slot \"%s\" has just been invalidated",
-							NameStr(MyReplicationSlot->data.name))));
-		epoch = EpochOfSlot(NameStr(MyReplicationSlot->data.name));
-	}
-	pfree(found);
-	return epoch;
-}
-
-/*
- * Reads WAL until decoding can begin, which is when every transaction that
- * runs now has ended.
- *
- * This is DecodingContextFindStartpoint but for one thing: there the wait is
- * for the locks of those transactions, without end, and meanwhile the slot
- * holds WAL that nobody bounds.  We limit the wait for a lock, and when that
- * runs out go on to wait for WAL: we write the running transactions down now
- * and then, and the snapshot builder goes by those records alone.
- */
-static void
-FindStartpoint(LogicalDecodingContext *ctx)
-{
-	ReplicationSlot *slot = MyReplicationSlot;
-	int			old_lock_timeout = LockTimeout;
-
-	LockTimeout = LONG_WAIT;
-	XLogBeginRead(ctx->reader, slot->data.restart_lsn);
-	do
-	{
-		char	   *message = NULL;
-		XLogRecord *record;
-
-		MemoryContextSwitchTo(decoder_context);
-		HandleInterrupts();
-
-		record = XLogReadRecord(ctx->reader, &message);
-		if (record == NULL)
-			elog(ERROR, "could not find a starting point for decoding: %s",
-				 message ? message : "end of WAL");
-
-		PG_TRY();
-		{
-			LogicalDecodingProcessRecord(ctx, ctx->reader);
-		}
-		PG_CATCH();
-		{
-			static bool said = false;
-
-			if (geterrcode() != ERRCODE_LOCK_NOT_AVAILABLE)
-				PG_RE_THROW();
-
-			/* The lock manager has cleaned up already; see ProcessInterrupts. */
-			MemoryContextSwitchTo(decoder_context);
-			FlushErrorState();
-			if (!said)
-				ereport(LOG,
-						(errmsg("change feed of database \"%s\" waits for transactions to end before it can begin",
-								database_name),
-						 errdetail("Its replication slot can be created only when every transaction that was running has ended."),
-						 errhint("Look in pg_stat_activity for sessions that are \"idle in transaction\", and in pg_prepared_xacts.")));
-			said = true;
-		}
-		PG_END_TRY();
-	} while (!DecodingContextReady(ctx));
-	LockTimeout = old_lock_timeout;
-
-	SpinLockAcquire(&slot->mutex);
-	slot->data.confirmed_flush = ctx->reader->EndRecPtr;
-	SpinLockRelease(&slot->mutex);
-}
-
-/* The reader's callbacks; a macro because it makes a compound literal. */
-#define READER_ROUTINE() \
-	XL_ROUTINE(.page_read = ReadPage, \
-			   .segment_open = wal_segment_open, \
-			   .segment_close = wal_segment_close)
-
-/*
- * Creates the slot of this database, under a new epoch, which is returned.
- * Until it is ready it is ephemeral: an error or crash on the way removes it.
- */
-static uint64
-CreateSlot(void)
-{
-	LogicalDecodingContext *ctx;
-	char		name[NAMEDATALEN];
-	uint64		epoch;
-	int			used = 0;
-
-	LWLockAcquire(ReplicationSlotControlLock, LW_SHARED);
-	for (int i = 0; i < max_replication_slots; i++)
-		used += ReplicationSlotCtl->replication_slots[i].in_use ? 1 : 0;
-	LWLockRelease(ReplicationSlotControlLock);
-	if (used >= max_replication_slots)
-		ereport(ERROR,
-				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
-				 errmsg("change feed of database \"%s\" needs a replication slot, and all %d are in use",
-						database_name, max_replication_slots),
-				 errhint("Put \"max_replication_slots = %d\" into postgresql.conf and restart the server, or drop a slot that is not needed.",
-						 max_replication_slots + 1)));
-
-	do
-	{
-		if (!pg_strong_random(&epoch, sizeof(epoch)))
-			ereport(ERROR,
-					(errcode(ERRCODE_INTERNAL_ERROR),
-					 errmsg("could not generate a random epoch")));
-	} while (epoch == 0);
-	snprintf(name, sizeof(name), "pg_changefeed_%u_%016llx", MyDatabaseId,
-			 (unsigned long long) epoch);
-
-	creating = true;
-	ReportActivity(STATE_RUNNING, activity_creating);
-	CheckLogicalDecodingRequirements();
-	compat_slot_create(name);
-	ctx = CreateInitDecodingContext(CHANGEFEED_LIBRARY, NIL, false, InvalidXLogRecPtr,
-									READER_ROUTINE(), NULL, NULL, NULL);
-	FindStartpoint(ctx);
-	MemoryContextSwitchTo(decoder_context);
-	FreeDecodingContext(ctx);
-	ReplicationSlotPersist();
-	creating = false;
-
-	ereport(LOG,
-			(errmsg("change feed of database \"%s\" created replication slot \"%s\"",
-					database_name, name)));
-	return epoch;
-}
-
-/*
- * From the minor releases of August 2026 on the server loads only the output
- * plugins that a setting names.  We are one for our own process alone.
- */
-static void
-AllowOutputPlugin(void)
-{
-	if (GetConfigOption("output_plugin_libraries", true, false) != NULL)
-		SetConfigOption("output_plugin_libraries", CHANGEFEED_LIBRARY, PGC_SUSET, PGC_S_OVERRIDE);
 }
 
 /* ----------------------------------------------------------------------
@@ -721,14 +476,19 @@ SetUpSlot(void)
 {
 	uint64		epoch;
 
-	epoch = AcquireSlot();
+	epoch = DecoderAcquireSlot();
 	if (epoch != 0)
 	{
 		decoded = confirmed = MyReplicationSlot->data.confirmed_flush;
 		CheckWalHeld(GetCurrentTimestamp());
 	}
 	else
-		epoch = CreateSlot();
+	{
+		creating = true;
+		ReportActivity(STATE_RUNNING, activity_creating);
+		epoch = DecoderCreateSlot();
+		creating = false;
+	}
 
 	decoded = confirmed = MyReplicationSlot->data.confirmed_flush;
 	confirm_time = check_time = GetCurrentTimestamp();
@@ -749,7 +509,7 @@ DecodeForever(void)
 	LogicalDecodingContext *ctx;
 	uint32		records = 0;
 
-	ctx = CreateDecodingContext(InvalidXLogRecPtr, NIL, false, READER_ROUTINE(),
+	ctx = CreateDecodingContext(InvalidXLogRecPtr, NIL, false, DECODER_READER(),
 								NULL, NULL, NULL);
 	XLogBeginRead(ctx->reader, MyReplicationSlot->data.restart_lsn);
 	ReportActivity(STATE_RUNNING, activity_decoding);
@@ -799,7 +559,7 @@ DecodeForever(void)
 				Housekeeping(now, false);
 			else
 				ConfirmSlot(now, false);
-			HandleInterrupts();
+			DecoderHandleInterrupts();
 		}
 	}
 }
@@ -823,13 +583,11 @@ ChangefeedDecoderMain(Datum main_arg)
 	decoder_context = AllocSetContextCreate(TopMemoryContext, "changefeed decoder",
 											ALLOCSET_DEFAULT_SIZES);
 	StartTransactionCommand();
-	database_name = MemoryContextStrdup(decoder_context, get_database_name(database));
+	decoder_database = MemoryContextStrdup(decoder_context, get_database_name(database));
 	CommitTransactionCommand();
 	MemoryContextSwitchTo(decoder_context);
 
 	bytes_sent = pg_atomic_read_u64(&decoder_feed->decoder_bytes);
-	CheckSettings();
-	AllowOutputPlugin();
 	wait_event = compat_wait_event("ChangefeedDecoderMain");
 	queue = SharedQueueAttach(decoder_feed, true);
 	SetUpSlot();

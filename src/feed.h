@@ -30,6 +30,7 @@
 #include "query.h"
 
 #include "lib/ilist.h"
+#include "utils/hsearch.h"
 #include "utils/timestamp.h"
 
 struct Gateway;
@@ -57,6 +58,7 @@ typedef struct View
 typedef struct Identity
 {
 	dlist_node	node;			/* in the list of all */
+	struct Identity *next;		/* with the same hash */
 	uint64		serial;			/* never reused, unlike the address */
 	int			refcount;
 	IdentityInfo info;
@@ -267,11 +269,14 @@ typedef struct MapEntry
 	int			key_length;
 } MapEntry;
 
+/* What is known of one identity's verdicts on the images. */
 typedef struct VerdictSet
 {
-	struct VerdictSet *next;
-	uint64		identity;		/* serial */
-	Oid			relid;
+	struct
+	{
+		uint64		identity;	/* serial */
+		uint64		relid;
+	}			key;
 	uint8	   *states;			/* Verdict of each image */
 } VerdictSet;
 
@@ -285,7 +290,7 @@ typedef struct TransactionMap
 	int			nentries;
 	MapEntry   *entries;
 	List	   *failed;			/* Oid of sources whose rows could not be read */
-	VerdictSet *verdicts;
+	HTAB	   *verdicts;		/* of VerdictSet; NULL until one is asked for */
 } TransactionMap;
 
 /* The transaction's map, made when it is not there. */

@@ -39,6 +39,12 @@ typedef struct ConnectionIdEntry
 	Connection *connection;
 } ConnectionIdEntry;
 
+typedef struct IdentityEntry
+{
+	uint64		hash;
+	Identity   *first;
+} IdentityEntry;
+
 typedef struct InstanceEntry
 {
 	uint64		hash;
@@ -52,6 +58,7 @@ dlist_head	all_identities = DLIST_STATIC_INIT(all_identities);
 static MemoryContext registry_context;
 static HTAB *connections;
 static HTAB *connection_ids;
+static HTAB *identities;
 static HTAB *instances;
 static HTAB *dependencies;
 static List *starred;			/* instances with a "*" */
@@ -77,6 +84,10 @@ RegistryInit(void)
 	ctl.entrysize = sizeof(ConnectionIdEntry);
 	connection_ids = hash_create("changefeed connection ids", 256, &ctl,
 								 HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+	ctl.keysize = sizeof(uint64);
+	ctl.entrysize = sizeof(IdentityEntry);
+	identities = hash_create("changefeed identities", 256, &ctl,
+							 HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
 	ctl.keysize = sizeof(uint64);
 	ctl.entrysize = sizeof(InstanceEntry);
 	instances = hash_create("changefeed instances", 256, &ctl,
@@ -218,16 +229,18 @@ Identity *
 IdentityIntern(const IdentityInfo *info)
 {
 	Identity   *identity;
-	dlist_iter	iter;
+	IdentityEntry *entry;
+	bool		found;
 	MemoryContext old;
 
-	dlist_foreach(iter, &all_identities)
-	{
-		identity = dlist_container(Identity, node, iter.cur);
-		if (identity->info.hash == info->hash && identity->info.role == info->role &&
+	/* The hash is a cryptographic one, but claims decide about rows. */
+	entry = hash_search(identities, &info->hash, HASH_ENTER, &found);
+	if (!found)
+		entry->first = NULL;
+	for (identity = entry->first; identity != NULL; identity = identity->next)
+		if (identity->info.role == info->role &&
 			strcmp(identity->info.claims, info->claims) == 0)
 			return identity;
-	}
 
 	old = MemoryContextSwitchTo(registry_context);
 	identity = palloc0(sizeof(Identity));
@@ -240,6 +253,8 @@ IdentityIntern(const IdentityInfo *info)
 	PositionTag(identity->tag, info->hash);
 	dlist_init(&identity->connections);
 	dlist_push_head(&all_identities, &identity->node);
+	identity->next = entry->first;
+	entry->first = identity;
 	MemoryContextSwitchTo(old);
 	return identity;
 }
@@ -247,8 +262,17 @@ IdentityIntern(const IdentityInfo *info)
 void
 IdentityRelease(Identity *identity)
 {
+	IdentityEntry *entry;
+	Identity  **link;
+
 	if (--identity->refcount > 0)
 		return;
+	entry = hash_search(identities, &identity->info.hash, HASH_FIND, NULL);
+	for (link = &entry->first; *link != identity; link = &(*link)->next)
+		;
+	*link = identity->next;
+	if (entry->first == NULL)
+		hash_search(identities, &identity->info.hash, HASH_REMOVE, NULL);
 	dlist_delete(&identity->node);
 	pfree(identity->info.role_name);
 	pfree(identity->info.claims);

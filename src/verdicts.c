@@ -66,19 +66,27 @@ static List *batches;			/* in flight, or answered and to be accepted */
 static VerdictSet *
 FindSet(TransactionMap *map, Identity *identity, Oid relid, bool create)
 {
+	VerdictSet	sought;
 	VerdictSet *set;
+	bool		found;
 
-	for (set = map->verdicts; set != NULL; set = set->next)
-		if (set->identity == identity->serial && set->relid == relid)
-			return set;
-	if (!create)
-		return NULL;
-	set = MemoryContextAlloc(map->context, sizeof(VerdictSet));
-	set->identity = identity->serial;
-	set->relid = relid;
-	set->states = MemoryContextAllocZero(map->context, Max(map->nimages, 1));
-	set->next = map->verdicts;
-	map->verdicts = set;
+	if (map->verdicts == NULL)
+	{
+		HASHCTL		ctl;
+
+		if (!create)
+			return NULL;
+		ctl.keysize = sizeof(sought.key);
+		ctl.entrysize = sizeof(VerdictSet);
+		ctl.hcxt = map->context;
+		map->verdicts = hash_create("changefeed verdicts", 16, &ctl,
+									HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+	}
+	sought.key.identity = identity->serial;
+	sought.key.relid = relid;
+	set = hash_search(map->verdicts, &sought.key, create ? HASH_ENTER : HASH_FIND, &found);
+	if (set != NULL && !found)
+		set->states = MemoryContextAllocZero(map->context, Max(map->nimages, 1));
 	return set;
 }
 

@@ -128,11 +128,15 @@ async function measure(name, { rate, count }) {
 
   const sent = numbers(written).slice(Math.floor(count * WARM_UP));
   const first = sent[0][0];
-  const latencies = numbers(received).filter(([at]) => at >= first).map(([, latency]) => latency);
+  const changes = numbers(received).filter(([at]) => at >= first);
+  const latencies = changes.map(([, latency]) => latency);
   if (latencies.length !== sent.length) {
     throw new Error(`${name}: ${sent.length} changes were committed, ${latencies.length} received`);
   }
   const commits = sent.map(([, duration]) => duration);
+  const durationOf = new Map(sent);
+  // Negative: the client had the change before the writer had the answer to its COMMIT
+  const after = changes.map(([at, latency]) => latency - durationOf.get(at));
   return {
     system: name,
     samples: latencies.length,
@@ -141,13 +145,15 @@ async function measure(name, { rate, count }) {
     max_us: Math.max(...latencies),
     commit_p50_us: quantile(commits, 0.5),
     commit_p99_us: quantile(commits, 0.99),
+    after_commit_p50_us: quantile(after, 0.5),
+    after_commit_p99_us: quantile(after, 0.99),
     late_p99_us: quantile(sent.map(([, , late]) => late), 0.99),
   };
 }
 
 const spread = (values) => ({ median: median(values), min: Math.min(...values), max: Math.max(...values) });
 const NAMES = Object.keys(systems);
-const MEASURES = ['p50_us', 'p99_us', 'commit_p50_us', 'commit_p99_us'];
+const MEASURES = ['p50_us', 'p99_us', 'commit_p50_us', 'commit_p99_us', 'after_commit_p50_us', 'after_commit_p99_us'];
 
 async function run(each) {
   const repeats = [];
@@ -204,10 +210,10 @@ writeFileSync(options.json, `${JSON.stringify(report, null, 2)}\n`);
 
 for (const each of report.cases) {
   console.log(`\n${each.name}, ${each.subscribers} subscriber, ${each.repeats.length} repeats of ${each.repeats[0][0].samples} commits; median of the repeats (least .. most):`);
-  console.log(`  ${'latency p50'.padStart(31)}${'latency p99'.padStart(33)}${"writer's commit p50".padStart(33)}`);
+  console.log(`  ${'latency p50'.padStart(31)}${'latency p99'.padStart(33)}${'commit p50'.padStart(33)}${'after commit p50'.padStart(33)}`);
   for (const name of NAMES) {
     const s = each.summary[name];
-    console.log(`  ${name.padEnd(14)}${range(s.p50_us).padEnd(33)}${range(s.p99_us).padEnd(33)}${range(s.commit_p50_us)}`);
+    console.log(`  ${name.padEnd(14)}${range(s.p50_us).padEnd(33)}${range(s.p99_us).padEnd(33)}${range(s.commit_p50_us).padEnd(33)}${range(s.after_commit_p50_us)}`);
   }
 }
 const [main] = report.cases;

@@ -772,6 +772,7 @@ TestMany(void)
 	uint64_t	start;
 	uint64_t	number = 0;
 	int			bad = 0;
+	long		memory = 0;
 	int			i;
 	int			round;
 
@@ -787,8 +788,12 @@ TestMany(void)
 	{
 		clients[i] = OpenIdentified();
 		all[i] = clients[i]->conn;
+		if (i == 99)
+			memory = StatusField("VmRSS:");
 	}
 	Note("%d connections in %llu ms", N, (unsigned long long) (NowMs() - start));
+	Note("%ld bytes of memory for each",
+		 (StatusField("VmRSS:") - memory) * 1024 / (N - 100));
 
 	start = NowMs();
 	for (round = 0; round < ROUNDS; round++)

@@ -31,7 +31,7 @@ Contains(const char *answer, const char *text)
 }
 
 /* A field of /proc/PID/status; -1 if there is none. */
-static long
+long
 StatusField(const char *name)
 {
 	char		path[64];

@@ -14,6 +14,7 @@
 extern void TestLinkFrame(void);
 
 /* test_http.c */
+extern long StatusField(const char *name);
 extern void TestStart(void);
 extern void TestHttp(void);
 extern void TestUpgrade(void);

@@ -374,14 +374,24 @@ sub make_token
     return "$input." . encode_base64url(hmac_sha256($input, $secret));
 }
 
-# A client that is connected, see below; dies when it cannot be.
+# A client that is connected, see below; dies when it cannot be.  The feed
+# worker learns of changefeed.allow_role from the WAL, so a moment later than the
+# session that called it: a refused role is tried again.
 sub client
 {
     my ($port, %claims) = @_;
-    my $client = ChangefeedTest::Client->new($port, $timeout);
+    my $token = make_token(%claims);
+    my $end = time() + $timeout;
 
-    $client->connected(make_token(%claims));
-    return $client;
+    while (1)
+    {
+        my $client = ChangefeedTest::Client->new($port, $timeout);
+
+        return $client if eval { $client->connected($token) };
+        die $@ if $@ !~ /"code":"42501"/ || time() > $end;
+        sleep(0.05);
+    }
+    return;
 }
 
 # ---------------------------------------------------------------------------

@@ -1,0 +1,261 @@
+/*-------------------------------------------------------------------------
+ *
+ * decoder_slot.c
+ *		The decoder's replication slot: finding the one of the database, or
+ *		creating it.
+ *
+ * The slot's name is pg_changefeed_<database OID>_<epoch>.  That is the only
+ * place where the epoch is kept: neither a dump nor a base backup carries it
+ * along, so what was restored from one has a slot, and an epoch, of its own.
+ *
+ * Process: decoder, outside any transaction.
+ *
+ * Memory: decoder_context.
+ *
+ * Locks: ReplicationSlotControlLock, for copying.  While a slot is created the
+ * ends of the running transactions are waited for.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "decoder.h"
+
+#include "access/xlog.h"
+#include "access/xlogutils.h"
+#include "replication/decode.h"
+#include "replication/logical.h"
+#include "replication/slot.h"
+#include "storage/proc.h"
+#include "storage/spin.h"
+#include "utils/builtins.h"
+#include "utils/guc.h"
+#include "utils/memutils.h"
+
+/* How long (ms) the lock of a running transaction is waited for. */
+#define LOCK_WAIT		10000
+
+/*
+ * Settings without which no slot can exist.  Said here, in one line that tells
+ * what to write where, rather than by the first function that fails.
+ */
+static void
+CheckSettings(void)
+{
+	if (wal_level < WAL_LEVEL_LOGICAL)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("change feed of database \"%s\" needs \"wal_level\" to be \"logical\"",
+						decoder_database),
+				 errhint("Put \"wal_level = logical\" into postgresql.conf and restart the server.")));
+	if (max_replication_slots == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("change feed of database \"%s\" needs a replication slot, and the server has none",
+						decoder_database),
+				 errhint("Put \"max_replication_slots = 10\" into postgresql.conf and restart the server.")));
+}
+
+/*
+ * From the minor releases of August 2026 on the server loads only the output
+ * plugins that a setting names.  We are one for our own process alone.
+ */
+static void
+AllowOutputPlugin(void)
+{
+	if (GetConfigOption("output_plugin_libraries", true, false) != NULL)
+		SetConfigOption("output_plugin_libraries", CHANGEFEED_LIBRARY, PGC_SUSET, PGC_S_OVERRIDE);
+}
+
+/* The epoch that a slot's name carries; 0: it is none of this database's. */
+static uint64
+EpochOfSlot(const char *name)
+{
+	char		prefix[NAMEDATALEN];
+	const char *digits;
+
+	snprintf(prefix, sizeof(prefix), "pg_changefeed_%u_", MyDatabaseId);
+	if (strncmp(name, prefix, strlen(prefix)) != 0)
+		return 0;
+	digits = name + strlen(prefix);
+	if (strlen(digits) != 16 || strspn(digits, "0123456789abcdef") != 16)
+		return 0;
+	return strtou64(digits, NULL, 16);
+}
+
+uint64
+DecoderAcquireSlot(void)
+{
+	ReplicationSlot *found = palloc0_array(ReplicationSlot, Max(max_replication_slots, 1));
+	int			nfound = 0;
+	int			best = -1;
+	uint64		epoch = 0;
+
+	CheckSettings();
+	AllowOutputPlugin();
+
+	LWLockAcquire(ReplicationSlotControlLock, LW_SHARED);
+	for (int i = 0; i < max_replication_slots; i++)
+	{
+		ReplicationSlot *slot = &ReplicationSlotCtl->replication_slots[i];
+
+		if (!slot->in_use)
+			continue;
+		SpinLockAcquire(&slot->mutex);
+		found[nfound].data = slot->data;
+		SpinLockRelease(&slot->mutex);
+		if (found[nfound].data.database == MyDatabaseId &&
+			strcmp(NameStr(found[nfound].data.plugin), CHANGEFEED_LIBRARY) == 0 &&
+			EpochOfSlot(NameStr(found[nfound].data.name)) != 0 &&
+			!compat_slot_is_foreign(&found[nfound]))
+			nfound++;
+	}
+	LWLockRelease(ReplicationSlotControlLock);
+
+	for (int i = 0; i < nfound; i++)
+	{
+		if (compat_slot_is_invalid(&found[i]))
+			continue;
+		if (best < 0 || found[i].data.restart_lsn > found[best].data.restart_lsn)
+			best = i;
+	}
+
+	for (int i = 0; i < nfound; i++)
+	{
+		if (i == best)
+			continue;
+		if (compat_slot_is_invalid(&found[i]))
+			ereport(LOG,
+					(errmsg("change feed of database \"%s\" drops replication slot \"%s\" because the server has invalidated it",
+							decoder_database, NameStr(found[i].data.name)),
+					 errdetail("WAL that it needs may have been removed.  Every client gets a fresh snapshot."),
+					 errhint("\"max_slot_wal_keep_size\" should be greater than \"changefeed.history_wal_size\".")));
+		else
+			ereport(LOG,
+					(errmsg("change feed of database \"%s\" drops replication slot \"%s\" because another one is further ahead",
+							decoder_database, NameStr(found[i].data.name))));
+		ReplicationSlotDrop(NameStr(found[i].data.name), false);
+	}
+
+	if (best >= 0)
+	{
+		/* Its last owner may be about to end: this waits for it. */
+		compat_slot_acquire(NameStr(found[best].data.name));
+		if (compat_slot_is_invalid(MyReplicationSlot))
+			ereport(ERROR,
+					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+					 errmsg("replication slot \"%s\" has just been invalidated",
+							NameStr(MyReplicationSlot->data.name))));
+		epoch = EpochOfSlot(NameStr(MyReplicationSlot->data.name));
+	}
+	pfree(found);
+	return epoch;
+}
+
+/*
+ * Reads WAL until decoding can begin, which is when every transaction that
+ * runs now has ended.
+ *
+ * This is DecodingContextFindStartpoint but for one thing: there the wait is
+ * for the locks of those transactions, without end, and meanwhile the slot
+ * holds WAL that nobody bounds.  We limit the wait for a lock, and when that
+ * runs out go on to wait for WAL: we write the running transactions down now
+ * and then, and the snapshot builder goes by those records alone.
+ */
+static void
+FindStartpoint(LogicalDecodingContext *ctx)
+{
+	ReplicationSlot *slot = MyReplicationSlot;
+	int			old_lock_timeout = LockTimeout;
+
+	LockTimeout = LOCK_WAIT;
+	XLogBeginRead(ctx->reader, slot->data.restart_lsn);
+	do
+	{
+		char	   *message = NULL;
+		XLogRecord *record;
+
+		MemoryContextSwitchTo(decoder_context);
+		DecoderHandleInterrupts();
+
+		record = XLogReadRecord(ctx->reader, &message);
+		if (record == NULL)
+			elog(ERROR, "could not find a starting point for decoding: %s",
+				 message ? message : "end of WAL");
+
+		PG_TRY();
+		{
+			LogicalDecodingProcessRecord(ctx, ctx->reader);
+		}
+		PG_CATCH();
+		{
+			static bool said = false;
+
+			if (geterrcode() != ERRCODE_LOCK_NOT_AVAILABLE)
+				PG_RE_THROW();
+
+			/* The lock manager has cleaned up already; see ProcessInterrupts. */
+			MemoryContextSwitchTo(decoder_context);
+			FlushErrorState();
+			if (!said)
+				ereport(LOG,
+						(errmsg("change feed of database \"%s\" waits for transactions to end before it can begin",
+								decoder_database),
+						 errdetail("Its replication slot can be created only when every transaction that was running has ended."),
+						 errhint("Look in pg_stat_activity for sessions that are \"idle in transaction\", and in pg_prepared_xacts.")));
+			said = true;
+		}
+		PG_END_TRY();
+	} while (!DecodingContextReady(ctx));
+	LockTimeout = old_lock_timeout;
+
+	SpinLockAcquire(&slot->mutex);
+	slot->data.confirmed_flush = ctx->reader->EndRecPtr;
+	SpinLockRelease(&slot->mutex);
+}
+
+/* Until it is ready the slot is ephemeral: whatever fails removes it. */
+uint64
+DecoderCreateSlot(void)
+{
+	LogicalDecodingContext *ctx;
+	char		name[NAMEDATALEN];
+	uint64		epoch;
+	int			used = 0;
+
+	LWLockAcquire(ReplicationSlotControlLock, LW_SHARED);
+	for (int i = 0; i < max_replication_slots; i++)
+		used += ReplicationSlotCtl->replication_slots[i].in_use ? 1 : 0;
+	LWLockRelease(ReplicationSlotControlLock);
+	if (used >= max_replication_slots)
+		ereport(ERROR,
+				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+				 errmsg("change feed of database \"%s\" needs a replication slot, and all %d are in use",
+						decoder_database, max_replication_slots),
+				 errhint("Put \"max_replication_slots = %d\" into postgresql.conf and restart the server, or drop a slot that is not needed.",
+						 max_replication_slots + 1)));
+
+	do
+	{
+		if (!pg_strong_random(&epoch, sizeof(epoch)))
+			ereport(ERROR,
+					(errcode(ERRCODE_INTERNAL_ERROR),
+					 errmsg("could not generate a random epoch")));
+	} while (epoch == 0);
+	snprintf(name, sizeof(name), "pg_changefeed_%u_%016llx", MyDatabaseId,
+			 (unsigned long long) epoch);
+
+	CheckLogicalDecodingRequirements();
+	compat_slot_create(name);
+	ctx = CreateInitDecodingContext(CHANGEFEED_LIBRARY, NIL, false, InvalidXLogRecPtr,
+									DECODER_READER(), NULL, NULL, NULL);
+	FindStartpoint(ctx);
+	MemoryContextSwitchTo(decoder_context);
+	FreeDecodingContext(ctx);
+	ReplicationSlotPersist();
+
+	ereport(LOG,
+			(errmsg("change feed of database \"%s\" created replication slot \"%s\"",
+					decoder_database, name)));
+	return epoch;
+}
