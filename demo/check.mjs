@@ -1,9 +1,12 @@
-// Whether the demo works: connects as each identity, waits until each has its rows and has
-// received something live, and looks at whose rows they are. Used by `demo/run --check`.
+// Whether the demo works: connects as each identity, waits until each has its rows, gives order 7 to
+// driver 3 as the demo suggests, waits until each has received that, and looks at whose rows they
+// are. Used by `demo/run --check`.
 //
-//   WS_URL=ws://… PANES='[{"title","token","channels"}]' node demo/check.mjs
+//   WS_URL=ws://… PANES='[{"title","token","channels"}]' node demo/check.mjs    (and PGHOST etc.)
 
+import { execFile } from 'node:child_process';
 import { createRequire } from 'node:module';
+import { promisify } from 'node:util';
 
 import { Client } from '../console/client.js';
 
@@ -33,20 +36,29 @@ const clients = panes.map(({ title, token, channels }) => {
 
 const rowsOf = (client, channel) => [...(client.subscriptions.get(channel)?.cache.entities.values() ?? [])]
   .flatMap((entity) => [...entity.rows.values()]);
-const isDone = ({ client, seen }) => client.state === 'live' && seen.live > 0
+const isLive = ({ client }) => client.state === 'live'
   && [...client.subscriptions.keys()].some((channel) => rowsOf(client, channel).length > 0);
+// Each identity's first channel has orders.
+const order7 = ({ client }) => rowsOf(client, client.subscriptions.keys().next().value).find(({ id }) => id === 7);
+const isDone = (each) => isLive(each) && each.seen.live > 0
+  && order7(each)?.status === 'shipped' && order7(each)?.driver_id === 3;
 
 const end = Date.now() + SECONDS * 1000;
-while (!clients.every(isDone) && Date.now() < end) {
-  await new Promise((resolve) => setTimeout(resolve, 100));
+async function until(condition) {
+  while (!clients.every(condition) && Date.now() < end) await new Promise((resolve) => setTimeout(resolve, 100));
 }
+
+await until(isLive);
+const update = "UPDATE shop.orders SET status = 'shipped', driver_id = 3 WHERE id = 7";
+await promisify(execFile)('psql', ['-X', '-q', '-c', update]);
+await until(isDone);
 
 const problems = [];
 for (const each of clients) {
   const { client, seen } = each;
   const counts = [...client.subscriptions.keys()].map((channel) => `${channel} ${rowsOf(client, channel).length}`);
   console.error(`${seen.title}: ${client.state}, rows: ${counts.join(', ')}; ${seen.live} live transactions`);
-  if (!isDone(each)) problems.push(`${seen.title}: not live, or nothing received within ${SECONDS} s`);
+  if (!isDone(each)) problems.push(`${seen.title}: not live, or order 7 did not become driver 3's within ${SECONDS} s`);
 }
 const customersOf = (rows) => new Set(rows.map((row) => row.customer_id));
 const [ada, dispatcher] = clients;

@@ -131,6 +131,13 @@
 #define compat_wal_wait_leave() ((void) 0)
 #endif
 
+/* Is the lock that a transaction holds on its own xid until its end gone? */
+#if PG_VERSION_NUM >= 180000
+#define compat_xact_lock_is_free(xid)	ConditionalXactLockTableWait(xid, false)
+#else
+#define compat_xact_lock_is_free(xid)	ConditionalXactLockTableWait(xid)
+#endif
+
 /* A wait set that lives as long as the process. */
 #if PG_VERSION_NUM >= 170000
 #define compat_create_wait_set(n)	CreateWaitEventSet(NULL, n)

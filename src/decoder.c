@@ -207,15 +207,33 @@ static void
 CheckWalHeld(TimestampTz now)
 {
 	uint64		limit = (uint64) setting_history_wal_size * 1024 * 1024;
+	uint64		held = WalHeld();
 
-	if (setting_history_wal_size <= 0 || WalHeld() <= limit)
+	if (setting_history_wal_size <= 0 || held <= limit / 4)
+		return;
+
+	/*
+	 * In time before the bound: the feed worker may be asleep, and has to let
+	 * go of old transactions; and the slot's restart position moves only with
+	 * a record of the running transactions.
+	 */
+	SharedWake(&decoder_feed->feed_proc);
+	if (held > limit / 2 && !RecoveryInProgress())
+		(void) LogStandbySnapshot();
+	if (held <= limit)
 		return;
 
 	/* Perhaps what holds it needs only to be confirmed. */
 	if (!creating)
 		ConfirmSlot(now, true);
-	if (WalHeld() > limit)
-		GiveSlotUp(WalHeld());
+
+	/*
+	 * A burst of WAL, of another database perhaps, that only has to be read is
+	 * no reason to give up at once: it is being read.
+	 */
+	held = WalHeld();
+	if (held > limit && (creating || held > 2 * limit || decoded + limit / 4 > SharedInsertLsn()))
+		GiveSlotUp(held);
 }
 
 /* What has to be done now and then; never in a transaction. */

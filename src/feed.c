@@ -105,9 +105,10 @@ Turn(XLogRecPtr start_lsn, bool *serving)
 	if (!events_catalog_stale && GatewaysPending() < LINK_LIMIT)
 	{
 		/* A backend's commit wakes us; the time-out is for what it cannot. */
-		if (LogPublish(DeliverPublish, PUBLISH_BUDGET))
-			Sooner(&wait, 1000);
-		else if (LogHasUnpublished())
+		long		retry = LogPublish(DeliverPublish, PUBLISH_BUDGET);
+
+		Sooner(&wait, retry);
+		if (retry < 0 && LogHasUnpublished())
 			more = true;
 	}
 

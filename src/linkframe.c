@@ -32,42 +32,42 @@
 #include "linkframe.h"
 
 /* Room that a read finds at least, and what an empty buffer may keep. */
-#define READ_CHUNK		((size_t) 64 * 1024)
-#define KEEP_CAPACITY	((size_t) 512 * 1024)
+#define READ_CHUNK	  ((size_t) 64 * 1024)
+#define KEEP_CAPACITY ((size_t) 512 * 1024)
 
 /* Received descriptors that no message has taken yet. */
-#define MAX_RECEIVED	32
+#define MAX_RECEIVED 32
 
 /* A buffer whose bytes from `start` to `end` are in use. */
 typedef struct LinkBuffer
 {
-	char	   *data;
-	size_t		start;
-	size_t		end;
-	size_t		capacity;
+	char *data;
+	size_t start;
+	size_t end;
+	size_t capacity;
 } LinkBuffer;
 
 /* A descriptor that goes out with the byte at `at` of the outgoing buffer. */
 typedef struct LinkOutgoing
 {
-	size_t		at;				/* as an offset from the buffer's start */
-	int			fd;				/* ours: closed when it is sent */
+	size_t at; /* as an offset from the buffer's start */
+	int fd;	   /* ours: closed when it is sent */
 } LinkOutgoing;
 
 struct LinkFrame
 {
-	int			fd;
-	bool		broken;			/* memory was short, or a header made no sense */
+	int fd;
+	bool broken; /* memory was short, or a header made no sense */
 
-	LinkBuffer	in;
-	int			received[MAX_RECEIVED]; /* oldest first */
-	int			n_received;
+	LinkBuffer in;
+	int received[MAX_RECEIVED]; /* oldest first */
+	int n_received;
 
-	LinkBuffer	out;
-	size_t		committed;		/* end of the last finished message in out */
-	LinkOutgoing *outgoing;		/* in the order of their offsets */
-	size_t		n_outgoing;
-	size_t		outgoing_capacity;
+	LinkBuffer out;
+	size_t committed;		/* end of the last finished message in out */
+	LinkOutgoing *outgoing; /* in the order of their offsets */
+	size_t n_outgoing;
+	size_t outgoing_capacity;
 };
 
 /*
@@ -79,18 +79,16 @@ struct LinkFrame
 static bool
 BufferReserve(LinkBuffer *buffer, size_t n, size_t *moved)
 {
-	size_t		used = buffer->end - buffer->start;
-	size_t		capacity;
-	char	   *data;
+	size_t used = buffer->end - buffer->start;
+	size_t capacity;
+	char *data;
 
 	if (moved != NULL)
 		*moved = 0;
 	if (n <= buffer->capacity - buffer->end)
 		return true;
 
-	if (buffer->start > 0 &&
-		(used == 0 || buffer->start >= used) &&
-		n <= buffer->capacity - used)
+	if (buffer->start > 0 && (used == 0 || buffer->start >= used) && n <= buffer->capacity - used)
 	{
 		memmove(buffer->data, buffer->data + buffer->start, used);
 		if (moved != NULL)
@@ -139,7 +137,7 @@ BufferShrinkIfEmpty(LinkBuffer *buffer)
 LinkFrame *
 LinkFrameCreate(int fd)
 {
-	LinkFrame  *link = calloc(1, sizeof(LinkFrame));
+	LinkFrame *link = calloc(1, sizeof(LinkFrame));
 
 	if (link != NULL)
 		link->fd = fd;
@@ -149,7 +147,7 @@ LinkFrameCreate(int fd)
 void
 LinkFrameDestroy(LinkFrame *link)
 {
-	size_t		i;
+	size_t i;
 
 	if (link == NULL)
 		return;
@@ -180,19 +178,19 @@ static bool
 TakeDescriptors(LinkFrame *link, struct msghdr *header)
 {
 	struct cmsghdr *c;
-	bool		fits = true;
+	bool fits = true;
 
 	for (c = CMSG_FIRSTHDR(header); c != NULL; c = CMSG_NXTHDR(header, c))
 	{
-		size_t		n;
-		size_t		i;
+		size_t n;
+		size_t i;
 
 		if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS)
 			continue;
 		n = (c->cmsg_len - CMSG_LEN(0)) / sizeof(int);
 		for (i = 0; i < n; i++)
 		{
-			int			fd;
+			int fd;
 
 			memcpy(&fd, CMSG_DATA(c) + i * sizeof(int), sizeof(int));
 			if (link->n_received < MAX_RECEIVED)
@@ -214,7 +212,7 @@ TakeDescriptors(LinkFrame *link, struct msghdr *header)
 LinkStatus
 LinkFrameFill(LinkFrame *link, size_t budget)
 {
-	size_t		taken = 0;
+	size_t taken = 0;
 
 	if (link->broken)
 		return LINK_ERROR;
@@ -225,13 +223,13 @@ LinkFrameFill(LinkFrame *link, size_t budget)
 	{
 		union
 		{
-			char		space[CMSG_SPACE(8 * sizeof(int))];
+			char space[CMSG_SPACE(8 * sizeof(int))];
 			struct cmsghdr align;
-		}			control;
+		} control;
 		struct iovec part;
 		struct msghdr header;
-		size_t		want = budget - taken;
-		ssize_t		n;
+		size_t want = budget - taken;
+		ssize_t n;
 
 		if (want > READ_CHUNK)
 			want = READ_CHUNK;
@@ -280,8 +278,8 @@ LinkFrameFill(LinkFrame *link, size_t budget)
 LinkStatus
 LinkFrameNext(LinkFrame *link, LinkMessage *message)
 {
-	LinkHeader	header;
-	size_t		used = link->in.end - link->in.start;
+	LinkHeader header;
+	size_t used = link->in.end - link->in.start;
 
 	message->payload = NULL;
 	message->length = 0;
@@ -303,8 +301,8 @@ LinkFrameNext(LinkFrame *link, LinkMessage *message)
 	if (used < sizeof(header))
 		return LINK_AGAIN;
 	memcpy(&header, link->in.data + link->in.start, sizeof(header));
-	if (header.length > LINK_MAX_PAYLOAD || header.descriptors > 1 ||
-		header.type == 0 || header.descriptors > link->n_received)
+	if (header.length > LINK_MAX_PAYLOAD || header.descriptors > 1 || header.type == 0 ||
+		header.descriptors > link->n_received)
 	{
 		link->broken = true;
 		return LINK_ERROR;
@@ -319,8 +317,7 @@ LinkFrameNext(LinkFrame *link, LinkMessage *message)
 	{
 		message->descriptor = link->received[0];
 		link->n_received--;
-		memmove(link->received, link->received + 1,
-				sizeof(int) * (size_t) link->n_received);
+		memmove(link->received, link->received + 1, sizeof(int) * (size_t) link->n_received);
 	}
 	link->in.start += sizeof(header) + header.length;
 	return LINK_OK;
@@ -329,7 +326,7 @@ LinkFrameNext(LinkFrame *link, LinkMessage *message)
 void
 LinkFrameBegin(LinkFrame *link, LinkType type)
 {
-	LinkHeader	header;
+	LinkHeader header;
 
 	memset(&header, 0, sizeof(header));
 	header.type = (uint16_t) type;
@@ -341,7 +338,7 @@ LinkFrameBegin(LinkFrame *link, LinkType type)
 void
 LinkFramePutRaw(LinkFrame *link, const void *data, size_t length)
 {
-	size_t		moved;
+	size_t moved;
 
 	if (link->broken || length == 0)
 		return;
@@ -395,13 +392,13 @@ LinkFramePutBytes(LinkFrame *link, const void *data, size_t length)
 static bool
 FinishMessage(LinkFrame *link, uint16_t descriptors)
 {
-	LinkHeader	header;
-	size_t		length;
+	LinkHeader header;
+	size_t length;
 
 	if (link->broken)
 		return false;
 	if (link->out.end - link->committed < sizeof(header))
-		return false;			/* no LinkFrameBegin */
+		return false; /* no LinkFrameBegin */
 	length = link->out.end - link->committed - sizeof(header);
 	if (length > LINK_MAX_PAYLOAD)
 	{
@@ -425,16 +422,15 @@ LinkFrameEnd(LinkFrame *link)
 bool
 LinkFrameEndWithDescriptor(LinkFrame *link, int fd)
 {
-	size_t		at;
-	int			copy;
+	size_t at;
+	int copy;
 
 	if (link->broken)
 		return false;
 	if (link->n_outgoing == link->outgoing_capacity)
 	{
-		size_t		capacity = link->outgoing_capacity * 2 + 4;
-		LinkOutgoing *grown = realloc(link->outgoing,
-									  capacity * sizeof(LinkOutgoing));
+		size_t capacity = link->outgoing_capacity * 2 + 4;
+		LinkOutgoing *grown = realloc(link->outgoing, capacity * sizeof(LinkOutgoing));
 
 		if (grown == NULL)
 		{
@@ -471,9 +467,9 @@ SendPiece(LinkFrame *link, size_t n, int fd)
 {
 	union
 	{
-		char		space[CMSG_SPACE(sizeof(int))];
+		char space[CMSG_SPACE(sizeof(int))];
 		struct cmsghdr align;
-	}			control;
+	} control;
 	struct iovec part;
 	struct msghdr header;
 
@@ -506,10 +502,10 @@ LinkFrameFlush(LinkFrame *link)
 
 	while (link->out.start < link->committed)
 	{
-		size_t		n = link->committed - link->out.start;
-		int			fd = -1;
-		size_t		i;
-		ssize_t		sent;
+		size_t n = link->committed - link->out.start;
+		int fd = -1;
+		size_t i;
+		ssize_t sent;
 
 		/*
 		 * A piece begins or ends where a descriptor's message begins, so that
@@ -539,8 +535,7 @@ LinkFrameFlush(LinkFrame *link)
 		{
 			close(fd);
 			link->n_outgoing--;
-			memmove(link->outgoing, link->outgoing + 1,
-					sizeof(LinkOutgoing) * link->n_outgoing);
+			memmove(link->outgoing, link->outgoing + 1, sizeof(LinkOutgoing) * link->n_outgoing);
 		}
 		for (i = 0; i < link->n_outgoing; i++)
 			link->outgoing[i].at -= (size_t) sent;

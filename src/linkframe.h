@@ -28,18 +28,18 @@ typedef struct LinkFrame LinkFrame;
 /* A received message; `payload` is valid until the next LinkFrameNext. */
 typedef struct LinkMessage
 {
-	LinkType	type;
+	LinkType type;
 	const char *payload;
-	size_t		length;
-	int			descriptor;		/* owned by the caller from now on, or -1 */
+	size_t length;
+	int descriptor; /* owned by the caller from now on, or -1 */
 } LinkMessage;
 
 typedef enum LinkStatus
 {
-	LINK_OK,					/* a message / all was written */
-	LINK_AGAIN,					/* nothing more now / some bytes are left */
-	LINK_EOF,					/* the other side is gone */
-	LINK_ERROR					/* errno or a broken header: give up */
+	LINK_OK,	/* a message / all was written */
+	LINK_AGAIN, /* nothing more now / some bytes are left */
+	LINK_EOF,	/* the other side is gone */
+	LINK_ERROR	/* errno or a broken header: give up */
 } LinkStatus;
 
 /* Takes over the non-blocking socket `fd`.  NULL when memory is short. */
@@ -47,7 +47,7 @@ extern LinkFrame *LinkFrameCreate(int fd);
 
 /* Closes the socket and received descriptors nobody took. */
 extern void LinkFrameDestroy(LinkFrame *link);
-extern int	LinkFrameSocket(const LinkFrame *link);
+extern int LinkFrameSocket(const LinkFrame *link);
 
 /*
  * Reads at most `budget` bytes from the socket into the buffer.  LINK_OK:
@@ -68,8 +68,8 @@ extern void LinkFramePutU8(LinkFrame *link, uint8_t v);
 extern void LinkFramePutU16(LinkFrame *link, uint16_t v);
 extern void LinkFramePutU32(LinkFrame *link, uint32_t v);
 extern void LinkFramePutU64(LinkFrame *link, uint64_t v);
-extern void LinkFramePutBytes(LinkFrame *link, const void *data, size_t length);	/* u32 + data */
-extern void LinkFramePutRaw(LinkFrame *link, const void *data, size_t length);	/* "rest" */
+extern void LinkFramePutBytes(LinkFrame *link, const void *data, size_t length); /* u32 + data */
+extern void LinkFramePutRaw(LinkFrame *link, const void *data, size_t length);	 /* "rest" */
 extern bool LinkFrameEnd(LinkFrame *link);
 
 /* As LinkFrameEnd; `fd` goes along (a duplicate: the caller keeps its own). */
@@ -81,4 +81,4 @@ extern LinkStatus LinkFrameFlush(LinkFrame *link);
 /* Bytes that are queued and not written. */
 extern size_t LinkFramePending(const LinkFrame *link);
 
-#endif							/* CHANGEFEED_LINKFRAME_H */
+#endif /* CHANGEFEED_LINKFRAME_H */

@@ -24,10 +24,13 @@
 #include "miscadmin.h"
 #include "storage/ipc.h"
 #include "storage/latch.h"
+#include "storage/lmgr.h"
 #include "storage/procarray.h"
 #include "storage/shm_mq.h"
 #include "utils/hsearch.h"
+#include "utils/inval.h"
 #include "utils/memutils.h"
+#include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
 /* One transaction of a full history that nobody else limits. */
@@ -399,7 +402,22 @@ LogReceive(Size budget)
 	return true;
 }
 
-bool
+/*
+ * Others see a commit a moment before its invalidations are sent.  What is
+ * done because of changed catalogs needs them, here and in the query workers;
+ * the lock of the xid is released behind them.
+ */
+static bool
+CatalogsAreCurrent(TransactionId xid)
+{
+	if (TransactionIdIsValid(xid) && !compat_xact_lock_is_free(xid))
+		return false;
+	AcceptInvalidationMessages();
+	InvalidateCatalogSnapshot();
+	return true;
+}
+
+long
 LogPublish(LogPublishCallback publish, int limit)
 {
 	while (published < last && limit-- > 0)
@@ -413,15 +431,17 @@ LogPublish(LogPublishCallback publish, int limit)
 			pg_atomic_write_u32(&my_feed->visibility_wanted, 1);
 			pg_memory_barrier();
 			if (TransactionIdIsInProgress(xid))
-				return true;
+				return 1000;
 		}
+		if (next->nbarriers > 0 && !CatalogsAreCurrent(xid))
+			return 1;
 		published++;
 		pg_atomic_write_u64(&my_feed->feed_published, next->commit.lsn);
 		publish(next);
 	}
 	if (published == last)
 		pg_atomic_write_u32(&my_feed->visibility_wanted, 0);
-	return false;
+	return -1;
 }
 
 bool
@@ -607,7 +627,7 @@ long
 LogTrim(void)
 {
 	TimestampTz now = GetCurrentTimestamp();
-	XLogRecPtr	insert = InvalidXLogRecPtr;
+	XLogRecPtr	insert = GetXLogWriteRecPtr();
 	uint64		dropped = 0;
 	long		wait = -1;
 
@@ -617,24 +637,20 @@ LogTrim(void)
 		bool		too_old = TimestampDifferenceExceeds(oldest->received, now,
 														 setting_history_age * 1000);
 		bool		too_much = log_bytes > (Size) setting_history_size * 1024;
+		bool		too_far = insert > oldest->commit.lsn &&
+			insert - oldest->commit.lsn > (uint64) setting_history_wal_size * 1024 * 1024 / 3;
 
 		/*
-		 * The last one stays, so that clients of a quiet database can resume
-		 * after hours and after a restart; unless it is so far back that it
-		 * would hold too much WAL.
+		 * What would hold too much WAL goes in any case, well before the
+		 * decoder's bound: the slot's restart position lags behind what is
+		 * confirmed.  Otherwise the last one stays, so that clients of a quiet
+		 * database can resume after hours and after a restart.
 		 */
-		if (base + 1 == published)
+		if (!too_far && (base + 1 == published || (!too_old && !too_much)))
 		{
-			if (insert == InvalidXLogRecPtr)
-				insert = GetXLogWriteRecPtr();
-			if (insert < oldest->commit.lsn ||
-				insert - oldest->commit.lsn < (uint64) setting_history_wal_size * 1024 * 1024 / 2)
-				break;
-		}
-		else if (!too_old && !too_much)
-		{
-			wait = setting_history_age * 1000 -
-				TimestampDifferenceMilliseconds(oldest->received, now);
+			if (base + 1 != published)
+				wait = setting_history_age * 1000 -
+					TimestampDifferenceMilliseconds(oldest->received, now);
 			break;
 		}
 		Drop(oldest);

@@ -79,10 +79,10 @@ extern const RecordDescription *LogDescription(uint32 version);
 
 /*
  * Calls `publish` for each transaction that others can see by now, in order,
- * at most `limit`.  Returns true when the next one is there but still in
- * progress (then the feed worker has to be woken by a commit).
+ * at most `limit`.  Returns -1, or when the next one is there but still in
+ * progress, after how many ms to try again if no commit wakes us before.
  */
-extern bool LogPublish(LogPublishCallback publish, int limit);
+extern long LogPublish(LogPublishCallback publish, int limit);
 
 extern bool LogHasUnpublished(void);
 

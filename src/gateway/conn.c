@@ -55,10 +55,9 @@ ConnStart(void)
 Connection *
 ConnFind(uint32_t number)
 {
-	uint32_t	i;
+	uint32_t i;
 
-	for (i = number & (table_size - 1); table[i] != NULL;
-		 i = (i + 1) & (table_size - 1))
+	for (i = number & (table_size - 1); table[i] != NULL; i = (i + 1) & (table_size - 1))
 	{
 		if (table[i]->number == number)
 			return table[i];
@@ -83,7 +82,7 @@ ConnNext(uint32_t *position)
 static void
 TablePut(Connection *conn)
 {
-	uint32_t	i = conn->number & (table_size - 1);
+	uint32_t i = conn->number & (table_size - 1);
 
 	while (table[i] != NULL)
 		i = (i + 1) & (table_size - 1);
@@ -96,8 +95,8 @@ TableInsert(Connection *conn)
 	if (table_used >= table_size / 2)
 	{
 		Connection **old = table;
-		uint32_t	old_size = table_size;
-		uint32_t	i;
+		uint32_t old_size = table_size;
+		uint32_t i;
 
 		table_size *= 2;
 		table = GatewayAllocZero(table_size * sizeof(Connection *));
@@ -116,15 +115,15 @@ TableInsert(Connection *conn)
 static void
 TableRemove(const Connection *conn)
 {
-	uint32_t	mask = table_size - 1;
-	uint32_t	hole = conn->number & mask;
-	uint32_t	i;
+	uint32_t mask = table_size - 1;
+	uint32_t hole = conn->number & mask;
+	uint32_t i;
 
 	while (table[hole] != conn)
 		hole = (hole + 1) & mask;
 	for (i = (hole + 1) & mask; table[i] != NULL; i = (i + 1) & mask)
 	{
-		uint32_t	home = table[i]->number & mask;
+		uint32_t home = table[i]->number & mask;
 
 		/* Does the hole lie between this one's home and its place? */
 		if (((i - home) & mask) >= ((i - hole) & mask))
@@ -143,7 +142,7 @@ Connection *
 ConnOpen(struct lws *wsi, const char *token, size_t length)
 {
 	Connection *conn = GatewayAllocZero(sizeof(Connection));
-	char		peer[64];
+	char peer[64];
 
 	/* Four thousand million connections take a while; still, never reuse. */
 	if (last_number == UINT32_MAX)
@@ -228,8 +227,8 @@ Deliver(Connection *conn, const char *data, size_t length)
 void
 ConnReceive(Connection *conn, const void *data, size_t length)
 {
-	bool		final = lws_is_final_fragment(conn->wsi) != 0;
-	size_t		rest;
+	bool final = lws_is_final_fragment(conn->wsi) != 0;
+	size_t rest;
 
 	if (conn->close_queued)
 		return;
@@ -244,8 +243,7 @@ ConnReceive(Connection *conn, const void *data, size_t length)
 	/* A frame says how long it is: refuse it before it has come. */
 	rest = lws_remaining_packet_payload(conn->wsi);
 	if (gateway.max_message > 0 &&
-		(rest > gateway.max_message ||
-		 conn->message_length + length + rest > gateway.max_message))
+		(rest > gateway.max_message || conn->message_length + length + rest > gateway.max_message))
 	{
 		ConnClose(conn, LINK_CAUSE_TOO_BIG, 1009, "message too large");
 		return;
@@ -270,7 +268,7 @@ ConnReceive(Connection *conn, const void *data, size_t length)
 	conn->in_message = true;
 	if (conn->message_length + length > conn->message_capacity)
 	{
-		size_t		capacity = conn->message_capacity * 2;
+		size_t capacity = conn->message_capacity * 2;
 
 		if (capacity < conn->message_length + length)
 			capacity = conn->message_length + length + 256;
@@ -325,8 +323,7 @@ ConnPeerCloses(Connection *conn)
 
 /* LINK_CLOSE: after all that is queued. */
 void
-ConnCloseAfterQueue(Connection *conn, uint16_t code, const char *reason,
-					size_t length)
+ConnCloseAfterQueue(Connection *conn, uint16_t code, const char *reason, size_t length)
 {
 	if (conn->close_queued)
 		return;
@@ -343,11 +340,10 @@ ConnCloseAfterQueue(Connection *conn, uint16_t code, const char *reason,
  * callback asks for it, and then the frame is never sent.
  */
 void
-ConnBeginClose(Connection *conn, uint16_t code, const char *reason,
-			   size_t length)
+ConnBeginClose(Connection *conn, uint16_t code, const char *reason, size_t length)
 {
 	unsigned char frame[CLOSE_FRAME_MAX];
-	size_t		n = BuildCloseFrame(frame, code, reason, length);
+	size_t n = BuildCloseFrame(frame, code, reason, length);
 
 	/* From here on `reason` may be gone: it can be an item of the queue. */
 	StopUsing(conn);
@@ -383,8 +379,7 @@ ConnKill(Connection *conn, LinkCause cause)
 		conn->cause = (uint8_t) cause;
 	StopUsing(conn);
 	conn->killed = true;
-	lws_set_timeout(conn->wsi, PENDING_TIMEOUT_KILLED_BY_PARENT,
-					LWS_TO_KILL_ASYNC);
+	lws_set_timeout(conn->wsi, PENDING_TIMEOUT_KILLED_BY_PARENT, LWS_TO_KILL_ASYNC);
 	wake_lws = true;
 }
 

@@ -45,10 +45,10 @@ ReleaseFragment(Fragment *fragment)
 void
 FanoutBegin(WireReader *r)
 {
-	uint64_t	number = WireGetU64(r);
-	uint8_t		flags = WireGetU8(r);
-	WireBytes	before = WireGetBytes(r);
-	WireBytes	after = WireGetBytes(r);
+	uint64_t number = WireGetU64(r);
+	uint8_t flags = WireGetU8(r);
+	WireBytes before = WireGetBytes(r);
+	WireBytes after = WireGetBytes(r);
 
 	if (building != NULL)
 		GatewayFatal(EXIT_PROTOCOL, "a transaction began inside another one");
@@ -71,12 +71,11 @@ FanoutBegin(WireReader *r)
 static FrameItem *
 NewFrame(Connection *conn)
 {
-	FrameItem  *frame = GatewayAllocZero(sizeof(FrameItem));
+	FrameItem *frame = GatewayAllocZero(sizeof(FrameItem));
 
 	frame->item.kind = ITEM_FRAME;
 	frame->item.feed = !building->stream;
-	frame->item.size = building->before_length + building->after_length +
-		ENVELOPE_BYTES;
+	frame->item.size = building->before_length + building->after_length + ENVELOPE_BYTES;
 	frame->transaction = building;
 	building->references++;
 	frame->fragments = frame->few;
@@ -92,8 +91,8 @@ NewFrame(Connection *conn)
 static void
 AddFragment(Connection *conn, Fragment *fragment)
 {
-	FrameItem  *frame;
-	bool		fresh;
+	FrameItem *frame;
+	bool fresh;
 
 	if (conn->close_queued)
 		return;
@@ -107,11 +106,10 @@ AddFragment(Connection *conn, Fragment *fragment)
 
 	if (frame->n_fragments == frame->capacity)
 	{
-		uint32_t	capacity = frame->capacity * 4;
-		Fragment  **grown;
+		uint32_t capacity = frame->capacity * 4;
+		Fragment **grown;
 
-		grown = GatewayRealloc(frame->fragments == frame->few ? NULL :
-							   frame->fragments,
+		grown = GatewayRealloc(frame->fragments == frame->few ? NULL : frame->fragments,
 							   capacity * sizeof(Fragment *));
 		if (frame->fragments == frame->few)
 			memcpy(grown, frame->few, sizeof(frame->few));
@@ -133,12 +131,12 @@ AddFragment(Connection *conn, Fragment *fragment)
 void
 FanoutFragment(WireReader *r)
 {
-	uint32_t	n = WireGetU32(r);
+	uint32_t n = WireGetU32(r);
 	const char *audience = WireTake(r, (size_t) n * sizeof(uint32_t));
-	size_t		length = r->length - r->offset;
+	size_t length = r->length - r->offset;
 	const char *data = WireTake(r, length);
-	Fragment   *fragment;
-	uint32_t	i;
+	Fragment *fragment;
+	uint32_t i;
 
 	if (r->failed)
 		return;
@@ -153,7 +151,7 @@ FanoutFragment(WireReader *r)
 	for (i = 0; i < n; i++)
 	{
 		Connection *conn;
-		uint32_t	number;
+		uint32_t number;
 
 		memcpy(&number, audience + (size_t) i * sizeof(number), sizeof(number));
 		conn = ConnFind(number);
@@ -177,7 +175,7 @@ FanoutEnd(void)
 void
 FanoutFreeFrame(FrameItem *frame)
 {
-	uint32_t	i;
+	uint32_t i;
 
 	for (i = 0; i < frame->n_fragments; i++)
 		ReleaseFragment(frame->fragments[i]);
@@ -205,12 +203,12 @@ size_t
 FanoutJoin(Connection *conn, FrameItem *frame, Buffer *buffer)
 {
 	Transaction *transaction = frame->transaction;
-	size_t		fixed;
-	size_t		fragments = 0;
-	uint32_t	end = frame->n_sent;
-	uint32_t	i;
-	char		head[ENVELOPE_BYTES];
-	int			head_length;
+	size_t fixed;
+	size_t fragments = 0;
+	uint32_t end = frame->n_sent;
+	uint32_t i;
+	char head[ENVELOPE_BYTES];
+	int head_length;
 
 	if (frame->part == 0)
 	{
@@ -220,11 +218,11 @@ FanoutJoin(Connection *conn, FrameItem *frame, Buffer *buffer)
 	}
 
 	/* As many fragments as fit; at least one, however large it is. */
-	fixed = (size_t) transaction->before_length + LINK_TAG_LENGTH +
-		transaction->after_length + ENVELOPE_BYTES;
+	fixed = (size_t) transaction->before_length + LINK_TAG_LENGTH + transaction->after_length +
+			ENVELOPE_BYTES;
 	while (end < frame->n_fragments)
 	{
-		size_t		more = (size_t) frame->fragments[end]->length + 1;
+		size_t more = (size_t) frame->fragments[end]->length + 1;
 
 		if (gateway.max_frame > 0 && end > frame->n_sent &&
 			fixed + fragments + more > gateway.max_frame)
@@ -233,32 +231,27 @@ FanoutJoin(Connection *conn, FrameItem *frame, Buffer *buffer)
 		end++;
 	}
 
-	head_length = snprintf(head, sizeof(head),
-						   "{\"type\":\"transaction\",\"seq\":%" PRIu64 ",",
+	head_length = snprintf(head, sizeof(head), "{\"type\":\"transaction\",\"seq\":%" PRIu64 ",",
 						   frame->seq);
 	if (frame->part > 0 || end < frame->n_fragments)
-		head_length += snprintf(head + head_length,
-								sizeof(head) - (size_t) head_length,
+		head_length += snprintf(head + head_length, sizeof(head) - (size_t) head_length,
 								"\"part\":%u,\"last\":%s,", frame->part + 1,
 								end < frame->n_fragments ? "false" : "true");
 	frame->part++;
 
 	/* Each fragment has a comma behind it but the last; then comes "]}". */
-	BufferAppendFrameHeader(buffer,
-							(size_t) head_length + transaction->before_length +
-							LINK_TAG_LENGTH + transaction->after_length +
-							fragments - 1 + 2);
+	BufferAppendFrameHeader(buffer, (size_t) head_length + transaction->before_length +
+										LINK_TAG_LENGTH + transaction->after_length + fragments -
+										1 + 2);
 	BufferAppend(buffer, head, (size_t) head_length);
 	BufferAppend(buffer, transaction->text, transaction->before_length);
 	BufferAppend(buffer, conn->tag, LINK_TAG_LENGTH);
-	BufferAppend(buffer, transaction->text + transaction->before_length,
-				 transaction->after_length);
+	BufferAppend(buffer, transaction->text + transaction->before_length, transaction->after_length);
 	for (i = frame->n_sent; i < end; i++)
 	{
 		if (i > frame->n_sent)
 			BufferAppend(buffer, ",", 1);
-		BufferAppend(buffer, frame->fragments[i]->data,
-					 frame->fragments[i]->length);
+		BufferAppend(buffer, frame->fragments[i]->data, frame->fragments[i]->length);
 	}
 	BufferAppend(buffer, "]}", 2);
 	frame->n_sent = end;

@@ -35,25 +35,24 @@
 #include "linkframe.h"
 #include "wire.h"
 
-#define GATEWAY_NAME "pg_changefeed_gateway"
+#define GATEWAY_NAME		"pg_changefeed_gateway"
 #define GATEWAY_SUBPROTOCOL "changefeed.v1"
 #define GATEWAY_SOCKET_PATH "/v1/socket"
 
 /* Exit codes; anything else is a signal. */
-#define EXIT_DONE		0		/* shut down, or the feed worker is gone */
-#define EXIT_FAILED		1		/* could not start */
-#define EXIT_PROTOCOL	2		/* the link said something that makes no sense */
+#define EXIT_DONE	  0 /* shut down, or the feed worker is gone */
+#define EXIT_FAILED	  1 /* could not start */
+#define EXIT_PROTOCOL 2 /* the link said something that makes no sense */
 
 /* ---- lists through a member of their elements ---- */
 
 typedef struct ListNode
 {
-	struct ListNode *prev;		/* NULL while in no list */
+	struct ListNode *prev; /* NULL while in no list */
 	struct ListNode *next;
 } ListNode;
 
-#define ListElement(node, type, member) \
-	((type *) ((char *) (node) - offsetof(type, member)))
+#define ListElement(node, type, member) ((type *) ((char *) (node) -offsetof(type, member)))
 
 static inline void
 ListInit(ListNode *list)
@@ -110,78 +109,78 @@ ListAppendAll(ListNode *to, ListNode *from)
 /* One change of a transaction, kept once for all who get it. */
 typedef struct Fragment
 {
-	uint32_t	references;
-	uint32_t	length;
-	char		data[];
+	uint32_t references;
+	uint32_t length;
+	char data[];
 } Fragment;
 
 typedef struct Transaction
 {
-	uint32_t	references;		/* queued frames, and fanout.c while it builds */
-	bool		complete;		/* LINK_TX_END came: may be sent */
-	bool		stream;			/* LINK_TX_STREAM */
-	uint64_t	number;
-	uint32_t	before_length;
-	uint32_t	after_length;
-	char		text[];			/* before, then after */
+	uint32_t references; /* queued frames, and fanout.c while it builds */
+	bool complete;		 /* LINK_TX_END came: may be sent */
+	bool stream;		 /* LINK_TX_STREAM */
+	uint64_t number;
+	uint32_t before_length;
+	uint32_t after_length;
+	char text[]; /* before, then after */
 } Transaction;
 
 typedef enum ItemKind
 {
-	ITEM_FRAME,					/* FrameItem: a transaction */
-	ITEM_TEXT,					/* TextItem: one JSON message */
-	ITEM_PING,					/* TextItem; at most one in a queue */
-	ITEM_MARK,					/* MarkItem */
-	ITEM_CLOSE					/* CloseItem; always the last */
+	ITEM_FRAME, /* FrameItem: a transaction */
+	ITEM_TEXT,	/* TextItem: one JSON message */
+	ITEM_PING,	/* TextItem; at most one in a queue */
+	ITEM_MARK,	/* MarkItem */
+	ITEM_CLOSE	/* CloseItem; always the last */
 } ItemKind;
 
 /* Head of every element of a connection's queue; owned by the queue. */
 typedef struct Item
 {
 	struct Item *next;
-	ItemKind	kind;
-	bool		feed;			/* counts as feed, may be dropped */
-	size_t		size;			/* bytes accounted and not yet sent */
+	ItemKind kind;
+	bool feed;	 /* counts as feed, may be dropped */
+	size_t size; /* bytes accounted and not yet sent */
 } Item;
 
 #define FRAME_INLINE_FRAGMENTS 2
 
 typedef struct FrameItem
 {
-	Item		item;
-	Transaction *transaction;	/* one reference */
-	uint64_t	seq;			/* given when the first part is joined */
-	uint32_t	n_fragments;
-	uint32_t	capacity;
-	uint32_t	n_sent;			/* fragments of earlier parts */
-	uint32_t	part;			/* parts that are joined already */
-	Fragment  **fragments;		/* one reference each; `few` while they fit */
-	Fragment   *few[FRAME_INLINE_FRAGMENTS];
+	Item item;
+	Transaction *transaction; /* one reference */
+	uint64_t seq;			  /* given when the first part is joined */
+	uint32_t n_fragments;
+	uint32_t capacity;
+	uint32_t n_sent;	  /* fragments of earlier parts */
+	uint32_t part;		  /* parts that are joined already */
+	Fragment **fragments; /* one reference each; `few` while they fit */
+	Fragment *few[FRAME_INLINE_FRAGMENTS];
 } FrameItem;
 
 typedef struct TextItem
 {
-	Item		item;
-	size_t		length;
-	char		data[];
+	Item item;
+	size_t length;
+	char data[];
 } TextItem;
 
 typedef struct MarkItem
 {
-	Item		item;
-	uint32_t	mark;
+	Item item;
+	uint32_t mark;
 } MarkItem;
 
 /* A control frame holds 125 bytes, two of which are the code. */
 #define CLOSE_REASON_MAX 123
-#define CLOSE_FRAME_MAX (4 + CLOSE_REASON_MAX)
+#define CLOSE_FRAME_MAX	 (4 + CLOSE_REASON_MAX)
 
 typedef struct CloseItem
 {
-	Item		item;
-	uint16_t	code;
-	uint8_t		length;
-	char		reason[CLOSE_REASON_MAX];
+	Item item;
+	uint16_t code;
+	uint8_t length;
+	char reason[CLOSE_REASON_MAX];
 } CloseItem;
 
 /* Pages of a snapshot that are still to be sent; see snapshot.c. */
@@ -191,9 +190,9 @@ typedef struct SnapshotStream SnapshotStream;
 
 typedef struct WheelTimer
 {
-	ListNode	node;			/* in a slot of the wheel, or in no list */
-	uint32_t	due;			/* in ticks of a second of loop time */
-	bool		is_ping;		/* Connection.ping; else Connection.deadline */
+	ListNode node; /* in a slot of the wheel, or in no list */
+	uint32_t due;  /* in ticks of a second of loop time */
+	bool is_ping;  /* Connection.ping; else Connection.deadline */
 } WheelTimer;
 
 /* ---- a WebSocket ---- */
@@ -201,89 +200,89 @@ typedef struct WheelTimer
 typedef struct Connection
 {
 	struct lws *wsi;
-	uint32_t	number;			/* never reused in the life of a gateway */
-	uint8_t		cause;			/* LinkCause for LINK_CLOSED */
-	bool		identified;		/* LINK_IDENTITY came */
-	bool		behind;			/* feed is dropped until LINK_RESUME */
-	bool		drained_due;	/* LINK_DRAINED has to be said */
-	bool		ping_queued;
-	bool		ping_dropped;	/* one was left out while behind */
-	bool		close_queued;	/* nothing more may be queued */
-	bool		closing;		/* nothing more may be written */
-	bool		close_sent;		/* our close frame was written */
-	bool		killed;			/* lws was told to drop it */
-	bool		in_message;		/* a client's message has begun */
-	char		tag[LINK_TAG_LENGTH];
+	uint32_t number;  /* never reused in the life of a gateway */
+	uint8_t cause;	  /* LinkCause for LINK_CLOSED */
+	bool identified;  /* LINK_IDENTITY came */
+	bool behind;	  /* feed is dropped until LINK_RESUME */
+	bool drained_due; /* LINK_DRAINED has to be said */
+	bool ping_queued;
+	bool ping_dropped; /* one was left out while behind */
+	bool close_queued; /* nothing more may be queued */
+	bool closing;	   /* nothing more may be written */
+	bool close_sent;   /* our close frame was written */
+	bool killed;	   /* lws was told to drop it */
+	bool in_message;   /* a client's message has begun */
+	char tag[LINK_TAG_LENGTH];
 
-	uint64_t	seq;			/* transaction frames joined so far */
-	uint64_t	last_number;	/* last transaction that is not STREAM */
-	uint64_t	heard_ms;		/* loop time of the last received data */
+	uint64_t seq;		  /* transaction frames joined so far */
+	uint64_t last_number; /* last transaction that is not STREAM */
+	uint64_t heard_ms;	  /* loop time of the last received data */
 
 	/* the message that is being received, if it comes in pieces */
-	char	   *message;
-	size_t		message_length;
-	size_t		message_capacity;
+	char *message;
+	size_t message_length;
+	size_t message_capacity;
 
 	/* the queue */
-	Item	   *head;
-	Item	   *tail;
-	FrameItem  *open_frame;		/* last frame, if its transaction is open */
-	size_t		queued_feed;	/* sum of sizes */
-	size_t		queued_other;
-	uint32_t	queued_frames;	/* items that count as feed */
+	Item *head;
+	Item *tail;
+	FrameItem *open_frame; /* last frame, if its transaction is open */
+	size_t queued_feed;	   /* sum of sizes */
+	size_t queued_other;
+	uint32_t queued_frames; /* items that count as feed */
 
 	/* the last write, of which lws may still hold a part */
-	size_t		pending_feed;
-	size_t		pending_other;
+	size_t pending_feed;
+	size_t pending_other;
 
-	SnapshotStream *snapshots;	/* oldest first */
+	SnapshotStream *snapshots; /* oldest first */
 	SnapshotStream *snapshots_tail;
 
-	ListNode	dirty;			/* in queue.c's lists */
-	ListNode	stopped;		/* reading is stopped: in conn.c's list */
-	WheelTimer	ping;
-	WheelTimer	deadline;		/* connect time-out, liveness, or close */
+	ListNode dirty;	  /* in queue.c's lists */
+	ListNode stopped; /* reading is stopped: in conn.c's list */
+	WheelTimer ping;
+	WheelTimer deadline; /* connect time-out, liveness, or close */
 } Connection;
 
 /* A list of strings from LINK_CONFIG. */
 typedef struct StringList
 {
-	uint32_t	n;
-	char	  **strings;
+	uint32_t n;
+	char **strings;
 } StringList;
 
 typedef struct Gateway
 {
-	uv_loop_t	loop;
+	uv_loop_t loop;
 	struct lws_context *lws;
 	struct lws_vhost *vhost;
-	LinkFrame  *link;
+	LinkFrame *link;
 
 	/* LINK_CONFIG */
-	bool		configured;
-	uint32_t	max_connections;
-	uint32_t	send_buffer;
-	uint32_t	heartbeat_ms;
-	uint32_t	connect_timeout_ms;
-	uint32_t	max_message;
-	uint32_t	max_frame;
-	uint16_t	port;
-	StringList	allowed_origins;
-	StringList	allowed_hosts;
+	bool configured;
+	uint32_t max_connections;
+	uint32_t send_buffer;
+	uint32_t heartbeat_ms;
+	uint32_t connect_timeout_ms;
+	uint32_t max_message;
+	uint32_t max_frame;
+	uint16_t port;
+	StringList allowed_origins;
+	StringList allowed_hosts;
 
-	size_t		max_sockets;	/* from RLIMIT_NOFILE */
-	size_t		open_sockets;	/* accepted ones, whatever they speak */
-	bool		ending;			/* LINK_SHUTDOWN or SIGTERM */
-	int			exit_code;
+	size_t max_sockets;	 /* from RLIMIT_NOFILE */
+	size_t open_sockets; /* accepted ones, whatever they speak */
+	bool ending;		 /* LINK_SHUTDOWN or SIGTERM */
+	int exit_code;
 
 	/* LINK_STATS */
-	uint64_t	accepted;		/* WebSockets */
-	uint64_t	open;
-	uint64_t	frames;
-	uint64_t	bytes;
-	uint64_t	queued_bytes;
-	uint64_t	behind_events;
-	uint64_t	refused;
+	uint64_t accepted; /* WebSockets */
+	uint64_t open;
+	uint64_t frames;
+	uint64_t bytes;
+	uint64_t queued_bytes;
+	uint64_t behind_events;
+	uint64_t refused;
 } Gateway;
 
 extern Gateway gateway;
@@ -297,10 +296,10 @@ typedef enum LogLevel
 	LEVEL_FATAL
 } LogLevel;
 
-extern void GatewayLog(LogLevel level, const char *format,...)
-			__attribute__((format(printf, 2, 3)));
-extern void GatewayFatal(int exit_code, const char *format,...)
-			__attribute__((format(printf, 2, 3), noreturn));
+extern void
+GatewayLog(LogLevel level, const char *format, ...) __attribute__((format(printf, 2, 3)));
+extern void GatewayFatal(int exit_code, const char *format, ...)
+	__attribute__((format(printf, 2, 3), noreturn));
 extern void *GatewayAlloc(size_t size);
 extern void *GatewayAllocZero(size_t size);
 extern void *GatewayRealloc(void *p, size_t size);
@@ -310,9 +309,9 @@ extern bool PeerAddress(int fd, char *text, size_t size);
 /* A growing buffer of bytes. */
 typedef struct Buffer
 {
-	char	   *data;
-	size_t		length;
-	size_t		capacity;
+	char *data;
+	size_t length;
+	size_t capacity;
 } Buffer;
 
 extern void BufferReserve(Buffer *buffer, size_t n);
@@ -320,14 +319,14 @@ extern void BufferAppend(Buffer *buffer, const void *data, size_t n);
 extern void BufferAppendString(Buffer *buffer, const char *string);
 extern void BufferAppendJson(Buffer *buffer, const char *string);
 extern void BufferAppendFrameHeader(Buffer *buffer, size_t length);
-extern size_t BuildCloseFrame(unsigned char *frame, uint16_t code,
-							  const char *reason, size_t length);
+extern size_t
+BuildCloseFrame(unsigned char *frame, uint16_t code, const char *reason, size_t length);
 extern void BufferReset(Buffer *buffer, size_t keep);
 
 /* ---- main.c ---- */
 
-extern void GatewayShutdown(const char *reason, size_t reason_length,
-							uint32_t least_ms, uint32_t most_ms);
+extern void
+GatewayShutdown(const char *reason, size_t reason_length, uint32_t least_ms, uint32_t most_ms);
 extern void GatewayConnectionGone(void);
 extern void GatewayExit(int exit_code);
 
@@ -344,10 +343,9 @@ extern void LinkEndTurn(void);
 extern bool LinkIsOverloaded(void);
 extern void LinkSay(LinkType type, const uint32_t *numbers, int n);
 extern void LinkSayPingDue(const uint32_t *numbers, uint32_t n);
-extern void LinkSayOpen(const Connection *conn, const char *peer,
-						const char *token, size_t token_length);
-extern void LinkSayMessage(const Connection *conn, const void *data,
-						   size_t length);
+extern void
+LinkSayOpen(const Connection *conn, const char *peer, const char *token, size_t token_length);
+extern void LinkSayMessage(const Connection *conn, const void *data, size_t length);
 extern void LinkSayClosed(const Connection *conn);
 extern void LinkSayBehind(const Connection *conn);
 extern void LinkSaySnapshotDone(uint32_t conn, uint32_t sub, bool ok);
@@ -362,14 +360,11 @@ extern void ConnGone(Connection *conn);
 extern void ConnReceive(Connection *conn, const void *data, size_t length);
 extern void ConnHeard(Connection *conn);
 extern void ConnIdentify(Connection *conn, const char *tag);
-extern void ConnClose(Connection *conn, LinkCause cause, uint16_t code,
-					  const char *reason);
-extern void ConnCloseAfterQueue(Connection *conn, uint16_t code,
-								const char *reason, size_t length);
-extern void ConnBeginClose(Connection *conn, uint16_t code,
-						   const char *reason, size_t length);
+extern void ConnClose(Connection *conn, LinkCause cause, uint16_t code, const char *reason);
+extern void ConnCloseAfterQueue(Connection *conn, uint16_t code, const char *reason, size_t length);
+extern void ConnBeginClose(Connection *conn, uint16_t code, const char *reason, size_t length);
 extern void ConnKill(Connection *conn, LinkCause cause);
-extern int	ConnPeerCloses(Connection *conn);
+extern int ConnPeerCloses(Connection *conn);
 extern void ConnResumeReading(void);
 extern void ConnEndTurn(void);
 
@@ -377,20 +372,18 @@ extern void ConnEndTurn(void);
 
 typedef enum FlushResult
 {
-	FLUSH_DONE,					/* nothing is left that could be sent */
-	FLUSH_CHOKED,				/* lws will call WRITEABLE */
-	FLUSH_MORE,					/* the budget of this turn is used up */
-	FLUSH_CLOSING				/* no more writes: the connection closes */
+	FLUSH_DONE,	  /* nothing is left that could be sent */
+	FLUSH_CHOKED, /* lws will call WRITEABLE */
+	FLUSH_MORE,	  /* the budget of this turn is used up */
+	FLUSH_CLOSING /* no more writes: the connection closes */
 } FlushResult;
 
 extern void QueueStart(void);
 extern void QueueAdd(Connection *conn, Item *item);
-extern void QueueAddText(Connection *conn, ItemKind kind, const char *a,
-						 size_t a_length, const char *b, size_t b_length,
-						 const char *c, size_t c_length);
+extern void QueueAddText(Connection *conn, ItemKind kind, const char *a, size_t a_length,
+						 const char *b, size_t b_length, const char *c, size_t c_length);
 extern void QueueAddMark(Connection *conn, uint32_t mark);
-extern void QueueAddClose(Connection *conn, uint16_t code, const char *reason,
-						  size_t length);
+extern void QueueAddClose(Connection *conn, uint16_t code, const char *reason, size_t length);
 extern void QueueGrew(Connection *conn, Item *item, size_t n);
 extern bool QueueHasRoomForFeed(Connection *conn);
 extern void QueueResume(Connection *conn);
@@ -420,8 +413,8 @@ extern bool SnapshotNextPage(Connection *conn, Buffer *buffer);
 /* ---- http.c ---- */
 
 extern void HttpSetAsset(WireReader *r);
-extern int	HttpRequest(struct lws *wsi, const char *path, size_t length);
-extern int	HttpCheckUpgrade(struct lws *wsi);
+extern int HttpRequest(struct lws *wsi, const char *path, size_t length);
+extern int HttpCheckUpgrade(struct lws *wsi);
 extern char *HttpToken(struct lws *wsi, size_t *length);
 
 /* ---- heartbeat.c ---- */
@@ -444,4 +437,4 @@ extern void ListenerStop(void);
 
 extern void SandboxEnter(void);
 
-#endif							/* CHANGEFEED_GATEWAY_H */
+#endif /* CHANGEFEED_GATEWAY_H */

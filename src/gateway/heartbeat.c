@@ -21,7 +21,7 @@
  */
 #include "gateway.h"
 
-#define SLOTS 256				/* a power of two */
+#define SLOTS 256 /* a power of two */
 
 /* How long a client may be silent beyond the time between two pings. */
 #define SILENCE_GRACE_MS 10000
@@ -29,7 +29,7 @@
 static ListNode slots[SLOTS];
 static uv_timer_t timer;
 static uint32_t n_timers;
-static uint32_t current;		/* the last tick that was served */
+static uint32_t current; /* the last tick that was served */
 
 /* Who is due in this tick, as u32s. */
 static Buffer due;
@@ -55,7 +55,7 @@ Remove(WheelTimer *t)
 static void
 Set(WheelTimer *t, uint64_t ms)
 {
-	uint64_t	now = uv_now(&gateway.loop);
+	uint64_t now = uv_now(&gateway.loop);
 
 	Remove(t);
 	if (n_timers == 0 && !uv_is_active((uv_handle_t *) &timer))
@@ -73,7 +73,7 @@ Set(WheelTimer *t, uint64_t ms)
 static uint32_t
 PeriodTicks(void)
 {
-	uint32_t	ticks = (gateway.heartbeat_ms + 500) / 1000;
+	uint32_t ticks = (gateway.heartbeat_ms + 500) / 1000;
 
 	return ticks > 0 ? ticks : 1;
 }
@@ -82,8 +82,8 @@ PeriodTicks(void)
 static void
 OnDeadline(Connection *conn)
 {
-	uint64_t	limit = (uint64_t) gateway.heartbeat_ms + SILENCE_GRACE_MS;
-	uint64_t	silent = uv_now(&gateway.loop) - conn->heard_ms;
+	uint64_t limit = (uint64_t) gateway.heartbeat_ms + SILENCE_GRACE_MS;
+	uint64_t silent = uv_now(&gateway.loop) - conn->heard_ms;
 
 	if (conn->close_queued)
 		ConnKill(conn, LINK_CAUSE_SERVER);
@@ -93,8 +93,7 @@ OnDeadline(Connection *conn)
 	else if (gateway.heartbeat_ms == 0)
 		return;
 	else if (silent >= limit)
-		ConnClose(conn, LINK_CAUSE_HEARTBEAT, LINK_CLOSE_HEARTBEAT,
-				  "no answer to a ping");
+		ConnClose(conn, LINK_CAUSE_HEARTBEAT, LINK_CLOSE_HEARTBEAT, "no answer to a ping");
 	else
 		Set(&conn->deadline, limit - silent);
 }
@@ -119,10 +118,10 @@ Fire(WheelTimer *t)
 static void
 OnTick(uv_timer_t *handle)
 {
-	uint32_t	now = TickOf(uv_now(&gateway.loop));
-	uint32_t	n = now - current;
-	uint32_t	first = current + 1;
-	uint32_t	i;
+	uint32_t now = TickOf(uv_now(&gateway.loop));
+	uint32_t n = now - current;
+	uint32_t first = current + 1;
+	uint32_t i;
 
 	(void) handle;
 	if (n > SLOTS)
@@ -134,8 +133,8 @@ OnTick(uv_timer_t *handle)
 	current = now;
 	for (i = 0; i < n; i++)
 	{
-		ListNode   *slot = &slots[(first + i) % SLOTS];
-		ListNode	ripe;
+		ListNode *slot = &slots[(first + i) % SLOTS];
+		ListNode ripe;
 
 		/* Take the list away: timers that are set again may come here. */
 		ListInit(&ripe);
@@ -168,7 +167,7 @@ OnTick(uv_timer_t *handle)
 void
 HeartbeatStart(void)
 {
-	int			i;
+	int i;
 
 	for (i = 0; i < SLOTS; i++)
 		ListInit(&slots[i]);
@@ -195,8 +194,7 @@ HeartbeatBegin(Connection *conn)
 	if (gateway.heartbeat_ms == 0)
 		return;
 	Set(&conn->ping, (uint64_t) (turn++ % PeriodTicks()) * 1000 + 1);
-	HeartbeatSetDeadline(conn, (uint64_t) gateway.heartbeat_ms +
-						 SILENCE_GRACE_MS);
+	HeartbeatSetDeadline(conn, (uint64_t) gateway.heartbeat_ms + SILENCE_GRACE_MS);
 }
 
 void

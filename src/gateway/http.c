@@ -12,9 +12,10 @@
  * header (against DNS rebinding: a foreign name that resolves to this machine)
  * and the Origin header (against foreign pages that open a socket here).
  *
- * Only HTTP/1.  No request has a body, so requests that announce one are
- * refused and their connection closed: its bytes would be taken for the next
- * request.
+ * Only HTTP/1, and one request per connection: with keep-alive a client that
+ * sends its next request, or half-closes, and does not read, makes lws 4.1
+ * poll without end, and a body would be taken for the next request.  Requests
+ * are few here; what matters are the sockets.
  *
  * Process: gateway.  Memory: assets live until they are replaced.  Header
  * values are copied while lws handles the request; its header block is gone
@@ -39,34 +40,33 @@
 typedef struct Asset
 {
 	struct Asset *next;
-	bool		loopback_only;
-	size_t		path_length;
-	char	   *path;
-	char	   *content_type;
-	char	   *etag;
-	size_t		length;
-	char	   *body;
+	bool loopback_only;
+	size_t path_length;
+	char *path;
+	char *content_type;
+	char *etag;
+	size_t length;
+	char *body;
 } Asset;
 
 typedef struct Reply
 {
-	int			status;
-	const char *content_type;	/* NULL: no body */
-	const char *extra;			/* header lines, each with its line end */
+	int status;
+	const char *content_type; /* NULL: no body */
+	const char *extra;		  /* header lines, each with its line end */
 	const char *body;
-	size_t		length;
-	bool		head;			/* send no body, but say how long it is */
-	bool		close;
+	size_t length;
+	bool head; /* send no body, but say how long it is */
 } Reply;
 
 /* Why a request is refused; the strings live as long as the answer is made. */
 typedef struct Refusal
 {
-	int			status;
+	int status;
 	const char *code;
 	const char *message;
-	const char *hint;			/* may be NULL */
-	const char *extra;			/* header lines; may be NULL */
+	const char *hint;  /* may be NULL */
+	const char *extra; /* header lines; may be NULL */
 } Refusal;
 
 static Asset *assets;
@@ -80,7 +80,7 @@ static char message_text[MAX_HEADER + 256];
 static char *
 CopyBytes(WireBytes bytes)
 {
-	char	   *copy = GatewayAlloc(bytes.length + 1);
+	char *copy = GatewayAlloc(bytes.length + 1);
 
 	memcpy(copy, bytes.data, bytes.length);
 	copy[bytes.length] = '\0';
@@ -90,12 +90,11 @@ CopyBytes(WireBytes bytes)
 static Asset *
 FindAsset(const char *path, size_t length)
 {
-	Asset	   *asset;
+	Asset *asset;
 
 	for (asset = assets; asset != NULL; asset = asset->next)
 	{
-		if (asset->path_length == length &&
-			memcmp(asset->path, path, length) == 0)
+		if (asset->path_length == length && memcmp(asset->path, path, length) == 0)
 			return asset;
 	}
 	return NULL;
@@ -105,12 +104,12 @@ FindAsset(const char *path, size_t length)
 void
 HttpSetAsset(WireReader *r)
 {
-	WireBytes	path = WireGetBytes(r);
-	WireBytes	type = WireGetBytes(r);
-	WireBytes	etag = WireGetBytes(r);
-	bool		loopback_only = WireGetU8(r) != 0;
-	WireBytes	body;
-	Asset	   *asset;
+	WireBytes path = WireGetBytes(r);
+	WireBytes type = WireGetBytes(r);
+	WireBytes etag = WireGetBytes(r);
+	bool loopback_only = WireGetU8(r) != 0;
+	WireBytes body;
+	Asset *asset;
 
 	body.length = r->length - r->offset;
 	body.data = WireTake(r, body.length);
@@ -168,15 +167,15 @@ StatusText(int status)
 }
 
 /*
- * Lets the kernel take the whole answer.  What it does not take waits in lws,
- * and an HTTP connection that waits is one whose client can make lws spin: it
- * polls for the next request, or the end, but does not read it yet.
+ * Lets the kernel take the whole answer, so that lws can close right behind
+ * it.  More than the kernel allows (some 400 kB) waits in lws, for five
+ * seconds at most.
  */
 static void
 MakeRoom(struct lws *wsi, size_t length)
 {
-	int			fd = lws_get_socket_fd(wsi);
-	int			size = (int) length + 65536;
+	int fd = lws_get_socket_fd(wsi);
+	int size = (int) length + 65536;
 
 	if (length < 32768)
 		return;
@@ -185,67 +184,59 @@ MakeRoom(struct lws *wsi, size_t length)
 }
 
 /*
- * Sends the whole answer in one write; lws keeps what the socket does not
- * take.  Returns what the callback has to return.
+ * Sends the whole answer in one write.  Returns what the callback has to
+ * return, which is always to close.
  */
 static int
 Send(struct lws *wsi, const Reply *reply)
 {
-	Buffer		out = {NULL, 0, 0};
-	char		line[160];
-	int			n;
+	Buffer out = {NULL, 0, 0};
+	char line[160];
 
-	snprintf(line, sizeof(line), "HTTP/1.1 %d %s\r\n", reply->status,
-			 StatusText(reply->status));
+	snprintf(line, sizeof(line), "HTTP/1.1 %d %s\r\n", reply->status, StatusText(reply->status));
 	BufferAppendString(&out, line);
 	if (reply->content_type != NULL)
 	{
 		BufferAppendString(&out, "Content-Type: ");
 		BufferAppendString(&out, reply->content_type);
-		snprintf(line, sizeof(line), "\r\nContent-Length: %zu\r\n",
-				 reply->length);
+		snprintf(line, sizeof(line), "\r\nContent-Length: %zu\r\n", reply->length);
 		BufferAppendString(&out, line);
 	}
 	else if (reply->status != 304)
 		BufferAppendString(&out, "Content-Length: 0\r\n");
 	if (reply->extra != NULL)
 		BufferAppendString(&out, reply->extra);
-	BufferAppendString(&out, reply->close ?
-					   "Connection: close\r\n" : "Connection: keep-alive\r\n");
 
 	/*
 	 * The console may connect to another server than its own, so any WebSocket
 	 * is allowed, but code and data only come from here.
 	 */
-	BufferAppendString(&out,
-					   "Cache-Control: no-cache\r\n"
-					   "X-Content-Type-Options: nosniff\r\n"
-					   "X-Frame-Options: DENY\r\n"
-					   "Referrer-Policy: no-referrer\r\n"
-					   "Cross-Origin-Resource-Policy: same-origin\r\n"
-					   "Content-Security-Policy: default-src 'self'; "
-					   "connect-src 'self' ws: wss:; img-src 'self' data:; "
-					   "style-src 'self' 'unsafe-inline'; object-src 'none'; "
-					   "base-uri 'none'; form-action 'none'; "
-					   "frame-ancestors 'none'\r\n\r\n");
+	BufferAppendString(&out, "Connection: close\r\n"
+							 "Cache-Control: no-cache\r\n"
+							 "X-Content-Type-Options: nosniff\r\n"
+							 "X-Frame-Options: DENY\r\n"
+							 "Referrer-Policy: no-referrer\r\n"
+							 "Cross-Origin-Resource-Policy: same-origin\r\n"
+							 "Content-Security-Policy: default-src 'self'; "
+							 "connect-src 'self' ws: wss:; img-src 'self' data:; "
+							 "style-src 'self' 'unsafe-inline'; object-src 'none'; "
+							 "base-uri 'none'; form-action 'none'; "
+							 "frame-ancestors 'none'\r\n\r\n");
 	if (!reply->head && reply->length > 0)
 		BufferAppend(&out, reply->body, reply->length);
 
 	MakeRoom(wsi, out.length);
-	n = lws_write(wsi, (unsigned char *) out.data, out.length,
-				  LWS_WRITE_HTTP_HEADERS);
+	lws_write(wsi, (unsigned char *) out.data, out.length, LWS_WRITE_HTTP_HEADERS);
 	BufferReset(&out, 0);
-	if (n < 0 || reply->close)
-		return -1;
-	return lws_http_transaction_completed(wsi) ? -1 : 0;
+	return -1;
 }
 
 static int
-Refuse(struct lws *wsi, const Refusal *refusal, bool head, bool close)
+Refuse(struct lws *wsi, const Refusal *refusal, bool head)
 {
-	Buffer		body = {NULL, 0, 0};
-	Reply		reply;
-	int			result;
+	Buffer body = {NULL, 0, 0};
+	Reply reply;
+	int result;
 
 	BufferAppendString(&body, "{\"type\":\"error\",\"code\":");
 	BufferAppendJson(&body, refusal->code);
@@ -265,7 +256,6 @@ Refuse(struct lws *wsi, const Refusal *refusal, bool head, bool close)
 	reply.body = body.data;
 	reply.length = body.length;
 	reply.head = head;
-	reply.close = close;
 	result = Send(wsi, &reply);
 	BufferReset(&body, 0);
 	gateway.refused++;
@@ -286,7 +276,7 @@ Header(struct lws *wsi, enum lws_token_indexes token)
 static bool
 IsListed(const StringList *list, const char *text, size_t length)
 {
-	uint32_t	i;
+	uint32_t i;
 
 	for (i = 0; i < list->n; i++)
 	{
@@ -305,8 +295,8 @@ HostIsAllowed(struct lws *wsi, Refusal *refusal)
 {
 	static const char *const own[] = {"localhost", "127.0.0.1", "[::1]"};
 	const char *end;
-	size_t		length;
-	size_t		i;
+	size_t length;
+	size_t i;
 
 	refusal->status = 403;
 	refusal->code = "forbidden_host";
@@ -325,8 +315,7 @@ HostIsAllowed(struct lws *wsi, Refusal *refusal)
 
 	for (i = 0; i < sizeof(own) / sizeof(own[0]); i++)
 	{
-		if (strlen(own[i]) == length &&
-			strncasecmp(own[i], header_text, length) == 0)
+		if (strlen(own[i]) == length && strncasecmp(own[i], header_text, length) == 0)
 			return true;
 	}
 	if (IsListed(&gateway.allowed_hosts, header_text, length))
@@ -359,12 +348,10 @@ OriginIsAllowed(struct lws *wsi, Refusal *refusal)
 		authority = strstr(header_text, "://");
 		if (authority != NULL && strcasecmp(authority + 3, host) == 0)
 			return true;
-		if (IsListed(&gateway.allowed_origins, header_text,
-					 strlen(header_text)))
+		if (IsListed(&gateway.allowed_origins, header_text, strlen(header_text)))
 			return true;
 	}
-	snprintf(message_text, sizeof(message_text),
-			 "origin \"%.200s\" is not allowed", header_text);
+	snprintf(message_text, sizeof(message_text), "origin \"%.200s\" is not allowed", header_text);
 	refusal->status = 403;
 	refusal->code = "forbidden_origin";
 	refusal->message = message_text;
@@ -376,20 +363,19 @@ OriginIsAllowed(struct lws *wsi, Refusal *refusal)
 static bool
 HeaderContains(const char *text, const char *token, bool ignore_case)
 {
-	size_t		length = strlen(token);
+	size_t length = strlen(token);
 
 	while (*text != '\0')
 	{
-		size_t		n;
-		size_t		trimmed;
+		size_t n;
+		size_t trimmed;
 
 		text += strspn(text, " \t,");
 		n = strcspn(text, ",");
 		for (trimmed = n; trimmed > 0 && isspace((unsigned char) text[trimmed - 1]);)
 			trimmed--;
 		if (trimmed == length &&
-			(ignore_case ? strncasecmp(text, token, length) :
-			 strncmp(text, token, length)) == 0)
+			(ignore_case ? strncasecmp(text, token, length) : strncmp(text, token, length)) == 0)
 			return true;
 		text += n;
 	}
@@ -404,12 +390,10 @@ HandshakeIsUsable(struct lws *wsi, Refusal *refusal)
 	refusal->code = "bad_request";
 	refusal->hint = NULL;
 
-	if (lws_hdr_total_length(wsi, WSI_TOKEN_GET_URI) <= 0 ||
-		!Header(wsi, WSI_TOKEN_UPGRADE) ||
+	if (lws_hdr_total_length(wsi, WSI_TOKEN_GET_URI) <= 0 || !Header(wsi, WSI_TOKEN_UPGRADE) ||
 		strcasecmp(header_text, "websocket") != 0 ||
 		lws_hdr_total_length(wsi, WSI_TOKEN_CONNECTION) > 120 ||
-		!Header(wsi, WSI_TOKEN_CONNECTION) ||
-		!HeaderContains(header_text, "upgrade", true) ||
+		!Header(wsi, WSI_TOKEN_CONNECTION) || !HeaderContains(header_text, "upgrade", true) ||
 		lws_hdr_total_length(wsi, WSI_TOKEN_KEY) <= 0 ||
 		lws_hdr_total_length(wsi, WSI_TOKEN_KEY) > 100)
 	{
@@ -425,8 +409,7 @@ HandshakeIsUsable(struct lws *wsi, Refusal *refusal)
 		return false;
 	}
 	if (lws_hdr_total_length(wsi, WSI_TOKEN_PROTOCOL) > 0 &&
-		(lws_hdr_total_length(wsi, WSI_TOKEN_PROTOCOL) > 120 ||
-		 !Header(wsi, WSI_TOKEN_PROTOCOL) ||
+		(lws_hdr_total_length(wsi, WSI_TOKEN_PROTOCOL) > 120 || !Header(wsi, WSI_TOKEN_PROTOCOL) ||
 		 !HeaderContains(header_text, GATEWAY_SUBPROTOCOL, false)))
 	{
 		refusal->message = "none of the offered subprotocols is spoken";
@@ -443,7 +426,7 @@ HandshakeIsUsable(struct lws *wsi, Refusal *refusal)
 int
 HttpCheckUpgrade(struct lws *wsi)
 {
-	Refusal		refusal;
+	Refusal refusal;
 
 	/* lws has answered an unknown kind of upgrade itself and still asks. */
 	if (lws_hdr_total_length(wsi, WSI_TOKEN_UPGRADE) <= 0)
@@ -451,19 +434,18 @@ HttpCheckUpgrade(struct lws *wsi)
 
 	memset(&refusal, 0, sizeof(refusal));
 	if (!HostIsAllowed(wsi, &refusal))
-		return Refuse(wsi, &refusal, false, true);
+		return Refuse(wsi, &refusal, false);
 
 	memset(&refusal, 0, sizeof(refusal));
-	if (!Header(wsi, WSI_TOKEN_GET_URI) ||
-		strcmp(header_text, GATEWAY_SOCKET_PATH) != 0)
+	if (!Header(wsi, WSI_TOKEN_GET_URI) || strcmp(header_text, GATEWAY_SOCKET_PATH) != 0)
 	{
 		refusal.status = 404;
 		refusal.code = "not_found";
 		refusal.message = "WebSockets are served at " GATEWAY_SOCKET_PATH;
-		return Refuse(wsi, &refusal, false, true);
+		return Refuse(wsi, &refusal, false);
 	}
 	if (!OriginIsAllowed(wsi, &refusal) || !HandshakeIsUsable(wsi, &refusal))
-		return Refuse(wsi, &refusal, false, true);
+		return Refuse(wsi, &refusal, false);
 
 	memset(&refusal, 0, sizeof(refusal));
 	if (gateway.ending)
@@ -472,7 +454,7 @@ HttpCheckUpgrade(struct lws *wsi)
 		refusal.code = "shutting_down";
 		refusal.message = "the server is shutting down";
 		refusal.extra = "Retry-After: 5\r\n";
-		return Refuse(wsi, &refusal, false, true);
+		return Refuse(wsi, &refusal, false);
 	}
 	if (gateway.open >= gateway.max_connections)
 	{
@@ -481,7 +463,7 @@ HttpCheckUpgrade(struct lws *wsi)
 		refusal.message = "the limit of connections is reached";
 		refusal.hint = "The setting is changefeed.max_connections.";
 		refusal.extra = "Retry-After: 5\r\n";
-		return Refuse(wsi, &refusal, false, true);
+		return Refuse(wsi, &refusal, false);
 	}
 	return 0;
 }
@@ -506,8 +488,7 @@ HttpToken(struct lws *wsi, size_t *length)
 	else
 	{
 		/* lws has decoded the %xx already. */
-		token = lws_get_urlarg_by_name(wsi, "token=", header_text,
-									   (int) sizeof(header_text));
+		token = lws_get_urlarg_by_name(wsi, "token=", header_text, (int) sizeof(header_text));
 		if (token == NULL)
 			token = "";
 	}
@@ -523,13 +504,13 @@ static bool
 EtagMatches(struct lws *wsi, const char *etag)
 {
 	const char *p;
-	size_t		length = strlen(etag);
+	size_t length = strlen(etag);
 
 	if (length == 0 || !Header(wsi, WSI_TOKEN_HTTP_IF_NONE_MATCH))
 		return false;
 	for (p = header_text; *p != '\0';)
 	{
-		size_t		n;
+		size_t n;
 
 		p += strspn(p, " \t,");
 		if (*p == '*')
@@ -547,8 +528,8 @@ EtagMatches(struct lws *wsi, const char *etag)
 static int
 SendAsset(struct lws *wsi, const Asset *asset, bool head)
 {
-	Reply		reply;
-	char		extra[160];
+	Reply reply;
+	char extra[160];
 
 	memset(&reply, 0, sizeof(reply));
 	reply.head = head;
@@ -573,14 +554,14 @@ SendAsset(struct lws *wsi, const Asset *asset, bool head)
 int
 HttpRequest(struct lws *wsi, const char *path, size_t length)
 {
-	bool		head = lws_hdr_total_length(wsi, WSI_TOKEN_HEAD_URI) > 0;
-	Refusal		refusal;
-	Asset	   *asset;
-	char		peer[64];
+	bool head = lws_hdr_total_length(wsi, WSI_TOKEN_HEAD_URI) > 0;
+	Refusal refusal;
+	Asset *asset;
+	char peer[64];
 
 	memset(&refusal, 0, sizeof(refusal));
 	if (!HostIsAllowed(wsi, &refusal))
-		return Refuse(wsi, &refusal, head, true);
+		return Refuse(wsi, &refusal, head);
 
 	memset(&refusal, 0, sizeof(refusal));
 	if (!head && lws_hdr_total_length(wsi, WSI_TOKEN_GET_URI) <= 0)
@@ -589,40 +570,37 @@ HttpRequest(struct lws *wsi, const char *path, size_t length)
 		refusal.code = "method_not_allowed";
 		refusal.message = "only GET and HEAD are served here";
 		refusal.extra = "Allow: GET, HEAD\r\n";
-		return Refuse(wsi, &refusal, false, true);
+		return Refuse(wsi, &refusal, false);
 	}
 	if (lws_hdr_total_length(wsi, WSI_TOKEN_HTTP_TRANSFER_ENCODING) > 0 ||
-		(Header(wsi, WSI_TOKEN_HTTP_CONTENT_LENGTH) &&
-		 strcmp(header_text, "0") != 0))
+		(Header(wsi, WSI_TOKEN_HTTP_CONTENT_LENGTH) && strcmp(header_text, "0") != 0))
 	{
 		refusal.status = 400;
 		refusal.code = "bad_request";
 		refusal.message = "a request with a body is not served here";
-		return Refuse(wsi, &refusal, head, true);
+		return Refuse(wsi, &refusal, head);
 	}
 
 	asset = FindAsset(path, length);
 	if (asset != NULL)
 	{
-		if (!asset->loopback_only ||
-			PeerAddress(lws_get_socket_fd(wsi), peer, sizeof(peer)))
+		if (!asset->loopback_only || PeerAddress(lws_get_socket_fd(wsi), peer, sizeof(peer)))
 			return SendAsset(wsi, asset, head);
 		refusal.status = 403;
 		refusal.code = "forbidden_address";
 		refusal.message = "this page is only served to the server's own machine";
-		return Refuse(wsi, &refusal, head, false);
+		return Refuse(wsi, &refusal, head);
 	}
-	if (length == strlen(GATEWAY_SOCKET_PATH) &&
-		memcmp(path, GATEWAY_SOCKET_PATH, length) == 0)
+	if (length == strlen(GATEWAY_SOCKET_PATH) && memcmp(path, GATEWAY_SOCKET_PATH, length) == 0)
 	{
 		refusal.status = 426;
 		refusal.code = "upgrade_required";
 		refusal.message = "this path serves WebSockets only";
 		refusal.extra = "Upgrade: websocket\r\n";
-		return Refuse(wsi, &refusal, head, false);
+		return Refuse(wsi, &refusal, head);
 	}
 	refusal.status = 404;
 	refusal.code = "not_found";
 	refusal.message = "there is nothing at this path";
-	return Refuse(wsi, &refusal, head, false);
+	return Refuse(wsi, &refusal, head);
 }

@@ -30,10 +30,10 @@
 
 /* Above this much unwritten output no client is read, until below the other. */
 #define OVERLOADED_BYTES ((size_t) 4 * 1024 * 1024)
-#define RELIEVED_BYTES ((size_t) 1024 * 1024)
+#define RELIEVED_BYTES	 ((size_t) 1024 * 1024)
 
 static uv_poll_t poll_handle;
-static int	poll_events;
+static int poll_events;
 static bool overloaded;
 static bool started;
 
@@ -61,7 +61,7 @@ LinkIsOverloaded(void)
 void
 LinkSay(LinkType type, const uint32_t *numbers, int n)
 {
-	int			i;
+	int i;
 
 	LinkFrameBegin(gateway.link, type);
 	for (i = 0; i < n; i++)
@@ -79,8 +79,7 @@ LinkSayPingDue(const uint32_t *numbers, uint32_t n)
 }
 
 void
-LinkSayOpen(const Connection *conn, const char *peer, const char *token,
-			size_t token_length)
+LinkSayOpen(const Connection *conn, const char *peer, const char *token, size_t token_length)
 {
 	LinkFrameBegin(gateway.link, LINK_OPEN);
 	LinkFramePutU32(gateway.link, conn->number);
@@ -159,8 +158,8 @@ SayStats(void)
 static void
 ReadStrings(WireReader *r, StringList *list)
 {
-	uint32_t	n = WireGetU32(r);
-	uint32_t	i;
+	uint32_t n = WireGetU32(r);
+	uint32_t i;
 
 	for (i = 0; i < list->n; i++)
 		free(list->strings[i]);
@@ -169,9 +168,9 @@ ReadStrings(WireReader *r, StringList *list)
 	list->n = 0;
 	for (i = 0; i < n && !r->failed; i++)
 	{
-		WireBytes	b = WireGetBytes(r);
-		char	   *string;
-		size_t		j;
+		WireBytes b = WireGetBytes(r);
+		char *string;
+		size_t j;
 
 		if (r->failed)
 			return;
@@ -179,8 +178,7 @@ ReadStrings(WireReader *r, StringList *list)
 		for (j = 0; j < b.length; j++)
 			string[j] = (char) tolower((unsigned char) b.data[j]);
 		string[b.length] = '\0';
-		list->strings = GatewayRealloc(list->strings,
-									   (list->n + 1) * sizeof(char *));
+		list->strings = GatewayRealloc(list->strings, (list->n + 1) * sizeof(char *));
 		list->strings[list->n++] = string;
 	}
 }
@@ -202,7 +200,8 @@ ReadConfig(WireReader *r)
 	if (r->failed)
 		return;
 	if (gateway.max_connections > gateway.max_sockets)
-		GatewayLog(LEVEL_WARNING, "changefeed.max_connections is %u, but the "
+		GatewayLog(LEVEL_WARNING,
+				   "changefeed.max_connections is %u, but the "
 				   "limit of open files allows only %zu connections",
 				   gateway.max_connections, gateway.max_sockets);
 	gateway.configured = true;
@@ -212,11 +211,11 @@ ReadConfig(WireReader *r)
 static void
 ReadPing(WireReader *r)
 {
-	uint32_t	n = WireGetU32(r);
+	uint32_t n = WireGetU32(r);
 	const char *audience = WireTake(r, (size_t) n * sizeof(uint32_t));
-	WireBytes	before = WireGetBytes(r);
-	WireBytes	after = WireGetBytes(r);
-	uint32_t	i;
+	WireBytes before = WireGetBytes(r);
+	WireBytes after = WireGetBytes(r);
+	uint32_t i;
 
 	if (!WireAtEnd(r))
 	{
@@ -226,13 +225,12 @@ ReadPing(WireReader *r)
 	for (i = 0; i < n; i++)
 	{
 		Connection *conn;
-		uint32_t	number;
+		uint32_t number;
 
 		memcpy(&number, audience + (size_t) i * sizeof(number), sizeof(number));
 		conn = ConnFind(number);
 		if (conn != NULL)
-			QueueAddText(conn, ITEM_PING, before.data, before.length,
-						 conn->tag, sizeof(conn->tag),
+			QueueAddText(conn, ITEM_PING, before.data, before.length, conn->tag, sizeof(conn->tag),
 						 after.data, after.length);
 	}
 }
@@ -242,16 +240,16 @@ static void
 ReadForConnection(LinkMessage *message, WireReader *r, Connection *conn)
 {
 	const char *tag;
-	WireBytes	reason;
-	uint16_t	code;
-	uint32_t	number;
+	WireBytes reason;
+	uint16_t code;
+	uint32_t number;
 
 	switch (message->type)
 	{
 		case LINK_SEND:
 			if (conn != NULL && !r->failed)
-				QueueAddText(conn, ITEM_TEXT, r->data + r->offset,
-							 r->length - r->offset, NULL, 0, NULL, 0);
+				QueueAddText(conn, ITEM_TEXT, r->data + r->offset, r->length - r->offset, NULL, 0,
+							 NULL, 0);
 			r->offset = r->length;
 			break;
 		case LINK_IDENTITY:
@@ -285,8 +283,7 @@ ReadForConnection(LinkMessage *message, WireReader *r, Connection *conn)
 				SnapshotStop(conn, number);
 			break;
 		default:
-			GatewayFatal(EXIT_PROTOCOL, "unknown message %d on the link",
-						 (int) message->type);
+			GatewayFatal(EXIT_PROTOCOL, "unknown message %d on the link", (int) message->type);
 	}
 	if (!WireAtEnd(r))
 		r->failed = true;
@@ -295,10 +292,10 @@ ReadForConnection(LinkMessage *message, WireReader *r, Connection *conn)
 static void
 Dispatch(LinkMessage *message)
 {
-	WireReader	r = WireReaderInit(message->payload, message->length);
-	WireBytes	reason;
-	uint32_t	least;
-	uint32_t	most;
+	WireReader r = WireReaderInit(message->payload, message->length);
+	WireBytes reason;
+	uint32_t least;
+	uint32_t most;
 
 	switch (message->type)
 	{
@@ -341,8 +338,7 @@ Dispatch(LinkMessage *message)
 			break;
 	}
 	if (r.failed)
-		GatewayFatal(EXIT_PROTOCOL, "message %d on the link is damaged",
-					 (int) message->type);
+		GatewayFatal(EXIT_PROTOCOL, "message %d on the link is damaged", (int) message->type);
 	if (message->descriptor >= 0)
 		close(message->descriptor);
 
@@ -369,11 +365,11 @@ static void
 OnLink(uv_poll_t *handle, int status, int events)
 {
 	LinkMessage message;
-	LinkStatus	result;
+	LinkStatus result;
 
 	(void) handle;
 	if (status == 0 && (events & UV_READABLE) == 0)
-		return;					/* LinkEndTurn writes */
+		return; /* LinkEndTurn writes */
 
 	result = LinkFrameFill(gateway.link, READ_BUDGET);
 	if (result == LINK_OK)
@@ -392,7 +388,7 @@ OnLink(uv_poll_t *handle, int status, int events)
 void
 LinkEndTurn(void)
 {
-	LinkStatus	status;
+	LinkStatus status;
 
 	if (gateway.link == NULL)
 		return;

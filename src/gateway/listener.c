@@ -41,13 +41,13 @@
 
 static struct
 {
-	int			fd;
-	uv_poll_t	poll;
-}			listeners[MAX_LISTENERS];
-static int	n_listeners;
+	int fd;
+	uv_poll_t poll;
+} listeners[MAX_LISTENERS];
+static int n_listeners;
 
 static uv_timer_t pause_timer;
-static bool running;			/* ListenerStart was called */
+static bool running; /* ListenerStart was called */
 static bool paused;
 static bool watching;
 
@@ -56,7 +56,7 @@ static void OnAcceptable(uv_poll_t *handle, int status, int events);
 static bool
 HasRoom(void)
 {
-	size_t		limit = (size_t) gateway.max_connections + SPARE_SOCKETS;
+	size_t limit = (size_t) gateway.max_connections + SPARE_SOCKETS;
 
 	if (limit > gateway.max_sockets)
 		limit = gateway.max_sockets;
@@ -67,9 +67,8 @@ HasRoom(void)
 void
 ListenerUpdate(void)
 {
-	bool		watch = running && !paused && !gateway.ending && HasRoom() &&
-		!LinkIsOverloaded();
-	int			i;
+	bool watch = running && !paused && !gateway.ending && HasRoom() && !LinkIsOverloaded();
+	int i;
 
 	if (watch == watching)
 		return;
@@ -94,8 +93,8 @@ OnPauseOver(uv_timer_t *handle)
 static void
 Adopt(int fd)
 {
-	int			one = 1;
-	int			lowat = NOTSENT_LOWAT;
+	int one = 1;
+	int lowat = NOTSENT_LOWAT;
 
 	/* Best effort, and not for Unix sockets. */
 	setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
@@ -109,33 +108,30 @@ Adopt(int fd)
 static void
 OnAcceptable(uv_poll_t *handle, int status, int events)
 {
-	int			listening = listeners[(intptr_t) handle->data].fd;
-	int			i;
+	int listening = listeners[(intptr_t) handle->data].fd;
+	int i;
 
 	(void) status;
 	(void) events;
 	for (i = 0; i < ACCEPTS_PER_TURN && HasRoom(); i++)
 	{
-		int			fd = accept4(listening, NULL, NULL,
-								 SOCK_NONBLOCK | SOCK_CLOEXEC);
+		int fd = accept4(listening, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
 
 		if (fd >= 0)
 		{
 			Adopt(fd);
 			continue;
 		}
-		if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS ||
-			errno == ENOMEM)
+		if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM)
 		{
 			/* The connection stays in the queue and would wake us for ever. */
-			GatewayLog(LEVEL_WARNING, "could not accept a connection: %s",
-					   strerror(errno));
+			GatewayLog(LEVEL_WARNING, "could not accept a connection: %s", strerror(errno));
 			paused = true;
 			uv_timer_start(&pause_timer, OnPauseOver, PAUSE_MS, 0);
 			break;
 		}
 		if (errno == EAGAIN || errno == EWOULDBLOCK)
-			break;				/* another gateway was faster */
+			break; /* another gateway was faster */
 		if (errno != EINTR && errno != ECONNABORTED)
 			break;
 	}
@@ -145,7 +141,7 @@ OnAcceptable(uv_poll_t *handle, int status, int events)
 void
 ListenerTake(int fd)
 {
-	uv_poll_t  *poll;
+	uv_poll_t *poll;
 
 	if (n_listeners == MAX_LISTENERS)
 		GatewayFatal(EXIT_PROTOCOL, "too many listening sockets");
@@ -177,7 +173,7 @@ ListenerStart(void)
 void
 ListenerStop(void)
 {
-	int			i;
+	int i;
 
 	running = false;
 	ListenerUpdate();

@@ -41,12 +41,12 @@
 #define SHUTDOWN_KILL_MS 900
 #define SHUTDOWN_EXIT_MS 1500
 
-Gateway		gateway;
+Gateway gateway;
 
 static uv_prepare_t prepare;
 static uv_timer_t shutdown_timer;
 static uv_signal_t sigterm;
-static uint32_t spread;			/* a random start for retry_after_ms */
+static uint32_t spread; /* a random start for retry_after_ms */
 
 /* ---- the end ---- */
 
@@ -61,7 +61,7 @@ static void
 OnShutdownTimer(uv_timer_t *handle)
 {
 	static bool again;
-	uint32_t	position = 0;
+	uint32_t position = 0;
 	Connection *conn;
 
 	if (again)
@@ -72,8 +72,7 @@ OnShutdownTimer(uv_timer_t *handle)
 	again = true;
 	while ((conn = ConnNext(&position)) != NULL)
 		ConnKill(conn, LINK_CAUSE_SERVER);
-	uv_timer_start(handle, OnShutdownTimer, SHUTDOWN_EXIT_MS - SHUTDOWN_KILL_MS,
-				   0);
+	uv_timer_start(handle, OnShutdownTimer, SHUTDOWN_EXIT_MS - SHUTDOWN_KILL_MS, 0);
 }
 
 /*
@@ -81,13 +80,12 @@ OnShutdownTimer(uv_timer_t *handle)
  * queued as feed is not worth the second that we have; the client resumes.
  */
 void
-GatewayShutdown(const char *reason, size_t reason_length, uint32_t least_ms,
-				uint32_t most_ms)
+GatewayShutdown(const char *reason, size_t reason_length, uint32_t least_ms, uint32_t most_ms)
 {
-	uint32_t	position = 0;
-	uint32_t	value = spread;
-	Buffer		head = {NULL, 0, 0};
-	char	   *reason_text;
+	uint32_t position = 0;
+	uint32_t value = spread;
+	Buffer head = {NULL, 0, 0};
+	char *reason_text;
 	Connection *conn;
 
 	if (gateway.ending)
@@ -105,8 +103,8 @@ GatewayShutdown(const char *reason, size_t reason_length, uint32_t least_ms,
 
 	while ((conn = ConnNext(&position)) != NULL)
 	{
-		uint64_t	range = (uint64_t) most_ms - least_ms + 1;
-		char		tail[64];
+		uint64_t range = (uint64_t) most_ms - least_ms + 1;
+		char tail[64];
 
 		/* Steps of the golden ratio spread any number of values evenly. */
 		value += UINT32_C(2654435769);
@@ -116,8 +114,7 @@ GatewayShutdown(const char *reason, size_t reason_length, uint32_t least_ms,
 		{
 			QueueDropAll(conn);
 			SnapshotStopAll(conn);
-			QueueAddText(conn, ITEM_TEXT, head.data, head.length, tail,
-						 strlen(tail), NULL, 0);
+			QueueAddText(conn, ITEM_TEXT, head.data, head.length, tail, strlen(tail), NULL, 0);
 			ConnCloseAfterQueue(conn, 1001, reason_text, reason_length);
 		}
 	}
@@ -157,19 +154,19 @@ OnPrepare(uv_prepare_t *handle)
 static int
 ParseArguments(int argc, char **argv)
 {
-	char	   *end;
-	long		fd;
+	char *end;
+	long fd;
 
 	if (argc == 2 && strcmp(argv[1], "--version") == 0)
 	{
-		printf(GATEWAY_NAME " (link version %d, libwebsockets %s)\n",
-			   LINK_VERSION, lws_get_library_version());
+		printf(GATEWAY_NAME " (link version %d, libwebsockets %s)\n", LINK_VERSION,
+			   lws_get_library_version());
 		exit(EXIT_DONE);
 	}
 	if (argc != 3 || strcmp(argv[1], "--link-fd") != 0)
 	{
 		fprintf(stderr, "usage: " GATEWAY_NAME " --link-fd N\n"
-				"This program is started by the extension pg_changefeed.\n");
+						"This program is started by the extension pg_changefeed.\n");
 		exit(EXIT_FAILED);
 	}
 	errno = 0;
@@ -182,8 +179,8 @@ ParseArguments(int argc, char **argv)
 static void
 ResetSignals(void)
 {
-	sigset_t	none;
-	int			number;
+	sigset_t none;
+	int number;
 
 	for (number = 1; number < NSIG; number++)
 		signal(number, SIG_DFL);
@@ -200,11 +197,10 @@ static void
 CheckLinkIsOpen(int fd)
 {
 	struct pollfd p;
-	int			type = 0;
-	socklen_t	length = sizeof(type);
+	int type = 0;
+	socklen_t length = sizeof(type);
 
-	if (getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &length) < 0 ||
-		type != SOCK_STREAM)
+	if (getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &length) < 0 || type != SOCK_STREAM)
 		GatewayFatal(EXIT_FAILED, "descriptor %d is not a stream socket", fd);
 	p.fd = fd;
 	p.events = POLLIN;
@@ -217,8 +213,8 @@ static void
 SetLimits(void)
 {
 	struct rlimit limit;
-	rlim_t		n = 1024;
-	int			fd;
+	rlim_t n = 1024;
+	int fd;
 
 	if (getrlimit(RLIMIT_NOFILE, &limit) == 0)
 	{
@@ -228,8 +224,7 @@ SetLimits(void)
 		limit.rlim_cur = n;
 		if (n < limit.rlim_max || limit.rlim_max == RLIM_INFINITY)
 			limit.rlim_max = n;
-		if (setrlimit(RLIMIT_NOFILE, &limit) < 0 &&
-			getrlimit(RLIMIT_NOFILE, &limit) == 0)
+		if (setrlimit(RLIMIT_NOFILE, &limit) < 0 && getrlimit(RLIMIT_NOFILE, &limit) == 0)
 			n = limit.rlim_cur;
 	}
 
@@ -241,8 +236,7 @@ SetLimits(void)
 	if (fd >= 0)
 	{
 		if (write(fd, "500", 3) < 0)
-			GatewayLog(LEVEL_LOG, "could not set oom_score_adj: %s",
-					   strerror(errno));
+			GatewayLog(LEVEL_LOG, "could not set oom_score_adj: %s", strerror(errno));
 		close(fd);
 	}
 }
@@ -291,7 +285,7 @@ static void
 CleanUp(void)
 {
 #ifdef GATEWAY_DEBUG
-	uint32_t	position = 0;
+	uint32_t position = 0;
 	Connection *conn;
 
 	while ((conn = ConnNext(&position)) != NULL)
@@ -309,7 +303,7 @@ CleanUp(void)
 int
 main(int argc, char **argv)
 {
-	int			fd = ParseArguments(argc, argv);
+	int fd = ParseArguments(argc, argv);
 
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
 	ResetSignals();

@@ -39,11 +39,11 @@
 
 /* What one connection may write before others get their turn. */
 #define FLUSH_BUDGET ((size_t) 256 * 1024)
-#define PAGE_BUDGET ((size_t) 128 * 1024)
+#define PAGE_BUDGET	 ((size_t) 128 * 1024)
 
 /* Bounds of one walk over the dirty list. */
 #define WALK_CONNECTIONS 256
-#define WALK_BYTES ((uint64_t) 4 * 1024 * 1024)
+#define WALK_BYTES		 ((uint64_t) 4 * 1024 * 1024)
 
 #define SCRATCH_KEEP ((size_t) 512 * 1024)
 
@@ -142,7 +142,7 @@ Forget(Connection *conn, Item *item)
 static void
 Pop(Connection *conn)
 {
-	Item	   *item = conn->head;
+	Item *item = conn->head;
 
 	conn->head = item->next;
 	if (conn->head == NULL)
@@ -158,15 +158,15 @@ Pop(Connection *conn)
 static void
 Drop(Connection *conn, bool everything)
 {
-	Item	  **link = &conn->head;
-	Item	   *last = NULL;
+	Item **link = &conn->head;
+	Item *last = NULL;
 
 	while (*link != NULL)
 	{
-		Item	   *item = *link;
+		Item *item = *link;
 
-		if ((item->feed && ((FrameItem *) item)->part == 0) ||
-			item->kind == ITEM_PING || everything)
+		if ((item->feed && ((FrameItem *) item)->part == 0) || item->kind == ITEM_PING ||
+			everything)
 		{
 			*link = item->next;
 			if (item->kind == ITEM_PING)
@@ -239,7 +239,7 @@ QueueGrew(Connection *conn, Item *item, size_t n)
 void
 QueueAdd(Connection *conn, Item *item)
 {
-	size_t		size = item->size;
+	size_t size = item->size;
 
 	if (conn->close_queued)
 	{
@@ -260,11 +260,11 @@ QueueAdd(Connection *conn, Item *item)
 
 /* Queues a message of up to three pieces. */
 void
-QueueAddText(Connection *conn, ItemKind kind, const char *a, size_t a_length,
-			 const char *b, size_t b_length, const char *c, size_t c_length)
+QueueAddText(Connection *conn, ItemKind kind, const char *a, size_t a_length, const char *b,
+			 size_t b_length, const char *c, size_t c_length)
 {
-	size_t		length = a_length + b_length + c_length;
-	TextItem   *text;
+	size_t length = a_length + b_length + c_length;
+	TextItem *text;
 
 	if (conn->close_queued)
 		return;
@@ -296,7 +296,7 @@ QueueAddText(Connection *conn, ItemKind kind, const char *a, size_t a_length,
 void
 QueueAddMark(Connection *conn, uint32_t mark)
 {
-	MarkItem   *item = GatewayAllocZero(sizeof(MarkItem));
+	MarkItem *item = GatewayAllocZero(sizeof(MarkItem));
 
 	item->item.kind = ITEM_MARK;
 	item->item.size = sizeof(MarkItem);
@@ -307,7 +307,7 @@ QueueAddMark(Connection *conn, uint32_t mark)
 void
 QueueAddClose(Connection *conn, uint16_t code, const char *reason, size_t length)
 {
-	CloseItem  *item;
+	CloseItem *item;
 
 	if (conn->close_queued)
 		return;
@@ -332,8 +332,7 @@ QueueHasRoomForFeed(Connection *conn)
 {
 	if (conn->behind)
 		return false;
-	if (conn->queued_feed + Pending(conn, conn->pending_feed) <=
-		gateway.send_buffer)
+	if (conn->queued_feed + Pending(conn, conn->pending_feed) <= gateway.send_buffer)
 		return true;
 
 	/* Perhaps it is only the batch of this turn that is so large. */
@@ -341,8 +340,7 @@ QueueHasRoomForFeed(Connection *conn)
 		;
 	if (conn->closing)
 		return false;
-	if (!ConnIsChoked(conn) ||
-		conn->queued_feed + conn->pending_feed <= gateway.send_buffer)
+	if (!ConnIsChoked(conn) || conn->queued_feed + conn->pending_feed <= gateway.send_buffer)
 		return true;
 	if (conn->pending_feed == 0 && conn->queued_frames <= 1)
 		return true;
@@ -380,13 +378,13 @@ Gather(Connection *conn, size_t *feed)
 	*feed = 0;
 	while (conn->head != NULL)
 	{
-		Item	   *item = conn->head;
-		size_t		before = scratch.length;
+		Item *item = conn->head;
+		size_t before = scratch.length;
 
 		if (item->kind == ITEM_FRAME)
 		{
-			FrameItem  *frame = (FrameItem *) item;
-			size_t		n;
+			FrameItem *frame = (FrameItem *) item;
+			size_t n;
 
 			if (!frame->transaction->complete)
 				return;
@@ -402,7 +400,7 @@ Gather(Connection *conn, size_t *feed)
 		}
 		else if (item->kind == ITEM_TEXT || item->kind == ITEM_PING)
 		{
-			TextItem   *text = (TextItem *) item;
+			TextItem *text = (TextItem *) item;
 
 			if (before > 0 && before + text->length > GATHER_BYTES)
 				return;
@@ -420,11 +418,10 @@ Gather(Connection *conn, size_t *feed)
 static bool
 Write(Connection *conn, size_t feed)
 {
-	size_t		length = scratch.length;
-	int			n;
+	size_t length = scratch.length;
+	int n;
 
-	n = lws_write(conn->wsi, (unsigned char *) scratch.data, length,
-				  LWS_WRITE_RAW);
+	n = lws_write(conn->wsi, (unsigned char *) scratch.data, length, LWS_WRITE_RAW);
 	BufferReset(&scratch, SCRATCH_KEEP);
 	if (n < 0)
 	{
@@ -440,13 +437,13 @@ Write(Connection *conn, size_t feed)
 static FlushResult
 FlushSome(Connection *conn)
 {
-	size_t		budget = FLUSH_BUDGET;
-	size_t		pages = PAGE_BUDGET;
+	size_t budget = FLUSH_BUDGET;
+	size_t pages = PAGE_BUDGET;
 
 	for (;;)
 	{
-		size_t		feed;
-		size_t		length;
+		size_t feed;
+		size_t length;
 
 		if (conn->closing)
 			return FLUSH_CLOSING;
@@ -458,7 +455,7 @@ FlushSome(Connection *conn)
 		if (conn->head != NULL && conn->head->kind == ITEM_MARK)
 		{
 			/* All before it has left lws: that is what the mark asks for. */
-			uint32_t	numbers[2];
+			uint32_t numbers[2];
 
 			numbers[0] = conn->number;
 			numbers[1] = ((MarkItem *) conn->head)->mark;
@@ -468,7 +465,7 @@ FlushSome(Connection *conn)
 		}
 		if (conn->head != NULL && conn->head->kind == ITEM_CLOSE)
 		{
-			CloseItem  *item = (CloseItem *) conn->head;
+			CloseItem *item = (CloseItem *) conn->head;
 
 			ConnBeginClose(conn, item->code, item->reason, item->length);
 			return FLUSH_CLOSING;
@@ -484,9 +481,9 @@ FlushSome(Connection *conn)
 			continue;
 		}
 		if (conn->head != NULL && conn->head->kind == ITEM_FRAME)
-			return FLUSH_DONE;	/* waits for the end of its transaction */
+			return FLUSH_DONE; /* waits for the end of its transaction */
 		if (conn->head != NULL)
-			continue;			/* a mark or the close */
+			continue; /* a mark or the close */
 
 		/* Pages do not count: live frames go on between them. */
 		if (conn->drained_due)
@@ -497,7 +494,7 @@ FlushSome(Connection *conn)
 		if (conn->snapshots == NULL)
 			return FLUSH_DONE;
 		if (!SnapshotNextPage(conn, &scratch))
-			continue;			/* that stream was at its end */
+			continue; /* that stream was at its end */
 		length = scratch.length;
 		pages -= length < pages ? length : pages;
 		if (!Write(conn, 0))
@@ -533,8 +530,8 @@ QueueFlush(Connection *conn)
 void
 QueueFlushDirty(void)
 {
-	int			connections = 0;
-	uint64_t	start = gateway.bytes;
+	int connections = 0;
+	uint64_t start = gateway.bytes;
 
 	while (!ListIsEmpty(&dirty_list) && connections++ < WALK_CONNECTIONS &&
 		   gateway.bytes - start < WALK_BYTES)

@@ -31,39 +31,76 @@
 /* Allowed whatever the arguments are. */
 static const char *const allowed[] = {
 	/* the loop */
-	"epoll_wait", "epoll_pwait", "epoll_pwait2", "epoll_ctl", "poll", "ppoll",
+	"epoll_wait",
+	"epoll_pwait",
+	"epoll_pwait2",
+	"epoll_ctl",
+	"poll",
+	"ppoll",
 	/* sockets that we have */
-	"accept4", "accept", "recvfrom", "recvmsg", "sendto", "sendmsg",
-	"shutdown", "setsockopt", "getsockopt", "getpeername", "getsockname",
+	"accept4",
+	"accept",
+	"recvfrom",
+	"recvmsg",
+	"sendto",
+	"sendmsg",
+	"shutdown",
+	"setsockopt",
+	"getsockopt",
+	"getpeername",
+	"getsockname",
 	/* descriptors that we have */
-	"read", "readv", "write", "writev", "pread64", "close", "fstat",
-	"newfstatat", "lseek",
+	"read",
+	"readv",
+	"write",
+	"writev",
+	"pread64",
+	"close",
+	"fstat",
+	"newfstatat",
+	"lseek",
 	/* memory */
-	"brk", "munmap", "mremap", "madvise",
+	"brk",
+	"munmap",
+	"mremap",
+	"madvise",
 	/* time, identity, the rest of a libc's life */
-	"clock_gettime", "clock_getres", "gettimeofday", "time", "nanosleep",
-	"clock_nanosleep", "getpid", "gettid", "getrandom", "futex",
-	"restart_syscall", "rt_sigreturn", "rt_sigprocmask", "rt_sigaction",
-	"sigaltstack", "sched_yield", "exit", "exit_group",
+	"clock_gettime",
+	"clock_getres",
+	"gettimeofday",
+	"time",
+	"nanosleep",
+	"clock_nanosleep",
+	"getpid",
+	"gettid",
+	"getrandom",
+	"futex",
+	"restart_syscall",
+	"rt_sigreturn",
+	"rt_sigprocmask",
+	"rt_sigaction",
+	"sigaltstack",
+	"sched_yield",
+	"exit",
+	"exit_group",
 };
 
 static void
 Check(int result)
 {
 	if (result < 0)
-		GatewayFatal(EXIT_FAILED, "could not make the seccomp filter: %s",
-					 strerror(-result));
+		GatewayFatal(EXIT_FAILED, "could not make the seccomp filter: %s", strerror(-result));
 }
 
 static void
-AllowIf(scmp_filter_ctx filter, const char *name, unsigned int argument,
-		scmp_datum_t mask, scmp_datum_t value)
+AllowIf(scmp_filter_ctx filter, const char *name, unsigned int argument, scmp_datum_t mask,
+		scmp_datum_t value)
 {
 	struct scmp_arg_cmp compare;
-	int			number = seccomp_syscall_resolve_name(name);
+	int number = seccomp_syscall_resolve_name(name);
 
 	if (number == __NR_SCMP_ERROR)
-		return;					/* not on this architecture */
+		return; /* not on this architecture */
 	memset(&compare, 0, sizeof(compare));
 	compare.arg = argument;
 	compare.op = SCMP_CMP_MASKED_EQ;
@@ -77,8 +114,8 @@ SandboxEnter(void)
 {
 	const scmp_datum_t all = 0xffffffff;
 	scmp_filter_ctx filter;
-	size_t		i;
-	int			result;
+	size_t i;
+	int result;
 
 #ifdef GATEWAY_DEBUG
 	/* Leak checkers need calls that no gateway should have. */
@@ -87,8 +124,7 @@ SandboxEnter(void)
 #endif
 
 	if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)
-		GatewayFatal(EXIT_FAILED, "could not set no_new_privs: %s",
-					 strerror(errno));
+		GatewayFatal(EXIT_FAILED, "could not set no_new_privs: %s", strerror(errno));
 
 	filter = seccomp_init(SCMP_ACT_ERRNO(EPERM));
 	if (filter == NULL)
@@ -96,7 +132,7 @@ SandboxEnter(void)
 
 	for (i = 0; i < sizeof(allowed) / sizeof(allowed[0]); i++)
 	{
-		int			number = seccomp_syscall_resolve_name(allowed[i]);
+		int number = seccomp_syscall_resolve_name(allowed[i]);
 
 		if (number != __NR_SCMP_ERROR)
 			Check(seccomp_rule_add(filter, SCMP_ACT_ALLOW, number, 0));
@@ -119,7 +155,6 @@ SandboxEnter(void)
 
 	result = seccomp_load(filter);
 	if (result < 0)
-		GatewayFatal(EXIT_FAILED, "could not load the seccomp filter: %s",
-					 strerror(-result));
+		GatewayFatal(EXIT_FAILED, "could not load the seccomp filter: %s", strerror(-result));
 	seccomp_release(filter);
 }

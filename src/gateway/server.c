@@ -26,20 +26,18 @@
 /* Lines of lws that we pass on, at most, in ten seconds. */
 #define LOG_LINES 10
 
-static int	OnEvent(struct lws *wsi, enum lws_callback_reasons reason,
-					void *user, void *in, size_t length);
+static int
+OnEvent(struct lws *wsi, enum lws_callback_reasons reason, void *user, void *in, size_t length);
 
-static const struct lws_protocols protocols[] = {
-	{
-		.name = GATEWAY_SUBPROTOCOL,
-		.callback = OnEvent,
-		.rx_buffer_size = RX_BUFFER,
-		.tx_packet_size = TX_PACKET,
-	},
-	{
-		.name = NULL,
-	}
-};
+static const struct lws_protocols protocols[] = {{
+													 .name = GATEWAY_SUBPROTOCOL,
+													 .callback = OnEvent,
+													 .rx_buffer_size = RX_BUFFER,
+													 .tx_packet_size = TX_PACKET,
+												 },
+												 {
+													 .name = NULL,
+												 }};
 
 /* Zero: no validity checks. */
 static const lws_retry_bo_t no_retry;
@@ -52,8 +50,8 @@ static void
 OnLog(int level, const char *line)
 {
 	static uint64_t window;
-	static int	lines;
-	uint64_t	now = uv_hrtime() / 1000000000;
+	static int lines;
+	uint64_t now = uv_hrtime() / 1000000000;
 
 	if (now - window >= 10)
 	{
@@ -62,15 +60,15 @@ OnLog(int level, const char *line)
 	}
 	if (++lines > LOG_LINES)
 		return;
-	GatewayLog(level == LLL_ERR ? LEVEL_WARNING : LEVEL_LOG,
-			   "libwebsockets: %.*s", (int) strcspn(line, "\n"), line);
+	GatewayLog(level == LLL_ERR ? LEVEL_WARNING : LEVEL_LOG, "libwebsockets: %.*s",
+			   (int) strcspn(line, "\n"), line);
 }
 
 void
 ServerCreate(void)
 {
 	struct lws_context_creation_info info;
-	void	   *loops[1];
+	void *loops[1];
 	unsigned char hash[20];
 
 	lws_set_log_level(LLL_ERR | LLL_WARN, OnLog);
@@ -93,7 +91,7 @@ ServerCreate(void)
 	gateway.lws = lws_create_context(&info);
 	if (gateway.lws == NULL)
 		GatewayFatal(EXIT_FAILED, "could not create the libwebsockets context "
-					 "(is the package libwebsockets-evlib-uv installed?)");
+								  "(is the package libwebsockets-evlib-uv installed?)");
 
 	info.protocols = protocols;
 	info.vhost_name = "default";
@@ -109,7 +107,7 @@ ServerCreate(void)
 void
 ServerDestroy(void)
 {
-	int			i;
+	int i;
 
 	lws_context_destroy(gateway.lws);
 	/* Closing is asynchronous under libuv. */
@@ -121,8 +119,8 @@ ServerDestroy(void)
 static int
 Established(struct lws *wsi)
 {
-	size_t		length;
-	char	   *token = HttpToken(wsi, &length);
+	size_t length;
+	char *token = HttpToken(wsi, &length);
 
 	lws_set_opaque_user_data(wsi, ConnOpen(wsi, token, length));
 	explicit_bzero(token, length);
@@ -141,8 +139,7 @@ Gone(struct lws *wsi)
 }
 
 static int
-OnEvent(struct lws *wsi, enum lws_callback_reasons reason, void *user,
-		void *in, size_t length)
+OnEvent(struct lws *wsi, enum lws_callback_reasons reason, void *user, void *in, size_t length)
 {
 	Connection *conn;
 
@@ -163,11 +160,11 @@ OnEvent(struct lws *wsi, enum lws_callback_reasons reason, void *user,
 			return HttpCheckUpgrade(wsi);
 		case LWS_CALLBACK_HTTP_BODY:
 		case LWS_CALLBACK_HTTP_BODY_COMPLETION:
-			return -1;			/* no request that we go on with has one */
+			return -1; /* no request that we go on with has one */
 
 		case LWS_CALLBACK_RAW_ADOPT:
 		case LWS_CALLBACK_RAW_RX:
-			return -1;			/* the method CONNECT */
+			return -1; /* the method CONNECT */
 
 		case LWS_CALLBACK_ESTABLISHED:
 			return Established(wsi);

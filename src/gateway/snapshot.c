@@ -29,18 +29,18 @@
 struct SnapshotStream
 {
 	SnapshotStream *next;
-	uint32_t	sub;
-	int			fd;				/* owned */
-	off_t		offset;			/* of the next page */
-	uint32_t	n_prefixes;
-	WireBytes  *prefixes;		/* pointing into text */
-	char	   *text;
+	uint32_t sub;
+	int fd;		  /* owned */
+	off_t offset; /* of the next page */
+	uint32_t n_prefixes;
+	WireBytes *prefixes; /* pointing into text */
+	char *text;
 };
 
 typedef enum ReadResult
 {
 	READ_OK,
-	READ_END,					/* nothing at that offset */
+	READ_END, /* nothing at that offset */
 	READ_BROKEN
 } ReadResult;
 
@@ -56,12 +56,12 @@ FreeStream(SnapshotStream *stream)
 void
 SnapshotAdd(Connection *conn, WireReader *r, int fd)
 {
-	uint32_t	sub = WireGetU32(r);
-	uint32_t	n = WireGetU32(r);
+	uint32_t sub = WireGetU32(r);
+	uint32_t n = WireGetU32(r);
 	SnapshotStream *stream;
-	WireReader	again;
-	size_t		total = r->length - r->offset;
-	uint32_t	i;
+	WireReader again;
+	size_t total = r->length - r->offset;
+	uint32_t i;
 
 	/* Count before allocating: n is only a claim. */
 	again = *r;
@@ -157,19 +157,17 @@ SnapshotStopAll(Connection *conn)
 static ReadResult
 ReadAt(int fd, void *data, size_t n, off_t offset)
 {
-	size_t		done = 0;
+	size_t done = 0;
 
 	while (done < n)
 	{
-		ssize_t		r = pread(fd, (char *) data + done, n - done,
-							  offset + (off_t) done);
+		ssize_t r = pread(fd, (char *) data + done, n - done, offset + (off_t) done);
 
 		if (r < 0)
 		{
 			if (errno == EINTR)
 				continue;
-			GatewayLog(LEVEL_WARNING, "could not read a snapshot: %s",
-					   strerror(errno));
+			GatewayLog(LEVEL_WARNING, "could not read a snapshot: %s", strerror(errno));
 			return READ_BROKEN;
 		}
 		if (r == 0)
@@ -188,10 +186,10 @@ bool
 SnapshotNextPage(Connection *conn, Buffer *buffer)
 {
 	SnapshotStream *stream = conn->snapshots;
-	uint32_t	header[2];		/* length, index of the prefix */
-	WireBytes  *prefix;
-	size_t		start = buffer->length;
-	ReadResult	result;
+	uint32_t header[2]; /* length, index of the prefix */
+	WireBytes *prefix;
+	size_t start = buffer->length;
+	ReadResult result;
 
 	result = ReadAt(stream->fd, header, sizeof(header), stream->offset);
 	if (result == READ_END)
@@ -199,8 +197,7 @@ SnapshotNextPage(Connection *conn, Buffer *buffer)
 		FinishFirst(conn, true);
 		return false;
 	}
-	if (result == READ_OK &&
-		(header[0] > MAX_PAGE || header[1] >= stream->n_prefixes))
+	if (result == READ_OK && (header[0] > MAX_PAGE || header[1] >= stream->n_prefixes))
 	{
 		GatewayLog(LEVEL_WARNING, "a snapshot's file is damaged");
 		result = READ_BROKEN;

@@ -29,12 +29,11 @@ static void
 WriteLine(LogLevel level, const char *format, va_list args)
 {
 	static const char *const names[] = {"LOG", "WARNING", "FATAL"};
-	char		line[1024];
-	int			n;
-	int			m;
+	char line[1024];
+	int n;
+	int m;
 
-	n = snprintf(line, sizeof(line) - 1, GATEWAY_NAME "[%d]: %s: ",
-				 (int) getpid(), names[level]);
+	n = snprintf(line, sizeof(line) - 1, GATEWAY_NAME "[%d]: %s: ", (int) getpid(), names[level]);
 	m = vsnprintf(line + n, sizeof(line) - 1 - (size_t) n, format, args);
 	if (m > 0)
 		n += m;
@@ -42,13 +41,13 @@ WriteLine(LogLevel level, const char *format, va_list args)
 		n = (int) sizeof(line) - 2;
 	line[n++] = '\n';
 	if (write(STDERR_FILENO, line, (size_t) n) < 0)
-		return;					/* nobody left to tell */
+		return; /* nobody left to tell */
 }
 
 void
-GatewayLog(LogLevel level, const char *format,...)
+GatewayLog(LogLevel level, const char *format, ...)
 {
-	va_list		args;
+	va_list args;
 
 	va_start(args, format);
 	WriteLine(level, format, args);
@@ -56,9 +55,9 @@ GatewayLog(LogLevel level, const char *format,...)
 }
 
 void
-GatewayFatal(int exit_code, const char *format,...)
+GatewayFatal(int exit_code, const char *format, ...)
 {
-	va_list		args;
+	va_list args;
 
 	va_start(args, format);
 	WriteLine(LEVEL_FATAL, format, args);
@@ -81,7 +80,7 @@ GatewayAllocZero(size_t size)
 void *
 GatewayRealloc(void *p, size_t size)
 {
-	void	   *grown = realloc(p, size > 0 ? size : 1);
+	void *grown = realloc(p, size > 0 ? size : 1);
 
 	if (grown == NULL)
 	{
@@ -94,7 +93,7 @@ GatewayRealloc(void *p, size_t size)
 void
 BufferReserve(Buffer *buffer, size_t n)
 {
-	size_t		capacity = buffer->capacity > 0 ? buffer->capacity : 256;
+	size_t capacity = buffer->capacity > 0 ? buffer->capacity : 256;
 
 	if (n <= buffer->capacity - buffer->length)
 		return;
@@ -141,7 +140,7 @@ BufferAppendJson(Buffer *buffer, const char *string)
 		}
 		else if (c < 0x20 || c > 0x7e)
 		{
-			char		escape[8];
+			char escape[8];
 
 			snprintf(escape, sizeof(escape), "\\u%04x", c);
 			BufferAppendString(buffer, escape);
@@ -160,9 +159,9 @@ void
 BufferAppendFrameHeader(Buffer *buffer, size_t length)
 {
 	unsigned char header[10];
-	size_t		n;
+	size_t n;
 
-	header[0] = 0x81;			/* final fragment, text */
+	header[0] = 0x81; /* final fragment, text */
 	if (length < 126)
 	{
 		header[1] = (unsigned char) length;
@@ -177,7 +176,7 @@ BufferAppendFrameHeader(Buffer *buffer, size_t length)
 	}
 	else
 	{
-		int			i;
+		int i;
 
 		header[1] = 127;
 		for (i = 0; i < 8; i++)
@@ -189,12 +188,11 @@ BufferAppendFrameHeader(Buffer *buffer, size_t length)
 
 /* A close frame; `frame` has room for CLOSE_FRAME_MAX bytes. */
 size_t
-BuildCloseFrame(unsigned char *frame, uint16_t code, const char *reason,
-				size_t length)
+BuildCloseFrame(unsigned char *frame, uint16_t code, const char *reason, size_t length)
 {
 	if (length > CLOSE_REASON_MAX)
 		length = CLOSE_REASON_MAX;
-	frame[0] = 0x88;			/* final fragment, close */
+	frame[0] = 0x88; /* final fragment, close */
 	frame[1] = (unsigned char) (2 + length);
 	frame[2] = (unsigned char) (code >> 8);
 	frame[3] = (unsigned char) code;
@@ -230,7 +228,7 @@ Utf8IsValid(const char *data, size_t length)
 	while (p < end)
 	{
 		unsigned char c = *p;
-		uint64_t	eight;
+		uint64_t eight;
 
 		if (c < 0x80)
 		{
@@ -263,9 +261,8 @@ Utf8IsValid(const char *data, size_t length)
 		}
 		else
 		{
-			if (c > 0xf4 || end - p < 4 || (p[1] & 0xc0) != 0x80 ||
-				(p[2] & 0xc0) != 0x80 || (p[3] & 0xc0) != 0x80 ||
-				(c == 0xf0 && p[1] < 0x90) || (c == 0xf4 && p[1] > 0x8f))
+			if (c > 0xf4 || end - p < 4 || (p[1] & 0xc0) != 0x80 || (p[2] & 0xc0) != 0x80 ||
+				(p[3] & 0xc0) != 0x80 || (c == 0xf0 && p[1] < 0x90) || (c == 0xf4 && p[1] > 0x8f))
 				return false;
 			p += 4;
 		}
@@ -287,8 +284,8 @@ PeerAddress(int fd, char *text, size_t size)
 		struct sockaddr_in6 v6;
 		struct sockaddr_un local;
 		struct sockaddr_storage storage;
-	}			peer;
-	socklen_t	length = sizeof(peer);
+	} peer;
+	socklen_t length = sizeof(peer);
 	struct in_addr v4;
 
 	memset(&peer, 0, sizeof(peer));
@@ -307,8 +304,7 @@ PeerAddress(int fd, char *text, size_t size)
 		case AF_INET6:
 			if (!IN6_IS_ADDR_V4MAPPED(&peer.v6.sin6_addr))
 			{
-				if (inet_ntop(AF_INET6, &peer.v6.sin6_addr, text,
-							  (socklen_t) size) == NULL)
+				if (inet_ntop(AF_INET6, &peer.v6.sin6_addr, text, (socklen_t) size) == NULL)
 					return false;
 				return IN6_IS_ADDR_LOOPBACK(&peer.v6.sin6_addr);
 			}

@@ -13,38 +13,26 @@
 static const struct
 {
 	const char *name;
-	void		(*run) (void);
-}			groups[] = {
-	{"link", TestLinkFrame},
-	{"start", TestStart},
-	{"http", TestHttp},
-	{"upgrade", TestUpgrade},
-	{"oddities", TestOddities},
-	{"noise", TestNoise},
-	{"messages", TestMessages},
-	{"fanout", TestFanout},
-	{"parts", TestParts},
-	{"pings", TestPings},
-	{"timeouts", TestTimeouts},
-	{"pressure", TestPressure},
-	{"pacing", TestPacing},
-	{"snapshots", TestSnapshots},
-	{"closing", TestClosing},
-	{"limit", TestLimit},
-	{"deaf", TestDeafWorker},
-	{"many", TestMany},
+	void (*run)(void);
+} groups[] = {
+	{"link", TestLinkFrame},	{"start", TestStart},		  {"http", TestHttp},
+	{"upgrade", TestUpgrade},	{"oddities", TestOddities},	  {"noise", TestNoise},
+	{"messages", TestMessages}, {"fanout", TestFanout},		  {"parts", TestParts},
+	{"pings", TestPings},		{"timeouts", TestTimeouts},	  {"pressure", TestPressure},
+	{"pacing", TestPacing},		{"snapshots", TestSnapshots}, {"closing", TestClosing},
+	{"limit", TestLimit},		{"deaf", TestDeafWorker},	  {"many", TestMany},
 	{"shutdown", TestShutdown},
 };
 
 int
 main(int argc, char **argv)
 {
-	size_t		i;
-	int			j;
+	size_t i;
+	int j;
 
 	for (i = 0; i < sizeof(groups) / sizeof(groups[0]); i++)
 	{
-		bool		wanted = argc < 2;
+		bool wanted = argc < 2;
 
 		for (j = 1; j < argc; j++)
 			wanted = wanted || strcmp(argv[j], groups[i].name) == 0;

@@ -22,19 +22,19 @@
 
 #include "harness.h"
 
-Worker		worker;
+Worker worker;
 
-static int	n_tests;
-static int	n_failed;
+static int n_tests;
+static int n_failed;
 static pid_t spawned;
-static Client *gone;			/* disconnected clients */
+static Client *gone; /* disconnected clients */
 
 /* ---- TAP ---- */
 
 static void
 Report(bool ok, const char *format, va_list args)
 {
-	char		name[300];
+	char name[300];
 
 	vsnprintf(name, sizeof(name), format, args);
 	n_tests++;
@@ -45,9 +45,9 @@ Report(bool ok, const char *format, va_list args)
 }
 
 void
-Ok(bool condition, const char *format,...)
+Ok(bool condition, const char *format, ...)
 {
-	va_list		args;
+	va_list args;
 
 	va_start(args, format);
 	Report(condition, format, args);
@@ -55,36 +55,34 @@ Ok(bool condition, const char *format,...)
 }
 
 void
-Is(uint64_t got, uint64_t expected, const char *format,...)
+Is(uint64_t got, uint64_t expected, const char *format, ...)
 {
-	va_list		args;
+	va_list args;
 
 	va_start(args, format);
 	Report(got == expected, format, args);
 	va_end(args);
 	if (got != expected)
-		Note("got %llu, expected %llu", (unsigned long long) got,
-			 (unsigned long long) expected);
+		Note("got %llu, expected %llu", (unsigned long long) got, (unsigned long long) expected);
 }
 
 void
-IsText(const char *got, const char *expected, const char *format,...)
+IsText(const char *got, const char *expected, const char *format, ...)
 {
-	va_list		args;
-	bool		same = got != NULL && strcmp(got, expected) == 0;
+	va_list args;
+	bool same = got != NULL && strcmp(got, expected) == 0;
 
 	va_start(args, format);
 	Report(same, format, args);
 	va_end(args);
 	if (!same)
-		Note("got \"%.300s\", expected \"%.300s\"", got != NULL ? got : "(nothing)",
-			 expected);
+		Note("got \"%.300s\", expected \"%.300s\"", got != NULL ? got : "(nothing)", expected);
 }
 
 void
-Note(const char *format,...)
+Note(const char *format, ...)
 {
-	va_list		args;
+	va_list args;
 
 	printf("# ");
 	va_start(args, format);
@@ -95,9 +93,9 @@ Note(const char *format,...)
 }
 
 void
-Die(const char *format,...)
+Die(const char *format, ...)
 {
-	va_list		args;
+	va_list args;
 
 	printf("Bail out! ");
 	va_start(args, format);
@@ -115,7 +113,7 @@ FinishTests(void)
 {
 	while (gone != NULL)
 	{
-		Client	   *client = gone;
+		Client *client = gone;
 
 		gone = client->next_gone;
 		free(client);
@@ -140,7 +138,7 @@ NowMs(void)
 Settings
 DefaultSettings(void)
 {
-	Settings	settings;
+	Settings settings;
 
 	memset(&settings, 0, sizeof(settings));
 	settings.max_connections = 2000;
@@ -155,8 +153,8 @@ DefaultSettings(void)
 static void
 PutStrings(const char *const *strings)
 {
-	uint32_t	n = 0;
-	uint32_t	i;
+	uint32_t n = 0;
+	uint32_t i;
 
 	while (n < 4 && strings[n] != NULL)
 		n++;
@@ -185,16 +183,14 @@ static int
 Listen(void)
 {
 	struct sockaddr_in address;
-	socklen_t	length = sizeof(address);
-	int			fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+	socklen_t length = sizeof(address);
+	int fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
 
 	memset(&address, 0, sizeof(address));
 	address.sin_family = AF_INET;
 	address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-	if (fd < 0 ||
-		bind(fd, (struct sockaddr *) &address, sizeof(address)) < 0 ||
-		listen(fd, 1024) < 0 ||
-		getsockname(fd, (struct sockaddr *) &address, &length) < 0)
+	if (fd < 0 || bind(fd, (struct sockaddr *) &address, sizeof(address)) < 0 ||
+		listen(fd, 1024) < 0 || getsockname(fd, (struct sockaddr *) &address, &length) < 0)
 		Die("could not listen");
 	worker.port = ntohs(address.sin_port);
 	return fd;
@@ -205,12 +201,12 @@ StartGateway(const Settings *settings)
 {
 	const char *program = getenv("GATEWAY");
 	const char *sandbox = getenv("PG_CHANGEFEED_NO_SANDBOX");
-	char	   *argv[4];
-	char	   *envp[4] = {NULL, NULL, NULL, NULL};
-	int			n = 0;
-	char		number[] = "3";
-	int			pair[2];
-	int			listening;
+	char *argv[4];
+	char *envp[4] = {NULL, NULL, NULL, NULL};
+	int n = 0;
+	char number[] = "3";
+	int pair[2];
+	int listening;
 	posix_spawn_file_actions_t actions;
 
 	if (program == NULL)
@@ -225,8 +221,7 @@ StartGateway(const Settings *settings)
 		envp[n++] = asan;
 	}
 	memset(&worker, 0, sizeof(worker));
-	if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0,
-				   pair) < 0)
+	if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, pair) < 0)
 		Die("socketpair");
 
 	argv[0] = (char *) program;
@@ -256,8 +251,8 @@ StartGateway(const Settings *settings)
 int
 WaitExit(void)
 {
-	uint64_t	end = NowMs() + LIMIT_MS;
-	int			status;
+	uint64_t end = NowMs() + LIMIT_MS;
+	int status;
 
 	while (waitpid(worker.pid, &status, WNOHANG) == 0)
 	{
@@ -293,14 +288,13 @@ Step(int timeout_ms)
 {
 	struct pollfd p;
 	LinkMessage message;
-	LinkStatus	status;
+	LinkStatus status;
 
 	if (worker.link == NULL)
 		return;
 	status = LinkFrameFlush(worker.link);
 	p.fd = LinkFrameSocket(worker.link);
-	p.events = (short) ((worker.deaf ? 0 : POLLIN) |
-						(status == LINK_AGAIN ? POLLOUT : 0));
+	p.events = (short) ((worker.deaf ? 0 : POLLIN) | (status == LINK_AGAIN ? POLLOUT : 0));
 	p.revents = 0;
 	poll(&p, 1, timeout_ms);
 	LinkFrameFlush(worker.link);
@@ -314,7 +308,7 @@ Step(int timeout_ms)
 	}
 	while ((status = LinkFrameNext(worker.link, &message)) == LINK_OK)
 	{
-		Kept	   *kept = malloc(sizeof(Kept) + message.length + 1);
+		Kept *kept = malloc(sizeof(Kept) + message.length + 1);
 
 		kept->next = NULL;
 		kept->type = message.type;
@@ -334,7 +328,7 @@ Step(int timeout_ms)
 static bool
 Matches(const Kept *kept, LinkType type, uint32_t conn)
 {
-	uint32_t	number = 0;
+	uint32_t number = 0;
 
 	if (kept->type != type)
 		return false;
@@ -349,7 +343,7 @@ Matches(const Kept *kept, LinkType type, uint32_t conn)
 bool
 Has(LinkType type, uint32_t conn)
 {
-	Kept	   *kept;
+	Kept *kept;
 
 	for (kept = worker.first; kept != NULL; kept = kept->next)
 	{
@@ -362,8 +356,8 @@ Has(LinkType type, uint32_t conn)
 int
 CountKept(LinkType type)
 {
-	Kept	   *kept;
-	int			n = 0;
+	Kept *kept;
+	int n = 0;
 
 	for (kept = worker.first; kept != NULL; kept = kept->next)
 		n += kept->type == type;
@@ -378,18 +372,18 @@ Kept *
 Take(LinkType type, uint32_t conn)
 {
 	static Kept *taken;
-	uint64_t	end = NowMs() + LIMIT_MS;
+	uint64_t end = NowMs() + LIMIT_MS;
 
 	free(taken);
 	taken = NULL;
 	for (;;)
 	{
-		Kept	  **link = &worker.first;
-		Kept	   *before = NULL;
+		Kept **link = &worker.first;
+		Kept *before = NULL;
 
 		while (*link != NULL)
 		{
-			Kept	   *kept = *link;
+			Kept *kept = *link;
 
 			if (Matches(kept, type, conn))
 			{
@@ -414,7 +408,7 @@ DropKept(void)
 {
 	while (worker.first != NULL)
 	{
-		Kept	   *kept = worker.first;
+		Kept *kept = worker.first;
 
 		worker.first = kept->next;
 		free(kept);
@@ -427,7 +421,7 @@ DropKept(void)
 void
 SendPlain(LinkType type, const uint32_t *numbers, int n)
 {
-	int			i;
+	int i;
 
 	LinkFrameBegin(worker.link, type);
 	for (i = 0; i < n; i++)
@@ -466,7 +460,7 @@ SendClose(uint32_t conn, uint16_t code, const char *reason)
 void
 SendMark(uint32_t conn, uint32_t mark)
 {
-	uint32_t	numbers[2];
+	uint32_t numbers[2];
 
 	numbers[0] = conn;
 	numbers[1] = mark;
@@ -474,8 +468,7 @@ SendMark(uint32_t conn, uint32_t mark)
 }
 
 void
-SendPing(const uint32_t *conns, uint32_t n, const char *before,
-		 const char *after)
+SendPing(const uint32_t *conns, uint32_t n, const char *before, const char *after)
 {
 	LinkFrameBegin(worker.link, LINK_PING);
 	LinkFramePutU32(worker.link, n);
@@ -489,11 +482,10 @@ SendPing(const uint32_t *conns, uint32_t n, const char *before,
 void
 TxBegin(uint64_t number, uint8_t flags)
 {
-	char		before[80];
+	char before[80];
 	static const char after[] = "\",\"changes\":[";
 
-	snprintf(before, sizeof(before), "\"position\":\"%032llu",
-			 (unsigned long long) number);
+	snprintf(before, sizeof(before), "\"position\":\"%032llu", (unsigned long long) number);
 	LinkFrameBegin(worker.link, LINK_TX_BEGIN);
 	LinkFramePutU64(worker.link, number);
 	LinkFramePutU8(worker.link, flags);
@@ -519,8 +511,7 @@ TxEnd(void)
 }
 
 void
-SendTransaction(uint64_t number, uint8_t flags, const uint32_t *conns,
-				uint32_t n, const char *json)
+SendTransaction(uint64_t number, uint8_t flags, const uint32_t *conns, uint32_t n, const char *json)
 {
 	TxBegin(number, flags);
 	TxFragment(conns, n, json);
@@ -528,8 +519,8 @@ SendTransaction(uint64_t number, uint8_t flags, const uint32_t *conns,
 }
 
 void
-SendAsset(const char *path, const char *type, const char *etag,
-		  bool loopback_only, const char *body, size_t length)
+SendAsset(const char *path, const char *type, const char *etag, bool loopback_only,
+		  const char *body, size_t length)
 {
 	LinkFrameBegin(worker.link, LINK_ASSET);
 	LinkFramePutBytes(worker.link, path, strlen(path));
@@ -541,10 +532,9 @@ SendAsset(const char *path, const char *type, const char *etag,
 }
 
 void
-SendSnapshot(uint32_t conn, uint32_t sub, int fd, const char *const *prefixes,
-			 uint32_t n)
+SendSnapshot(uint32_t conn, uint32_t sub, int fd, const char *const *prefixes, uint32_t n)
 {
-	uint32_t	i;
+	uint32_t i;
 
 	LinkFrameBegin(worker.link, LINK_SNAPSHOT);
 	LinkFramePutU32(worker.link, conn);
@@ -572,15 +562,14 @@ Client *
 ConnectSmall(int receive_buffer)
 {
 	struct sockaddr_in address;
-	Client	   *client = calloc(1, sizeof(Client));
-	int			one = 1;
+	Client *client = calloc(1, sizeof(Client));
+	int one = 1;
 
 	client->fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
 	if (client->fd < 0)
 		Die("socket");
 	if (receive_buffer > 0)
-		setsockopt(client->fd, SOL_SOCKET, SO_RCVBUF, &receive_buffer,
-				   sizeof(receive_buffer));
+		setsockopt(client->fd, SOL_SOCKET, SO_RCVBUF, &receive_buffer, sizeof(receive_buffer));
 	setsockopt(client->fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
 	memset(&address, 0, sizeof(address));
 	address.sin_family = AF_INET;
@@ -616,11 +605,11 @@ bool
 TrySendRaw(Client *client, const void *data, size_t length)
 {
 	const char *p = data;
-	uint64_t	end = NowMs() + LIMIT_MS;
+	uint64_t end = NowMs() + LIMIT_MS;
 
 	while (length > 0)
 	{
-		ssize_t		n = send(client->fd, p, length, MSG_NOSIGNAL);
+		ssize_t n = send(client->fd, p, length, MSG_NOSIGNAL);
 
 		if (n >= 0)
 		{
@@ -648,21 +637,20 @@ SendRaw(Client *client, const void *data, size_t length)
 static void
 Receive(Client *client)
 {
-	uint64_t	end = NowMs() + LIMIT_MS;
+	uint64_t end = NowMs() + LIMIT_MS;
 
 	for (;;)
 	{
 		struct pollfd p[2];
-		ssize_t		n;
-		int			m = 1;
+		ssize_t n;
+		int m = 1;
 
 		if (client->capacity - client->length < 65536)
 		{
 			client->capacity = client->capacity * 2 + 131072;
 			client->in = realloc(client->in, client->capacity);
 		}
-		n = recv(client->fd, client->in + client->length,
-				 client->capacity - client->length - 1, 0);
+		n = recv(client->fd, client->in + client->length, client->capacity - client->length - 1, 0);
 		if (n > 0)
 		{
 			client->length += (size_t) n;
@@ -680,8 +668,7 @@ Receive(Client *client)
 		if (worker.link != NULL && !worker.deaf && !worker.link_ended)
 		{
 			p[1].fd = LinkFrameSocket(worker.link);
-			p[1].events = (short) (POLLIN | (LinkFramePending(worker.link) > 0 ?
-											 POLLOUT : 0));
+			p[1].events = (short) (POLLIN | (LinkFramePending(worker.link) > 0 ? POLLOUT : 0));
 			m = 2;
 		}
 		poll(p, (nfds_t) m, 100);
@@ -716,10 +703,10 @@ const char *
 ReadHttp(Client *client)
 {
 	static char *text;
-	char	   *end;
-	char	   *field;
-	size_t		head;
-	size_t		body = 0;
+	char *end;
+	char *field;
+	size_t head;
+	size_t body = 0;
 
 	free(text);
 	text = strdup("");
@@ -757,12 +744,12 @@ ReadHttp(Client *client)
 
 /* Sends a request on a connection of its own; "\r\n" is added at the end. */
 const char *
-Request(const char *format,...)
+Request(const char *format, ...)
 {
-	Client	   *client = Connect();
-	char		text[8192];
+	Client *client = Connect();
+	char text[8192];
 	const char *answer;
-	va_list		args;
+	va_list args;
 
 	va_start(args, format);
 	vsnprintf(text, sizeof(text) - 2, format, args);
@@ -780,8 +767,8 @@ Request(const char *format,...)
 const char *
 Handshake(Client *client, const char *path, const char *headers)
 {
-	char		text[8192];
-	char		host[64];
+	char text[8192];
+	char host[64];
 
 	snprintf(host, sizeof(host), "Host: 127.0.0.1:%d\r\n", worker.port);
 	snprintf(text, sizeof(text),
@@ -798,7 +785,7 @@ Handshake(Client *client, const char *path, const char *headers)
 static void
 TakeOpen(Client *client)
 {
-	Kept	   *kept = Take(LINK_OPEN, 0);
+	Kept *kept = Take(LINK_OPEN, 0);
 
 	memcpy(&client->conn, kept->data, sizeof(client->conn));
 }
@@ -806,7 +793,7 @@ TakeOpen(Client *client)
 Client *
 OpenSocket(void)
 {
-	Client	   *client = Connect();
+	Client *client = Connect();
 	const char *answer = Handshake(client, "/v1/socket", NULL);
 
 	if (strncmp(answer, "HTTP/1.1 101", 12) != 0)
@@ -818,7 +805,7 @@ OpenSocket(void)
 Client *
 OpenIdentified(void)
 {
-	Client	   *client = OpenSocket();
+	Client *client = OpenSocket();
 
 	SendIdentity(client->conn, "abcdefgh");
 	return client;
@@ -831,8 +818,8 @@ BuildFrame(char *buffer, uint8_t first_byte, const void *data, size_t length)
 	static const unsigned char mask[4] = {0x11, 0xa2, 0x53, 0xe4};
 	unsigned char *out = (unsigned char *) buffer;
 	const unsigned char *in = data;
-	size_t		n = 0;
-	size_t		i;
+	size_t n = 0;
+	size_t i;
 
 	out[n++] = first_byte;
 	if (length < 126)
@@ -859,8 +846,8 @@ BuildFrame(char *buffer, uint8_t first_byte, const void *data, size_t length)
 void
 SendFrame(Client *client, uint8_t first_byte, const void *data, size_t length)
 {
-	char	   *buffer = malloc(length + 16);
-	size_t		n = BuildFrame(buffer, first_byte, data, length);
+	char *buffer = malloc(length + 16);
+	size_t n = BuildFrame(buffer, first_byte, data, length);
 
 	SendRaw(client, buffer, n);
 	free(buffer);
@@ -880,11 +867,11 @@ Frame
 ReadFrame(Client *client)
 {
 	static char *text;
-	Frame		frame;
-	size_t		head = 2;
-	uint64_t	length;
+	Frame frame;
+	size_t head = 2;
+	uint64_t length;
 	const unsigned char *in;
-	int			i;
+	int i;
 
 	memset(&frame, 0, sizeof(frame));
 	for (;;)
@@ -913,8 +900,7 @@ ReadFrame(Client *client)
 		Receive(client);
 	}
 	frame.opcode = in[0] & 0x0f;
-	if (frame.opcode != OPCODE_TEXT && frame.opcode != OPCODE_CLOSE &&
-		frame.opcode != OPCODE_PONG)
+	if (frame.opcode != OPCODE_TEXT && frame.opcode != OPCODE_CLOSE && frame.opcode != OPCODE_PONG)
 		Die("a frame with opcode %d", frame.opcode);
 	free(text);
 	text = malloc(length + 1);
@@ -924,7 +910,6 @@ ReadFrame(Client *client)
 	frame.length = length;
 	frame.text = text;
 	if (frame.opcode == OPCODE_CLOSE && length >= 2)
-		frame.close_code = (uint16_t) ((unsigned char) text[0] << 8 |
-									   (unsigned char) text[1]);
+		frame.close_code = (uint16_t) ((unsigned char) text[0] << 8 | (unsigned char) text[1]);
 	return frame;
 }

@@ -29,30 +29,26 @@
 
 /* ---- TAP ---- */
 
-extern void Ok(bool condition, const char *format,...)
-			__attribute__((format(printf, 2, 3)));
-extern void Is(uint64_t got, uint64_t expected, const char *format,...)
-			__attribute__((format(printf, 3, 4)));
-extern void IsText(const char *got, const char *expected,
-				   const char *format,...)
-			__attribute__((format(printf, 3, 4)));
-extern void Note(const char *format,...)
-			__attribute__((format(printf, 1, 2)));
-extern void Die(const char *format,...)
-			__attribute__((format(printf, 1, 2), noreturn));
-extern int	FinishTests(void);
+extern void Ok(bool condition, const char *format, ...) __attribute__((format(printf, 2, 3)));
+extern void
+Is(uint64_t got, uint64_t expected, const char *format, ...) __attribute__((format(printf, 3, 4)));
+extern void IsText(const char *got, const char *expected, const char *format, ...)
+	__attribute__((format(printf, 3, 4)));
+extern void Note(const char *format, ...) __attribute__((format(printf, 1, 2)));
+extern void Die(const char *format, ...) __attribute__((format(printf, 1, 2), noreturn));
+extern int FinishTests(void);
 
 /* ---- the gateway and the link ---- */
 
 typedef struct Settings
 {
-	uint32_t	max_connections;
-	uint32_t	send_buffer;
-	uint32_t	heartbeat_ms;
-	uint32_t	connect_timeout_ms;
-	uint32_t	max_message;
-	uint32_t	max_frame;
-	const char *origins[4];		/* up to the first NULL */
+	uint32_t max_connections;
+	uint32_t send_buffer;
+	uint32_t heartbeat_ms;
+	uint32_t connect_timeout_ms;
+	uint32_t max_message;
+	uint32_t max_frame;
+	const char *origins[4]; /* up to the first NULL */
 	const char *hosts[4];
 } Settings;
 
@@ -60,33 +56,33 @@ typedef struct Settings
 typedef struct Kept
 {
 	struct Kept *next;
-	LinkType	type;
-	size_t		length;
-	char		data[];
+	LinkType type;
+	size_t length;
+	char data[];
 } Kept;
 
 typedef struct Worker
 {
-	pid_t		pid;
-	LinkFrame  *link;
-	bool		link_ended;
-	bool		deaf;			/* does not read the link */
-	uint16_t	port;
-	Kept	   *first;
-	Kept	   *last;
+	pid_t pid;
+	LinkFrame *link;
+	bool link_ended;
+	bool deaf; /* does not read the link */
+	uint16_t port;
+	Kept *first;
+	Kept *last;
 } Worker;
 
 extern Worker worker;
 
 extern Settings DefaultSettings(void);
 extern void StartGateway(const Settings *settings);
-extern int	StopGateway(void);	/* closes the link; its exit status */
-extern int	WaitExit(void);
+extern int StopGateway(void); /* closes the link; its exit status */
+extern int WaitExit(void);
 extern void SendConfig(const Settings *settings);
 extern void Step(int timeout_ms);
 extern bool Has(LinkType type, uint32_t conn);
-extern Kept *Take(LinkType type, uint32_t conn);	/* waits; 0: any */
-extern int	CountKept(LinkType type);
+extern Kept *Take(LinkType type, uint32_t conn); /* waits; 0: any */
+extern int CountKept(LinkType type);
 extern void DropKept(void);
 extern uint64_t NowMs(void);
 
@@ -95,65 +91,59 @@ extern void SendIdentity(uint32_t conn, const char *tag);
 extern void SendClose(uint32_t conn, uint16_t code, const char *reason);
 extern void SendMark(uint32_t conn, uint32_t mark);
 extern void SendPlain(LinkType type, const uint32_t *numbers, int n);
-extern void SendPing(const uint32_t *conns, uint32_t n, const char *before,
-					 const char *after);
+extern void SendPing(const uint32_t *conns, uint32_t n, const char *before, const char *after);
 extern void TxBegin(uint64_t number, uint8_t flags);
 extern void TxFragment(const uint32_t *conns, uint32_t n, const char *json);
 extern void TxEnd(void);
-extern void SendTransaction(uint64_t number, uint8_t flags,
-							const uint32_t *conns, uint32_t n,
+extern void SendTransaction(uint64_t number, uint8_t flags, const uint32_t *conns, uint32_t n,
 							const char *json);
-extern void SendAsset(const char *path, const char *type, const char *etag,
-					  bool loopback_only, const char *body, size_t length);
-extern void SendSnapshot(uint32_t conn, uint32_t sub, int fd,
-						 const char *const *prefixes, uint32_t n);
+extern void SendAsset(const char *path, const char *type, const char *etag, bool loopback_only,
+					  const char *body, size_t length);
+extern void
+SendSnapshot(uint32_t conn, uint32_t sub, int fd, const char *const *prefixes, uint32_t n);
 extern void SendShutdown(const char *reason, uint32_t least, uint32_t most);
 
 /* ---- clients ---- */
 
 typedef struct Client
 {
-	int			fd;
-	uint32_t	conn;
-	char	   *in;				/* received, not yet taken */
-	size_t		length;
-	size_t		capacity;
-	bool		ended;
+	int fd;
+	uint32_t conn;
+	char *in; /* received, not yet taken */
+	size_t length;
+	size_t capacity;
+	bool ended;
 	struct Client *next_gone;
 } Client;
 
 typedef struct Frame
 {
-	uint8_t		opcode;			/* 0 when the connection ended instead */
-	uint16_t	close_code;
-	size_t		length;
-	char	   *text;			/* NUL-terminated, valid until the next frame */
+	uint8_t opcode; /* 0 when the connection ended instead */
+	uint16_t close_code;
+	size_t length;
+	char *text; /* NUL-terminated, valid until the next frame */
 } Frame;
 
-#define OPCODE_TEXT 1
+#define OPCODE_TEXT	  1
 #define OPCODE_BINARY 2
-#define OPCODE_CLOSE 8
-#define OPCODE_PING 9
-#define OPCODE_PONG 10
+#define OPCODE_CLOSE  8
+#define OPCODE_PING	  9
+#define OPCODE_PONG	  10
 
 extern Client *Connect(void);
 extern Client *ConnectSmall(int receive_buffer);
-extern void Disconnect(Client *client);	/* its number stays readable */
+extern void Disconnect(Client *client); /* its number stays readable */
 extern void SendRaw(Client *client, const void *data, size_t length);
 extern bool TrySendRaw(Client *client, const void *data, size_t length);
-extern const char *ReadHttp(Client *client);	/* a whole answer */
-extern const char *Request(const char *format,...)
-			__attribute__((format(printf, 1, 2)));
-extern const char *Handshake(Client *client, const char *path,
-							 const char *headers);
-extern Client *OpenSocket(void);	/* upgraded, with LINK_OPEN taken */
+extern const char *ReadHttp(Client *client); /* a whole answer */
+extern const char *Request(const char *format, ...) __attribute__((format(printf, 1, 2)));
+extern const char *Handshake(Client *client, const char *path, const char *headers);
+extern Client *OpenSocket(void); /* upgraded, with LINK_OPEN taken */
 extern Client *OpenIdentified(void);
-extern void SendFrame(Client *client, uint8_t first_byte, const void *data,
-					  size_t length);
+extern void SendFrame(Client *client, uint8_t first_byte, const void *data, size_t length);
 extern void SendMessage(Client *client, const char *text);
 extern Frame ReadFrame(Client *client);
 extern bool HasData(Client *client);
-extern size_t BuildFrame(char *buffer, uint8_t first_byte, const void *data,
-						 size_t length);
+extern size_t BuildFrame(char *buffer, uint8_t first_byte, const void *data, size_t length);
 
-#endif							/* GATEWAY_HARNESS_H */
+#endif /* GATEWAY_HARNESS_H */

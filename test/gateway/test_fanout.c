@@ -36,13 +36,13 @@ Position(const char *text)
 void
 TestFanout(void)
 {
-	Settings	settings = DefaultSettings();
-	Client	   *clients[3];
-	uint32_t	c[3];
-	uint32_t	pair[2];
-	Frame		frame;
-	char		expected[400];
-	int			i;
+	Settings settings = DefaultSettings();
+	Client *clients[3];
+	uint32_t c[3];
+	uint32_t pair[2];
+	Frame frame;
+	char expected[400];
+	int i;
 
 	StartGateway(&settings);
 	for (i = 0; i < 3; i++)
@@ -61,17 +61,23 @@ TestFanout(void)
 	TxFragment(NULL, 0, "{\"f\":4}");
 	TxEnd();
 	frame = ReadFrame(clients[0]);
-	IsText(frame.text, "{\"type\":\"transaction\",\"seq\":1,"
+	IsText(frame.text,
+		   "{\"type\":\"transaction\",\"seq\":1,"
 		   "\"position\":\"00000000000000000000000000000005aaaaaaaa\","
-		   "\"changes\":[{\"f\":1},{\"f\":3}]}", "each gets its own fragments");
+		   "\"changes\":[{\"f\":1},{\"f\":3}]}",
+		   "each gets its own fragments");
 	frame = ReadFrame(clients[1]);
-	IsText(frame.text, "{\"type\":\"transaction\",\"seq\":1,"
+	IsText(frame.text,
+		   "{\"type\":\"transaction\",\"seq\":1,"
 		   "\"position\":\"00000000000000000000000000000005bbbbbbbb\","
-		   "\"changes\":[{\"f\":1},{\"f\":2}]}", "in order, with its own tag");
+		   "\"changes\":[{\"f\":1},{\"f\":2}]}",
+		   "in order, with its own tag");
 	frame = ReadFrame(clients[2]);
-	IsText(frame.text, "{\"type\":\"transaction\",\"seq\":1,"
+	IsText(frame.text,
+		   "{\"type\":\"transaction\",\"seq\":1,"
 		   "\"position\":\"00000000000000000000000000000005cccccccc\","
-		   "\"changes\":[{\"f\":2}]}", "and its own count");
+		   "\"changes\":[{\"f\":2}]}",
+		   "and its own count");
 
 	/* A transaction without a fragment for a connection is no frame for it. */
 	SendTransaction(6, 0, c, 1, "{\"g\":1}");
@@ -82,8 +88,7 @@ TestFanout(void)
 	frame = ReadFrame(clients[0]);
 	Ok(Seq(frame.text) == 3 && Position(frame.text) == 7, "streams count too");
 	frame = ReadFrame(clients[1]);
-	Ok(Seq(frame.text) == 2 && Position(frame.text) == 7,
-	   "what it did not get leaves no hole");
+	Ok(Seq(frame.text) == 2 && Position(frame.text) == 7, "what it did not get leaves no hole");
 	frame = ReadFrame(clients[2]);
 	Ok(Seq(frame.text) == 2 && Position(frame.text) == 7, "nor for the third");
 	frame = ReadFrame(clients[2]);
@@ -104,8 +109,8 @@ TestFanout(void)
 	Is(Position(ReadFrame(clients[0]).text), 10, "order: a stream");
 	IsText(ReadFrame(clients[0]).text, "third", "order: a message");
 	{
-		Kept	   *kept = Take(LINK_FLUSHED, c[0]);
-		uint32_t	mark;
+		Kept *kept = Take(LINK_FLUSHED, c[0]);
+		uint32_t mark;
 
 		memcpy(&mark, kept->data + 4, 4);
 		Is(mark, 42, "the mark is told");
@@ -120,17 +125,14 @@ TestFanout(void)
 	SendText(c[2], "meanwhile");
 	SendPlain(LINK_STATS_ASK, NULL, 0);
 	Take(LINK_STATS, 0);
-	IsText(ReadFrame(clients[2]).text, "meanwhile",
-		   "others go on while a transaction is open");
+	IsText(ReadFrame(clients[2]).text, "meanwhile", "others go on while a transaction is open");
 	Ok(!HasData(clients[0]), "nothing of an open transaction is sent");
 	TxEnd();
 	snprintf(expected, sizeof(expected), "\"changes\":[1,2]}");
 	frame = ReadFrame(clients[0]);
-	Ok(frame.text != NULL && strstr(frame.text, expected) != NULL,
-	   "it is one frame in the end");
+	Ok(frame.text != NULL && strstr(frame.text, expected) != NULL, "it is one frame in the end");
 	IsText(ReadFrame(clients[0]).text, "between", "and then the message");
-	Ok(strstr(ReadFrame(clients[1]).text, expected) != NULL,
-	   "the other member gets it too");
+	Ok(strstr(ReadFrame(clients[1]).text, expected) != NULL, "the other member gets it too");
 	Take(LINK_FLUSHED, c[1]);
 
 	/* Many fragments. */
@@ -144,7 +146,7 @@ TestFanout(void)
 	for (i = 0; i < 3; i++)
 	{
 		const char *p;
-		int			n = 0;
+		int n = 0;
 
 		frame = ReadFrame(clients[i]);
 		for (p = frame.text; (p = strstr(p, "{\"n\":")) != NULL; p++)
@@ -170,8 +172,8 @@ TestFanout(void)
 
 	SendPlain(LINK_STATS_ASK, NULL, 0);
 	{
-		Kept	   *kept = Take(LINK_STATS, 0);
-		WireReader	r = WireReaderInit(kept->data, kept->length);
+		Kept *kept = Take(LINK_STATS, 0);
+		WireReader r = WireReaderInit(kept->data, kept->length);
 
 		Is(WireGetU64(&r), 3, "stats: accepted");
 		Is(WireGetU64(&r), 2, "stats: open");
@@ -190,15 +192,15 @@ TestFanout(void)
 void
 TestParts(void)
 {
-	Settings	settings = DefaultSettings();
-	Client	   *client;
-	Frame		frame;
-	char		text[3000];
-	int			parts = 0;
-	int			fragments = 0;
-	bool		right = true;
-	bool		last = false;
-	int			i;
+	Settings settings = DefaultSettings();
+	Client *client;
+	Frame frame;
+	char text[3000];
+	int parts = 0;
+	int fragments = 0;
+	bool right = true;
+	bool last = false;
+	int i;
 
 	settings.max_frame = 2000;
 	StartGateway(&settings);
@@ -229,10 +231,11 @@ TestParts(void)
 		snprintf(text, sizeof(text),
 				 "{\"type\":\"transaction\",\"seq\":1,\"part\":%d,\"last\":%s,"
 				 "\"position\":\"00000000000000000000000000000001abcdefgh\","
-				 "\"changes\":[", parts, last ? "true" : "false");
+				 "\"changes\":[",
+				 parts, last ? "true" : "false");
 		right = right && strncmp(frame.text, text, strlen(text)) == 0 &&
-			strcmp(frame.text + frame.length - 2, "]}") == 0 &&
-			(frame.length <= 2000 || strstr(frame.text, "yyyy") != NULL);
+				strcmp(frame.text + frame.length - 2, "]}") == 0 &&
+				(frame.length <= 2000 || strstr(frame.text, "yyyy") != NULL);
 		for (p = frame.text + strlen(text); p < frame.text + frame.length; p++)
 			fragments += *p == ',' || *p == ']';
 	}
@@ -240,9 +243,11 @@ TestParts(void)
 	Ok(parts >= 6 && parts <= 10, "of about max_frame");
 	Is((uint64_t) fragments, 22, "with all fragments");
 	frame = ReadFrame(client);
-	IsText(frame.text, "{\"type\":\"transaction\",\"seq\":2,"
+	IsText(frame.text,
+		   "{\"type\":\"transaction\",\"seq\":2,"
 		   "\"position\":\"00000000000000000000000000000002abcdefgh\","
-		   "\"changes\":[{}]}", "the next one is whole and has the next number");
+		   "\"changes\":[{}]}",
+		   "the next one is whole and has the next number");
 	Disconnect(client);
 	Is((uint64_t) StopGateway(), 0, "it ends with 0");
 }
@@ -251,9 +256,9 @@ TestParts(void)
 static Client *
 OpenStalled(void)
 {
-	Client	   *client = ConnectSmall(4096);
+	Client *client = ConnectSmall(4096);
 	const char *answer = Handshake(client, "/v1/socket", NULL);
-	Kept	   *kept;
+	Kept *kept;
 
 	if (strncmp(answer, "HTTP/1.1 101", 12) != 0)
 		Die("no upgrade: %s", answer);
@@ -268,9 +273,9 @@ static uint64_t
 FillUntilBehind(uint32_t conn, uint64_t *number)
 {
 	static char text[20000];
-	Kept	   *kept;
-	uint64_t	last;
-	uint64_t	first = *number;
+	Kept *kept;
+	uint64_t last;
+	uint64_t first = *number;
 
 	memset(text, 'f', sizeof(text) - 1);
 	while (!Has(LINK_BEHIND, conn) && *number - first < 3000)
@@ -286,18 +291,18 @@ FillUntilBehind(uint32_t conn, uint64_t *number)
 void
 TestPressure(void)
 {
-	Settings	settings = DefaultSettings();
-	Client	   *slow;
-	Client	   *fast;
-	uint64_t	number = 0;
-	uint64_t	seq = 0;
-	uint64_t	position = 0;
-	uint64_t	last;
-	uint64_t	sent_last;
-	bool		right = true;
-	int			round;
-	int			pings = 0;
-	char		text[100];
+	Settings settings = DefaultSettings();
+	Client *slow;
+	Client *fast;
+	uint64_t number = 0;
+	uint64_t seq = 0;
+	uint64_t position = 0;
+	uint64_t last;
+	uint64_t sent_last;
+	bool right = true;
+	int round;
+	int pings = 0;
+	char text[100];
 
 	settings.send_buffer = 200000;
 	StartGateway(&settings);
@@ -308,8 +313,8 @@ TestPressure(void)
 	{
 		last = FillUntilBehind(slow->conn, &number);
 		sent_last = number;
-		Ok(last > position && last < number,
-		   "round %d: a client that does not read is behind", round);
+		Ok(last > position && last < number, "round %d: a client that does not read is behind",
+		   round);
 
 		/*
 		 * Dropped until it is resumed, and so are pings, whose positions would
@@ -322,14 +327,13 @@ TestPressure(void)
 		SendPing(&slow->conn, 1, "ping ", "");
 		SendPing(&slow->conn, 1, "ping ", "");
 		SendTransaction(number, 0, &fast->conn, 1, "{}");
-		Is(Position(ReadFrame(fast).text), number,
-		   "round %d: others are served", round);
+		Is(Position(ReadFrame(fast).text), number, "round %d: others are served", round);
 		Ok(!Has(LINK_DRAINED, slow->conn), "round %d: it has not drained", round);
 
 		/* It reads what had been written, and no more of the feed. */
 		for (;;)
 		{
-			Frame		frame = ReadFrame(slow);
+			Frame frame = ReadFrame(slow);
 
 			if (strcmp(frame.text, text) == 0)
 				break;
@@ -338,7 +342,7 @@ TestPressure(void)
 			if (strstr(frame.text, "\"stream\"") != NULL)
 				continue;
 			right = right && strstr(frame.text, "\"dropped\"") == NULL &&
-				Position(frame.text) == position + 1;
+					Position(frame.text) == position + 1;
 			position++;
 		}
 		Ok(right, "round %d: whole frames, and seq has no hole", round);
@@ -387,11 +391,11 @@ TestPressure(void)
 	SendConfig(&settings);
 	{
 		static char text2[20000];
-		Kept	   *kept;
-		uint64_t	first = number + 1;
-		int			parts = 0;
-		int			i;
-		bool		ended = false;
+		Kept *kept;
+		uint64_t first = number + 1;
+		int parts = 0;
+		int i;
+		bool ended = false;
 
 		memset(text2, 'p', sizeof(text2) - 1);
 		TxBegin(++number, 0);
@@ -409,7 +413,7 @@ TestPressure(void)
 		Is(last, first, "behind in the middle of a transaction of parts");
 		while (!ended)
 		{
-			Frame		frame = ReadFrame(slow);
+			Frame frame = ReadFrame(slow);
 
 			parts++;
 			ended = strstr(frame.text, "\"last\":true") != NULL;
@@ -425,15 +429,15 @@ TestPressure(void)
 	FillUntilBehind(slow->conn, &number);
 	SendClose(slow->conn, 4004, "x");
 	{
-		uint64_t	start = NowMs();
+		uint64_t start = NowMs();
 
 		Take(LINK_CLOSED, slow->conn);
 		Ok(NowMs() - start < 9000, "a stalled connection can be closed");
 	}
 	SendPlain(LINK_STATS_ASK, NULL, 0);
 	{
-		Kept	   *kept = Take(LINK_STATS, 0);
-		WireReader	r = WireReaderInit(kept->data, kept->length);
+		Kept *kept = Take(LINK_STATS, 0);
+		WireReader r = WireReaderInit(kept->data, kept->length);
 
 		WireTake(&r, 32);
 		Is(WireGetU64(&r), 0, "stats: nothing is queued");
@@ -447,13 +451,13 @@ TestPressure(void)
 void
 TestPacing(void)
 {
-	Settings	settings = DefaultSettings();
-	Client	   *client;
+	Settings settings = DefaultSettings();
+	Client *client;
 	static char text[50000];
-	Kept	   *kept;
-	uint32_t	mark;
-	int			sent = 0;
-	int			i;
+	Kept *kept;
+	uint32_t mark;
+	int sent = 0;
+	int i;
 
 	settings.send_buffer = 100000;
 	StartGateway(&settings);
@@ -503,7 +507,7 @@ TestPacing(void)
 static void
 WritePage(int fd, const char *text, uint32_t length, uint32_t prefix)
 {
-	uint32_t	header[2];
+	uint32_t header[2];
 
 	header[0] = length;
 	header[1] = prefix;
@@ -515,8 +519,8 @@ WritePage(int fd, const char *text, uint32_t length, uint32_t prefix)
 static int
 NewFile(void)
 {
-	char		path[] = "/tmp/gateway_test.XXXXXX";
-	int			fd = mkstemp(path);
+	char path[] = "/tmp/gateway_test.XXXXXX";
+	int fd = mkstemp(path);
 
 	if (fd < 0)
 		Die("mkstemp");
@@ -527,25 +531,23 @@ NewFile(void)
 static void
 ExpectDone(uint32_t conn, uint32_t sub, uint8_t ok, const char *what)
 {
-	Kept	   *kept = Take(LINK_SNAPSHOT_DONE, conn);
-	uint32_t	got;
+	Kept *kept = Take(LINK_SNAPSHOT_DONE, conn);
+	uint32_t got;
 
 	memcpy(&got, kept->data + 4, 4);
 	Ok(got == sub && (uint8_t) kept->data[8] == ok, "%s", what);
 }
 
-static const char *const prefixes[] = {
-	"{\"type\":\"snapshot\",\"entity\":\"a\",\"rows\":",
-	"{\"type\":\"snapshot\",\"entity\":\"b\",\"rows\":"
-};
+static const char *const prefixes[] = {"{\"type\":\"snapshot\",\"entity\":\"a\",\"rows\":",
+									   "{\"type\":\"snapshot\",\"entity\":\"b\",\"rows\":"};
 
 /* Files that end or are damaged in all ways. */
 static void
 TestBrokenFiles(Client *client)
 {
-	uint32_t	header[2];
-	int			pair[2];
-	int			fd;
+	uint32_t header[2];
+	int pair[2];
+	int fd;
 
 	fd = NewFile();
 	SendSnapshot(client->conn, 20, fd, prefixes, 2);
@@ -559,8 +561,7 @@ TestBrokenFiles(Client *client)
 		Die("ftruncate");
 	SendSnapshot(client->conn, 21, fd, prefixes, 2);
 	close(fd);
-	IsText(ReadFrame(client).text,
-		   "{\"type\":\"snapshot\",\"entity\":\"a\",\"rows\":[1]}",
+	IsText(ReadFrame(client).text, "{\"type\":\"snapshot\",\"entity\":\"a\",\"rows\":[1]}",
 		   "the good pages of a cut file come");
 	ExpectDone(client->conn, 21, 0, "a cut file is reported");
 
@@ -604,17 +605,17 @@ TestSnapshots(void)
 		PAGES = 100,
 		PAGE = 60000
 	};
-	Settings	settings = DefaultSettings();
-	Client	   *client;
-	Client	   *slow;
+	Settings settings = DefaultSettings();
+	Client *client;
+	Client *slow;
 	static char page[PAGE];
-	char	   *huge;
-	Frame		frame;
-	int			fd;
-	int			i;
-	int			pages;
-	int			others;
-	bool		right = true;
+	char *huge;
+	Frame frame;
+	int fd;
+	int i;
+	int pages;
+	int others;
+	bool right = true;
 
 	settings.send_buffer = 2000000;
 	StartGateway(&settings);
@@ -626,13 +627,12 @@ TestSnapshots(void)
 	WritePage(fd, "", 0, 1);
 	SendSnapshot(client->conn, 1, fd, prefixes, 2);
 	close(fd);
-	IsText(ReadFrame(client).text,
-		   "{\"type\":\"snapshot\",\"entity\":\"a\",\"rows\":[1]}", "a page");
-	IsText(ReadFrame(client).text,
-		   "{\"type\":\"snapshot\",\"entity\":\"b\",\"rows\":[2]}",
+	IsText(ReadFrame(client).text, "{\"type\":\"snapshot\",\"entity\":\"a\",\"rows\":[1]}",
+		   "a page");
+	IsText(ReadFrame(client).text, "{\"type\":\"snapshot\",\"entity\":\"b\",\"rows\":[2]}",
 		   "a page with another prefix");
-	IsText(ReadFrame(client).text,
-		   "{\"type\":\"snapshot\",\"entity\":\"b\",\"rows\":}", "an empty page");
+	IsText(ReadFrame(client).text, "{\"type\":\"snapshot\",\"entity\":\"b\",\"rows\":}",
+		   "an empty page");
 	ExpectDone(client->conn, 1, 1, "the end is told");
 
 	/* Two connections share a file, and a connection has several. */
@@ -650,7 +650,7 @@ TestSnapshots(void)
 	{
 		frame = ReadFrame(client);
 		right = right && frame.length == PAGE + strlen(prefixes[0]) + 1 &&
-			frame.text[100] == 'a' + i % 26 && frame.text[PAGE] == 'a' + i % 26;
+				frame.text[100] == 'a' + i % 26 && frame.text[PAGE] == 'a' + i % 26;
 	}
 	Ok(right, "a fast client gets its snapshot while a slow one waits");
 	ExpectDone(client->conn, 2, 1, "and its end is told");
@@ -678,7 +678,7 @@ TestSnapshots(void)
 	{
 		frame = ReadFrame(slow);
 		right = right && strstr(frame.text, "\"snapshot\"") != NULL &&
-			frame.text[100] == 'a' + (pages % PAGES) % 26;
+				frame.text[100] == 'a' + (pages % PAGES) % 26;
 		pages++;
 		/* Some while they are being sent. */
 		if (pages % 50 == 0)
@@ -701,7 +701,7 @@ TestSnapshots(void)
 	SendSnapshot(slow->conn, 5, fd, prefixes, 2);
 	SendSnapshot(slow->conn, 6, fd, prefixes, 2);
 	{
-		uint32_t	numbers[2];
+		uint32_t numbers[2];
 
 		numbers[0] = slow->conn;
 		numbers[1] = 4;
@@ -722,8 +722,7 @@ TestSnapshots(void)
 			Step(20);
 	}
 	ExpectDone(slow->conn, 5, 1, "a snapshot beside stopped ones ends");
-	Ok(pages >= PAGES && pages < PAGES + PAGES / 2,
-	   "the stopped ones sent no more");
+	Ok(pages >= PAGES && pages < PAGES + PAGES / 2, "the stopped ones sent no more");
 	Ok(!Has(LINK_SNAPSHOT_DONE, slow->conn), "and have no end");
 
 	/* Closing in the middle. */
@@ -746,8 +745,8 @@ TestSnapshots(void)
 	SendSnapshot(client->conn, 30, fd, prefixes, 2);
 	close(fd);
 	frame = ReadFrame(client);
-	Ok(frame.length == 15000001 + strlen(prefixes[0]) &&
-	   frame.text[14000000] == 'h', "a page of 15 MB comes");
+	Ok(frame.length == 15000001 + strlen(prefixes[0]) && frame.text[14000000] == 'h',
+	   "a page of 15 MB comes");
 	Is(ReadFrame(client).length, 3 + strlen(prefixes[0]), "and the next one");
 	ExpectDone(client->conn, 30, 1, "and the end");
 	free(huge);
@@ -764,17 +763,17 @@ TestMany(void)
 		N = 1000,
 		ROUNDS = 60
 	};
-	Settings	settings = DefaultSettings();
+	Settings settings = DefaultSettings();
 	static Client *clients[N];
 	static uint32_t all[N];
 	static uint32_t some[N];
 	struct rlimit limit;
-	uint64_t	start;
-	uint64_t	number = 0;
-	int			bad = 0;
-	long		memory = 0;
-	int			i;
-	int			round;
+	uint64_t start;
+	uint64_t number = 0;
+	int bad = 0;
+	long memory = 0;
+	int i;
+	int round;
 
 	getrlimit(RLIMIT_NOFILE, &limit);
 	if (limit.rlim_cur < N + 100)
@@ -792,13 +791,12 @@ TestMany(void)
 			memory = StatusField("VmRSS:");
 	}
 	Note("%d connections in %llu ms", N, (unsigned long long) (NowMs() - start));
-	Note("%ld bytes of memory for each",
-		 (StatusField("VmRSS:") - memory) * 1024 / (N - 100));
+	Note("%ld bytes of memory for each", (StatusField("VmRSS:") - memory) * 1024 / (N - 100));
 
 	start = NowMs();
 	for (round = 0; round < ROUNDS; round++)
 	{
-		uint32_t	n = 0;
+		uint32_t n = 0;
 
 		SendTransaction(++number, 0, all, N, "{\"to\":\"all\"}");
 		for (i = round % 7; i < N; i += 7)
@@ -815,16 +813,16 @@ TestMany(void)
 		SendText(all[i], "end");
 	for (i = 0; i < N; i++)
 	{
-		uint64_t	last = 0;
-		int			pings = 0;	/* one may be left out while another waits */
-		int			frames = 0;
-		int			want = ROUNDS;
+		uint64_t last = 0;
+		int pings = 0; /* one may be left out while another waits */
+		int frames = 0;
+		int want = ROUNDS;
 
 		for (round = 0; round < ROUNDS; round++)
 			want += i % 7 == round % 7;
 		for (;;)
 		{
-			Frame		frame = ReadFrame(clients[i]);
+			Frame frame = ReadFrame(clients[i]);
 
 			if (frame.opcode != OPCODE_TEXT)
 			{
@@ -839,8 +837,7 @@ TestMany(void)
 				continue;
 			}
 			frames++;
-			if (Seq(frame.text) != (uint64_t) frames ||
-				Position(frame.text) <= last)
+			if (Seq(frame.text) != (uint64_t) frames || Position(frame.text) <= last)
 				bad++;
 			last = Position(frame.text);
 		}
@@ -848,8 +845,7 @@ TestMany(void)
 			bad++;
 	}
 	Is((uint64_t) bad, 0, "%d connections get all their frames in order", N);
-	Note("%d transactions in %llu ms", 2 * ROUNDS,
-		 (unsigned long long) (NowMs() - start));
+	Note("%d transactions in %llu ms", 2 * ROUNDS, (unsigned long long) (NowMs() - start));
 
 	/* All leave at once, while things are sent to them. */
 	SendTransaction(++number, 0, all, N, "{\"to\":\"all\"}");
@@ -864,7 +860,7 @@ TestMany(void)
 	SendTransaction(++number, 0, all, N, "{\"to\":\"all\"}");
 	for (i = 1; i < N; i += 2)
 	{
-		Frame		frame;
+		Frame frame;
 
 		do
 			frame = ReadFrame(clients[i]);
@@ -880,10 +876,11 @@ TestMany(void)
 	/* A storm of new ones, none of which waits for the other. */
 	for (i = 0; i < 300; i++)
 	{
-		char		text[300];
+		char text[300];
 
 		clients[i] = Connect();
-		snprintf(text, sizeof(text), "GET /v1/socket HTTP/1.1\r\n"
+		snprintf(text, sizeof(text),
+				 "GET /v1/socket HTTP/1.1\r\n"
 				 "Host: localhost\r\nUpgrade: websocket\r\n"
 				 "Connection: Upgrade\r\n"
 				 "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"

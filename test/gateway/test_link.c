@@ -11,13 +11,12 @@
 
 #include "tests.h"
 
-static int	pair[2];
+static int pair[2];
 
 static void
 MakePair(LinkFrame **a, LinkFrame **b)
 {
-	if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0,
-				   pair) < 0)
+	if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, pair) < 0)
 		Die("socketpair");
 	*a = LinkFrameCreate(pair[0]);
 	if (b != NULL)
@@ -28,11 +27,10 @@ MakePair(LinkFrame **a, LinkFrame **b)
 static LinkStatus
 Pump(LinkFrame *from, LinkFrame *to, LinkMessage *message, size_t budget)
 {
-	int			turns = 0;
-	LinkStatus	status;
+	int turns = 0;
+	LinkStatus status;
 
-	while ((status = LinkFrameNext(to, message)) == LINK_AGAIN &&
-		   turns++ < 1000000)
+	while ((status = LinkFrameNext(to, message)) == LINK_AGAIN && turns++ < 1000000)
 	{
 		LinkFrameFlush(from);
 		status = LinkFrameFill(to, budget);
@@ -54,13 +52,13 @@ SendWithDescriptors(const void *data, size_t length, int fd, int n)
 {
 	union
 	{
-		char		space[CMSG_SPACE(8 * sizeof(int))];
+		char space[CMSG_SPACE(8 * sizeof(int))];
 		struct cmsghdr align;
-	}			control;
+	} control;
 	struct iovec part = {(void *) data, length};
 	struct msghdr header;
 	struct cmsghdr *c;
-	int			i;
+	int i;
 
 	memset(&header, 0, sizeof(header));
 	memset(&control, 0, sizeof(control));
@@ -81,13 +79,13 @@ SendWithDescriptors(const void *data, size_t length, int fd, int n)
 static void
 TestRoundTrip(void)
 {
-	LinkFrame  *a;
-	LinkFrame  *b;
+	LinkFrame *a;
+	LinkFrame *b;
 	LinkMessage message;
-	WireReader	r;
-	char	   *large = malloc(3000000);
-	bool		same = true;
-	int			i;
+	WireReader r;
+	char *large = malloc(3000000);
+	bool same = true;
+	int i;
 
 	MakePair(&a, &b);
 	LinkFrameBegin(a, LINK_HELLO);
@@ -102,11 +100,10 @@ TestRoundTrip(void)
 	Is(Pump(a, b, &message, 3), LINK_OK, "it arrives in reads of three bytes");
 	Is(message.type, LINK_HELLO, "the type is kept");
 	r = WireReaderInit(message.payload, message.length);
-	Ok(WireGetU8(&r) == 7 && WireGetU16(&r) == 1234 &&
-	   WireGetU32(&r) == 123456789 &&
-	   WireGetU64(&r) == UINT64_C(1234567890123456789) &&
-	   WireGetBytes(&r).length == 5 && memcmp(WireTake(&r, 4), "rest", 4) == 0 &&
-	   WireAtEnd(&r), "so are the fields");
+	Ok(WireGetU8(&r) == 7 && WireGetU16(&r) == 1234 && WireGetU32(&r) == 123456789 &&
+		   WireGetU64(&r) == UINT64_C(1234567890123456789) && WireGetBytes(&r).length == 5 &&
+		   memcmp(WireTake(&r, 4), "rest", 4) == 0 && WireAtEnd(&r),
+	   "so are the fields");
 	Is(message.descriptor, (uint64_t) -1, "no descriptor comes with it");
 	Is(LinkFramePending(a), 0, "nothing is pending afterwards");
 	Is(LinkFrameFill(b, 100), LINK_AGAIN, "an empty socket gives nothing");
@@ -122,15 +119,14 @@ TestRoundTrip(void)
 	}
 	for (i = 0; i < 200 && same; i++)
 	{
-		uint32_t	number;
+		uint32_t number;
 
-		same = Pump(a, b, &message, 300000) == LINK_OK &&
-			message.length == 4 + (size_t) i * 15000;
+		same = Pump(a, b, &message, 300000) == LINK_OK && message.length == 4 + (size_t) i * 15000;
 		if (!same)
 			break;
 		memcpy(&number, message.payload, 4);
 		same = number == (uint32_t) i &&
-			memcmp(message.payload + 4, large, message.length - 4) == 0;
+			   memcmp(message.payload + 4, large, message.length - 4) == 0;
 	}
 	Ok(same, "200 messages of up to 3 MB arrive in order and whole");
 
@@ -139,8 +135,8 @@ TestRoundTrip(void)
 	LinkFrameFlush(a);
 	LinkFrameBegin(a, LINK_CLOSE);
 	LinkFrameEnd(a);
-	Ok(Pump(a, b, &message, 1000) == LINK_OK && message.type == LINK_CLOSE &&
-	   message.length == 0, "a message that is not ended is never sent");
+	Ok(Pump(a, b, &message, 1000) == LINK_OK && message.type == LINK_CLOSE && message.length == 0,
+	   "a message that is not ended is never sent");
 
 	LinkFrameDestroy(a);
 	Is(LinkFrameFill(b, 1000), LINK_EOF, "the other end's death is its end");
@@ -154,19 +150,19 @@ TestRoundTrip(void)
 static void
 TestDescriptors(void)
 {
-	LinkFrame  *a;
-	LinkFrame  *b;
+	LinkFrame *a;
+	LinkFrame *b;
 	LinkMessage message;
-	char		text[8];
-	char		filler[100000];
-	bool		right = true;
-	int			i;
+	char text[8];
+	char filler[100000];
+	bool right = true;
+	int i;
 
 	MakePair(&a, &b);
 	memset(filler, 'x', sizeof(filler));
 	for (i = 0; i < 20; i++)
 	{
-		int			fd[2];
+		int fd[2];
 
 		if (pipe(fd) < 0)
 			Die("pipe");
@@ -184,7 +180,7 @@ TestDescriptors(void)
 	}
 	for (i = 0; i < 40 && right; i++)
 	{
-		int			value = -1;
+		int value = -1;
 
 		right = Pump(a, b, &message, 70000) == LINK_OK;
 		if (i % 2 == 1)
@@ -192,11 +188,9 @@ TestDescriptors(void)
 			right = right && message.type == LINK_SEND && message.descriptor < 0;
 			continue;
 		}
-		right = right && message.type == LINK_SNAPSHOT &&
-			message.descriptor >= 0 &&
-			read(message.descriptor, &value, sizeof(value)) == sizeof(value) &&
-			value == i / 2 &&
-			(fcntl(message.descriptor, F_GETFD) & FD_CLOEXEC) != 0;
+		right = right && message.type == LINK_SNAPSHOT && message.descriptor >= 0 &&
+				read(message.descriptor, &value, sizeof(value)) == sizeof(value) &&
+				value == i / 2 && (fcntl(message.descriptor, F_GETFD) & FD_CLOEXEC) != 0;
 		close(message.descriptor);
 	}
 	Ok(right, "descriptors come with their own messages, close-on-exec");
@@ -211,8 +205,7 @@ TestDescriptors(void)
 	SendWithDescriptors(text, 8, pair[0], 1);
 	LinkFrameFill(b, 1000);
 	LinkFrameNext(b, &message);
-	Is(LinkFrameNext(b, &message), LINK_ERROR,
-	   "a descriptor that was not announced is an error");
+	Is(LinkFrameNext(b, &message), LINK_ERROR, "a descriptor that was not announced is an error");
 	LinkFrameDestroy(a);
 	LinkFrameDestroy(b);
 
@@ -222,8 +215,7 @@ TestDescriptors(void)
 	text[6] = 1;
 	SendBytes(text, 8);
 	LinkFrameFill(b, 1000);
-	Is(LinkFrameNext(b, &message), LINK_ERROR,
-	   "a missing descriptor is an error");
+	Is(LinkFrameNext(b, &message), LINK_ERROR, "a missing descriptor is an error");
 	LinkFrameDestroy(a);
 	LinkFrameDestroy(b);
 }
@@ -236,11 +228,11 @@ TestBrokenHeaders(void)
 		{0, 0, 0},
 		{0, LINK_LISTEN, 2},
 	};
-	LinkFrame  *a;
-	LinkFrame  *b;
+	LinkFrame *a;
+	LinkFrame *b;
 	LinkMessage message;
-	LinkHeader	huge = {LINK_MAX_PAYLOAD, LINK_SEND, 0};
-	size_t		i;
+	LinkHeader huge = {LINK_MAX_PAYLOAD, LINK_SEND, 0};
+	size_t i;
 
 	for (i = 0; i < sizeof(headers) / sizeof(headers[0]); i++)
 	{
@@ -256,8 +248,7 @@ TestBrokenHeaders(void)
 	MakePair(&a, &b);
 	SendBytes(&huge, sizeof(huge));
 	LinkFrameFill(b, 1000);
-	Is(LinkFrameNext(b, &message), LINK_AGAIN,
-	   "an announced gigabyte allocates nothing");
+	Is(LinkFrameNext(b, &message), LINK_AGAIN, "an announced gigabyte allocates nothing");
 	LinkFrameDestroy(a);
 	LinkFrameDestroy(b);
 }

@@ -16,7 +16,7 @@
 static void
 ExpectMessage(Client *client, const char *text, const char *what)
 {
-	Kept	   *kept = Take(LINK_MESSAGE, client->conn);
+	Kept *kept = Take(LINK_MESSAGE, client->conn);
 
 	IsText(kept->data + 4, text, "%s", what);
 }
@@ -25,7 +25,7 @@ ExpectMessage(Client *client, const char *text, const char *what)
 static void
 ExpectClosed(uint32_t conn, LinkCause cause, const char *what)
 {
-	Kept	   *kept = Take(LINK_CLOSED, conn);
+	Kept *kept = Take(LINK_CLOSED, conn);
 
 	Ok(kept->length == 5 && (uint8_t) kept->data[4] == cause, "%s", what);
 	if ((uint8_t) kept->data[4] != cause)
@@ -35,7 +35,7 @@ ExpectClosed(uint32_t conn, LinkCause cause, const char *what)
 static void
 ExpectCloseFrame(Client *client, uint16_t code, const char *what)
 {
-	Frame		frame = ReadFrame(client);
+	Frame frame = ReadFrame(client);
 
 	Ok(frame.opcode == OPCODE_CLOSE && frame.close_code == code, "%s", what);
 	if (frame.opcode != OPCODE_CLOSE || frame.close_code != code)
@@ -44,10 +44,10 @@ ExpectCloseFrame(Client *client, uint16_t code, const char *what)
 
 /* Sends a frame that has to be refused. */
 static void
-ExpectRefused(uint8_t first_byte, const void *data, size_t length,
-			  uint16_t code, LinkCause cause, const char *what)
+ExpectRefused(uint8_t first_byte, const void *data, size_t length, uint16_t code, LinkCause cause,
+			  const char *what)
 {
-	Client	   *client = OpenSocket();
+	Client *client = OpenSocket();
 
 	SendFrame(client, first_byte, data, length);
 	ExpectCloseFrame(client, code, what);
@@ -59,15 +59,15 @@ ExpectRefused(uint8_t first_byte, const void *data, size_t length,
 void
 TestMessages(void)
 {
-	Settings	settings = DefaultSettings();
-	Client	   *client;
-	Client	   *other;
-	Frame		frame;
-	char		text[70000];
-	char		frames[4096];
-	size_t		length = 0;
-	bool		right = true;
-	int			i;
+	Settings settings = DefaultSettings();
+	Client *client;
+	Client *other;
+	Frame frame;
+	char text[70000];
+	char frames[4096];
+	size_t length = 0;
+	bool right = true;
+	int i;
 
 	settings.max_message = 60000;
 	StartGateway(&settings);
@@ -80,8 +80,7 @@ TestMessages(void)
 	ExpectMessage(client, "{\"type\":\"connect\"}", "a message is passed on");
 	ExpectMessage(other, "{\"type\":\"sync\"}", "another one too");
 	SendMessage(client, "h\xc3\xa9llo \xe2\x82\xac \xf0\x9f\x98\x80");
-	ExpectMessage(client, "h\xc3\xa9llo \xe2\x82\xac \xf0\x9f\x98\x80",
-				  "UTF-8 is passed on");
+	ExpectMessage(client, "h\xc3\xa9llo \xe2\x82\xac \xf0\x9f\x98\x80", "UTF-8 is passed on");
 	SendMessage(client, "");
 	ExpectMessage(client, "", "an empty message too");
 
@@ -110,8 +109,7 @@ TestMessages(void)
 	for (i = 0; i < 50; i++)
 	{
 		snprintf(text, sizeof(text), "message %d", i);
-		right = right &&
-			strcmp(Take(LINK_MESSAGE, client->conn)->data + 4, text) == 0;
+		right = right && strcmp(Take(LINK_MESSAGE, client->conn)->data + 4, text) == 0;
 	}
 	Ok(right, "50 messages in one piece arrive in order");
 	length = BuildFrame(frames, 0x81, "byte by byte", 12);
@@ -153,24 +151,22 @@ TestMessages(void)
 	memset(text, 'x', sizeof(text));
 	ExpectRefused(0x81, text, 60001, 1009, LINK_CAUSE_TOO_BIG,
 				  "a message above max_message is refused");
-	ExpectRefused(0x82, "binary", 6, 1003, LINK_CAUSE_PROTOCOL,
-				  "a binary message is refused");
+	ExpectRefused(0x82, "binary", 6, 1003, LINK_CAUSE_PROTOCOL, "a binary message is refused");
 	ExpectRefused(0x81, "bad \xff", 5, 1007, LINK_CAUSE_PROTOCOL,
 				  "text that is not UTF-8 is refused");
 	ExpectRefused(0x81, "cut \xe2\x82", 6, 1007, LINK_CAUSE_PROTOCOL,
 				  "text that ends inside a character is refused");
-	ExpectRefused(0x81, "\xed\xa0\x80", 3, 1007, LINK_CAUSE_PROTOCOL,
-				  "a surrogate is refused");
-	ExpectRefused(0x81, "\xc0\x80", 2, 1007, LINK_CAUSE_PROTOCOL,
-				  "an overlong form is refused");
+	ExpectRefused(0x81, "\xed\xa0\x80", 3, 1007, LINK_CAUSE_PROTOCOL, "a surrogate is refused");
+	ExpectRefused(0x81, "\xc0\x80", 2, 1007, LINK_CAUSE_PROTOCOL, "an overlong form is refused");
 
 	/* Too large in fragments, each of which would be fine. */
 	{
-		Client	   *third = OpenSocket();
+		Client *third = OpenSocket();
 
 		SendFrame(third, 0x01, text, 40000);
 		SendFrame(third, 0x00, text, 30000);
-		ExpectCloseFrame(third, 1009, "fragments that are too large together "
+		ExpectCloseFrame(third, 1009,
+						 "fragments that are too large together "
 						 "are refused");
 		Disconnect(third);
 		ExpectClosed(third->conn, LINK_CAUSE_TOO_BIG, "and the cause is told");
@@ -178,17 +174,18 @@ TestMessages(void)
 
 	/* A character cut by an empty last fragment. */
 	{
-		Client	   *third = OpenSocket();
+		Client *third = OpenSocket();
 
 		SendFrame(third, 0x01, "\xe2\x82", 2);
 		SendFrame(third, 0x80, "", 0);
-		ExpectCloseFrame(third, 1007, "half a character before an empty last "
+		ExpectCloseFrame(third, 1007,
+						 "half a character before an empty last "
 						 "fragment is refused");
 		Disconnect(third);
 	}
 	/* Frames that break the protocol itself; libwebsockets refuses them. */
 	{
-		Client	   *third = OpenSocket();
+		Client *third = OpenSocket();
 
 		SendFrame(third, 0x80, "x", 1);
 		frame = ReadFrame(third);
@@ -199,8 +196,7 @@ TestMessages(void)
 		third = OpenSocket();
 		SendFrame(third, 0xc1, "x", 1);
 		frame = ReadFrame(third);
-		Ok(frame.opcode == 0 || frame.opcode == OPCODE_CLOSE,
-		   "extension bits are refused");
+		Ok(frame.opcode == 0 || frame.opcode == OPCODE_CLOSE, "extension bits are refused");
 		Disconnect(third);
 		Take(LINK_CLOSED, third->conn);
 	}
@@ -214,13 +210,13 @@ TestMessages(void)
 void
 TestPings(void)
 {
-	Settings	settings = DefaultSettings();
-	Client	   *clients[3];
-	uint32_t	conns[3];
-	uint32_t	due = 0;
-	Frame		frame;
-	Kept	   *kept;
-	int			i;
+	Settings settings = DefaultSettings();
+	Client *clients[3];
+	uint32_t conns[3];
+	uint32_t due = 0;
+	Frame frame;
+	Kept *kept;
+	int i;
 
 	settings.heartbeat_ms = 2000;
 	StartGateway(&settings);
@@ -235,15 +231,15 @@ TestPings(void)
 
 	while (due != 3)
 	{
-		WireReader	r;
-		uint32_t	n;
+		WireReader r;
+		uint32_t n;
 
 		kept = Take(LINK_PING_DUE, 0);
 		r = WireReaderInit(kept->data, kept->length);
 		n = WireGetU32(&r);
 		while (n-- > 0)
 		{
-			uint32_t	conn = WireGetU32(&r);
+			uint32_t conn = WireGetU32(&r);
 
 			if (conn == conns[0])
 				due |= 1;
@@ -262,8 +258,7 @@ TestPings(void)
 	IsText(frame.text, "{\"type\":\"ping\",\"position\":\"ptag-next\",\"x\":1}",
 		   "a ping has the latest tag of its connection");
 	frame = ReadFrame(clients[1]);
-	IsText(frame.text, "{\"type\":\"ping\",\"position\":\"ptag-one_\",\"x\":1}",
-		   "each its own");
+	IsText(frame.text, "{\"type\":\"ping\",\"position\":\"ptag-one_\",\"x\":1}", "each its own");
 	for (i = 0; i < 3; i++)
 		Disconnect(clients[i]);
 	Is((uint64_t) StopGateway(), 0, "it ends with 0");
@@ -272,16 +267,16 @@ TestPings(void)
 void
 TestTimeouts(void)
 {
-	Settings	settings = DefaultSettings();
-	Client	   *silent;
-	Client	   *alive;
-	Client	   *nobody;
-	Client	   *slow;
+	Settings settings = DefaultSettings();
+	Client *silent;
+	Client *alive;
+	Client *nobody;
+	Client *slow;
 	static char text[50000];
-	uint64_t	start;
-	uint64_t	took;
-	bool		closed = false;
-	int			i;
+	uint64_t start;
+	uint64_t took;
+	bool closed = false;
+	int i;
 
 	settings.heartbeat_ms = 1000;
 	settings.connect_timeout_ms = 1500;
@@ -304,8 +299,7 @@ TestTimeouts(void)
 	took = NowMs() - start;
 	Ok(took >= 1400 && took < 6000, "after connect_timeout_ms");
 	SendFrame(nobody, 0x88, "\x0f\xa1", 2);
-	ExpectClosed(nobody->conn, LINK_CAUSE_CONNECT_TIMEOUT,
-				 "and the cause is told");
+	ExpectClosed(nobody->conn, LINK_CAUSE_CONNECT_TIMEOUT, "and the cause is told");
 
 	/* One answers, the other does not. */
 	while (!closed && NowMs() - start < 20000)
@@ -339,11 +333,11 @@ TestTimeouts(void)
 void
 TestClosing(void)
 {
-	Settings	settings = DefaultSettings();
-	Client	   *client;
-	Client	   *other;
-	Frame		frame;
-	uint64_t	start;
+	Settings settings = DefaultSettings();
+	Client *client;
+	Client *other;
+	Frame frame;
+	uint64_t start;
 
 	StartGateway(&settings);
 
@@ -355,7 +349,7 @@ TestClosing(void)
 	IsText(frame.text, "last words", "what is queued before a close is sent");
 	frame = ReadFrame(client);
 	Ok(frame.opcode == OPCODE_CLOSE && frame.close_code == 4004 &&
-	   strcmp(frame.text + 2, "token expired") == 0,
+		   strcmp(frame.text + 2, "token expired") == 0,
 	   "the close has its code and reason, and nothing comes behind");
 	SendFrame(client, 0x88, "\x0f\xa4", 2);
 	ExpectClosed(client->conn, LINK_CAUSE_SERVER, "the cause is the server");
@@ -367,14 +361,16 @@ TestClosing(void)
 	frame = ReadFrame(client);
 	Is(frame.close_code, 4003, "a close without a reason is sent");
 	start = NowMs();
-	ExpectClosed(client->conn, LINK_CAUSE_SERVER,
-				 "one that does not answer is dropped");
+	ExpectClosed(client->conn, LINK_CAUSE_SERVER, "one that does not answer is dropped");
 	Ok(NowMs() - start < 8000, "in a few seconds");
 	Disconnect(client);
 
 	/* The client closes. */
 	client = OpenIdentified();
-	SendFrame(client, 0x88, "\x03\xe8" "bye", 5);
+	SendFrame(client, 0x88,
+			  "\x03\xe8"
+			  "bye",
+			  5);
 	ExpectCloseFrame(client, 1000, "a client's close is answered");
 	ExpectClosed(client->conn, LINK_CAUSE_CLIENT, "and told");
 	Disconnect(client);
@@ -416,18 +412,18 @@ TestDeafWorker(void)
 	{
 		SENDERS = 4
 	};
-	Settings	settings = DefaultSettings();
-	Client	   *clients[SENDERS];
+	Settings settings = DefaultSettings();
+	Client *clients[SENDERS];
 	static char text[16000];
 	static char frame[16100];
-	uint64_t	sent[SENDERS] = {0};
-	uint64_t	got[SENDERS] = {0};
-	size_t		offset[SENDERS] = {0};
-	size_t		length;
-	uint64_t	total = 0;
-	uint64_t	last_progress;
-	bool		right = true;
-	int			i;
+	uint64_t sent[SENDERS] = {0};
+	uint64_t got[SENDERS] = {0};
+	size_t offset[SENDERS] = {0};
+	size_t length;
+	uint64_t total = 0;
+	uint64_t last_progress;
+	bool right = true;
+	int i;
 
 	StartGateway(&settings);
 	for (i = 0; i < SENDERS; i++)
@@ -441,8 +437,7 @@ TestDeafWorker(void)
 	{
 		for (i = 0; i < SENDERS; i++)
 		{
-			ssize_t		n = write(clients[i]->fd, frame + offset[i],
-								  length - offset[i]);
+			ssize_t n = write(clients[i]->fd, frame + offset[i], length - offset[i]);
 
 			if (n <= 0)
 				continue;
@@ -462,7 +457,7 @@ TestDeafWorker(void)
 	/* It can still be told things, and clients get them. */
 	SendText(clients[0]->conn, "hello");
 	{
-		Frame		f = ReadFrame(clients[0]);
+		Frame f = ReadFrame(clients[0]);
 
 		IsText(f.text, "hello", "the other direction works meanwhile");
 	}
@@ -477,10 +472,10 @@ TestDeafWorker(void)
 	{
 		while (got[i] < sent[i])
 		{
-			Kept	   *kept = Take(LINK_MESSAGE, clients[i]->conn);
+			Kept *kept = Take(LINK_MESSAGE, clients[i]->conn);
 
 			right = right && kept->length == sizeof(text) + 4 &&
-				memcmp(kept->data + 4, text, sizeof(text)) == 0;
+					memcmp(kept->data + 4, text, sizeof(text)) == 0;
 			got[i]++;
 		}
 	}
@@ -507,15 +502,15 @@ TestShutdown(void)
 	{
 		N = 20
 	};
-	Settings	settings = DefaultSettings();
-	Client	   *clients[N];
-	uint32_t	values[N];
-	uint64_t	start;
-	bool		right = true;
-	bool		differ = true;
-	int			status;
-	int			i;
-	int			j;
+	Settings settings = DefaultSettings();
+	Client *clients[N];
+	uint32_t values[N];
+	uint64_t start;
+	bool right = true;
+	bool differ = true;
+	int status;
+	int i;
+	int j;
 
 	StartGateway(&settings);
 	for (i = 0; i < N; i++)
@@ -524,16 +519,15 @@ TestShutdown(void)
 	SendShutdown("restart", 1000, 3000);
 	for (i = 0; i < N; i++)
 	{
-		Frame		frame = ReadFrame(clients[i]);
+		Frame frame = ReadFrame(clients[i]);
 
 		values[i] = RetryAfter(frame.text != NULL ? frame.text : "");
 		right = right && frame.opcode == OPCODE_TEXT &&
-			strstr(frame.text, "{\"type\":\"closing\",\"reason\":\"restart\","
-				   "\"retry_after_ms\":") == frame.text &&
-			values[i] >= 1000 && values[i] <= 3000;
+				strstr(frame.text, "{\"type\":\"closing\",\"reason\":\"restart\","
+								   "\"retry_after_ms\":") == frame.text &&
+				values[i] >= 1000 && values[i] <= 3000;
 		frame = ReadFrame(clients[i]);
-		right = right && frame.opcode == OPCODE_CLOSE &&
-			frame.close_code == 1001;
+		right = right && frame.opcode == OPCODE_CLOSE && frame.close_code == 1001;
 		/* Half of them answer. */
 		if (i % 2 == 0)
 			SendFrame(clients[i], 0x88, "\x03\xe9", 2);
@@ -563,15 +557,15 @@ TestShutdown(void)
 	kill(worker.pid, SIGINT);
 	kill(worker.pid, SIGHUP);
 	SendText(clients[0]->conn, "still here");
-	IsText(ReadFrame(clients[0]).text, "still here",
-		   "SIGINT and SIGHUP do nothing");
+	IsText(ReadFrame(clients[0]).text, "still here", "SIGINT and SIGHUP do nothing");
 	kill(worker.pid, SIGTERM);
 	{
-		Frame		frame = ReadFrame(clients[0]);
+		Frame frame = ReadFrame(clients[0]);
 
 		values[0] = frame.text != NULL ? RetryAfter(frame.text) : 0;
 		Ok(frame.text != NULL && strstr(frame.text, "\"reason\":\"shutdown\"") &&
-		   values[0] >= 500 && values[0] <= 5000, "SIGTERM shuts down");
+			   values[0] >= 500 && values[0] <= 5000,
+		   "SIGTERM shuts down");
 	}
 	Is((uint64_t) WaitExit(), 0, "and the exit code is 0");
 	Disconnect(clients[0]);
@@ -600,6 +594,5 @@ TestShutdown(void)
 	Take(LINK_HELLO, 0);
 	SendPlain((LinkType) 999, NULL, 0);
 	status = WaitExit();
-	Ok(WIFEXITED(status) && WEXITSTATUS(status) == 2,
-	   "an unknown message on the link is an error");
+	Ok(WIFEXITED(status) && WEXITSTATUS(status) == 2, "an unknown message on the link is an error");
 }

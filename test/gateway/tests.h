@@ -38,4 +38,4 @@ extern void TestPacing(void);
 extern void TestSnapshots(void);
 extern void TestMany(void);
 
-#endif							/* GATEWAY_TESTS_H */
+#endif /* GATEWAY_TESTS_H */

@@ -129,7 +129,6 @@ ok(
 
 # With that number, and not with one less, everything runs.
 start_with(max_worker_processes => 5);
-$position = 0;
 ok( wait_in_log($node,
         qr/LOG:  could not start 1 of 2 query workers of the change feed\n.*DETAIL:  All slots for background workers are in use\.\n.*HINT:  Raise max_worker_processes from 5 to at least 6, or lower changefeed\.query_workers\./),
     'no place for a query worker: said with the number that would do');
@@ -156,7 +155,6 @@ ok( wait_in_log($node,
 is(feed($node)->{state}, 'running', '... and the first one runs on');
 
 # As soon as there are workers, which it looks for now and then, it starts.
-my $started = time();
 $node->safe_psql('postgres', 'DROP EXTENSION pg_changefeed');
 my $second = wait_running($node, 'second', no_port => 1);
 is($second->{state}, 'running', 'it starts when workers have become free');

@@ -1,0 +1,376 @@
+# Processes that end, are killed, and servers that are restarted: afterwards
+# there is exactly one set of workers, and a client that comes back with its
+# position gets what it missed, each transaction once.
+
+use strict;
+use warnings;
+
+use FindBin;
+use lib $FindBin::RealBin;
+
+use ChangefeedTest;
+use PostgreSQL::Test::BackgroundPsql;
+use PostgreSQL::Test::Cluster;
+use PostgreSQL::Test::Utils;
+use Test::More;
+use Time::HiRes qw(time);
+
+# Small segments, so that a little WAL is enough to invalidate a slot.
+my $node = new_node('restart', wal_segment => 1, conf => q(
+max_wal_size = 16MB
+min_wal_size = 2MB
+));
+my $port = feed_port($node);
+
+$node->start;
+$node->safe_psql(
+    'postgres', q(
+CREATE ROLE web;
+CREATE EXTENSION pg_changefeed;
+CREATE TABLE item (id int PRIMARY KEY, name text);
+GRANT SELECT ON item TO web;
+INSERT INTO item VALUES (1, 'one'), (2, 'two'), (3, 'three');
+SELECT changefeed.create_channel('items', 'item');
+SELECT changefeed.allow_role('web');
+));
+my $feed = wait_running($node);
+is_one_set($node, 'at first');
+my $slot = $feed->{slot_name};
+
+# ---------------------------------------------------------------------------
+# Clients that come and go
+# ---------------------------------------------------------------------------
+
+my $next = 100;
+
+# Commits some transactions of each kind; their ids, in order.
+sub write_some
+{
+    my ($n) = @_;
+    my @txids;
+
+    for my $i (1 .. $n // 3)
+    {
+        my $id = $next++;
+
+        foreach my $statement (
+            "INSERT INTO item VALUES ($id, 'new')",
+            "UPDATE item SET name = name || '+' WHERE id IN (1, $id)",
+            "UPDATE item SET id = -id WHERE id = $id",
+            $i % 2 ? "DELETE FROM item WHERE id = -$id" : "UPDATE item SET name = 'other' WHERE id = -$id")
+        {
+            push @txids,
+              $node->safe_psql('postgres', "BEGIN; $statement; SELECT pg_current_xact_id(); COMMIT");
+        }
+    }
+    return @txids;
+}
+
+sub table
+{
+    my $rows = $node->safe_psql('postgres', q(SELECT row_to_json(item) FROM item));
+    return join("\n", sort split(/\n/, $rows));
+}
+
+# A client that is ready and has got some changes.
+sub visitor
+{
+    my $client = client($port);
+
+    $client->subscribe('items');
+    write_some(1);
+    $client->sync;
+    return $client;
+}
+
+# A client that comes back with what $old had.  It was away while @missed were
+# committed.
+sub is_resumed
+{
+    my ($old, $name, @missed) = @_;
+    my $client = client($port);
+    my $answer = $client->subscribe('items', $old->position('items'), $old->cache('items'));
+
+    ok($answer->{recovered}, "$name: the position is good still");
+    $client->sync;
+    is(join(' ', $client->txids), join(' ', @missed), "$name: what was missed comes, each once and in order");
+    is($client->rows('items'), table(), "$name: then the client has what the table has");
+    is($client->{resyncs}, undef, "$name: without a resync");
+
+    # It goes on.
+    my @more = write_some(1);
+    $client->sync;
+    is(join(' ', $client->txids), join(' ', @missed, @more), "$name: and it goes on");
+    is($client->rows('items'), table(), "$name: with the right rows");
+    $client->close;
+    return;
+}
+
+sub is_resnapshotted
+{
+    my ($old, $name) = @_;
+    my $client = client($port);
+    my $answer = $client->subscribe('items', $old->position('items'), $old->cache('items'));
+
+    ok(!$answer->{recovered}, "$name: the position is of no use");
+    $client->sync;
+    is(join(' ', $client->txids), '', "$name: no old changes come");
+    is($client->rows('items'), table(), "$name: but a snapshot");
+    my @more = write_some(1);
+    $client->sync;
+    is(join(' ', $client->txids), join(' ', @more), "$name: and it goes on");
+    is($client->rows('items'), table(), "$name: with the right rows");
+    $client->close;
+    return;
+}
+
+sub is_same_feed
+{
+    my ($name) = @_;
+    my $now = wait_running($node);
+
+    is($now->{slot_name}, $slot, "$name: same slot");
+    is($now->{epoch}, $feed->{epoch}, "$name: same epoch");
+    return $now;
+}
+
+# ---------------------------------------------------------------------------
+# pg_terminate_backend
+# ---------------------------------------------------------------------------
+
+my $session = $node->background_psql('postgres');
+$session->query_safe(q(BEGIN; CREATE TABLE of_session (a int); INSERT INTO of_session VALUES (1)));
+
+foreach my $type ('changefeed query worker', 'changefeed decoder', 'changefeed feed worker', 'changefeed launcher')
+{
+    my $client = visitor();
+    my $before = wait_running($node);
+    my $pid = processes($node)->{$type}[0];
+    my $name = "pg_terminate_backend of a $type";
+
+    is($node->safe_psql('postgres', "SELECT pg_terminate_backend($pid)"), 't', $name);
+    ok(poll_until(sub { !is_alive($pid) }, "$type to end"), "$name: it ends");
+    my @missed = write_some();
+
+    if ($type eq 'changefeed query worker')
+    {
+        is_one_set($node, $name);
+        is(feed($node)->{generation}, $before->{generation}, "$name: nobody else is concerned");
+        $client->sync;
+        is($client->rows('items'), table(), "$name: not even a client");
+        is(join(' ', ($client->txids)[ -@missed .. -1 ]), join(' ', @missed), "$name: which misses nothing");
+        my $other = client($port);
+        $other->subscribe('items');
+        is($other->rows('items'), table(), "$name: a new client gets a snapshot");
+        $other->close;
+        $client->close;
+        next;
+    }
+
+    ok(defined $client->wait_closed, "$name: clients are disconnected");
+    wait_running($node, 'postgres', except => $before->{generation});
+    is_one_set($node, $name);
+    is_same_feed($name);
+    ok(poll_until(sub { !is_alive($before->{gateway_pid}) }, 'the old gateway to end'),
+        "$name: the old gateway is gone");
+    is(scalar(gateways_of($node)), 1, "$name: there is one new gateway");
+    is_resumed($client, $name, @missed);
+}
+
+# ---------------------------------------------------------------------------
+# pg_cancel_backend means nothing to them
+# ---------------------------------------------------------------------------
+
+foreach my $type ('changefeed launcher', 'changefeed decoder', 'changefeed feed worker', 'changefeed query worker')
+{
+    my $client = visitor();
+    my $before = processes($node);
+
+    foreach my $pid (@{ $before->{$type} })
+    {
+        $node->safe_psql('postgres', "SELECT pg_cancel_backend($pid)");
+    }
+    # Whatever it does at once shows in what follows.
+    my @txids = write_some();
+    ok(eval { $client->sync; 1 }, "pg_cancel_backend of a $type: clients stay connected")
+      or diag($@);
+    my $other = client($port);
+    $other->subscribe('items');
+    $other->close;
+    is_deeply(processes($node), $before, "pg_cancel_backend of a $type: nobody ends");
+    is(join(' ', ($client->txids)[ -@txids .. -1 ]), join(' ', @txids),
+        "pg_cancel_backend of a $type: nothing is missed");
+    $client->close;
+}
+is_one_set($node, 'after pg_cancel_backend');
+
+# ---------------------------------------------------------------------------
+# kill -9 of the gateway costs its clients a reconnect, and the database nothing
+# ---------------------------------------------------------------------------
+
+$feed = wait_running($node);
+foreach my $n (1 .. 2)
+{
+    my $client = visitor();
+    my $before = wait_running($node);
+    my $position = log_position($node);
+    my $name = "kill -9 of the gateway, $n";
+
+    kill('KILL', $before->{gateway_pid});
+    ok(defined $client->wait_closed, "$name: clients are disconnected");
+    my @missed = write_some();
+    my $now = poll_until(
+        sub {
+            my $now = feed($node);
+            return $now && ($now->{gateway_pid} // $before->{gateway_pid}) != $before->{gateway_pid}
+              ? $now : undef;
+        },
+        'another gateway');
+    wait_in_log($node, qr/changefeed gateway started with PID $now->{gateway_pid}\b/, $position);
+    my $log = log_since($node, $position);
+    my ($ended) = $log =~ /^\S+ (\S+) .*LOG:  changefeed gateway with PID $before->{gateway_pid} has ended/m;
+    my ($started) = $log =~ /^\S+ (\S+) .*LOG:  changefeed gateway started with PID $now->{gateway_pid}\b/m;
+    my ($from, $to) = map { /(\d+):(\d+):([\d.]+)/ ? ($1 * 60 + $2) * 60 + $3 : undef } $ended, $started;
+
+    $to += 24 * 3600 if $to < $from;
+    cmp_ok($to - $from, '<=', 2, "$name: it is back within two seconds");
+    is($now->{feed_worker_pid}, $before->{feed_worker_pid}, "$name: the feed worker stays");
+    is($now->{generation}, $before->{generation}, "$name: and so does everything else");
+    is(join(' ', gateways_of($node)), $now->{gateway_pid}, "$name: there is one gateway");
+    is_resumed($client, $name, @missed);
+}
+is_one_set($node, 'after kill -9 of the gateway');
+is($session->query_safe(q(SELECT a FROM of_session)), 1, 'a transaction of a session goes on all the while');
+$session->query_safe('COMMIT');
+$session->quit;
+unlike(log_since($node), qr/terminating any other active server processes/, 'the server never restarted');
+
+# ---------------------------------------------------------------------------
+# kill -9 of a worker: the server restarts all processes
+# ---------------------------------------------------------------------------
+
+foreach my $type ('changefeed query worker', 'changefeed feed worker', 'changefeed decoder', 'changefeed launcher')
+{
+    my $client = visitor();
+    my $before = wait_running($node);
+    my $pid = processes($node)->{$type}[0];
+    my $position = log_position($node);
+    my $name = "kill -9 of a $type";
+
+    kill('KILL', $pid);
+    ok(wait_in_log($node, qr/LOG:  database system is ready to accept connections/, $position), $name);
+    ok(defined $client->wait_closed, "$name: clients are disconnected");
+    ok(poll_until(sub { !is_alive($before->{gateway_pid}) }, 'the old gateway to end'),
+        "$name: the old gateway is gone");
+    my @missed = write_some();
+    wait_running($node);
+    is_one_set($node, $name);
+    is_same_feed($name);
+    is(scalar(gateways_of($node)), 1, "$name: there is one new gateway");
+    is_resumed($client, $name, @missed);
+}
+
+# ---------------------------------------------------------------------------
+# Restarts of the server
+# ---------------------------------------------------------------------------
+
+foreach my $mode ('fast', 'immediate')
+{
+    my $client = visitor();
+    my $before = wait_running($node);
+    my $name = "shutdown ($mode)";
+
+    # Committed, but perhaps not sent any more.
+    my @before = write_some(1);
+    $node->stop($mode);
+    ok(defined $client->wait_closed, "$name: clients are disconnected");
+    ok(poll_until(sub { !is_alive($before->{gateway_pid}) }, 'the old gateway to end'),
+        "$name: the gateway is gone");
+
+    # What the client got before the end it did not miss.
+    my %got = map { $_ => 1 } $client->txids;
+    my @missed = grep { !$got{$_} } @before;
+
+    # Without the library, so without the feed.
+    if ($mode eq 'immediate')
+    {
+        conf($node, shared_preload_libraries => "''");
+        $node->start;
+        push @missed, write_some();
+        $node->stop($mode);
+        conf($node, shared_preload_libraries => "'pg_changefeed'");
+    }
+    $node->start;
+    push @missed, write_some();
+    wait_running($node);
+    is_one_set($node, $name);
+    is_same_feed($name);
+    is_resumed($client, $name, @missed);
+}
+
+# ---------------------------------------------------------------------------
+# The slot is lost
+# ---------------------------------------------------------------------------
+
+sub is_new_feed
+{
+    my ($name, $old) = @_;
+    my $now = wait_running($node);
+
+    isnt($now->{epoch}, $old->{epoch}, "$name: another epoch");
+    isnt($now->{slot_name}, $old->{slot_name}, "$name: another slot");
+    is_one_set($node, $name);
+    return;
+}
+
+# While the workers are down.
+{
+    my $client = visitor();
+    my $before = wait_running($node);
+
+    conf($node, shared_preload_libraries => "''");
+    $node->restart;
+    $node->safe_psql('postgres', "SELECT pg_drop_replication_slot('$slot')");
+    write_some();
+    conf($node, shared_preload_libraries => "'pg_changefeed'");
+    $node->restart;
+    is_new_feed('the slot was dropped', $before);
+    is_resnapshotted($client, 'the slot was dropped');
+}
+
+# The server invalidates it, because it holds too much WAL.
+{
+    my $client = visitor();
+    my $before = wait_running($node);
+    my $position;
+
+    conf($node, shared_preload_libraries => "''", max_slot_wal_keep_size => '1MB');
+    $node->restart;
+    $node->safe_psql('postgres', 'SELECT pg_logical_emit_message(false, $$t$$, $$x$$); SELECT pg_switch_wal()')
+      foreach 1 .. 6;
+    $node->safe_psql('postgres', 'CHECKPOINT');
+    is($node->safe_psql('postgres', "SELECT wal_status FROM pg_replication_slots WHERE slot_name = '$before->{slot_name}'"),
+        'lost', 'the slot was invalidated');
+    write_some();
+    conf($node, shared_preload_libraries => "'pg_changefeed'", max_slot_wal_keep_size => -1);
+    $position = log_position($node);
+    $node->restart;
+    is_new_feed('the slot was invalidated', $before);
+    like(log_since($node, $position),
+        qr/LOG:  change feed of database "postgres" drops replication slot "$before->{slot_name}" because the server has invalidated it\n.*DETAIL:  WAL that it needs may have been removed\.  Every client gets a fresh snapshot\.\n.*HINT:  "max_slot_wal_keep_size" should be greater/,
+        'the slot was invalidated: the log says so');
+    is_resnapshotted($client, 'the slot was invalidated');
+}
+
+# A position that never was one of this feed.
+{
+    my $client = client($port);
+
+    like(JSON::PP->new->encode($client->request(type => 'subscribe', channel => 'items', from => 'x')),
+        qr/"code":"22023"/, 'what is not a position is refused');
+    $client->close;
+}
+
+$node->stop;
+unlike(log_since($node), qr/PANIC|TRAP|was terminated by signal (?!9:)/, 'nothing else crashed');
+done_testing();
