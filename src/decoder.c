@@ -62,6 +62,9 @@
  */
 #define LONG_WAIT		10000
 
+/* ... and how long the slot may hold too much WAL before it is given up. */
+#define OVER_LIMIT_GRACE	20000
+
 /* So many pages of WAL are read while the end of a transaction is held back. */
 #define PAGES_PER_FLUSH	16
 
@@ -79,6 +82,7 @@ static XLogRecPtr decoded = InvalidXLogRecPtr;	/* the end of the last record
 												 * that was decoded */
 static XLogRecPtr announced = InvalidXLogRecPtr;	/* ... as others know it */
 static XLogRecPtr confirmed = InvalidXLogRecPtr;	/* of the slot */
+static TimestampTz over_since = 0;	/* the slot holds too much WAL; 0: no */
 static TimestampTz confirm_time = 0;	/* when that was last moved */
 static TimestampTz check_time = 0;	/* when Housekeeping last ran */
 static uint64 bytes_sent = 0;
@@ -221,18 +225,25 @@ CheckWalHeld(TimestampTz now)
 	if (held > limit / 2 && !RecoveryInProgress())
 		(void) LogStandbySnapshot();
 	if (held <= limit)
+	{
+		over_since = 0;
 		return;
+	}
 
 	/* Perhaps what holds it needs only to be confirmed. */
 	if (!creating)
 		ConfirmSlot(now, true);
 
 	/*
-	 * A burst of WAL, of another database perhaps, that only has to be read is
-	 * no reason to give up at once: it is being read.
+	 * A burst of WAL, of another database perhaps, that only has to be read and
+	 * confirmed is no reason to give up at once.
 	 */
 	held = WalHeld();
-	if (held > limit && (creating || held > 2 * limit || decoded + limit / 4 > SharedInsertLsn()))
+	if (held <= limit)
+		return;
+	if (over_since == 0)
+		over_since = now;
+	if (creating || held > 2 * limit || TimestampDifferenceExceeds(over_since, now, OVER_LIMIT_GRACE))
 		GiveSlotUp(held);
 }
 

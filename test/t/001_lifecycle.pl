@@ -186,6 +186,42 @@ foreach my $way (
 }
 
 # ---------------------------------------------------------------------------
+# Channels and roles that are made while the replication slot is being created:
+# they are not in the WAL that is decoded later
+# ---------------------------------------------------------------------------
+
+$node->safe_psql('postgres', 'DROP EXTENSION pg_changefeed');
+wait_off($node, 'postgres');
+my $session = $node->background_psql('second');
+$session->query_safe(q(BEGIN; SELECT pg_current_xact_id()));
+$node->safe_psql('postgres', 'CREATE EXTENSION pg_changefeed');
+poll_until(
+    sub {
+        row($node, 'postgres', q(SELECT FROM pg_stat_activity WHERE backend_type = 'changefeed decoder'
+                                    AND query = 'creating slot' AND wait_event IS NOT NULL))
+          && row($node, 'postgres', q(SELECT FROM pg_stat_activity WHERE backend_type = 'changefeed feed worker'
+                                         AND state = 'idle'));
+    },
+    'the feed to wait for its slot') or diag('it does not wait');
+is(feed($node)->{state}, 'starting', 'a slot waits for transactions that run already');
+ok(!port_is_open($port), '... and nobody listens so long');
+$node->safe_psql('postgres', q(
+SELECT changefeed.create_channel('items', 'item');
+SELECT changefeed.allow_role('web');
+));
+$session->query_safe('COMMIT');
+$session->quit;
+wait_running($node);
+my $early = eval { client($port) };
+is($@, '', 'a role that was allowed before there was a slot');
+if ($early)
+{
+    is(eval { $early->subscribe('items')->{type} }, 'subscribed', 'a channel that was made before there was a slot');
+    is($early->rows('items'), '{"id":1,"name":"uno"}', '... has its rows');
+    $early->close;
+}
+
+# ---------------------------------------------------------------------------
 # Two databases, each with a port
 # ---------------------------------------------------------------------------
 

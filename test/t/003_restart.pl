@@ -23,17 +23,17 @@ min_wal_size = 2MB
 my $port = feed_port($node);
 
 $node->start;
+$node->safe_psql('postgres', 'CREATE EXTENSION pg_changefeed');
+my $feed = wait_running($node);
 $node->safe_psql(
     'postgres', q(
 CREATE ROLE web;
-CREATE EXTENSION pg_changefeed;
 CREATE TABLE item (id int PRIMARY KEY, name text);
 GRANT SELECT ON item TO web;
 INSERT INTO item VALUES (1, 'one'), (2, 'two'), (3, 'three');
 SELECT changefeed.create_channel('items', 'item');
 SELECT changefeed.allow_role('web');
 ));
-my $feed = wait_running($node);
 is_one_set($node, 'at first');
 my $slot = $feed->{slot_name};
 
