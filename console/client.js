@@ -583,9 +583,8 @@ export class Client {
     if (staged) {
       let count = 0;
       for (const entity of staged.entities.values()) count += entity.rows.size;
-      this.note('ready', 'info', `${message.channel}: ${state === 'resync' ? 'new ' : ''}snapshot, ${plural(count, 'row')}`, {
-        channel: message.channel,
-      });
+      const what = state === 'resync' ? 'new snapshot' : 'snapshot';
+      this.note('ready', 'info', `${message.channel}: ${what}, ${plural(count, 'row')}`, { channel: message.channel });
       this.emit({ type: 'rows', channel: message.channel });
     } else {
       this.note('resumed', 'info', `${message.channel}: resumed, ${plural(replayed, 'transaction')} caught up`, {
@@ -777,7 +776,8 @@ export class Client {
   onClosing(message) {
     this.retryAfter = message.retry_after_ms ?? 0;
     const seconds = (this.retryAfter / 1000).toFixed(1);
-    this.note('closing', 'warning', `the server closes the connection (${words(message.reason)}); coming back in ${seconds} s`);
+    const text = `the server closes the connection (${words(message.reason)}); coming back in ${seconds} s`;
+    this.note('closing', 'warning', text);
   }
 
   /** Runs what concerns one channel; says so in the error. */

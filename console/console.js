@@ -165,8 +165,8 @@ class Table {
         const button = el('button', { type: 'button', textContent: column });
         button.addEventListener('click', () => this.sort(column));
         const isKey = this.entity.key.includes(column);
-        const th = el('th', { scope: 'col', className: isKey ? 'is-key' : '', title: isKey ? 'part of the key' : '' }, button);
-        return th;
+        if (isKey) button.title = 'part of the key';
+        return el('th', { scope: 'col', className: isKey ? 'is-key' : '' }, button);
       }),
     );
     this.body.replaceChildren();
@@ -355,9 +355,12 @@ class Log {
 
   draw() {
     const { length } = this.waiting;
-    setText(this.pauseButton, this.paused ? `Paused${length ? ` (${length === LOG_LIMIT ? `${length}+` : length})` : ''}` : 'Pause');
+    const more = length === LOG_LIMIT ? `${length}+` : length;
+    setText(this.pauseButton, this.paused ? `Paused (${more})` : 'Pause');
     if (this.paused || length === 0) return;
-    const items = this.waiting.reverse().map((entry) => (entry.type === 'transaction' ? this.transaction(entry) : this.event(entry)));
+    const items = this.waiting
+      .reverse()
+      .map((entry) => (entry.type === 'transaction' ? this.transaction(entry) : this.event(entry)));
     this.waiting = [];
     // Newest first. Who has scrolled down to read is not moved away from there; otherwise no
     // measuring, which would make the browser lay out the page at once.
@@ -376,6 +379,7 @@ class Log {
     if (changes.length > shown.length) {
       shown.push(el('div', { className: 'change', textContent: `… and ${changes.length - shown.length} more` }));
     }
+    const size = [...(phase === 'replay' ? ['catch-up'] : []), ...(changes.length > 1 ? [changes.length] : [])];
     const title = `frame ${seq}, committed at ${committedAt}${lag === null ? '' : `, here ${duration(lag)} later`}`;
     const details = el(
       'details',
@@ -385,7 +389,7 @@ class Log {
         { title },
         this.time(receivedAt),
         el('span', { className: 'txid', textContent: `tx ${txid}` }),
-        el('span', { className: 'size', textContent: `${phase === 'replay' ? 'catch-up ' : ''}${changes.length > 1 ? changes.length : ''}` }),
+        el('span', { className: 'size', textContent: size.join(' ') }),
       ),
       el('div', { className: 'changes' }, ...shown),
     );
@@ -440,6 +444,9 @@ const subscriptionWords = {
   revoked: 'access revoked',
   error: 'refused',
 };
+
+// Notes that are more than lines in the log, besides errors.
+const NOTICED = ['protocol', 'silent', 'misfit', 'expiring'];
 
 let panesMade = 0;
 
@@ -618,20 +625,20 @@ class Pane {
         this.log.add({ ...event, at: Date.now() });
         // What became of the channel on show is said in the place of its rows.
         if (this.client.subscriptions.get(event.channel)?.ended && event.channel === this.chosen) break;
-        if (event.level === 'error' || ['protocol', 'silent', 'misfit', 'expiring'].includes(event.kind)) this.notify(event);
+        if (event.level === 'error' || NOTICED.includes(event.kind)) this.notify(event);
         if (event.kind === 'failed') this.find('.identity').open = true;
         if (event.kind === 'connected') this.dismissNotices();
         break;
       case 'message': {
         const { channel, event: name, payload, from } = event.message;
         const sender = from ? ` from ${show(from)}` : '';
-        this.log.add({ type: 'note', at: Date.now(), level: 'info', text: `${channel}: message ${show(name)}${sender}: ${literal(payload)}` });
+        this.tell(`${channel}: message ${show(name)}${sender}: ${literal(payload)}`);
         break;
       }
       case 'presence': {
         const { channel, joined = {}, left = {} } = event.message;
         const names = (who) => Object.keys(who).join(', ') || 'nobody';
-        this.log.add({ type: 'note', at: Date.now(), level: 'info', text: `${channel}: joined ${names(joined)}; left ${names(left)}` });
+        this.tell(`${channel}: joined ${names(joined)}; left ${names(left)}`);
         break;
       }
       default:
@@ -639,9 +646,15 @@ class Pane {
     this.schedule();
   }
 
+  /** A line in the log. */
+  tell(text) {
+    this.log.add({ type: 'note', at: Date.now(), level: 'info', text });
+  }
+
+  /** A box above the content. */
   notify({ level, text, code, hint, channel }) {
     const box = this.find('.notices');
-    const dismiss = el('button', { type: 'button', className: 'quiet', title: 'Dismiss' }, el('span', { textContent: '✕' }));
+    const dismiss = el('button', { type: 'button', className: 'quiet', title: 'Dismiss', textContent: '✕' });
     dismiss.setAttribute('aria-label', 'Dismiss');
     const words = el('div', {}, el('span', { textContent: channel ? text : sentence(text) }));
     if (code) words.append(' ', el('span', { className: 'code', textContent: `(${code})` }));
@@ -717,8 +730,9 @@ class Pane {
       let chip = this.chips.get(channel);
       if (!chip) {
         const pick = el('button', { type: 'button', className: 'pick', textContent: channel });
-        const drop = el('button', { type: 'button', className: 'drop', textContent: '✕', title: `Unsubscribe from ${channel}` });
-        drop.setAttribute('aria-label', `Unsubscribe from ${channel}`);
+        const drop = el('button', { type: 'button', className: 'drop', textContent: '✕' });
+        drop.title = `Unsubscribe from ${channel}`;
+        drop.setAttribute('aria-label', drop.title);
         pick.addEventListener('click', () => this.choose(channel));
         drop.addEventListener('click', () => {
           this.client.unsubscribe(channel);
@@ -809,7 +823,8 @@ class Pane {
     this.find('.position').title = position ?? '';
     this.find('.copy').hidden = !position;
     // Clocks differ: a transaction that seems to come before its commit came at once.
-    setText(this.find('.lag'), client.lag === null ? '–' : duration(Math.max(0, client.lag - Math.min(0, client.quickest))));
+    const lag = client.lag === null ? null : client.lag - Math.min(0, client.quickest);
+    setText(this.find('.lag'), lag === null ? '–' : duration(lag));
     const since = performance.now() - RATE_SECONDS * 1000;
     while (this.arrivals[0] < since) this.arrivals.shift();
     setText(this.find('.rate'), connected ? (this.arrivals.length / RATE_SECONDS).toFixed(1) : '–');

@@ -162,4 +162,21 @@
 #endif
 #define compat_json_error(result, lex)	json_errdetail(result, lex)
 
+/* Requested privileges moved from the range table entry into a list in 16. */
+#if PG_VERSION_NUM >= 160000
+#define compat_require_select(query, rte) \
+	(addRTEPermissionInfo(&(query)->rteperminfos, rte)->requiredPerms = ACL_SELECT)
+#else
+#define compat_require_select(query, rte) \
+	((void) (query), (rte)->requiredPerms = ACL_SELECT)
+#endif
+
+/* Virtual generated columns came with 18; before, attgenerated is never 'v'. */
+#define COMPAT_GENERATED_VIRTUAL	'v'
+#if PG_VERSION_NUM >= 180000
+#define compat_generation_expression(rel, attno)	build_generation_expression(rel, attno)
+#else
+#define compat_generation_expression(rel, attno)	((void) (rel), (void) (attno), (Node *) NULL)
+#endif
+
 #endif							/* CHANGEFEED_COMPAT_H */

@@ -724,6 +724,8 @@ ChangefeedLauncherMain(Datum main_arg)
 {
 	uint32		wait_event;
 
+	/* pg_cancel_backend has no meaning for us and would restart every feed. */
+	pqsignal(SIGINT, SIG_IGN);
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
 	pqsignal(SIGTERM, die);
 	BackgroundWorkerUnblockSignals();

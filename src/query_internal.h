@@ -13,7 +13,12 @@
 #define CHANGEFEED_QUERY_INTERNAL_H
 
 #include "query.h"
-#include "query_compat.h"
+#include "compat.h"
+
+#include "nodes/parsenodes.h"
+#include "parser/parse_relation.h"
+#include "rewrite/rewriteHandler.h"
+#include "utils/rel.h"
 
 #include "access/tupdesc.h"
 #include "common/file_utils.h"

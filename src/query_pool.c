@@ -9,7 +9,8 @@
  * it has said hello, so that a failing start costs no job.
  *
  * Live changes wait for verdicts, so verdicts are handed out first, and of two
- * or more workers one is kept free of snapshots.
+ * or more workers one is kept free of snapshots.  A snapshot that has waited
+ * for long takes its turn all the same, as verdicts may never end.
  *
  * A job whose worker died is tried once more.  A job of verdicts is then given
  * out again identity by identity: the one that kills workers gets an error, and
@@ -42,6 +43,7 @@
 #define REGISTER_RETRY_MS	10000	/* no free slot for a background worker */
 #define STABLE_MS			10000	/* who lived longer is restarted at once */
 #define NO_WORKER_MS		15000	/* then waiting jobs get an error */
+#define LATER_PATIENCE_MS	500		/* a snapshot lets verdicts go first */
 #define MESSAGES_PER_TURN	32	/* of one worker */
 
 typedef struct PoolJob
@@ -49,6 +51,7 @@ typedef struct PoolJob
 	uint64		id;
 	dlist_node	node;			/* in a list of waiting jobs */
 	bool		in_list;
+	TimestampTz submitted;
 	QueryKind	kind;
 	QueryPriority priority;
 	bool		takes_rows;
@@ -99,6 +102,7 @@ static int	nworkers;
 static HTAB *job_table;
 static dlist_head waiting[2];	/* by priority */
 static uint64 last_job;
+static bool last_was_later;		/* the job given out last */
 static bool register_failed;	/* and said so */
 static TimestampTz no_worker_since; /* 0: there is one */
 
@@ -198,6 +202,7 @@ QuerySubmit(QueryKind kind, const char *body, Size length, QueryPriority priorit
 	job->id = ++last_job;
 	job->kind = kind;
 	job->priority = priority;
+	job->submitted = GetCurrentTimestamp();
 	job->callback = callback;
 	job->arg = arg;
 	job->length = length;
@@ -611,21 +616,35 @@ WorkersReady(void)
 	return n;
 }
 
-/* The list that the next job comes from, or NULL when none may be given out. */
-static dlist_head *
-NextList(void)
+/* May a snapshot be given out? */
+static bool
+LaterIsPossible(void)
 {
-	int			later = 0;
+	int			running = 0;
 	int			i;
 
-	if (!dlist_is_empty(&waiting[QUERY_FIRST]))
-		return &waiting[QUERY_FIRST];
 	if (dlist_is_empty(&waiting[QUERY_LATER]))
-		return NULL;
+		return false;
 	for (i = 0; i < nworkers; i++)
 		if (workers[i].job != NULL && workers[i].job->priority == QUERY_LATER)
-			later++;
-	return later < Max(WorkersReady() - 1, 1) ? &waiting[QUERY_LATER] : NULL;
+			running++;
+	return running < Max(WorkersReady() - 1, 1);
+}
+
+/* The list that the next job comes from, or NULL when none may be given out. */
+static dlist_head *
+NextList(TimestampTz now)
+{
+	PoolJob    *job;
+
+	if (!LaterIsPossible())
+		return dlist_is_empty(&waiting[QUERY_FIRST]) ? NULL : &waiting[QUERY_FIRST];
+	if (dlist_is_empty(&waiting[QUERY_FIRST]))
+		return &waiting[QUERY_LATER];
+	job = dlist_head_element(PoolJob, node, &waiting[QUERY_LATER]);
+	if (!last_was_later && TimestampDifferenceExceeds(job->submitted, now, LATER_PATIENCE_MS))
+		return &waiting[QUERY_LATER];
+	return &waiting[QUERY_FIRST];
 }
 
 /* The message is in the worker's hands, or will be sent on when there is room. */
@@ -681,7 +700,7 @@ GiveJob(PoolWorker *worker, PoolJob *job)
 }
 
 static void
-GiveJobs(void)
+GiveJobs(TimestampTz now)
 {
 	int			i;
 
@@ -692,9 +711,12 @@ GiveJobs(void)
 
 		if (worker->message != NULL)
 			SendJob(worker);
-		while (worker->ready && worker->job == NULL && (list = NextList()) != NULL)
+		while (worker->ready && worker->job == NULL && (list = NextList(now)) != NULL)
+		{
+			last_was_later = list == &waiting[QUERY_LATER];
 			if (GiveJob(worker, PopJob(list)))
 				break;
+		}
 	}
 }
 
@@ -747,7 +769,7 @@ QueryPoolPoll(void)
 	else if (TimestampDifferenceExceeds(no_worker_since, now, NO_WORKER_MS))
 		RefuseWaiting();
 
-	GiveJobs();
+	GiveJobs(now);
 	return more;
 }
 
@@ -763,7 +785,7 @@ QueryPoolTimeout(void)
 		if (IsDead(&workers[i]))
 			next = Min(next, workers[i].retry_at);
 		/* Submitted after the last poll. */
-		else if (workers[i].ready && workers[i].job == NULL && NextList() != NULL)
+		else if (workers[i].ready && workers[i].job == NULL && NextList(now) != NULL)
 			return 0;
 	}
 	if (no_worker_since != 0 &&

@@ -398,6 +398,29 @@ QuerySearchPath(Oid role)
 }
 
 /*
+ * What sessions have whose role and database say nothing: the value of the
+ * configuration file.  The worker's session user may hide it by a setting of
+ * his own; then it is the built-in one.
+ */
+static void
+FindDefaultSearchPath(void)
+{
+	Relation	rel;
+	Oid			user = GetSessionUserId();
+	const char *value = GetConfigOption("search_path", false, false);
+
+	StartTransactionCommand();
+	rel = table_open(DbRoleSettingRelationId, AccessShareLock);
+	if (StoredSetting(rel, MyDatabaseId, user, "search_path") != NULL ||
+		StoredSetting(rel, InvalidOid, user, "search_path") != NULL)
+		value = "\"$user\", public";
+	default_search_path = MemoryContextStrdup(TopMemoryContext, value);
+	table_close(rel, AccessShareLock);
+	CommitTransactionCommand();
+	MemoryContextSwitchTo(TopMemoryContext);
+}
+
+/*
  * The worker's pinned output settings hold in here too, as they are settings
  * of its session and roles' own settings are not applied, search_path apart.
  * Whoever writes output forces them again (EncodePinnedBegin).
@@ -582,12 +605,13 @@ ChangefeedQueryMain(Datum main_arg)
 	before_shmem_exit(ReportTimeLimit, (Datum) 0);
 	before_shmem_exit(CleanupAtExit, (Datum) 0);
 
-	/*
-	 * What sessions without a setting of their own have; the pinned settings
-	 * hide it.  It is that of the superuser if somebody gave one to him.
-	 */
-	default_search_path = pstrdup(GetConfigOption("search_path", false, false));
+	FindDefaultSearchPath();
 	EncodePinSettings();
+	/* Plans are short, and policies' are run once for each row. */
+	SetConfigOption("jit", "off", PGC_SUSET, PGC_S_SESSION);
+	/* Time limits are ours, see LimitReached; this one would end the process. */
+	if (GetConfigOption("transaction_timeout", true, false) != NULL)
+		SetConfigOption("transaction_timeout", "0", PGC_SUSET, PGC_S_SESSION);
 	limit_timeout = RegisterTimeout(USER_TIMEOUT, LimitReached);
 	CacheRegisterSyscacheCallback(AUTHOID, RolesChanged, (Datum) 0);
 	CacheRegisterSyscacheCallback(AUTHMEMROLEMEM, RolesChanged, (Datum) 0);

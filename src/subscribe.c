@@ -72,6 +72,31 @@ AppendText(StringInfo s, const char *text)
 		appendStringInfoString(s, text);
 }
 
+/*
+ * The source's filter for a query.  A row whose template column is null belongs
+ * to no channel, so not to "*" either.
+ */
+static char *
+FilterOf(Instance *instance, Source *source)
+{
+	StringInfoData filter;
+	int			k;
+
+	initStringInfo(&filter);
+	if (source->filter != NULL)
+		appendStringInfo(&filter, "(%s)", source->filter);
+	for (k = 0; k < instance->channel->template->nparams; k++)
+	{
+		if (instance->params[k] != NULL)
+			continue;
+		if (filter.len > 0)
+			appendStringInfoString(&filter, " AND ");
+		appendStringInfo(&filter, "%s IS NOT NULL",
+						 quote_identifier(instance->channel->template->params[k]));
+	}
+	return filter.data;
+}
+
 static void
 Submit(Subscription *s)
 {
@@ -96,7 +121,7 @@ Submit(Subscription *s)
 		/* From now on a barrier of this table is noticed. */
 		RelationNote(source->relid);
 		Append32(&body, source->relid);
-		AppendText(&body, source->filter);
+		AppendText(&body, FilterOf(instance, source));
 		Append16(&body, source->nkey);
 		for (k = 0; k < source->nkey; k++)
 			AppendText(&body, source->key[k]);

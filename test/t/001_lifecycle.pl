@@ -133,7 +133,7 @@ is($client->rows('items'), qq({"id":1,"name":"uno"}\n{"id":2,"name":"two"}), '..
 # ---------------------------------------------------------------------------
 
 $node->safe_psql('postgres', 'BEGIN; DROP EXTENSION pg_changefeed; ROLLBACK');
-$node->safe_psql('postgres', 'BEGIN; SAVEPOINT a; DROP SCHEMA changefeed CASCADE; ROLLBACK TO a; COMMIT');
+$node->safe_psql('postgres', 'BEGIN; SAVEPOINT a; DROP EXTENSION pg_changefeed CASCADE; ROLLBACK TO a; COMMIT');
 after_launcher_has_looked();
 my $after = feed($node);
 is_deeply([ @$after{qw(state generation epoch decoder_pid feed_worker_pid gateway_pid)} ],

@@ -341,7 +341,8 @@ sub child_processes
           if $status->{PPid} == $parent && $status->{State} !~ /^[ZX]/;
     }
     closedir($dir);
-    return sort { $a <=> $b } @children;
+    @children = sort { $a <=> $b } @children;
+    return @children;
 }
 
 # Gateways are the only children that a feed worker has.

@@ -237,6 +237,14 @@ test('a frame in parts is applied with its last part', () => {
   assert.deepEqual(rowsOf(it).map(({ id }) => id), [3]);
 });
 
+test('a frame in parts counts once', () => {
+  live();
+  socket().receive(transaction(1, [append(2)], { part: 1, last: false }));
+  socket().receive(transaction(1, [append(3)], { part: 2, last: true }));
+  socket().receive(transaction(3, [append(4)], { part: 1, last: false }));
+  assert.match(notes('protocol')[0].text, /frame 3 came after frame 1/);
+});
+
 test('a connection that ends between parts applies none of them', () => {
   const it = live();
   socket().receive(transaction(1, [remove(1)], { part: 1, last: false }));
@@ -375,6 +383,7 @@ test('a connection lost during a resync keeps the old rows and asks for a snapsh
   socket().receive({ type: 'snapshot', channel: 'orders:1', entity: 'orders', rows: [{ id: 7, status: 'new' }] });
   socket().drop();
   assert.deepEqual(rowsOf(it).map(({ id }) => id), [1]);
+  assert.equal(it.subscriptions.get('orders:1').staged, null);
   clock.advance(500);
   connectAgain();
   assert.equal(socket().last('subscribe').from, undefined);
@@ -436,9 +445,11 @@ test('a temporary error of a subscription is tried again', () => {
 
 test('what belongs to a subscription that was left is ignored', () => {
   const it = live();
+  const left = socket().last('subscribe').id;
   it.unsubscribe('orders:1');
   assert.equal(socket().last('unsubscribe').channel, 'orders:1');
   it.subscribe('orders:1');
+  socket().receive({ type: 'subscribed', id: left, channel: 'orders:1', recovered: false, entities });
   socket().receive(transaction(1, [append(2)]));
   socket().receive({ type: 'ready', channel: 'orders:1', position: 'old' });
   assert.equal(it.subscriptions.get('orders:1').state, 'subscribing');
