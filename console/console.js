@@ -402,7 +402,7 @@ class Log {
       'div',
       { className: 'change' },
       el('span', { className: `op op-${op}`, textContent: op }),
-      `${entity} `,
+      ` ${entity} `,
       el('span', { className: 'key', textContent: keyText, title: show(key) }),
     );
     const values = Object.entries(set ?? row ?? {}).filter(([column]) => !(column in key));

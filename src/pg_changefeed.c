@@ -51,6 +51,8 @@ RegisterLauncher(void)
 	RegisterBackgroundWorker(&worker);
 }
 
+extern PGDLLEXPORT void _PG_init(void);
+
 void
 _PG_init(void)
 {

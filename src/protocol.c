@@ -334,6 +334,9 @@ Subscribe(Connection *connection, JsonMessage *message, const char *id)
 					  "Add a table with changefeed.add_source.");
 		return;
 	}
+	if (from == NULL && JsonMessageGet(message, "from") != NULL &&
+		JsonMessageGet(message, "from")->type != JSON_TOKEN_NULL)
+		from = "";
 	if (from != NULL && !PositionParse(from, strlen(from), &position))
 	{
 		ProtocolError(connection, id, NULL, "22023", "\"from\" is not a position",
@@ -362,6 +365,10 @@ Unsubscribe(Connection *connection, JsonMessage *message, const char *id)
 					  psprintf("connection is not subscribed to channel \"%s\"", name), NULL);
 		return;
 	}
+	/* Its request is answered, too. */
+	if (!s->announced)
+		ProtocolError(connection, s->request_id, s->name, "57014",
+					  psprintf("subscription to channel \"%s\" was ended by unsubscribe", name), NULL);
 	SubscriptionFree(s);
 	Ok(connection, "ok", id);
 }

@@ -455,7 +455,7 @@ static void
 RunJob(char *data, Size length)
 {
 	WireReader	body = WireReaderInit(data, length);
-	QueryKind	kind;
+	volatile QueryKind kind;
 	StringInfoData done;
 
 	query_job = WireGetU64(&body);

@@ -219,7 +219,7 @@ Send(struct lws *wsi, const Reply *reply)
 							 "Cross-Origin-Resource-Policy: same-origin\r\n"
 							 "Content-Security-Policy: default-src 'self'; "
 							 "connect-src 'self' ws: wss:; img-src 'self' data:; "
-							 "style-src 'self' 'unsafe-inline'; object-src 'none'; "
+							 "style-src 'self'; object-src 'none'; "
 							 "base-uri 'none'; form-action 'none'; "
 							 "frame-ancestors 'none'\r\n\r\n");
 	if (!reply->head && reply->length > 0)

@@ -93,11 +93,12 @@ sub feed_port
     return $node->{changefeed_port};
 }
 
-# Sets lines in postgresql.conf; the server has to be restarted or reloaded.
+# Sets lines in postgresql.conf, where the last one counts; the server has to be
+# restarted or reloaded.
 sub conf
 {
     my ($node, %settings) = @_;
-    $node->adjust_conf('postgresql.conf', $_, $settings{$_}) foreach sort keys %settings;
+    $node->append_conf('postgresql.conf', "$_ = $settings{$_}") foreach sort keys %settings;
     return;
 }
 

@@ -81,10 +81,11 @@ export class Subscription {
   #txids = new Set();
   #readyWaiters = [];
 
-  constructor(client, name, { snapshot = true, cache = null } = {}) {
+  constructor(client, name, { snapshot = true, cache = null, loose = false } = {}) {
     this.client = client;
     this.name = name;
-    this.exact = snapshot;
+    this.exact = snapshot && !loose; // operations fit what is held
+    this.loose = loose; // the channel has operations of its own
     this.cache = cache;
   }
 
@@ -174,7 +175,7 @@ export class Subscription {
     if (['schema_changed', 'channel_changed', 'identity_changed'].includes(message.reason)) this.#described = false;
     this.#begin();
     this.#txids.clear();
-    this.exact = true; // a snapshot comes
+    this.exact = !this.loose; // a snapshot comes
     this.state = 'filling';
   }
 
@@ -208,18 +209,18 @@ export class Subscription {
           if (canonical(change.row[name]) !== canonical(change.key[name])) this.#violation(`row of key ${key} has another key`);
         }
         if (change.op === 'append' && held && this.exact) this.#violation(`append of ${key}, which is held (txid ${frame.txid})`);
-        if (change.op === 'append' && !this.exact) this.#violation('append without snapshot');
+        if (change.op === 'append' && !this.exact && !this.loose) this.#violation('append without snapshot');
         if (held && canonical(held) === canonical(change.row)) this.#violation(`${change.op} of ${key} changes nothing`);
         entity.rows.set(key, change.row);
         break;
       case 'merge': {
-        if (!held) this.#violation(`merge of ${key}, which is not held (txid ${frame.txid})`);
+        if (!held && !this.loose) this.#violation(`merge of ${key}, which is not held (txid ${frame.txid})`);
         const names = Object.keys(change.set);
         if (names.length === 0) this.#violation(`merge of nothing into ${key}`);
         for (const name of names) {
           if (this.#described && !entity.columns.includes(name)) this.#violation(`merge of column "${name}", which was not announced`);
-          if (entity.key.includes(name)) this.#violation(`merge of key column "${name}"`);
-          if (name in held && canonical(held[name]) === canonical(change.set[name])) {
+          if (held && entity.key.includes(name)) this.#violation(`merge of key column "${name}"`);
+          if (held && name in held && canonical(held[name]) === canonical(change.set[name])) {
             this.#violation(`merge of ${key} repeats the value of "${name}" (txid ${frame.txid})`);
           }
         }
@@ -293,10 +294,10 @@ export class Client {
     return this.#opened.promise;
   }
 
-  static async connect(options = {}) {
+  static async connect({ fields = {}, ...options } = {}) {
     const client = new Client(options);
     await within(10000, client.opened, 'open');
-    client.connected = await client.request('connect', client.token === undefined ? {} : { token: client.token });
+    client.connected = await client.request('connect', { ...(client.token !== undefined && { token: client.token }), ...fields });
     return client;
   }
 
@@ -338,9 +339,9 @@ export class Client {
   }
 
   /** Resolves when it is subscribed; `ready()` of the result waits on. */
-  async subscribe(channel, { from, snapshot, cache, ...fields } = {}) {
+  async subscribe(channel, { from, snapshot, cache, loose, ...fields } = {}) {
     const old = this.subscriptions.get(channel);
-    const subscription = new Subscription(this, channel, { snapshot: snapshot !== false, cache });
+    const subscription = new Subscription(this, channel, { snapshot: snapshot !== false, cache, loose });
     if (!old) this.subscriptions.set(channel, subscription);
     try {
       const message = await this.request('subscribe', {

@@ -17,7 +17,7 @@ export class Session {
 
   constructor({ database = process.env.PGDATABASE } = {}) {
     this.#process = spawn('psql', ['-X', '-q', '-A', '-t', '-d', database], {
-      env: { ...process.env, PGOPTIONS: '-c client_min_messages=error -c timezone=UTC -c datestyle=ISO' },
+      env: { ...process.env, PGOPTIONS: '-c client_min_messages=error -c timezone=UTC -c datestyle=ISO -c lc_monetary=C' },
       stdio: ['pipe', 'pipe', 'pipe'],
     });
     this.#process.stdout.setEncoding('utf8').on('data', (chunk) => { this.#out += chunk; this.#look(); });
