@@ -12,7 +12,8 @@
 //   ```json test=NAME receive    waits for these messages, in this order
 //   ```json test=NAME receive any    the same, in whatever order they come
 //   ```text test=NAME output     waits until these lines are in the output of the js that runs, or
-//                                else of the last block of sql or sh, in this order
+//                                else of the last block of sql or sh, in this order; any white space
+//                                is as good as another
 //   ```… notest="why not"        is not run
 //
 // Blocks of the same NAME run one after the other on a cluster of their own, made when the first
@@ -166,12 +167,13 @@ class Runner {
 
   async text(block) {
     if (!block.words.includes('output')) throw new Error('text is only tested as output');
-    const expected = block.lines.map((line) => line.trim()).filter(Boolean);
+    const tidy = (line) => line.replace(/\s+/g, ' ').trim();
+    const expected = block.lines.map(tidy).filter(Boolean);
     const end = Date.now() + PATIENCE;
     for (;;) {
       const output = this.logged ?? this.output;
       let next = 0;
-      for (const line of output.split('\n')) if (next < expected.length && pattern(expected[next]).test(line.trim())) next += 1;
+      for (const line of output.split('\n')) if (next < expected.length && pattern(expected[next]).test(tidy(line))) next += 1;
       if (next === expected.length) return;
       if (this.failed || Date.now() > end) throw new Error(`missing line: ${expected[next]}\nthe output was:\n${output}`);
       await sleep(50);
