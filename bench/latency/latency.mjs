@@ -4,8 +4,10 @@
 //
 // Needs two databases on one server, which bench/run makes: FEED_DATABASE with the extension and
 // BRIDGE_DATABASE with the trigger, each with the table of setup.sql; PG* variables and WS_URL.
-// Both get the same writer (writer.c) and the same client (client.c). In each repeat first the one
-// is measured, then the other; in every second repeat in the opposite order.
+// This project is measured twice: a table without policies, which is comparable with the bridge, and
+// one with a row level security policy. All get the same writer (writer.c) and the same client
+// (client.c). In each repeat one is measured after the other; in every second repeat in the opposite
+// order.
 
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
@@ -86,16 +88,20 @@ const [{ token }] = await query(
   `SELECT changefeed.make_token('{"role": "bench_reader", "sub": "42"}', '1 day') AS token`,
 );
 
+const feed = (table) => ({
+  database: env.FEED_DATABASE,
+  table,
+  client: ['--port', new URL(env.WS_URL).port, '--path', '/v1/socket',
+    '--send', JSON.stringify({ type: 'connect', id: 1, token }),
+    '--send', JSON.stringify({ type: 'subscribe', id: 2, channel: `${table}:42` }),
+    '--ready', '{"type":"ready"', '--pong', '{"type":"pong"}'],
+});
 const systems = {
-  pg_changefeed: {
-    database: env.FEED_DATABASE,
-    client: ['--port', new URL(env.WS_URL).port, '--path', '/v1/socket',
-      '--send', JSON.stringify({ type: 'connect', id: 1, token }),
-      '--send', JSON.stringify({ type: 'subscribe', id: 2, channel: 'orders:42' }),
-      '--ready', '{"type":"ready"', '--pong', '{"type":"pong"}'],
-  },
+  pg_changefeed: feed('orders'),
+  with_policy: feed('private_orders'),
   bridge: {
     database: env.BRIDGE_DATABASE,
+    table: 'orders',
     client: ['--port', bridgePort, '--send', JSON.stringify({ subscribe: 'orders:42' }),
       '--ready', '{"type":"ready"'],
   },
@@ -114,14 +120,14 @@ const median = (values) => {
 };
 
 async function measure(name, { rate, count }) {
-  const { database, client: clientArguments } = systems[name];
+  const { database, table, client: clientArguments } = systems[name];
   const received = path.join(scratch, 'received');
   const written = path.join(scratch, 'written');
   const client = start(path.join(options.bin, 'client'), [...clientArguments, '--out', received]);
   await firstLine(client, `the client of ${name}`);
   const writer = start(path.join(options.bin, 'writer'), [
     '--conninfo', `host=${env.PGHOST} port=${env.PGPORT} user=${env.PGUSER} dbname=${database}`,
-    '--table', 'orders', '--rate', String(rate), '--count', String(count), '--out', written]);
+    '--table', table, '--rate', String(rate), '--count', String(count), '--out', written]);
   await finish(writer, 'the writer');
   client.stdin.end();
   await finish(client, `the client of ${name}`);
@@ -210,7 +216,7 @@ writeFileSync(options.json, `${JSON.stringify(report, null, 2)}\n`);
 
 for (const each of report.cases) {
   console.log(`\n${each.name}, ${each.subscribers} subscriber, ${each.repeats.length} repeats of ${each.repeats[0][0].samples} commits; median of the repeats (least .. most):`);
-  console.log(`  ${'latency p50'.padStart(31)}${'latency p99'.padStart(33)}${'commit p50'.padStart(33)}${'after commit p50'.padStart(33)}`);
+  console.log(`  ${['', 'latency p50', 'latency p99', 'commit p50', 'after commit p50'].map((title, i) => title.padEnd(i === 0 ? 14 : 33)).join('').trimEnd()}`);
   for (const name of NAMES) {
     const s = each.summary[name];
     console.log(`  ${name.padEnd(14)}${range(s.p50_us).padEnd(33)}${range(s.p99_us).padEnd(33)}${range(s.commit_p50_us).padEnd(33)}${range(s.after_commit_p50_us)}`);
@@ -218,6 +224,7 @@ for (const each of report.cases) {
 }
 const [main] = report.cases;
 console.log(`\nlatency: pg_changefeed p50 ${ms(main.summary.pg_changefeed.p50_us.median)}, p99 ${ms(main.summary.pg_changefeed.p99_us.median)}; `
+  + `with a policy p50 ${ms(main.summary.with_policy.p50_us.median)}, p99 ${ms(main.summary.with_policy.p99_us.median)}; `
   + `LISTEN/NOTIFY bridge p50 ${ms(main.summary.bridge.p50_us.median)}, p99 ${ms(main.summary.bridge.p99_us.median)}; `
   + `bridge/pg_changefeed p50 ${main.ratio.p50.of_medians.toFixed(2)} (${main.ratio.p50.min.toFixed(2)} .. ${main.ratio.p50.max.toFixed(2)}), `
   + `p99 ${main.ratio.p99.of_medians.toFixed(2)} (${main.ratio.p99.min.toFixed(2)} .. ${main.ratio.p99.max.toFixed(2)}) at ${main.name}`);

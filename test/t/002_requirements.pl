@@ -13,6 +13,11 @@ use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
+# A server that lacks workers for as long as this test takes: see the end.
+my $starved = new_node('starved', conf => 'max_worker_processes = 3');
+$starved->start;
+$starved->safe_psql('postgres', 'CREATE EXTENSION pg_changefeed');
+
 my $node = new_node('requirements');
 my $preload = q(The library pg_changefeed was not loaded when the server started.);
 
@@ -98,8 +103,8 @@ $node->safe_psql('postgres', q(DROP DATABASE latin));
 # The complaints of a server about workers since $position.
 sub complaints
 {
-    my ($position) = @_;
-    return grep { /LOG:  could not (start|look)/ } split(/\n/, log_since($node, $position));
+    my ($at, $position) = @_;
+    return grep { /LOG:  could not (start|look)/ } split(/\n/, log_since($at, $position));
 }
 
 sub hint_of_pair
@@ -139,7 +144,7 @@ $node->rotate_logfile;
 start_with(max_worker_processes => 6);
 ok(wait_running($node), 'the number of the hint does');
 is_one_set($node, 'the number of the hint');
-is(join("\n", complaints(0)), '', '... without any complaint');
+is(join("\n", complaints($node, 0)), '', '... without any complaint');
 
 # ---------------------------------------------------------------------------
 # max_worker_processes: not enough for a second database
@@ -158,7 +163,7 @@ is(feed($node)->{state}, 'running', '... and the first one runs on');
 $node->safe_psql('postgres', 'DROP EXTENSION pg_changefeed');
 my $second = wait_running($node, 'second', no_port => 1);
 is($second->{state}, 'running', 'it starts when workers have become free');
-is(scalar(complaints($position)), 1, '... and there is one line of complaint');
+is(scalar(() = complaints($node, $position)), 1, '... and there is one line of complaint');
 
 # It begins a new generation with each try, the first one included.
 cmp_ok($second->{generation}, '<=', 4, '... because it did not try all the time');
@@ -200,6 +205,22 @@ $node->safe_psql('postgres', q(SELECT pg_drop_replication_slot('of_somebody_else
 ok(wait_running($node), 'it starts when a slot has become free');
 is_one_set($node, 'a slot has become free');
 
+# ---------------------------------------------------------------------------
+# A server that lacks workers for long: it tries again, slowly and quietly
+# ---------------------------------------------------------------------------
+
+# Each try is a generation.
+my $tries = poll_until(
+    sub {
+        my $generation = feed($starved)->{generation};
+        return $generation >= 3 ? $generation : undef;
+    },
+    'another try');
+is(scalar(() = complaints($starved, 0)), 1, 'a server that lacks workers says so once');
+cmp_ok($tries, '<=', 4, '... and does not try all the time');
+is(join(',', keys %{ processes($starved) }), 'changefeed launcher', '... and leaves no half pair');
+$starved->stop;
+
 $node->stop;
-unlike(log_since($node), qr/PANIC|TRAP|was terminated by signal/, 'nothing crashed');
+unlike(log_since($_), qr/PANIC|TRAP|was terminated by signal/, 'nothing crashed') foreach $node, $starved;
 done_testing();

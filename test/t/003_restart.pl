@@ -278,6 +278,56 @@ foreach my $type ('changefeed query worker', 'changefeed feed worker', 'changefe
 }
 
 # ---------------------------------------------------------------------------
+# CREATE and DROP EXTENSION while there is no launcher
+# ---------------------------------------------------------------------------
+
+sub without_launcher
+{
+    my ($database, $statement) = @_;
+    my $pid = processes($node)->{'changefeed launcher'}[0];
+
+    $node->safe_psql('postgres', "SELECT pg_terminate_backend($pid)");
+    poll_until(sub { !is_alive($pid) }, 'the launcher to end');
+    $node->safe_psql($database, $statement);
+    ok(!processes($node)->{'changefeed launcher'}, "$statement while there is no launcher");
+    return;
+}
+
+my $second_port = free_port();
+$node->safe_psql('postgres', 'CREATE DATABASE second');
+$node->safe_psql('postgres', "ALTER DATABASE second SET changefeed.port = $second_port");
+without_launcher('second', 'CREATE EXTENSION pg_changefeed');
+is(wait_running($node, 'second')->{port}, $second_port, '... is obeyed by the next one');
+is_one_set($node, 'CREATE EXTENSION while there is no launcher', 'postgres', 'second');
+without_launcher('second', 'DROP EXTENSION pg_changefeed');
+ok(wait_off($node, 'second'), '... is obeyed by the next one');
+is_one_set($node, 'DROP EXTENSION while there is no launcher');
+
+# What it was told is forgotten in a crash: it has to look for itself.
+foreach my $what ('CREATE', 'DROP')
+{
+    my $position;
+
+    without_launcher('second', "$what EXTENSION pg_changefeed");
+    $position = log_position($node);
+    kill('KILL', processes($node)->{'changefeed decoder'}[0]);
+    wait_in_log($node, qr/LOG:  database system is ready to accept connections/, $position);
+    wait_running($node);
+    if ($what eq 'CREATE')
+    {
+        is(wait_running($node, 'second')->{port}, $second_port, '... and a crash: found all the same');
+        is_one_set($node, "$what EXTENSION and a crash", 'postgres', 'second');
+    }
+    else
+    {
+        ok(wait_off($node, 'second'), '... and a crash: found all the same');
+        is_one_set($node, "$what EXTENSION and a crash");
+    }
+}
+is(sql_error($node, 'postgres', 'DROP DATABASE second'), '', 'nothing holds the database any more');
+is_same_feed('after all that');
+
+# ---------------------------------------------------------------------------
 # Restarts of the server
 # ---------------------------------------------------------------------------
 

@@ -98,8 +98,6 @@ SELECT * FROM item;
 )),
     '2|two',
     'LOAD without preload is harmless');
-is($node->safe_psql('postgres', 'SHOW changefeed.query_workers'), 2, '... the settings are known to a session that loads it')
-  if 0;
 is(
     $node->safe_psql('postgres', q(LOAD 'pg_changefeed'; SHOW changefeed.query_workers)),
     2, '... the settings are known to a session that loads it');
