@@ -100,6 +100,8 @@ typedef struct Connection
 	uint64		group;			/* the group it is moved with */
 	uint64		taken_out;		/* the last run that it could not be part of */
 	List	   *syncs;			/* of PendingSync */
+	int			npostponed;		/* messages of it that wait: postponed.c */
+	bool		postponed_waits;	/* scratch: the first of them has to */
 } Connection;
 
 typedef enum SubscriptionState
@@ -376,6 +378,7 @@ extern long VerdictsAdvance(void);
 /* protocol.c: client messages */
 extern void ProtocolOpen(Connection *connection, const char *token, Size length);
 extern void ProtocolMessage(Connection *connection, const char *data, Size length);
+extern void ProtocolHandle(Connection *connection, const char *data, Size length);
 
 /* What the gateway says of the `synced` messages: see AnswerSyncs. */
 extern void ProtocolSyncsFlushed(Connection *connection);
@@ -391,6 +394,15 @@ extern void ProtocolChangeIdentity(Connection *connection, Identity *identity);
 extern void ProtocolSend(Connection *connection, const char *data, Size length);
 extern void ProtocolError(Connection *connection, const char *request_id, const Spelling *channel,
 						  const char *sqlstate, const char *message, const char *hint);
+
+/* postponed.c: messages that wait for what was committed before them */
+
+/* False: it may not wait (any more). */
+extern bool Postpone(Connection *connection, const char *data, Size length);
+
+/* Waits if an earlier message of the connection does. */
+extern bool PostponeBehind(Connection *connection, const char *data, Size length);
+extern void PostponedAdvance(void);
 
 /*
  * relations.c: has anything changed that decides who sees what of a table?

@@ -159,18 +159,30 @@ ProtocolChangeIdentity(Connection *connection, Identity *identity)
 	GatewayIdentity(connection);
 }
 
-static bool
-Authenticate(Connection *connection, const char *token, Size length, const char *id)
+typedef enum Authentication
+{
+	AUTHENTICATED,
+	REFUSED,					/* the client was told */
+	POSTPONED
+} Authentication;
+
+/* `data` is the whole message, which may have to wait. */
+static Authentication
+Authenticate(Connection *connection, const char *token, const char *id,
+			 const char *data, Size length)
 {
 	IdentityInfo info;
 	JwtResult	error = {0};
 	Identity   *identity;
 
-	if (!IdentityResolve(token, length, ChannelsRoleAllowed, &info, &error))
+	if (!IdentityResolve(token, strlen(token), ChannelsRoleAllowed, &info, &error))
 	{
+		/* Perhaps allow_role has just been committed. */
+		if (strcmp(error.sqlstate, "42501") == 0 && Postpone(connection, data, length))
+			return POSTPONED;
 		ProtocolError(connection, id, NULL, error.sqlstate, error.message, error.hint);
 		pg_atomic_fetch_add_u64(&feed_shared->feed_denials, 1);
-		return false;
+		return REFUSED;
 	}
 	identity = IdentityIntern(&info);
 	if (connection->identity == NULL)
@@ -181,7 +193,7 @@ Authenticate(Connection *connection, const char *token, Size length, const char 
 	else if (connection->identity != identity)
 		ProtocolChangeIdentity(connection, identity);
 	NoteExpiry(connection, info.expires);
-	return true;
+	return AUTHENTICATED;
 }
 
 static void
@@ -213,7 +225,8 @@ ProtocolOpen(Connection *connection, const char *token, Size length)
 /* ---- messages ---- */
 
 static void
-Connect(Connection *connection, JsonMessage *message, const char *id)
+Connect(Connection *connection, JsonMessage *message, const char *id,
+		const char *data, Size length)
 {
 	const char *token = JsonMessageString(message, "token");
 
@@ -231,10 +244,15 @@ Connect(Connection *connection, JsonMessage *message, const char *id)
 	}
 	if (token == NULL)
 		token = connection->open_token != NULL ? connection->open_token : "";
-	if (!Authenticate(connection, token, strlen(token), id))
+	switch (Authenticate(connection, token, id, data, length))
 	{
-		GatewayClose(connection, LINK_CLOSE_UNAUTHORIZED, "unauthorized");
-		return;
+		case AUTHENTICATED:
+			break;
+		case REFUSED:
+			GatewayClose(connection, LINK_CLOSE_UNAUTHORIZED, "unauthorized");
+			return;
+		case POSTPONED:
+			return;
 	}
 	if (connection->open_token != NULL)
 	{
@@ -245,7 +263,8 @@ Connect(Connection *connection, JsonMessage *message, const char *id)
 }
 
 static void
-Token(Connection *connection, JsonMessage *message, const char *id)
+Token(Connection *connection, JsonMessage *message, const char *id,
+	  const char *data, Size length)
 {
 	const char *token = JsonMessageString(message, "token");
 
@@ -254,7 +273,7 @@ Token(Connection *connection, JsonMessage *message, const char *id)
 		ProtocolError(connection, id, NULL, "08P01", "\"token\" has to be a string", NULL);
 		return;
 	}
-	if (!Authenticate(connection, token, strlen(token), id))
+	if (Authenticate(connection, token, id, data, length) != AUTHENTICATED)
 		return;
 	if (connection->expires != 0)
 	{
@@ -287,7 +306,8 @@ ChannelOf(Connection *connection, JsonMessage *message, const char *id)
 }
 
 static void
-Subscribe(Connection *connection, JsonMessage *message, const char *id)
+Subscribe(Connection *connection, JsonMessage *message, const char *id,
+		  const char *data, Size length)
 {
 	const char *name = ChannelOf(connection, message, id);
 	const char *from = JsonMessageString(message, "from");
@@ -320,6 +340,8 @@ Subscribe(Connection *connection, JsonMessage *message, const char *id)
 		return;
 	}
 	channel = ChannelsFind(name, strlen(name), values);
+	if (channel == NULL && Postpone(connection, data, length))
+		return;
 	if (channel == NULL)
 	{
 		ProtocolError(connection, id, NULL, "42704",
@@ -441,7 +463,7 @@ Dispatch(Connection *connection, const char *data, Size length)
 
 	if (strcmp(type, "connect") == 0)
 	{
-		Connect(connection, message, id);
+		Connect(connection, message, id, data, length);
 		return;
 	}
 	if (connection->identity == NULL)
@@ -453,10 +475,15 @@ Dispatch(Connection *connection, const char *data, Size length)
 						  "Send \"connect\" first.");
 			return;
 		}
-		if (!Authenticate(connection, connection->open_token, strlen(connection->open_token), id))
+		switch (Authenticate(connection, connection->open_token, id, data, length))
 		{
-			GatewayClose(connection, LINK_CLOSE_UNAUTHORIZED, "unauthorized");
-			return;
+			case AUTHENTICATED:
+				break;
+			case REFUSED:
+				GatewayClose(connection, LINK_CLOSE_UNAUTHORIZED, "unauthorized");
+				return;
+			case POSTPONED:
+				return;
 		}
 		pfree(connection->open_token);
 		connection->open_token = NULL;
@@ -464,11 +491,11 @@ Dispatch(Connection *connection, const char *data, Size length)
 	}
 
 	if (strcmp(type, "subscribe") == 0)
-		Subscribe(connection, message, id);
+		Subscribe(connection, message, id, data, length);
 	else if (strcmp(type, "unsubscribe") == 0)
 		Unsubscribe(connection, message, id);
 	else if (strcmp(type, "token") == 0)
-		Token(connection, message, id);
+		Token(connection, message, id, data, length);
 	else if (strcmp(type, "sync") == 0)
 		Sync(connection, id);
 	else
@@ -479,6 +506,13 @@ Dispatch(Connection *connection, const char *data, Size length)
 
 void
 ProtocolMessage(Connection *connection, const char *data, Size length)
+{
+	if (!PostponeBehind(connection, data, length))
+		ProtocolHandle(connection, data, length);
+}
+
+void
+ProtocolHandle(Connection *connection, const char *data, Size length)
 {
 	MemoryContext context = CurrentMemoryContext;
 	ErrorData  *volatile error = NULL;
@@ -669,6 +703,7 @@ long
 ProtocolAdvance(void)
 {
 	AdvanceSettled();
+	PostponedAdvance();
 
 	if (sync_count > 0)
 	{

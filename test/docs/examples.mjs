@@ -9,6 +9,7 @@
 //   ```conf test=NAME            settings of the cluster; before anything else of NAME
 //   ```js test=NAME              a module that runs on in the background until NAME ends
 //   ```json test=NAME send       sends each line as a message on NAME's WebSocket
+//   ```json test=NAME send new   the same on a new connection, in place of the old one
 //   ```json test=NAME receive    waits for these messages, in this order
 //   ```json test=NAME receive any    the same, in whatever order they come
 //   ```text test=NAME output     waits until these lines are in the output of the js that runs, or
@@ -18,8 +19,9 @@
 //
 // Blocks of the same NAME run one after the other on a cluster of their own, made when the first
 // one comes. In expected text and JSON strings, "…" stands for anything. localhost:8040 is replaced
-// by where the cluster listens, <JWT> by the last token that sql has printed; prompt() of js gives
-// that token, too. Pings are answered and not shown.
+// by where the cluster listens, <JWT> by the last token that sql has printed, <position> by the last
+// one in a message that was waited for; prompt() of js gives the token, too. Pings are answered and
+// not shown.
 
 import { execFileSync, spawn } from 'node:child_process';
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
@@ -113,7 +115,8 @@ class Runner {
   }
 
   fill(text) {
-    return text.replaceAll('localhost:8040', this.host).replaceAll('<JWT>', this.token ?? '<no token was made>');
+    return text.replaceAll('localhost:8040', this.host).replaceAll('<JWT>', this.token ?? '<no token was made>')
+      .replaceAll('<position>', this.position ?? '<no position was received>');
   }
 
   run(command, args, input) {
@@ -183,21 +186,24 @@ class Runner {
   async connect() {
     this.start();
     await this.serving();
-    this.socket = new WebSocket(this.env.WS_URL, 'changefeed.v1');
-    this.socket.on('message', (data) => {
+    this.socket?.terminate();
+    const messages = [];
+    const socket = new WebSocket(this.env.WS_URL, 'changefeed.v1');
+    socket.on('message', (data) => {
       const message = JSON.parse(data);
-      if (message.type === 'ping') this.socket.send('{"type":"pong"}');
-      else this.messages.push(message);
+      if (message.type === 'ping') socket.send('{"type":"pong"}');
+      else messages.push(message);
     });
-    this.socket.on('close', (code) => this.messages.push({ closed: code }));
+    socket.on('close', (code) => messages.push({ closed: code }));
     await new Promise((resolve, reject) => {
-      this.socket.on('open', resolve);
-      this.socket.on('error', reject);
+      socket.on('open', resolve);
+      socket.on('error', reject);
     });
+    Object.assign(this, { socket, messages });
   }
 
   async json(block) {
-    if (this.socket === undefined) await this.connect();
+    if (this.socket === undefined || block.words.includes('new')) await this.connect();
     const lines = block.lines.filter((line) => line.trim() !== '');
     if (block.words.includes('send')) {
       for (const line of lines) {
@@ -215,7 +221,8 @@ class Runner {
         const at = any ? this.messages.findIndex((message) => matches(expected, message)) : 0;
         if (at >= 0 && this.messages.length > 0) {
           if (!any && !matches(expected, this.messages[0])) throw new Error(`expected ${line}\nreceived ${JSON.stringify(this.messages[0])}`);
-          this.messages.splice(at, 1);
+          const [message] = this.messages.splice(at, 1);
+          this.position = message.position ?? this.position;
           break;
         }
         if (Date.now() > end) throw new Error(`expected ${line}\nreceived ${JSON.stringify(this.messages)}`);
