@@ -23,6 +23,7 @@
 #include "feed.h"
 #include "gateways.h"
 
+#include "access/transam.h"
 #include "access/xact.h"
 #include "miscadmin.h"
 #include "pgstat.h"
@@ -31,6 +32,7 @@
 #include "storage/ipc.h"
 #include "storage/latch.h"
 #include "storage/proc.h"
+#include "storage/procarray.h"
 #include "utils/guc.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
@@ -49,6 +51,9 @@ TimestampTz feed_now;
 
 static MemoryContext turn_context;
 static bool shutdown_begun;
+
+/* The channel catalog is read again when all older transactions have ended. */
+static FullTransactionId catalog_horizon;
 
 static void
 Sooner(long *wait, long ms)
@@ -95,7 +100,30 @@ Turn(XLogRecPtr start_lsn, bool *serving)
 
 	/* Clients come in when the log is as far as it was before we started. */
 	if (!*serving && LogReceivedUpTo(start_lsn))
+	{
 		*serving = true;
+
+		/*
+		 * What was committed before the slot came into being is not in the
+		 * stream: read the catalog again, now, and once more when the
+		 * transactions that are running now have ended.
+		 */
+		events_catalog_stale = true;
+		catalog_horizon = ReadNextFullTransactionId();
+	}
+	if (FullTransactionIdIsValid(catalog_horizon))
+	{
+		TransactionId oldest = GetOldestActiveTransactionId();
+
+		if (TransactionIdIsValid(oldest) &&
+			TransactionIdPrecedes(oldest, XidFromFullTransactionId(catalog_horizon)))
+			Sooner(&wait, 1000);
+		else
+		{
+			catalog_horizon = InvalidFullTransactionId;
+			events_catalog_stale = true;
+		}
+	}
 
 	Sooner(&wait, GatewaysMaintain(*serving));
 	(void) EventsCheckRoles();
@@ -200,6 +228,9 @@ ChangefeedFeedMain(Datum main_arg)
 
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
 	pqsignal(SIGTERM, SignalHandlerForShutdownRequest);
+
+	/* There is no query to cancel; an error would cost all clients. */
+	pqsignal(SIGINT, SIG_IGN);
 	BackgroundWorkerUnblockSignals();
 
 	SharedRegisterProcess(&feed_shared->feed_proc);

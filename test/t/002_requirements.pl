@@ -150,7 +150,15 @@ is(join("\n", complaints($node, 0)), '', '... without any complaint');
 # max_worker_processes: not enough for a second database
 # ---------------------------------------------------------------------------
 
+# A look into a database, which may be a copy of one with the extension, takes a
+# worker for a moment.
+$position = log_position($node);
 $node->safe_psql('postgres', 'CREATE DATABASE second');
+ok( wait_in_log($node,
+        qr/LOG:  could not look for change feeds in database "second": all background worker slots are in use\n.*HINT:  Set max_worker_processes \(now 6\) to at least 7 in postgresql\.conf and restart the server\.\n/,
+        $position),
+    'no worker to look into a new database: said with the number that would do');
+
 $position = log_position($node);
 $node->safe_psql('second', 'CREATE EXTENSION pg_changefeed');
 ok( wait_in_log($node,

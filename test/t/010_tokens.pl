@@ -487,23 +487,6 @@ is(identify(token(claims(',"app":{"x":1},"Sub":2,"iat":5')), "->'claims'"),
 is(identify(token(claims()), "->>'subject'"), 'u1', 'subject, though it is left out');
 set(identity_claims => 'exp,iat,nbf,jti,session_id');
 
-# A database that does not have every character
-$node->safe_psql(
-    'postgres', q(CREATE DATABASE latin ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0));
-$node->safe_psql('latin', q(CREATE EXTENSION pg_changefeed; SELECT changefeed.allow_role('web')));
-for my $name ("\xc3\xa9", '\u00e9')
-{
-    is( $node->safe_psql(
-            'latin', query_of(token("{\"role\":\"web\",\"sub\":\"$name\"}"), "->>'subject' = chr(233)")),
-        't', "a character that LATIN1 has: $name");
-}
-for my $name ("\xe2\x82\xac", '\u20ac')
-{
-    my ($code, $output, $errors) =
-      $node->psql('latin', query_of(token("{\"role\":\"web\",\"sub\":\"$name\"}")));
-    like($errors, qr/ERROR:  token claims cannot be represented/, "a character that LATIN1 does not have: $name");
-}
-
 # ---------------------------------------------------------------------------
 # The hash of an identity
 # ---------------------------------------------------------------------------
