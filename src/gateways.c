@@ -16,9 +16,9 @@
 #include "postgres.h"
 
 #include "gateways.h"
+#include "listen.h"
 
 #include <fcntl.h>
-#include <netdb.h>
 #include <signal.h>
 #include <spawn.h>
 #include <sys/socket.h>
@@ -27,8 +27,6 @@
 #include <unistd.h>
 
 #include "common/hashfn.h"
-#include "commands/dbcommands.h"
-#include "common/ip.h"
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "postmaster/postmaster.h"
@@ -36,18 +34,12 @@
 #include "utils/builtins.h"
 #include "utils/varlena.h"
 
-#define MAX_LISTENERS	8
-
 /* A link with more than this queued stops the publishing of transactions. */
 #define READ_BUDGET		(256 * 1024)
 
 Gateway		gateways[MAX_GATEWAYS];
 int			gateway_count;
 
-static int	listeners[MAX_LISTENERS];
-static int	nlisteners;
-static TimestampTz listen_at;	/* not before, after a failure */
-static bool listen_failed;		/* said so in the log */
 static uint32 next_serial;
 static WaitEventSet *wait_set;
 static int	link_event[MAX_GATEWAYS];
@@ -73,93 +65,6 @@ GatewaysInit(void)
 	gateway_count = Min(setting_gateways, MAX_GATEWAYS);
 	for (i = 0; i < gateway_count; i++)
 		gateways[i].index = i;
-}
-
-/* ---- listening ---- */
-
-static void
-ListenOn(const char *host, int port)
-{
-	struct addrinfo hint = {0};
-	struct addrinfo *addresses = NULL;
-	struct addrinfo *a;
-	char		service[16];
-	int			rc;
-
-	hint.ai_family = AF_UNSPEC;
-	hint.ai_socktype = SOCK_STREAM;
-	hint.ai_flags = AI_PASSIVE;
-	snprintf(service, sizeof(service), "%d", port);
-	rc = getaddrinfo(strcmp(host, "*") == 0 ? NULL : host, service, &hint, &addresses);
-	if (rc != 0)
-	{
-		ereport(LOG,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("could not resolve \"%s\" of changefeed.listen_addresses: %s",
-						host, gai_strerror(rc))));
-		return;
-	}
-	for (a = addresses; a != NULL && nlisteners < MAX_LISTENERS; a = a->ai_next)
-	{
-		int			fd = socket(a->ai_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-		int			one = 1;
-
-		/* A machine without IPv6: "localhost" still means something. */
-		if (fd < 0)
-			continue;
-
-		/*
-		 * SO_REUSEADDR lets us follow our own predecessor; another listener on
-		 * the port is refused all the same.
-		 */
-		(void) setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
-		if (a->ai_family == AF_INET6)
-			(void) setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &one, sizeof(one));
-		if (bind(fd, a->ai_addr, a->ai_addrlen) < 0 || listen(fd, 4096) < 0)
-		{
-			if (errno != EADDRNOTAVAIL && errno != EAFNOSUPPORT && !listen_failed)
-			{
-				ereport(LOG,
-						(errcode_for_socket_access(),
-						 errmsg("could not listen on \"%s\", port %d: %m", host, port),
-						 errhint("Another server uses the port. Set changefeed.port to a free one, in postgresql.conf or with ALTER DATABASE \"%s\" SET changefeed.port = ..., and restart.",
-								 get_database_name(MyDatabaseId))));
-			}
-			close(fd);
-			continue;
-		}
-		listeners[nlisteners++] = fd;
-	}
-	freeaddrinfo(addresses);
-}
-
-static bool
-Listen(void)
-{
-	char	   *list = pstrdup(setting_listen_addresses);
-	List	   *hosts;
-	ListCell   *lc;
-
-	if (nlisteners > 0)
-		return true;
-	if (feed_now < listen_at)
-		return false;
-	if (!SplitGUCList(list, ',', &hosts))
-		hosts = NIL;
-	foreach(lc, hosts)
-		ListenOn(lfirst(lc), setting_port);
-	if (nlisteners == 0)
-	{
-		listen_failed = true;
-		listen_at = TimestampTzPlusMilliseconds(feed_now, 10000);
-		return false;
-	}
-	ereport(LOG,
-			(errmsg("changefeed listens on \"%s\", port %d, for database \"%s\"",
-					setting_listen_addresses, setting_port, get_database_name(MyDatabaseId))));
-	listen_failed = false;
-	pg_atomic_write_u32(&feed_shared->feed_port, setting_port);
-	return true;
 }
 
 /* ---- starting ---- */
@@ -312,11 +217,11 @@ Spawn(Gateway *gateway)
 		pg_atomic_write_u32(&feed_shared->feed_gateway_pid, (uint32) pid);
 	SendConfig(gateway);
 	SendAssets(gateway);
-	for (rc = 0; rc < nlisteners; rc++)
+	for (rc = 0; rc < listener_count; rc++)
 	{
 		LinkFrameBegin(gateway->link, LINK_LISTEN);
 		LinkFramePutU8(gateway->link, 0);
-		LinkFrameEndWithDescriptor(gateway->link, listeners[rc]);
+		LinkFrameEndWithDescriptor(gateway->link, listener_sockets[rc]);
 	}
 	return true;
 }
@@ -379,8 +284,9 @@ GatewaysMaintain(bool may_listen)
 
 	if (!may_listen)
 		return -1;
-	if (!Listen())
-		return Max(TimestampDifferenceMilliseconds(feed_now, listen_at), 10);
+	wait = Listen();
+	if (wait >= 0)
+		return wait;
 
 	for (i = 0; i < gateway_count; i++)
 	{

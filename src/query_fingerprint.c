@@ -86,12 +86,12 @@ AddAcl(StringInfo out, int cacheid, HeapTuple tuple, AttrNumber attno)
 	bool		isnull;
 	Datum		datum = SysCacheGetAttr(cacheid, tuple, attno, &isnull);
 
-	QueryPutU8(out, !isnull);
+	WirePutU8(out, !isnull);
 	if (!isnull)
 	{
 		Acl		   *acl = DatumGetAclP(datum);
 
-		QueryPutBytes(out, (char *) acl, VARSIZE(acl));
+		WirePutBytes(out, (char *) acl, VARSIZE(acl));
 	}
 }
 
@@ -135,10 +135,10 @@ AddFunctions(StringInfo out, List *functions)
 	{
 		HeapTuple	tuple = SearchSysCache1(PROCOID, ObjectIdGetDatum(lfirst_oid(cell)));
 
-		QueryPutU32(out, lfirst_oid(cell));
+		WirePutU32(out, lfirst_oid(cell));
 		if (!HeapTupleIsValid(tuple))
 			continue;
-		QueryPutU32(out, TupleXmin(tuple));
+		WirePutU32(out, TupleXmin(tuple));
 		ReleaseSysCache(tuple);
 	}
 }
@@ -157,16 +157,16 @@ AddRole(StringInfo out, Oid role)
 	ListCell   *cell;
 	int			i;
 
-	QueryPutU32(out, role);
+	WirePutU32(out, role);
 	if (HeapTupleIsValid(tuple))
 	{
 		Form_pg_authid form = (Form_pg_authid) GETSTRUCT(tuple);
 
 		/* Not its xmin: a new password is no new right. */
-		QueryPutString(out, NameStr(form->rolname));
-		QueryPutU8(out, form->rolsuper);
-		QueryPutU8(out, form->rolinherit);
-		QueryPutU8(out, form->rolbypassrls);
+		WirePutString(out, NameStr(form->rolname));
+		WirePutU8(out, form->rolsuper);
+		WirePutU8(out, form->rolinherit);
+		WirePutU8(out, form->rolbypassrls);
 		ReleaseSysCache(tuple);
 	}
 
@@ -197,9 +197,9 @@ AddRole(StringInfo out, Oid role)
 	qsort(entries, nentries, sizeof(Entry), CompareEntries);
 	for (i = 0; i < nentries; i++)
 	{
-		QueryPutU32(out, entries[i].a);
-		QueryPutU32(out, entries[i].b);
-		QueryPutU32(out, entries[i].xmin);
+		WirePutU32(out, entries[i].a);
+		WirePutU32(out, entries[i].b);
+		WirePutU32(out, entries[i].xmin);
 	}
 }
 
@@ -210,14 +210,14 @@ AddNamespace(StringInfo out, Oid namespace, Oid reader)
 {
 	HeapTuple	tuple = SearchSysCache1(NAMESPACEOID, ObjectIdGetDatum(namespace));
 
-	QueryPutU32(out, namespace);
+	WirePutU32(out, namespace);
 	if (!HeapTupleIsValid(tuple))
 		return;
 	if (OidIsValid(reader))
-		QueryPutU8(out, compat_namespace_aclcheck(namespace, reader, ACL_USAGE) == ACLCHECK_OK);
+		WirePutU8(out, compat_namespace_aclcheck(namespace, reader, ACL_USAGE) == ACLCHECK_OK);
 	else
 	{
-		QueryPutU32(out, ((Form_pg_namespace) GETSTRUCT(tuple))->nspowner);
+		WirePutU32(out, ((Form_pg_namespace) GETSTRUCT(tuple))->nspowner);
 		AddAcl(out, NAMESPACEOID, tuple, Anum_pg_namespace_nspacl);
 	}
 	ReleaseSysCache(tuple);
@@ -238,17 +238,17 @@ AddColumns(StringInfo out, Relation rel, Oid reader)
 		if (!HeapTupleIsValid(tuple))
 			continue;
 		form = (Form_pg_attribute) GETSTRUCT(tuple);
-		QueryPutU16(out, (uint16) attno);
-		QueryPutU8(out, form->attisdropped);
+		WirePutU16(out, (uint16) attno);
+		WirePutU8(out, form->attisdropped);
 		if (!form->attisdropped)
 		{
-			QueryPutString(out, NameStr(form->attname));
-			QueryPutU32(out, form->atttypid);
-			QueryPutU32(out, (uint32) form->atttypmod);
-			QueryPutU32(out, form->attcollation);
-			QueryPutU8(out, (uint8) form->attgenerated);
+			WirePutString(out, NameStr(form->attname));
+			WirePutU32(out, form->atttypid);
+			WirePutU32(out, (uint32) form->atttypmod);
+			WirePutU32(out, form->attcollation);
+			WirePutU8(out, (uint8) form->attgenerated);
 			if (OidIsValid(reader))
-				QueryPutU8(out, pg_attribute_aclcheck(relid, attno, reader,
+				WirePutU8(out, pg_attribute_aclcheck(relid, attno, reader,
 													  ACL_SELECT) == ACLCHECK_OK);
 			else
 				AddAcl(out, ATTNUM, tuple, Anum_pg_attribute_attacl);
@@ -294,8 +294,8 @@ AddCatalogRows(StringInfo out, Oid relid, Oid catalog, Oid index, AttrNumber col
 	qsort(entries, nentries, sizeof(Entry), CompareEntries);
 	for (i = 0; i < nentries; i++)
 	{
-		QueryPutU32(out, entries[i].a);
-		QueryPutU32(out, entries[i].xmin);
+		WirePutU32(out, entries[i].a);
+		WirePutU32(out, entries[i].xmin);
 	}
 }
 
@@ -307,7 +307,7 @@ AddRelation(StringInfo out, Oid relid, Oid reader, List **functions)
 	HeapTuple	tuple;
 	int			attno;
 
-	QueryPutU32(out, relid);
+	WirePutU32(out, relid);
 	if (rel == NULL)
 		return;
 
@@ -316,13 +316,13 @@ AddRelation(StringInfo out, Oid relid, Oid reader, List **functions)
 	{
 		Form_pg_class form = (Form_pg_class) GETSTRUCT(tuple);
 
-		QueryPutString(out, NameStr(form->relname));
-		QueryPutU32(out, form->relowner);
-		QueryPutU8(out, (uint8) form->relkind);
-		QueryPutU8(out, form->relrowsecurity);
-		QueryPutU8(out, form->relforcerowsecurity);
+		WirePutString(out, NameStr(form->relname));
+		WirePutU32(out, form->relowner);
+		WirePutU8(out, (uint8) form->relkind);
+		WirePutU8(out, form->relrowsecurity);
+		WirePutU8(out, form->relforcerowsecurity);
 		if (OidIsValid(reader))
-			QueryPutU8(out, pg_class_aclcheck(relid, reader, ACL_SELECT) == ACLCHECK_OK);
+			WirePutU8(out, pg_class_aclcheck(relid, reader, ACL_SELECT) == ACLCHECK_OK);
 		else
 			AddAcl(out, RELOID, tuple, Anum_pg_class_relacl);
 		AddNamespace(out, form->relnamespace, reader);

@@ -14,6 +14,7 @@
 
 #include "query.h"
 #include "compat.h"
+#include "wire_write.h"
 
 #include "nodes/parsenodes.h"
 #include "parser/parse_relation.h"
@@ -71,45 +72,6 @@ typedef struct QueryWorkerExtra
 
 /* Errors of others' code go over the wire; they need not be novels. */
 #define QUERY_ERROR_LENGTH	1000
-
-/* ---- Writing messages ---- */
-
-static inline void
-QueryPutU8(StringInfo out, uint8 value)
-{
-	appendStringInfoChar(out, (char) value);
-}
-
-static inline void
-QueryPutU16(StringInfo out, uint16 value)
-{
-	appendBinaryStringInfo(out, (char *) &value, sizeof(value));
-}
-
-static inline void
-QueryPutU32(StringInfo out, uint32 value)
-{
-	appendBinaryStringInfo(out, (char *) &value, sizeof(value));
-}
-
-static inline void
-QueryPutU64(StringInfo out, uint64 value)
-{
-	appendBinaryStringInfo(out, (char *) &value, sizeof(value));
-}
-
-static inline void
-QueryPutBytes(StringInfo out, const char *data, Size length)
-{
-	QueryPutU32(out, (uint32) length);
-	appendBinaryStringInfo(out, data, (int) length);
-}
-
-static inline void
-QueryPutString(StringInfo out, const char *text)
-{
-	QueryPutBytes(out, text, strlen(text));
-}
 
 /* ---- query_split.c ---- */
 

@@ -145,8 +145,8 @@ QueryPageEnd(QueryPages *pages)
 		SpoolOpen();
 		pages->spooled = true;
 	}
-	QueryPutU32(&pages->buffer, pages->page.len);
-	QueryPutU32(&pages->buffer, pages->source);
+	WirePutU32(&pages->buffer, pages->page.len);
+	WirePutU32(&pages->buffer, pages->source);
 	if (pages->spooled)
 		SpoolWrite(pages);
 	appendBinaryStringInfo(&pages->buffer, pages->page.data, pages->page.len);
@@ -167,8 +167,8 @@ QueryPagesSend(QueryPages *pages)
 		spool_fd = -1;
 		pgstat_report_tempfile(pages->size);
 		QueryMessage(&message, QUERY_FILE);
-		QueryPutString(&message, spool_path);
-		QueryPutU64(&message, pages->size);
+		WirePutString(&message, spool_path);
+		WirePutU64(&message, pages->size);
 		/* From now on it is the receiver's. */
 		QuerySend(&message);
 		spool_path[0] = '\0';
@@ -185,8 +185,8 @@ QueryPagesSend(QueryPages *pages)
 
 			Assert(text != NULL);
 			QueryMessage(&message, QUERY_PAGE);
-			QueryPutU16(&message, (uint16) source);
-			QueryPutBytes(&message, text, length);
+			WirePutU16(&message, (uint16) source);
+			WirePutBytes(&message, text, length);
 			QuerySend(&message);
 		}
 	}

@@ -175,9 +175,9 @@ DeliverError(PoolJob *job, int sqlerrcode, const char *message, const char *hint
 	StringInfoData body;
 
 	initStringInfo(&body);
-	QueryPutString(&body, unpack_sql_state(sqlerrcode));
-	QueryPutString(&body, message);
-	QueryPutString(&body, hint);
+	WirePutString(&body, unpack_sql_state(sqlerrcode));
+	WirePutString(&body, message);
+	WirePutString(&body, hint);
 	DeliverResult(job, QUERY_ERROR, body.data, body.len);
 	pfree(body.data);
 }
@@ -271,9 +271,9 @@ static void
 MergeError(PoolJob *job, const char *sqlstate, Size sqlstate_length,
 		   const char *message, Size length)
 {
-	QueryPutU8(&job->merged, 1);
-	QueryPutBytes(&job->merged, sqlstate, sqlstate_length);
-	QueryPutBytes(&job->merged, message, length);
+	WirePutU8(&job->merged, 1);
+	WirePutBytes(&job->merged, sqlstate, sqlstate_length);
+	WirePutBytes(&job->merged, message, length);
 	job->part_done = true;
 }
 
@@ -298,7 +298,7 @@ NextPart(PoolJob *job)
 	}
 
 	initStringInfo(&list);
-	QueryPutU64(&list, job->lsn);
+	WirePutU64(&list, job->lsn);
 	appendBinaryStringInfo(&list, job->merged.data, job->merged.len);
 	DeliverResult(job, QUERY_VERDICT_LIST, list.data, list.len);
 	pfree(list.data);

@@ -234,27 +234,27 @@ DescribeSource(Request *request, int index)
 	FindColumns(source, rel, request->role);
 	initStringInfo(out);
 	QueryMessage(out, QUERY_DESCRIBE);
-	QueryPutU16(out, (uint16) index);
-	QueryPutU16(out, (uint16) source->ncolumns);
+	WirePutU16(out, (uint16) index);
+	WirePutU16(out, (uint16) source->ncolumns);
 	for (i = 0; i < source->ncolumns; i++)
-		QueryPutU16(out, (uint16) source->columns[i]);
-	QueryPutU16(out, (uint16) source->nkeys);
+		WirePutU16(out, (uint16) source->columns[i]);
+	WirePutU16(out, (uint16) source->nkeys);
 	for (i = 0; i < source->nkeys; i++)
 	{
 		int16		attno = RequireColumn(rel, source->keys[i]);
 
 		RequireReadable(rel, attno, request->role, "key column");
-		QueryPutU16(out, (uint16) attno);
+		WirePutU16(out, (uint16) attno);
 	}
 	MemoryContextSwitchTo(old);
 
 	policy = PolicyGet(source->relid, request->role);
 	source->nothing = policy->state == POLICY_NOTHING;
-	QueryPutU8(out, (uint8) policy->state);
-	QueryPutU64(out, PolicyFingerprint(policy));
-	QueryPutU32(out, policy->ndependencies);
+	WirePutU8(out, (uint8) policy->state);
+	WirePutU64(out, PolicyFingerprint(policy));
+	WirePutU32(out, policy->ndependencies);
 	for (i = 0; i < policy->ndependencies; i++)
-		QueryPutU32(out, policy->dependencies[i]);
+		WirePutU32(out, policy->dependencies[i]);
 	table_close(rel, NoLock);
 }
 
@@ -662,12 +662,12 @@ PutSnapshot(Request *request, Snapshot snapshot, XLogRecPtr lsn)
 				 errmsg("snapshots are not supported on a standby server")));
 	initStringInfo(&request->snapshot);
 	QueryMessage(&request->snapshot, QUERY_SNAPSHOT);
-	QueryPutU32(&request->snapshot, snapshot->xmin);
-	QueryPutU32(&request->snapshot, snapshot->xmax);
-	QueryPutU32(&request->snapshot, snapshot->xcnt);
+	WirePutU32(&request->snapshot, snapshot->xmin);
+	WirePutU32(&request->snapshot, snapshot->xmax);
+	WirePutU32(&request->snapshot, snapshot->xcnt);
 	for (i = 0; i < snapshot->xcnt; i++)
-		QueryPutU32(&request->snapshot, snapshot->xip[i]);
-	QueryPutU64(&request->snapshot, lsn);
+		WirePutU32(&request->snapshot, snapshot->xip[i]);
+	WirePutU64(&request->snapshot, lsn);
 }
 
 /*

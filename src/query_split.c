@@ -94,9 +94,9 @@ WritePart(const VerdictParts *parts, uint32 part, StringInfo out)
 	uint32		i;
 
 	initStringInfo(&only);
-	QueryPutU32(out, parts->relid);
-	QueryPutBytes(out, parts->description.data, parts->description.length);
-	QueryPutU32(out, identity->nrows);
+	WirePutU32(out, parts->relid);
+	WirePutBytes(out, parts->description.data, parts->description.length);
+	WirePutU32(out, identity->nrows);
 	for (i = 0; i < identity->nrows; i++)
 	{
 		uint32		row;
@@ -104,23 +104,23 @@ WritePart(const VerdictParts *parts, uint32 part, StringInfo out)
 		memcpy(&row, identity->rows + i * sizeof(uint32), sizeof(uint32));
 		if (row >= parts->nrows)
 			return false;
-		QueryPutBytes(out, parts->rows[row].data, parts->rows[row].length);
+		WirePutBytes(out, parts->rows[row].data, parts->rows[row].length);
 		if (parts->identity_only[row])
 		{
-			QueryPutU32(&only, i);
+			WirePutU32(&only, i);
 			nonly++;
 		}
 	}
 
-	QueryPutU32(out, 1);
-	QueryPutU32(out, identity->role);
-	QueryPutBytes(out, identity->claims.data, identity->claims.length);
-	QueryPutU64(out, identity->fingerprint);
-	QueryPutU32(out, identity->nrows);
+	WirePutU32(out, 1);
+	WirePutU32(out, identity->role);
+	WirePutBytes(out, identity->claims.data, identity->claims.length);
+	WirePutU64(out, identity->fingerprint);
+	WirePutU32(out, identity->nrows);
 	for (i = 0; i < identity->nrows; i++)
-		QueryPutU32(out, i);
+		WirePutU32(out, i);
 
-	QueryPutU32(out, nonly);
+	WirePutU32(out, nonly);
 	appendBinaryStringInfo(out, only.data, only.len);
 	return true;
 }

@@ -261,12 +261,12 @@ JudgeInTransaction(VerdictJob *job, const VerdictIdentity *identity, bool last_a
 	if (policy->may_select && policy->state != POLICY_NOTHING)
 		JudgeRows(job, identity, policy, rel, bitmap);
 
-	QueryPutU8(out, VERDICT_OK);
-	QueryPutU64(out, identity->fingerprint);
-	QueryPutU32(out, policy->ndependencies);
+	WirePutU8(out, VERDICT_OK);
+	WirePutU64(out, identity->fingerprint);
+	WirePutU32(out, policy->ndependencies);
 	for (i = 0; i < policy->ndependencies; i++)
-		QueryPutU32(out, policy->dependencies[i]);
-	QueryPutBytes(out, (char *) bitmap, nbytes);
+		WirePutU32(out, policy->dependencies[i]);
+	WirePutBytes(out, (char *) bitmap, nbytes);
 	return VERDICT_OK;
 }
 
@@ -275,13 +275,13 @@ PutVerdictError(StringInfo out, const ErrorData *error)
 {
 	const char *text = error->message != NULL ? error->message : "missing error text";
 
-	QueryPutU8(out, VERDICT_ERROR);
-	QueryPutString(out, unpack_sql_state(error->sqlerrcode));
+	WirePutU8(out, VERDICT_ERROR);
+	WirePutString(out, unpack_sql_state(error->sqlerrcode));
 	if (error->sqlerrcode == ERRCODE_QUERY_CANCELED && QueryTimedOut())
-		QueryPutString(out, psprintf("policies took longer than changefeed.policy_timeout (%d ms)",
+		WirePutString(out, psprintf("policies took longer than changefeed.policy_timeout (%d ms)",
 									 setting_policy_timeout));
 	else
-		QueryPutBytes(out, text, pg_mbcliplen(text, strlen(text), QUERY_ERROR_LENGTH));
+		WirePutBytes(out, text, pg_mbcliplen(text, strlen(text), QUERY_ERROR_LENGTH));
 }
 
 static void
@@ -304,7 +304,7 @@ JudgeIdentity(VerdictJob *job, const VerdictIdentity *identity, StringInfo out)
 			if (status != VERDICT_OK)
 			{
 				out->len = start;
-				QueryPutU8(out, (uint8) status);
+				WirePutU8(out, (uint8) status);
 			}
 			again = once_more;
 		}
@@ -324,7 +324,7 @@ JudgeIdentity(VerdictJob *job, const VerdictIdentity *identity, StringInfo out)
 				error->sqlerrcode == ERRCODE_T_R_DEADLOCK_DETECTED)
 			{
 				/* Others of the batch will meet the same lock. */
-				QueryPutU8(out, VERDICT_LOCKED);
+				WirePutU8(out, VERDICT_LOCKED);
 				job->lock_timeout = VERDICT_LOCK_TIMEOUT_BUSY;
 			}
 			else
@@ -439,7 +439,7 @@ QueryRunVerdicts(WireReader *body)
 
 	initStringInfo(&message);
 	QueryMessage(&message, QUERY_VERDICT_LIST);
-	QueryPutU64(&message, job.lsn);
+	WirePutU64(&message, job.lsn);
 	appendBinaryStringInfo(&message, list.data, list.len);
 	QuerySend(&message);
 }

@@ -106,8 +106,8 @@ void
 QueryMessage(StringInfo out, QueryKind kind)
 {
 	resetStringInfo(out);
-	QueryPutU64(out, query_job);
-	QueryPutU8(out, (uint8) kind);
+	WirePutU64(out, query_job);
+	WirePutU8(out, (uint8) kind);
 }
 
 void
@@ -145,15 +145,15 @@ SendError(const ErrorData *error)
 	QueryMessage(&message, QUERY_ERROR);
 	if (error->sqlerrcode == ERRCODE_QUERY_CANCELED && QueryTimedOut())
 	{
-		QueryPutString(&message, unpack_sql_state(error->sqlerrcode));
-		QueryPutString(&message, psprintf("the query took longer than %d ms", limit_ms));
-		QueryPutString(&message, "Simplify the policies of the table or support them by indexes, or raise changefeed.policy_timeout.");
+		WirePutString(&message, unpack_sql_state(error->sqlerrcode));
+		WirePutString(&message, psprintf("the query took longer than %d ms", limit_ms));
+		WirePutString(&message, "Simplify the policies of the table or support them by indexes, or raise changefeed.policy_timeout.");
 	}
 	else
 	{
-		QueryPutString(&message, unpack_sql_state(error->sqlerrcode));
-		QueryPutBytes(&message, text, pg_mbcliplen(text, strlen(text), QUERY_ERROR_LENGTH));
-		QueryPutBytes(&message, hint, pg_mbcliplen(hint, strlen(hint), QUERY_ERROR_LENGTH));
+		WirePutString(&message, unpack_sql_state(error->sqlerrcode));
+		WirePutBytes(&message, text, pg_mbcliplen(text, strlen(text), QUERY_ERROR_LENGTH));
+		WirePutBytes(&message, hint, pg_mbcliplen(hint, strlen(hint), QUERY_ERROR_LENGTH));
 	}
 	QuerySend(&message);
 }

@@ -18,6 +18,7 @@
 #include "postgres.h"
 
 #include "record.h"
+#include "wire_write.h"
 
 #include "access/htup_details.h"
 #include "wire.h"
@@ -31,39 +32,6 @@
 
 StaticAssertDecl(sizeof(RecordHeader) == 8, "the body of a record is aligned by its header");
 StaticAssertDecl(MAXIMUM_ALIGNOF <= 8, "tuples in records are aligned to eight bytes");
-
-static void
-PutU8(StringInfo out, uint8 value)
-{
-	appendStringInfoCharMacro(out, (char) value);
-}
-
-static void
-PutU16(StringInfo out, uint16 value)
-{
-	appendBinaryStringInfo(out, (char *) &value, sizeof(value));
-}
-
-static void
-PutU32(StringInfo out, uint32 value)
-{
-	appendBinaryStringInfo(out, (char *) &value, sizeof(value));
-}
-
-static void
-PutU64(StringInfo out, uint64 value)
-{
-	appendBinaryStringInfo(out, (char *) &value, sizeof(value));
-}
-
-static void
-PutString(StringInfo out, const char *value)
-{
-	uint32		length = strlen(value);
-
-	PutU32(out, length);
-	appendBinaryStringInfo(out, value, length);
-}
 
 /* Zero bytes up to the next multiple of eight. */
 static void
@@ -90,25 +58,25 @@ RecordWriteDescription(StringInfo out, uint32 version, Oid relid, char identity,
 					   const uint8 *flags)
 {
 	StartRecord(out, RECORD_DESCRIPTION);
-	PutU32(out, version);
-	PutU32(out, relid);
-	PutU8(out, identity);
-	PutString(out, schema);
-	PutString(out, name);
-	PutU16(out, tupdesc->natts);
+	WirePutU32(out, version);
+	WirePutU32(out, relid);
+	WirePutU8(out, identity);
+	WirePutString(out, schema);
+	WirePutString(out, name);
+	WirePutU16(out, tupdesc->natts);
 	for (int i = 0; i < tupdesc->natts; i++)
 	{
 		Form_pg_attribute att = TupleDescAttr(tupdesc, i);
 
-		PutString(out, NameStr(att->attname));
-		PutU32(out, att->atttypid);
-		PutU32(out, att->atttypmod);
-		PutU32(out, att->attcollation);
-		PutU16(out, att->attlen);
-		PutU8(out, att->attbyval);
-		PutU8(out, att->attalign);
-		PutU8(out, att->attstorage);
-		PutU8(out, flags[i]);
+		WirePutString(out, NameStr(att->attname));
+		WirePutU32(out, att->atttypid);
+		WirePutU32(out, att->atttypmod);
+		WirePutU32(out, att->attcollation);
+		WirePutU16(out, att->attlen);
+		WirePutU8(out, att->attbyval);
+		WirePutU8(out, att->attalign);
+		WirePutU8(out, att->attstorage);
+		WirePutU8(out, flags[i]);
 	}
 }
 
@@ -155,33 +123,33 @@ RecordWriteRelation(StringInfo out, RecordKind kind, Oid relid)
 	Assert(kind == RECORD_TOUCH || kind == RECORD_TRUNCATE);
 
 	StartRecord(out, kind);
-	PutU32(out, relid);
+	WirePutU32(out, relid);
 }
 
 void
 RecordWriteBarrier(StringInfo out, RecordBarrierKind kind, Oid relid)
 {
 	StartRecord(out, RECORD_BARRIER);
-	PutU8(out, kind);
-	PutU32(out, relid);
+	WirePutU8(out, kind);
+	WirePutU32(out, relid);
 }
 
 void
 RecordWriteLost(StringInfo out, Oid relid, const char *why)
 {
 	StartRecord(out, RECORD_LOST);
-	PutU32(out, relid);
-	PutString(out, why);
+	WirePutU32(out, relid);
+	WirePutString(out, why);
 }
 
 void
 RecordWriteCommit(StringInfo out, const RecordCommit *commit)
 {
 	StartRecord(out, RECORD_COMMIT);
-	PutU64(out, commit->xid);
-	PutU64(out, commit->lsn);
-	PutU64(out, commit->end_lsn);
-	PutU64(out, (uint64) commit->time);
+	WirePutU64(out, commit->xid);
+	WirePutU64(out, commit->lsn);
+	WirePutU64(out, commit->end_lsn);
+	WirePutU64(out, (uint64) commit->time);
 }
 
 /*

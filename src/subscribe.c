@@ -24,6 +24,7 @@
 
 #include "feed.h"
 #include "gateways.h"
+#include "wire_write.h"
 
 #include <fcntl.h>
 #include <unistd.h>
@@ -45,32 +46,6 @@
 static void OnResult(void *arg, uint64 job, QueryKind kind, WireReader *body);
 
 /* ---- asking ---- */
-
-static void
-Append8(StringInfo s, uint8 v)
-{
-	appendBinaryStringInfo(s, (char *) &v, sizeof(v));
-}
-
-static void
-Append16(StringInfo s, uint16 v)
-{
-	appendBinaryStringInfo(s, (char *) &v, sizeof(v));
-}
-
-static void
-Append32(StringInfo s, uint32 v)
-{
-	appendBinaryStringInfo(s, (char *) &v, sizeof(v));
-}
-
-static void
-AppendText(StringInfo s, const char *text)
-{
-	Append32(s, text != NULL ? strlen(text) : 0);
-	if (text != NULL)
-		appendStringInfoString(s, text);
-}
 
 /*
  * The source's filter for a query.  A row whose template column is null belongs
@@ -109,10 +84,10 @@ Submit(Subscription *s)
 	int			k;
 
 	initStringInfo(&body);
-	Append32(&body, identity->info.role);
-	AppendText(&body, identity->info.claims);
-	Append8(&body, rows ? QUERY_WITH_ROWS : 0);
-	Append16(&body, channel->nsources);
+	WirePutU32(&body, identity->info.role);
+	WirePutString(&body, identity->info.claims);
+	WirePutU8(&body, rows ? QUERY_WITH_ROWS : 0);
+	WirePutU16(&body, channel->nsources);
 	for (i = 0; i < channel->nsources; i++)
 	{
 		Source	   *source = channel->sources[i];
@@ -120,24 +95,24 @@ Submit(Subscription *s)
 
 		/* From now on a barrier of this table is noticed. */
 		RelationNote(source->relid);
-		Append32(&body, source->relid);
-		AppendText(&body, FilterOf(instance, source));
-		Append16(&body, source->nkey);
+		WirePutU32(&body, source->relid);
+		WirePutString(&body, FilterOf(instance, source));
+		WirePutU16(&body, source->nkey);
 		for (k = 0; k < source->nkey; k++)
-			AppendText(&body, source->key[k]);
-		Append16(&body, source->ncolumns);
+			WirePutString(&body, source->key[k]);
+		WirePutU16(&body, source->ncolumns);
 		for (k = 0; k < source->ncolumns; k++)
-			AppendText(&body, source->columns[k]);
+			WirePutString(&body, source->columns[k]);
 		for (k = 0; k < channel->template->nparams; k++)
 			if (instance->params[k] != NULL)
 				nparams++;
-		Append16(&body, nparams);
+		WirePutU16(&body, nparams);
 		for (k = 0; k < channel->template->nparams; k++)
 		{
 			if (instance->params[k] == NULL)
 				continue;
-			AppendText(&body, channel->template->params[k]);
-			AppendText(&body, instance->params[k]);
+			WirePutString(&body, channel->template->params[k]);
+			WirePutString(&body, instance->params[k]);
 		}
 	}
 	s->start = LogPublished();
@@ -253,8 +228,8 @@ OnResult(void *arg, uint64 job, QueryKind kind, WireReader *body)
 
 				if (s->pages.data == NULL)
 					initStringInfo(&s->pages);
-				Append32(&s->pages, index);
-				Append32(&s->pages, rows.length);
+				WirePutU32(&s->pages, index);
+				WirePutU32(&s->pages, rows.length);
 				appendBinaryStringInfo(&s->pages, rows.data, (int) rows.length);
 				s->npages++;
 				MemoryContextSwitchTo(old);

@@ -22,6 +22,7 @@
 #include "postgres.h"
 
 #include "feed.h"
+#include "wire_write.h"
 
 #include "storage/latch.h"
 #include "utils/hsearch.h"
@@ -171,19 +172,6 @@ static void OnAnswer(void *arg, uint64 job, QueryKind kind, WireReader *body);
 static void Wake(Identity *identity);
 
 static void
-Append32(StringInfo s, uint32 v)
-{
-	appendBinaryStringInfo(s, (char *) &v, sizeof(v));
-}
-
-static void
-AppendBytes(StringInfo s, const char *data, Size length)
-{
-	Append32(s, (uint32) length);
-	appendBinaryStringInfo(s, data, (int) length);
-}
-
-static void
 SubmitBatch(Oid relid, uint32 version)
 {
 	MemoryContext context = AllocSetContextCreate(feed_context, "changefeed verdicts",
@@ -236,7 +224,7 @@ SubmitBatch(Oid relid, uint32 version)
 
 			entry->index = nrows++;
 			MapImageTuple(&LogGet(q->number)->map->images[q->image], &data, &length);
-			AppendBytes(&rows, data, length);
+			WirePutBytes(&rows, data, length);
 		}
 		batch->questions[batch->nquestions++] = *q;
 	}
@@ -257,27 +245,27 @@ SubmitBatch(Oid relid, uint32 version)
 	batch->first[batch->nidentities] = batch->nquestions;
 
 	initStringInfo(&body);
-	Append32(&body, relid);
-	AppendBytes(&body, desc->bytes, desc->length);
-	Append32(&body, nrows);
+	WirePutU32(&body, relid);
+	WirePutBytes(&body, desc->bytes, desc->length);
+	WirePutU32(&body, nrows);
 	appendBinaryStringInfo(&body, rows.data, rows.len);
-	Append32(&body, batch->nidentities);
+	WirePutU32(&body, batch->nidentities);
 	for (i = 0; i < batch->nidentities; i++)
 	{
 		Identity   *identity = batch->questions[batch->first[i]].identity;
 		int			k;
 
-		Append32(&body, identity->info.role);
-		AppendBytes(&body, identity->info.claims, strlen(identity->info.claims));
+		WirePutU32(&body, identity->info.role);
+		WirePutBytes(&body, identity->info.claims, strlen(identity->info.claims));
 		appendBinaryStringInfo(&body, (char *) &batch->questions[batch->first[i]].fingerprint,
 							   sizeof(uint64));
-		Append32(&body, batch->first[i + 1] - batch->first[i]);
+		WirePutU32(&body, batch->first[i + 1] - batch->first[i]);
 		for (k = batch->first[i]; k < batch->first[i + 1]; k++)
 		{
 			RowKey		key = {batch->questions[k].number, (uint64) batch->questions[k].image};
 			RowEntry   *entry = hash_search(table, &key, HASH_FIND, NULL);
 
-			Append32(&body, entry->index);
+			WirePutU32(&body, entry->index);
 		}
 	}
 	batch->job = QuerySubmit(QUERY_VERDICTS, body.data, body.len, QUERY_FIRST, OnAnswer, batch);
