@@ -210,10 +210,11 @@ EventsApply(LogTransaction *transaction)
 {
 	int			i;
 
-	for (i = 0; i < transaction->nbarriers; i++)
-		ApplyBarrier(&transaction->barriers[i]);
+	/* The more telling reason first: TRUNCATE is a barrier, too. */
 	for (i = 0; i < transaction->nlost; i++)
 		Resync(transaction->lost[i], InvalidOid, false, NULL, transaction->lost_reason);
+	for (i = 0; i < transaction->nbarriers; i++)
+		ApplyBarrier(&transaction->barriers[i]);
 	for (i = 0; i < transaction->ntouched; i++)
 		if (ViewsDependOn(transaction->touched[i]))
 			Resync(InvalidOid, transaction->touched[i], false, NULL, "dependency_changed");

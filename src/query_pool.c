@@ -12,6 +12,12 @@
  * or more workers one is kept free of snapshots.  A snapshot that has waited
  * for long takes its turn all the same, as verdicts may never end.
  *
+ * A snapshot that takes long while others wait is interrupted and goes on in a
+ * lane of its own: one more worker, started when it is first needed, where slow
+ * snapshots wait for each other and for nobody else.  An interrupt is repeated,
+ * and in the end the worker is terminated: whatever a policy does with cancels,
+ * it cannot keep a worker.
+ *
  * A job whose worker died is tried once more.  A job of verdicts is then given
  * out again identity by identity: the one that kills workers gets an error, and
  * the others their verdicts.
@@ -45,6 +51,10 @@
 #define NO_WORKER_MS		15000	/* then waiting jobs get an error */
 #define LATER_PATIENCE_MS	500		/* a snapshot lets verdicts go first */
 #define MESSAGES_PER_TURN	32	/* of one worker */
+#define INTERRUPTS			3	/* before a worker is terminated */
+
+/* Internal priority: the lane of slow snapshots. */
+#define QUERY_SLOW			(QUERY_LATER + 1)
 
 typedef struct PoolJob
 {
@@ -53,8 +63,9 @@ typedef struct PoolJob
 	bool		in_list;
 	TimestampTz submitted;
 	QueryKind	kind;
-	QueryPriority priority;
+	int			priority;		/* QueryPriority or QUERY_SLOW */
 	bool		takes_rows;
+	bool		preempted;		/* interrupted, to go on in the slow lane */
 	QueryCallback callback;		/* NULL: cancelled */
 	void	   *arg;
 	char	   *body;
@@ -88,6 +99,9 @@ typedef struct PoolWorker
 	TimestampTz retry_at;
 	int			backoff;		/* ms */
 	PoolJob    *job;
+	TimestampTz given;			/* when it got the job */
+	int			interrupts;		/* sent for this job */
+	TimestampTz interrupted;	/* the last of them */
 
 	/* The message that hands out the job, as long as it is not sent. */
 	char	   *message;
@@ -98,9 +112,9 @@ static DatabaseFeed *pool_feed;
 static int	pool_feed_index;
 static MemoryContext pool_context;
 static PoolWorker *workers;
-static int	nworkers;
+static int	nworkers;			/* without the one of the slow lane, the last */
 static HTAB *job_table;
-static dlist_head waiting[2];	/* by priority */
+static dlist_head waiting[QUERY_SLOW + 1];	/* by priority */
 static uint64 last_job;
 static bool last_was_later;		/* the job given out last */
 static bool register_failed;	/* and said so */
@@ -224,16 +238,20 @@ QuerySubmit(QueryKind kind, const char *body, Size length, QueryPriority priorit
 }
 
 /*
- * For a job that nobody waits for.  Verdicts are short, and a snapshot is only
- * worth a signal when it takes rows.
+ * Ends the job at hand.  Verdicts are short, and have a time limit of their
+ * own that cannot be ignored.
  */
 static void
 InterruptWorker(PoolWorker *worker)
 {
 	pid_t		pid;
 
-	if (worker->job->takes_rows && worker->handle != NULL &&
-		GetBackgroundWorkerPid(worker->handle, &pid) == BGWH_STARTED)
+	if (worker->job->priority == QUERY_FIRST || worker->handle == NULL)
+		return;
+	worker->interrupted = GetCurrentTimestamp();
+	if (worker->interrupts++ >= INTERRUPTS)
+		TerminateBackgroundWorker(worker->handle);
+	else if (GetBackgroundWorkerPid(worker->handle, &pid) == BGWH_STARTED)
 		(void) kill(pid, SIGINT);
 }
 
@@ -254,7 +272,7 @@ QueryCancel(uint64 id)
 
 	/* It is freed with its last result; see also SendJob. */
 	job->callback = NULL;
-	for (i = 0; i < nworkers; i++)
+	for (i = 0; i <= nworkers; i++)
 		if (workers[i].job == job && workers[i].message == NULL)
 			InterruptWorker(&workers[i]);
 }
@@ -521,7 +539,7 @@ JobLostWorker(PoolJob *job, bool timed_out)
 		FreeJob(job);
 	else if (job->kind == QUERY_VERDICTS)
 		VerdictsLostWorker(job, timed_out);
-	else if (timed_out)
+	else if (timed_out || job->preempted)
 		DeliverError(job, ERRCODE_QUERY_CANCELED,
 					 "the query took too long and went on when cancelled",
 					 "Look for exception handlers with WHEN query_canceled in functions that policies call.");
@@ -577,6 +595,13 @@ HandleMessage(PoolWorker *worker, const char *data, Size length)
 	}
 	if (kind == QUERY_DONE || kind == QUERY_ERROR)
 		worker->job = NULL;
+	if (job->preempted && kind == QUERY_ERROR && !job->delivered && job->callback != NULL)
+	{
+		job->preempted = false;
+		job->priority = QUERY_SLOW;
+		EnqueueJob(job, false);
+		return;
+	}
 	DeliverResult(job, kind, reader.data + reader.offset, reader.length - reader.offset);
 }
 
@@ -695,8 +720,53 @@ GiveJob(PoolWorker *worker, PoolJob *job)
 	if (part.data != NULL)
 		pfree(part.data);
 	worker->job = job;
+	worker->given = GetCurrentTimestamp();
+	worker->interrupts = 0;
 	SendJob(worker);
 	return true;
+}
+
+static dlist_head *
+NextListFor(PoolWorker *worker, TimestampTz now)
+{
+	if (worker == &workers[nworkers])
+		return dlist_is_empty(&waiting[QUERY_SLOW]) ? NULL : &waiting[QUERY_SLOW];
+	return NextList(now);
+}
+
+/*
+ * When the worker's job is to be interrupted (again): nobody wants it any
+ * more, or it takes long and others wait.  DT_NOEND: not by now.
+ */
+static TimestampTz
+InterruptDue(PoolWorker *worker)
+{
+	PoolJob    *job = worker->job;
+
+	if (job == NULL || worker->message != NULL || job->priority == QUERY_FIRST)
+		return DT_NOEND;
+	if (worker->interrupts > 0)
+		return worker->interrupts > INTERRUPTS ? DT_NOEND :
+			TimestampTzPlusMilliseconds(worker->interrupted, setting_policy_timeout);
+	if (job->priority == QUERY_LATER && job->takes_rows && !job->delivered &&
+		!dlist_is_empty(&waiting[QUERY_LATER]))
+		return TimestampTzPlusMilliseconds(worker->given, setting_policy_timeout);
+	return DT_NOEND;
+}
+
+static void
+InterruptJobs(TimestampTz now)
+{
+	int			i;
+
+	for (i = 0; i <= nworkers; i++)
+	{
+		if (InterruptDue(&workers[i]) > now)
+			continue;
+		if (workers[i].job->callback != NULL)
+			workers[i].job->preempted = true;
+		InterruptWorker(&workers[i]);
+	}
 }
 
 static void
@@ -704,14 +774,14 @@ GiveJobs(TimestampTz now)
 {
 	int			i;
 
-	for (i = 0; i < nworkers; i++)
+	for (i = 0; i <= nworkers; i++)
 	{
 		PoolWorker *worker = &workers[i];
 		dlist_head *list;
 
 		if (worker->message != NULL)
 			SendJob(worker);
-		while (worker->ready && worker->job == NULL && (list = NextList(now)) != NULL)
+		while (worker->ready && worker->job == NULL && (list = NextListFor(worker, now)) != NULL)
 		{
 			last_was_later = list == &waiting[QUERY_LATER];
 			if (GiveJob(worker, PopJob(list)))
@@ -720,13 +790,20 @@ GiveJobs(TimestampTz now)
 	}
 }
 
+/* The worker of the slow lane is started when there is something for it. */
+static bool
+IsNeeded(const PoolWorker *worker)
+{
+	return worker != &workers[nworkers] || !dlist_is_empty(&waiting[QUERY_SLOW]);
+}
+
 /* Nobody has been there for long: whoever waits learns of it. */
 static void
 RefuseWaiting(void)
 {
 	int			i;
 
-	for (i = 0; i < 2; i++)
+	for (i = 0; i <= QUERY_SLOW; i++)
 	{
 		dlist_head	list;
 
@@ -751,11 +828,11 @@ QueryPoolPoll(void)
 	bool		more = false;
 	int			i;
 
-	for (i = 0; i < nworkers; i++)
+	for (i = 0; i <= nworkers; i++)
 	{
 		if (IsDead(&workers[i]))
 		{
-			if (now >= workers[i].retry_at)
+			if (IsNeeded(&workers[i]) && now >= workers[i].retry_at)
 				StartWorker(&workers[i], now);
 		}
 		else if (ReceiveResults(&workers[i], now))
@@ -770,6 +847,7 @@ QueryPoolPoll(void)
 		RefuseWaiting();
 
 	GiveJobs(now);
+	InterruptJobs(now);
 	return more;
 }
 
@@ -780,13 +858,18 @@ QueryPoolTimeout(void)
 	TimestampTz next = DT_NOEND;
 	int			i;
 
-	for (i = 0; i < nworkers; i++)
+	for (i = 0; i <= nworkers; i++)
 	{
 		if (IsDead(&workers[i]))
-			next = Min(next, workers[i].retry_at);
+		{
+			if (IsNeeded(&workers[i]))
+				next = Min(next, workers[i].retry_at);
+			continue;
+		}
 		/* Submitted after the last poll. */
-		else if (workers[i].ready && workers[i].job == NULL && NextList(now) != NULL)
+		if (workers[i].ready && workers[i].job == NULL && NextListFor(&workers[i], now) != NULL)
 			return 0;
+		next = Min(next, InterruptDue(&workers[i]));
 	}
 	if (no_worker_since != 0 &&
 		!(dlist_is_empty(&waiting[QUERY_FIRST]) && dlist_is_empty(&waiting[QUERY_LATER])))
@@ -838,10 +921,11 @@ QueryPoolStart(DatabaseFeed *feed, int feed_index)
 							HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
 	dlist_init(&waiting[QUERY_FIRST]);
 	dlist_init(&waiting[QUERY_LATER]);
+	dlist_init(&waiting[QUERY_SLOW]);
 	RemoveOldSpoolFiles();
 
 	nworkers = setting_query_workers;
-	workers = MemoryContextAllocZero(pool_context, sizeof(PoolWorker) * nworkers);
+	workers = MemoryContextAllocZero(pool_context, sizeof(PoolWorker) * (nworkers + 1));
 	no_worker_since = now;
 	for (i = 0; i < nworkers; i++)
 		StartWorker(&workers[i], now);
