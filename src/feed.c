@@ -48,6 +48,7 @@ DatabaseFeed *feed_shared;
 int			feed_index;
 MemoryContext feed_context;
 TimestampTz feed_now;
+MemoryState feed_memory = MEMORY_FINE;
 
 static MemoryContext turn_context;
 static bool shutdown_begun;
@@ -79,6 +80,37 @@ Shutdown(void)
 	shutdown_begun = true;
 	GatewaysShutdown("shutdown", 1500);
 	proc_exit(0);
+}
+
+/*
+ * Everything that lives longer than a turn is below TopMemoryContext, but for
+ * the links' buffers.  Adding up the contexts is not free, so now and then.
+ */
+static void
+CheckMemory(void)
+{
+	static TimestampTz checked;
+	Size		limit = (Size) setting_worker_memory * 1024;
+	Size		used;
+	MemoryState before = feed_memory;
+
+	if (!TimestampDifferenceExceeds(checked, feed_now, 500))
+		return;
+	checked = feed_now;
+	used = MemoryContextMemAllocated(TopMemoryContext, true) + GatewaysPending();
+	feed_memory = used > limit ? MEMORY_OVER :
+		used > limit / 10 * 9 ? MEMORY_FULL :
+		used > limit / 10 * 8 ? MEMORY_SHORT : MEMORY_FINE;
+	if (feed_memory >= MEMORY_FULL && before < MEMORY_FULL)
+		ereport(LOG,
+				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+				 errmsg("feed worker refuses new subscriptions: it uses %zu of %d kB of memory",
+						used / 1024, setting_worker_memory),
+				 errhint("Raise changefeed.worker_memory, or lower changefeed.history_size.")));
+	else if (feed_memory < MEMORY_FULL && before >= MEMORY_FULL)
+		ereport(LOG,
+				(errmsg("feed worker accepts new subscriptions again: it uses %zu of %d kB of memory",
+						used / 1024, setting_worker_memory)));
 }
 
 static void
@@ -155,6 +187,7 @@ Turn(XLogRecPtr start_lsn, bool *serving)
 	if (QueryPoolPoll())
 		more = true;
 	Sooner(&wait, ProtocolAdvance());
+	CheckMemory();
 	Sooner(&wait, LogTrim());
 	if (dlist_is_empty(&all_connections_behind) && dlist_is_empty(&all_subscriptions_working))
 		MapFreeAll();

@@ -144,6 +144,7 @@ typedef struct Subscription
 								 * subscribed was sent */
 	SubscriptionState state;
 	bool		announced;		/* "subscribed" was sent */
+	bool		announced_entities; /* and the client knows the columns of now */
 	bool		no_snapshot;	/* "snapshot":false */
 	bool		recovering;		/* a resume: no rows are asked for */
 	View	  **views;			/* by index of source, NULL before described */
@@ -183,6 +184,16 @@ extern MemoryContext feed_context;	/* as long as the process */
 
 /* Time of this turn, taken once. */
 extern TimestampTz feed_now;
+
+/* How much of changefeed.worker_memory is used: what is refused then. */
+typedef enum MemoryState
+{
+	MEMORY_FINE,
+	MEMORY_SHORT,				/* the log is shortened */
+	MEMORY_FULL,				/* no new subscriptions */
+	MEMORY_OVER					/* no new connections either */
+} MemoryState;
+extern MemoryState feed_memory;
 
 /* registry.c: connections, identities, instances, subscriptions as objects */
 extern void RegistryInit(void);

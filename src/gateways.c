@@ -635,6 +635,14 @@ GatewayResume(Connection *connection)
 }
 
 void
+GatewayWaiting(Connection *connection)
+{
+	LinkFrameBegin(connection->gateway->link, LINK_WAITING);
+	LinkFramePutU32(connection->gateway->link, connection->number);
+	LinkFrameEnd(connection->gateway->link);
+}
+
+void
 GatewayMark(Connection *connection, uint32 mark)
 {
 	LinkFrameBegin(connection->gateway->link, LINK_MARK);

@@ -67,6 +67,7 @@ extern void GatewaySend(Connection *connection, const char *data, Size length);
 extern void GatewayIdentity(Connection *connection);
 extern void GatewayClose(Connection *connection, uint16 code, const char *reason);
 extern void GatewayResume(Connection *connection);
+extern void GatewayWaiting(Connection *connection);
 extern void GatewayMark(Connection *connection, uint32 mark);
 extern void GatewayPing(Gateway *gateway, const uint32 *numbers, int count,
 						const char *before, Size before_length,

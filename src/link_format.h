@@ -179,7 +179,13 @@ typedef enum LinkType
 	 * within a second, then exit with 0.  bytes reason, u32 least ms, u32 most
 	 * ms
 	 */
-	LINK_SHUTDOWN = 47
+	LINK_SHUTDOWN = 47,
+
+	/*
+	 * The connection has said who it is, and waits for us: for a minute it is
+	 * not closed for not having connected.  u32 conn
+	 */
+	LINK_WAITING = 48
 } LinkType;
 
 /*
@@ -205,6 +211,7 @@ typedef enum LinkCause
 } LinkCause;
 
 /* WebSocket close codes of our own; see doc/protocol.md. */
+#define LINK_CLOSE_TRY_LATER		1013	/* registered, not ours */
 #define LINK_CLOSE_HEARTBEAT		4000
 #define LINK_CLOSE_CONNECT_TIMEOUT	4001
 #define LINK_CLOSE_UNAUTHORIZED		4003

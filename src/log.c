@@ -636,7 +636,8 @@ LogTrim(void)
 		LogTransaction *oldest = transactions[dropped];
 		bool		too_old = TimestampDifferenceExceeds(oldest->received, now,
 														 setting_history_age * 1000);
-		bool		too_much = log_bytes > (Size) setting_history_size * 1024;
+		bool		too_much = log_bytes > (Size) setting_history_size * 1024 ||
+			feed_memory >= MEMORY_SHORT;
 		bool		too_far = insert > oldest->commit.lsn &&
 			insert - oldest->commit.lsn > (uint64) setting_history_wal_size * 1024 * 1024 / 3;
 

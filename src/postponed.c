@@ -17,6 +17,7 @@
 #include "postgres.h"
 
 #include "feed.h"
+#include "gateways.h"
 
 /* Of one connection; one more is handled at once, in disorder or refused. */
 #define MAX_POSTPONED	1000
@@ -51,6 +52,8 @@ Postpone(Connection *connection, const char *data, Size length)
 {
 	if (last_chance || connection->npostponed >= MAX_POSTPONED)
 		return false;
+	if (connection->identity == NULL)
+		GatewayWaiting(connection);
 	Add(connection, data, length);
 	return true;
 }

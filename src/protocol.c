@@ -216,6 +216,13 @@ SendConnected(Connection *connection, const char *id)
 void
 ProtocolOpen(Connection *connection, const char *token, Size length)
 {
+	if (feed_memory >= MEMORY_OVER)
+	{
+		ProtocolError(connection, NULL, NULL, "53200", "the feed has no memory for new connections",
+					  "Try again later, or raise changefeed.worker_memory.");
+		GatewayClose(connection, LINK_CLOSE_TRY_LATER, "no memory");
+		return;
+	}
 	if (length == 0)
 		return;
 	connection->open_token = MemoryContextAllocZero(feed_context, length + 1);
@@ -337,6 +344,12 @@ Subscribe(Connection *connection, JsonMessage *message, const char *id,
 		ProtocolError(connection, id, NULL, "53400",
 					  psprintf("connection has %d subscriptions already", connection->nsubscriptions),
 					  "Unsubscribe from channels that are not shown any more, or raise changefeed.max_subscriptions.");
+		return;
+	}
+	if (feed_memory >= MEMORY_FULL)
+	{
+		ProtocolError(connection, id, NULL, "53200", "the feed has no memory for new subscriptions",
+					  "Try again later, or raise changefeed.worker_memory.");
 		return;
 	}
 	channel = ChannelsFind(name, strlen(name), values);

@@ -49,7 +49,6 @@ int			setting_max_message;
 int			setting_max_connections;
 int			setting_max_subscriptions;
 int			setting_policy_timeout;
-int			setting_recheck_interval;
 int			setting_heartbeat;
 int			setting_connect_timeout;
 
@@ -255,7 +254,7 @@ DefineNetworkSettings(void)
 {
 	DefineCustomIntVariable("changefeed.port",
 							"Port on which the change feed of a database accepts clients.",
-							"WebSocket, server-sent events and plain HTTP share it. The port belongs to one database: with "
+							"WebSocket and the console share it. The port belongs to one database: with "
 							"change feeds in several databases give each its own with ALTER DATABASE ... SET. "
 							"Takes effect when the feed worker starts.",
 							&setting_port,
@@ -367,7 +366,7 @@ static void
 DefineIdentitySettings(void)
 {
 	DefineCustomStringVariable("changefeed.jwt_secret_file",
-							   "File with the secret that signs tokens (HS256, HS384, HS512).",
+							   "File with the secret that signs tokens (HS256).",
 							   "The file has to belong to the user that runs the server and be closed to everybody else (mode "
 							   "0600). A relative name starts at the data directory. The secret itself is never kept in a "
 							   "setting or table. Reload the configuration after the file was changed.",
@@ -378,7 +377,7 @@ DefineIdentitySettings(void)
 
 	DefineCustomStringVariable("changefeed.jwt_public_key_file",
 							   "File with the public key, in PEM format, that verifies tokens.",
-							   "For tokens signed with RS256, ES256 and their relatives. A relative name starts at the data "
+							   "For tokens signed with RS256 (RSA) or ES256 (P-256). A relative name starts at the data "
 							   "directory. Reload the configuration after the file was changed.",
 							   &setting_jwt_public_key_file,
 							   "",
@@ -437,16 +436,6 @@ DefineIdentitySettings(void)
 							1000, 10, 600 * 1000,
 							PGC_SUSET, GUC_UNIT_MS,
 							NULL, NULL, NULL);
-
-	DefineCustomIntVariable("changefeed.recheck_interval",
-							"Time after which rights are checked again that can change without a trace in this database's WAL.",
-							"For policies that depend on the time of day or on something outside of the database. "
-							"Changes of roles, grants, policies and of the tables that policies read are noticed at once and do not "
-							"need it. 0 turns it off.",
-							&setting_recheck_interval,
-							60, 0, 24 * 3600,
-							PGC_SUSET, GUC_UNIT_S,
-							NULL, NULL, NULL);
 }
 
 static void
@@ -455,7 +444,8 @@ DefineWorkSettings(void)
 	DefineCustomIntVariable("changefeed.query_workers",
 							"Number of background workers that run queries for the change feed of a database.",
 							"They take snapshots and check policies that read other tables or call functions. Each "
-							"counts against max_worker_processes, as do two more workers for each database. "
+							"counts against max_worker_processes, as do two more workers for each database, and one more "
+							"while there are snapshots that take long. "
 							"Takes effect when the feed worker starts.",
 							&setting_query_workers,
 							2, 1, 64,
@@ -464,7 +454,7 @@ DefineWorkSettings(void)
 
 	DefineCustomIntVariable("changefeed.worker_memory",
 							"Memory that the feed worker of a database may use.",
-							"For the history, subscriptions, identities and presence. When it is used up the history is "
+							"For the history, subscriptions and identities. When it is used up the history is "
 							"shortened first, then new subscriptions are refused, then new connections.",
 							&setting_worker_memory,
 							256 * 1024, 16 * 1024, MAX_KB,

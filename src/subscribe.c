@@ -270,48 +270,58 @@ OnResult(void *arg, uint64 job, QueryKind kind, WireReader *body)
 
 /* ---- telling the client ---- */
 
-/* `"entities":{...}` from the views and the descriptions of now. */
+/* `"entities":{...}` from the views and the catalog of now. */
 static void
-SendSubscribed(Subscription *s, bool recovered)
+AppendEntities(Subscription *s, StringInfo m)
 {
 	Channel    *channel = s->instance->channel;
-	StringInfoData m;
 	int			i;
 	int			k;
 
-	initStringInfo(&m);
-	appendStringInfo(&m, "{\"type\":\"subscribed\",\"id\":%s,\"channel\":", s->request_id);
-	appendBinaryStringInfo(&m, s->name->json, s->name->length);
-	appendStringInfo(&m, ",\"recovered\":%s,\"entities\":{", recovered ? "true" : "false");
+	appendStringInfoString(m, "\"entities\":{");
 	for (i = 0; i < channel->nsources; i++)
 	{
 		Source	   *source = channel->sources[i];
 		View	   *view = s->views[i];
 
 		if (i > 0)
-			appendStringInfoChar(&m, ',');
-		EncodeString(&m, source->entity, strlen(source->entity));
-		appendStringInfoString(&m, ":{\"key\":[");
+			appendStringInfoChar(m, ',');
+		EncodeString(m, source->entity, strlen(source->entity));
+		appendStringInfoString(m, ":{\"key\":[");
 		for (k = 0; k < source->nkey; k++)
 		{
 			if (k > 0)
-				appendStringInfoChar(&m, ',');
-			EncodeString(&m, source->key[k], strlen(source->key[k]));
+				appendStringInfoChar(m, ',');
+			EncodeString(m, source->key[k], strlen(source->key[k]));
 		}
-		appendStringInfoString(&m, "],\"columns\":[");
+		appendStringInfoString(m, "],\"columns\":[");
 		for (k = 0; k < view->ncolumns; k++)
 		{
 			char	   *name = RelationColumnName(source->relid, view->columns[k]);
 
 			if (k > 0)
-				appendStringInfoChar(&m, ',');
-			EncodeString(&m, name, strlen(name));
+				appendStringInfoChar(m, ',');
+			EncodeString(m, name, strlen(name));
 		}
-		appendStringInfoString(&m, "]}");
+		appendStringInfoString(m, "]}");
 	}
-	appendStringInfoString(&m, "}}");
+	appendStringInfoChar(m, '}');
+}
+
+static void
+SendSubscribed(Subscription *s, bool recovered)
+{
+	StringInfoData m;
+
+	initStringInfo(&m);
+	appendStringInfo(&m, "{\"type\":\"subscribed\",\"id\":%s,\"channel\":", s->request_id);
+	appendBinaryStringInfo(&m, s->name->json, s->name->length);
+	appendStringInfo(&m, ",\"recovered\":%s,", recovered ? "true" : "false");
+	AppendEntities(s, &m);
+	appendStringInfoChar(&m, '}');
 	ProtocolSend(s->connection, m.data, m.len);
 	s->announced = true;
+	s->announced_entities = true;
 	pfree(s->request_id);
 	s->request_id = NULL;
 }
@@ -410,6 +420,14 @@ SendReady(Subscription *s)
 			appendStringInfo(&m, "%s\"" UINT64_FORMAT "\"", i > 0 ? "," : "", LogFullXid(s->xip[i]));
 		appendStringInfoString(&m, "]}");
 	}
+
+	/* After a resync there may be other columns than `subscribed` told. */
+	if (!s->announced_entities)
+	{
+		appendStringInfoChar(&m, ',');
+		AppendEntities(s, &m);
+		s->announced_entities = true;
+	}
 	appendStringInfoChar(&m, '}');
 	ProtocolSend(s->connection, m.data, m.len);
 	pfree(m.data);
@@ -471,6 +489,7 @@ SubscribeResync(Subscription *s, const char *reason)
 		pg_atomic_fetch_add_u64(&feed_shared->feed_resyncs, 1);
 	}
 	s->told_rows = false;
+	s->announced_entities = false;
 	SubscribeForget(s);
 	SubscriptionSetState(s, SUB_QUERYING);
 	s->from_position = false;

@@ -25,6 +25,9 @@
 #include "gateway.h"
 
 /* A closing handshake, or a queue before a close, may take this long. */
+/* How long the feed worker may take to find out who it is. */
+#define WAITING_MS 60000
+
 #define CLOSE_MS 5000
 
 static const char pong[] = "{\"type\":\"pong\"}";
@@ -163,6 +166,14 @@ ConnOpen(struct lws *wsi, const char *token, size_t length)
 	if (gateway.connect_timeout_ms > 0)
 		HeartbeatSetDeadline(conn, gateway.connect_timeout_ms);
 	return conn;
+}
+
+/* It has told who it is; that it is not identified yet is not its fault. */
+void
+ConnWaits(Connection *conn)
+{
+	if (!conn->identified && !conn->close_queued)
+		HeartbeatSetDeadline(conn, WAITING_MS);
 }
 
 /* The connection has its identity, or another one. */

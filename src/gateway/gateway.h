@@ -360,6 +360,7 @@ extern void ConnGone(Connection *conn);
 extern void ConnReceive(Connection *conn, const void *data, size_t length);
 extern void ConnHeard(Connection *conn);
 extern void ConnIdentify(Connection *conn, const char *tag);
+extern void ConnWaits(Connection *conn);
 extern void ConnClose(Connection *conn, LinkCause cause, uint16_t code, const char *reason);
 extern void ConnCloseAfterQueue(Connection *conn, uint16_t code, const char *reason, size_t length);
 extern void ConnBeginClose(Connection *conn, uint16_t code, const char *reason, size_t length);

@@ -28,6 +28,7 @@
 #include <netinet/tcp.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <arpa/inet.h>
 #include <string.h>
 #include <strings.h>
 #include <sys/socket.h>
@@ -289,14 +290,32 @@ IsListed(const StringList *list, const char *text, size_t length)
 	return false;
 }
 
+/* An address, which no foreign page's name can be made to point to. */
+static bool
+IsAddress(const char *text, size_t length)
+{
+	char copy[INET6_ADDRSTRLEN];
+	unsigned char address[16];
+	bool v6 = length > 2 && text[0] == '[';
+
+	if (v6)
+	{
+		text++;
+		length -= 2;
+	}
+	if (length >= sizeof(copy))
+		return false;
+	memcpy(copy, text, length);
+	copy[length] = '\0';
+	return inet_pton(v6 ? AF_INET6 : AF_INET, copy, address) == 1;
+}
+
 /* The Host header must name us by a name that was meant for us. */
 static bool
 HostIsAllowed(struct lws *wsi, Refusal *refusal)
 {
-	static const char *const own[] = {"localhost", "127.0.0.1", "[::1]"};
 	const char *end;
 	size_t length;
-	size_t i;
 
 	refusal->status = 403;
 	refusal->code = "forbidden_host";
@@ -313,12 +332,9 @@ HostIsAllowed(struct lws *wsi, Refusal *refusal)
 		end = header_text + strlen(header_text);
 	length = (size_t) (end - header_text);
 
-	for (i = 0; i < sizeof(own) / sizeof(own[0]); i++)
-	{
-		if (strlen(own[i]) == length && strncasecmp(own[i], header_text, length) == 0)
-			return true;
-	}
-	if (IsListed(&gateway.allowed_hosts, header_text, length))
+	if ((length == 9 && strncasecmp(header_text, "localhost", 9) == 0) ||
+		IsAddress(header_text, length) ||
+		IsListed(&gateway.allowed_hosts, header_text, length))
 		return true;
 
 	snprintf(message_text, sizeof(message_text), "host \"%.*s\" is not allowed",

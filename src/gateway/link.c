@@ -267,6 +267,10 @@ ReadForConnection(LinkMessage *message, WireReader *r, Connection *conn)
 			if (conn != NULL)
 				QueueResume(conn);
 			break;
+		case LINK_WAITING:
+			if (conn != NULL)
+				ConnWaits(conn);
+			break;
 		case LINK_MARK:
 			number = WireGetU32(r);
 			if (conn != NULL && !r->failed)
