@@ -40,7 +40,7 @@
 char *
 ChannelTableName(Oid relid)
 {
-	char	   *name = get_rel_name(relid);
+	char *name = get_rel_name(relid);
 
 	if (name == NULL)
 		return psprintf("%u", relid);
@@ -56,14 +56,14 @@ ChannelTableName(Oid relid)
 static void
 RefuseTable(Oid relid, Oid root, const char *detail, const char *hint)
 {
-	ereport(ERROR,
-			(errcode(ERRCODE_WRONG_OBJECT_TYPE),
-			 root == relid ?
-			 errmsg("\"%s\" cannot be the source of a channel", ChannelTableName(relid)) :
-			 errmsg("\"%s\" cannot be the source of a channel because of its partition \"%s\"",
-					ChannelTableName(root), ChannelTableName(relid)),
-			 errdetail_internal("%s", detail),
-			 hint ? errhint("%s", hint) : 0));
+	ereport(
+		ERROR,
+		(errcode(ERRCODE_WRONG_OBJECT_TYPE),
+		 root == relid
+			 ? errmsg("\"%s\" cannot be the source of a channel", ChannelTableName(relid))
+			 : errmsg("\"%s\" cannot be the source of a channel because of its partition \"%s\"",
+					  ChannelTableName(root), ChannelTableName(relid)),
+		 errdetail_internal("%s", detail), hint ? errhint("%s", hint) : 0));
 }
 
 /* Kind and persistence, which a partition has to satisfy, too. */
@@ -110,13 +110,12 @@ CheckKind(Oid relid, Oid root, char relkind, char persistence)
 void
 ChannelCheckTable(Oid relid)
 {
-	HeapTuple	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(relid));
+	HeapTuple tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(relid));
 	Form_pg_class class;
 
 	if (!HeapTupleIsValid(tuple))
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_TABLE),
-				 errmsg("relation with OID %u does not exist", relid)));
+		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_TABLE),
+						errmsg("relation with OID %u does not exist", relid)));
 	class = (Form_pg_class) GETSTRUCT(tuple);
 
 	/* Also information_schema and all that initdb made. */
@@ -131,11 +130,13 @@ ChannelCheckTable(Oid relid)
 	{
 		/* relhassubclass may be outdated, so look at the children. */
 		if (find_inheritance_children(relid, NoLock) != NIL)
-			RefuseTable(relid, relid, _("Other tables inherit from it."),
-						_("Use partitioning instead of inheritance, or publish tables without children."));
+			RefuseTable(
+				relid, relid, _("Other tables inherit from it."),
+				_("Use partitioning instead of inheritance, or publish tables without children."));
 		if (has_superclass(relid))
-			RefuseTable(relid, relid, _("It inherits from another table."),
-						_("Use partitioning instead of inheritance, or end it with ALTER TABLE ... NO INHERIT."));
+			RefuseTable(
+				relid, relid, _("It inherits from another table."),
+				_("Use partitioning instead of inheritance, or end it with ALTER TABLE ... NO INHERIT."));
 	}
 	ReleaseSysCache(tuple);
 }
@@ -143,15 +144,14 @@ ChannelCheckTable(Oid relid)
 static void
 CheckPartitions(const SourceDefinition *definition)
 {
-	ListCell   *lc;
+	ListCell *lc;
 
 	foreach(lc, definition->relations)
 	{
-		Oid			relid = lfirst_oid(lc);
+		Oid relid = lfirst_oid(lc);
 
 		if (relid != definition->relid)
-			CheckKind(relid, definition->relid, get_rel_relkind(relid),
-					  get_rel_persistence(relid));
+			CheckKind(relid, definition->relid, get_rel_relkind(relid), get_rel_persistence(relid));
 	}
 }
 
@@ -160,7 +160,7 @@ CheckPartitions(const SourceDefinition *definition)
 static bool
 NameInList(const List *names, const char *name)
 {
-	ListCell   *lc;
+	ListCell *lc;
 
 	foreach(lc, names)
 		if (strcmp(lfirst(lc), name) == 0)
@@ -173,7 +173,7 @@ static char *
 JoinNames(const List *names)
 {
 	StringInfoData s;
-	ListCell   *lc;
+	ListCell *lc;
 
 	initStringInfo(&s);
 	foreach(lc, names)
@@ -188,8 +188,8 @@ JoinNames(const List *names)
 static Form_pg_attribute
 FindColumn(Relation rel, const char *name, const char *role)
 {
-	TupleDesc	tupdesc = RelationGetDescr(rel);
-	int			i;
+	TupleDesc tupdesc = RelationGetDescr(rel);
+	int i;
 
 	for (i = 0; i < tupdesc->natts; i++)
 	{
@@ -198,10 +198,9 @@ FindColumn(Relation rel, const char *name, const char *role)
 		if (!att->attisdropped && strcmp(NameStr(att->attname), name) == 0)
 			return att;
 	}
-	ereport(ERROR,
-			(errcode(ERRCODE_UNDEFINED_COLUMN),
-			 errmsg("%s \"%s\" does not exist in table \"%s\"",
-					role, name, ChannelTableName(RelationGetRelid(rel)))));
+	ereport(ERROR, (errcode(ERRCODE_UNDEFINED_COLUMN),
+					errmsg("%s \"%s\" does not exist in table \"%s\"", role, name,
+						   ChannelTableName(RelationGetRelid(rel)))));
 	return NULL;
 }
 
@@ -216,26 +215,24 @@ static void
 CheckNotVirtual(Relation rel, Form_pg_attribute att, const char *role)
 {
 	if (IsVirtual(att))
-		ereport(ERROR,
-				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-				 errmsg("%s \"%s\" of table \"%s\" is a virtual generated column", role,
-						NameStr(att->attname), ChannelTableName(RelationGetRelid(rel))),
-				 errdetail("Its values are not in the WAL."),
-				 errhint("Make it a stored generated column.")));
+		ereport(ERROR, (errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+						errmsg("%s \"%s\" of table \"%s\" is a virtual generated column", role,
+							   NameStr(att->attname), ChannelTableName(RelationGetRelid(rel))),
+						errdetail("Its values are not in the WAL."),
+						errhint("Make it a stored generated column.")));
 }
 
 static void
 CheckNoDuplicates(const List *names, const char *role)
 {
-	List	   *seen = NIL;
-	ListCell   *lc;
+	List *seen = NIL;
+	ListCell *lc;
 
 	foreach(lc, names)
 	{
 		if (NameInList(seen, lfirst(lc)))
-			ereport(ERROR,
-					(errcode(ERRCODE_DUPLICATE_COLUMN),
-					 errmsg("%s \"%s\" is listed twice", role, (char *) lfirst(lc))));
+			ereport(ERROR, (errcode(ERRCODE_DUPLICATE_COLUMN),
+							errmsg("%s \"%s\" is listed twice", role, (char *) lfirst(lc))));
 		seen = lappend(seen, lfirst(lc));
 	}
 }
@@ -250,10 +247,10 @@ CheckNoDuplicates(const List *names, const char *role)
 static List *
 IndexKey(Relation rel, Oid index, bool *primary)
 {
-	HeapTuple	tuple = SearchSysCache1(INDEXRELID, ObjectIdGetDatum(index));
+	HeapTuple tuple = SearchSysCache1(INDEXRELID, ObjectIdGetDatum(index));
 	Form_pg_index form;
-	List	   *names = NIL;
-	int			i;
+	List *names = NIL;
+	int i;
 
 	if (!HeapTupleIsValid(tuple))
 		elog(ERROR, "cache lookup failed for index %u", index);
@@ -266,10 +263,10 @@ IndexKey(Relation rel, Oid index, bool *primary)
 	{
 		for (i = 0; i < form->indnkeyatts; i++)
 		{
-			AttrNumber	attno = form->indkey.values[i];
+			AttrNumber attno = form->indkey.values[i];
 
-			names = lappend(names,
-							pstrdup(NameStr(TupleDescAttr(RelationGetDescr(rel), attno - 1)->attname)));
+			names = lappend(
+				names, pstrdup(NameStr(TupleDescAttr(RelationGetDescr(rel), attno - 1)->attname)));
 		}
 	}
 	ReleaseSysCache(tuple);
@@ -279,12 +276,12 @@ IndexKey(Relation rel, Oid index, bool *primary)
 static List *
 FindPrimaryKey(Relation rel)
 {
-	ListCell   *lc;
+	ListCell *lc;
 
 	foreach(lc, RelationGetIndexList(rel))
 	{
-		bool		primary;
-		List	   *names = IndexKey(rel, lfirst_oid(lc), &primary);
+		bool primary;
+		List *names = IndexKey(rel, lfirst_oid(lc), &primary);
 
 		if (primary && names != NIL)
 			return names;
@@ -295,14 +292,14 @@ FindPrimaryKey(Relation rel)
 static bool
 HasUniqueIndex(Relation rel, const List *key)
 {
-	ListCell   *lc;
+	ListCell *lc;
 
 	foreach(lc, RelationGetIndexList(rel))
 	{
-		bool		primary;
-		List	   *names = IndexKey(rel, lfirst_oid(lc), &primary);
-		ListCell   *lc2;
-		bool		same = list_length(names) == list_length(key);
+		bool primary;
+		List *names = IndexKey(rel, lfirst_oid(lc), &primary);
+		ListCell *lc2;
+		bool same = list_length(names) == list_length(key);
 
 		/* Neither has duplicates, so this is equality of sets. */
 		foreach(lc2, names)
@@ -321,11 +318,11 @@ HasUniqueIndex(Relation rel, const List *key)
 static bool
 IsNullable(Relation rel, Form_pg_attribute att)
 {
-	Relation	constraints;
+	Relation constraints;
 	SysScanDesc scan;
 	ScanKeyData key;
-	HeapTuple	tuple;
-	bool		result = !att->attnotnull;
+	HeapTuple tuple;
+	bool result = !att->attnotnull;
 
 	constraints = table_open(ConstraintRelationId, AccessShareLock);
 	ScanKeyInit(&key, Anum_pg_constraint_conrelid, BTEqualStrategyNumber, F_OIDEQ,
@@ -334,15 +331,14 @@ IsNullable(Relation rel, Form_pg_attribute att)
 	while (!result && HeapTupleIsValid(tuple = systable_getnext(scan)))
 	{
 		Form_pg_constraint form = (Form_pg_constraint) GETSTRUCT(tuple);
-		bool		isnull;
-		Datum		columns;
+		bool isnull;
+		Datum columns;
 
 		if (form->contype != 'n' || form->convalidated)
 			continue;
 		columns = heap_getattr(tuple, Anum_pg_constraint_conkey, RelationGetDescr(constraints),
 							   &isnull);
-		result = !isnull &&
-			((int16 *) ARR_DATA_PTR(DatumGetArrayTypeP(columns)))[0] == att->attnum;
+		result = !isnull && ((int16 *) ARR_DATA_PTR(DatumGetArrayTypeP(columns)))[0] == att->attnum;
 	}
 	systable_endscan(scan);
 	table_close(constraints, AccessShareLock);
@@ -352,19 +348,20 @@ IsNullable(Relation rel, Form_pg_attribute att)
 static void
 CheckKey(Relation rel, SourceDefinition *definition)
 {
-	char	   *table = ChannelTableName(definition->relid);
-	List	   *nullable = NIL;
-	ListCell   *lc;
+	char *table = ChannelTableName(definition->relid);
+	List *nullable = NIL;
+	ListCell *lc;
 
 	if (definition->key == NIL)
 	{
 		definition->key = FindPrimaryKey(rel);
 		if (definition->key == NIL)
-			ereport(ERROR,
-					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-					 errmsg("table \"%s\" has no primary key", table),
-					 errdetail("Clients need a key to tell which row has changed."),
-					 errhint("Add a primary key, or name the columns of a unique index with key =>.")));
+			ereport(
+				ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("table \"%s\" has no primary key", table),
+				 errdetail("Clients need a key to tell which row has changed."),
+				 errhint("Add a primary key, or name the columns of a unique index with key =>.")));
 	}
 
 	CheckNoDuplicates(definition->key, "key column");
@@ -377,19 +374,19 @@ CheckKey(Relation rel, SourceDefinition *definition)
 			nullable = lappend(nullable, lfirst(lc));
 	}
 	if (nullable != NIL)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("key columns of table \"%s\" must be NOT NULL", table),
-				 errdetail("These can be null: %s.", JoinNames(nullable)),
-				 errhint("Use ALTER TABLE ... ALTER COLUMN ... SET NOT NULL.")));
+		ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+						errmsg("key columns of table \"%s\" must be NOT NULL", table),
+						errdetail("These can be null: %s.", JoinNames(nullable)),
+						errhint("Use ALTER TABLE ... ALTER COLUMN ... SET NOT NULL.")));
 	if (!HasUniqueIndex(rel, definition->key))
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("table \"%s\" has no unique index on exactly the columns of the key",
-						table),
-				 errdetail("The key is %s. Partial indexes, indexes on expressions and invalid indexes do not count.",
-						   JoinNames(definition->key)),
-				 errhint("Create a unique index on these columns, or give another key.")));
+		ereport(
+			ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("table \"%s\" has no unique index on exactly the columns of the key", table),
+			 errdetail(
+				 "The key is %s. Partial indexes, indexes on expressions and invalid indexes do not count.",
+				 JoinNames(definition->key)),
+			 errhint("Create a unique index on these columns, or give another key.")));
 }
 
 /* ---- Published columns ---- */
@@ -397,10 +394,10 @@ CheckKey(Relation rel, SourceDefinition *definition)
 static void
 CheckColumns(Relation rel, const SourceDefinition *definition)
 {
-	TupleDesc	tupdesc = RelationGetDescr(rel);
-	char	   *table = ChannelTableName(definition->relid);
-	ListCell   *lc;
-	int			i;
+	TupleDesc tupdesc = RelationGetDescr(rel);
+	char *table = ChannelTableName(definition->relid);
+	ListCell *lc;
+	int i;
 
 	CheckNoDuplicates(definition->columns, "column");
 	foreach(lc, definition->columns)
@@ -411,8 +408,7 @@ CheckColumns(Relation rel, const SourceDefinition *definition)
 			if (!NameInList(definition->columns, lfirst(lc)))
 				ereport(ERROR,
 						(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-						 errmsg("columns must include the key column \"%s\"",
-								(char *) lfirst(lc)),
+						 errmsg("columns must include the key column \"%s\"", (char *) lfirst(lc)),
 						 errdetail("The key is %s.", JoinNames(definition->key))));
 
 	for (i = 0; i < tupdesc->natts; i++)
@@ -424,17 +420,18 @@ CheckColumns(Relation rel, const SourceDefinition *definition)
 			(definition->columns != NIL && !NameInList(definition->columns, NameStr(att->attname))))
 			continue;
 		if (IsVirtual(att))
-			ereport(ERROR,
-					(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-					 errmsg("column \"%s\" of table \"%s\" cannot be sent",
-							NameStr(att->attname), table),
-					 errdetail("It is a virtual generated column, whose values are not in the WAL."),
-					 errhint("%s", hint)));
+			ereport(
+				ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("column \"%s\" of table \"%s\" cannot be sent", NameStr(att->attname),
+						table),
+				 errdetail("It is a virtual generated column, whose values are not in the WAL."),
+				 errhint("%s", hint)));
 		if (!EncodeTypeSupported(att->atttypid))
 			ereport(ERROR,
 					(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-					 errmsg("column \"%s\" of table \"%s\" cannot be sent",
-							NameStr(att->attname), table),
+					 errmsg("column \"%s\" of table \"%s\" cannot be sent", NameStr(att->attname),
+							table),
 					 errdetail("Values of type %s are converted to json by a user-defined cast.",
 							   format_type_be(att->atttypid)),
 					 errhint("%s", hint)));
@@ -450,7 +447,7 @@ CheckColumns(Relation rel, const SourceDefinition *definition)
 static bool
 ParameterTypeAllowed(Oid typid)
 {
-	Oid			base = getBaseType(typid);
+	Oid base = getBaseType(typid);
 	TypeCacheEntry *entry;
 
 	if (base == JSONOID || base == JSONBOID || type_is_array(base))
@@ -464,7 +461,7 @@ ParameterTypeAllowed(Oid typid)
 static void
 CheckParameters(Relation rel, const SourceDefinition *definition)
 {
-	int			i;
+	int i;
 
 	for (i = 0; i < definition->template->nparams; i++)
 	{
@@ -473,11 +470,13 @@ CheckParameters(Relation rel, const SourceDefinition *definition)
 
 		CheckNotVirtual(rel, att, "parameter column");
 		if (!ParameterTypeAllowed(att->atttypid))
-			ereport(ERROR,
-					(errcode(ERRCODE_DATATYPE_MISMATCH),
-					 errmsg("column \"%s\" of type %s cannot be a parameter of a channel's name",
-							name, format_type_be(att->atttypid)),
-					 errdetail("Parameters are compared for equality: arrays, composite types, ranges, json and types without an equality operator are not possible.")));
+			ereport(
+				ERROR,
+				(errcode(ERRCODE_DATATYPE_MISMATCH),
+				 errmsg("column \"%s\" of type %s cannot be a parameter of a channel's name", name,
+						format_type_be(att->atttypid)),
+				 errdetail(
+					 "Parameters are compared for equality: arrays, composite types, ranges, json and types without an equality operator are not possible.")));
 	}
 }
 
@@ -486,11 +485,11 @@ CheckParameters(Relation rel, const SourceDefinition *definition)
 bool
 ChannelIdentityIsFull(Oid relid)
 {
-	HeapTuple	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(relid));
-	bool		result;
+	HeapTuple tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(relid));
+	bool result;
 
 	if (!HeapTupleIsValid(tuple))
-		return true;			/* dropped since */
+		return true; /* dropped since */
 	result = ((Form_pg_class) GETSTRUCT(tuple))->relreplident == REPLICA_IDENTITY_FULL;
 	ReleaseSysCache(tuple);
 	return result;
@@ -504,12 +503,12 @@ ChannelIdentityIsFull(Oid relid)
 static void
 CheckIdentity(Oid relid, const List *needed)
 {
-	Relation	rel;
-	Oid			index;
-	List	   *covered = NIL;
-	List	   *missing = NIL;
-	bool		primary;
-	ListCell   *lc;
+	Relation rel;
+	Oid index;
+	List *covered = NIL;
+	List *missing = NIL;
+	bool primary;
+	ListCell *lc;
 
 	if (get_rel_relkind(relid) == RELKIND_PARTITIONED_TABLE || ChannelIdentityIsFull(relid))
 		return;
@@ -522,13 +521,14 @@ CheckIdentity(Oid relid, const List *needed)
 		if (!NameInList(covered, lfirst(lc)) && !NameInList(missing, lfirst(lc)))
 			missing = lappend(missing, lfirst(lc));
 	if (missing != NIL)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("the replica identity of table \"%s\" does not cover what the channel needs",
-						ChannelTableName(relid)),
-				 errdetail("The old values of these columns would be missing: %s.",
-						   JoinNames(missing)),
-				 errhint("Leave set_replica_identity at its default, use ALTER TABLE ... REPLICA IDENTITY FULL, or choose an index that has these columns and those that policies of the table read.")));
+		ereport(
+			ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("the replica identity of table \"%s\" does not cover what the channel needs",
+					ChannelTableName(relid)),
+			 errdetail("The old values of these columns would be missing: %s.", JoinNames(missing)),
+			 errhint(
+				 "Leave set_replica_identity at its default, use ALTER TABLE ... REPLICA IDENTITY FULL, or choose an index that has these columns and those that policies of the table read.")));
 	relation_close(rel, NoLock);
 }
 
@@ -537,10 +537,10 @@ CheckIdentity(Oid relid, const List *needed)
 void
 ChannelCheckSource(SourceDefinition *definition)
 {
-	Relation	rel = relation_open(definition->relid, NoLock);
-	List	   *needed;
-	ListCell   *lc;
-	int			i;
+	Relation rel = relation_open(definition->relid, NoLock);
+	List *needed;
+	ListCell *lc;
+	int i;
 
 	CheckPartitions(definition);
 	if (definition->entity == NULL)

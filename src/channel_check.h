@@ -22,21 +22,21 @@
 /* One source, as given by the user, then completed by ChannelCheckSource. */
 typedef struct SourceDefinition
 {
-	Oid			relid;
-	const char *channel;		/* the channel's name, for messages */
+	Oid relid;
+	const char *channel; /* the channel's name, for messages */
 	const ChannelTemplate *template;
 
-	char	   *entity;			/* NULL: the table's name is filled in */
-	List	   *key;			/* of char *; NIL: the primary key is */
-	char	   *filter;			/* NULL: every row; is replaced by its
+	char *entity;  /* NULL: the table's name is filled in */
+	List *key;	   /* of char *; NIL: the primary key is */
+	char *filter;  /* NULL: every row; is replaced by its
 								 * canonical text */
-	List	   *columns;		/* of char *; NIL: all */
+	List *columns; /* of char *; NIL: all */
 	const char *on_insert;
 	const char *on_update;
 	const char *on_delete;
-	bool		set_replica_identity;
+	bool set_replica_identity;
 
-	List	   *relations;		/* Oids of the table and all its partitions,
+	List *relations; /* Oids of the table and all its partitions,
 								 * all locked */
 } SourceDefinition;
 
@@ -58,4 +58,4 @@ extern bool ChannelIdentityIsFull(Oid relid);
 /* channel_filter.c: checks a filter and returns its canonical text. */
 extern char *ChannelCheckFilter(Relation rel, const char *filter, List **columns);
 
-#endif							/* CHANGEFEED_CHANNEL_CHECK_H */
+#endif /* CHANGEFEED_CHANNEL_CHECK_H */

@@ -56,32 +56,29 @@ PG_FUNCTION_INFO_V1(changefeed_tables_dropped);
 static List *
 NamesArgument(FunctionCallInfo fcinfo, int argno, const char *name)
 {
-	List	   *result = NIL;
-	ArrayType  *array;
-	Datum	   *elements;
-	bool	   *nulls;
-	int			n;
-	int			i;
+	List *result = NIL;
+	ArrayType *array;
+	Datum *elements;
+	bool *nulls;
+	int n;
+	int i;
 
 	if (PG_ARGISNULL(argno))
 		return NIL;
 	array = PG_GETARG_ARRAYTYPE_P(argno);
 	if (ARR_NDIM(array) > 1)
-		ereport(ERROR,
-				(errcode(ERRCODE_ARRAY_SUBSCRIPT_ERROR),
-				 errmsg("argument \"%s\" must be a one-dimensional array", name)));
+		ereport(ERROR, (errcode(ERRCODE_ARRAY_SUBSCRIPT_ERROR),
+						errmsg("argument \"%s\" must be a one-dimensional array", name)));
 	deconstruct_array(array, NAMEOID, NAMEDATALEN, false, TYPALIGN_CHAR, &elements, &nulls, &n);
 	if (n == 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("argument \"%s\" must not be empty", name),
-				 errhint("Leave it out or pass null to use the default.")));
+		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+						errmsg("argument \"%s\" must not be empty", name),
+						errhint("Leave it out or pass null to use the default.")));
 	for (i = 0; i < n; i++)
 	{
 		if (nulls[i])
-			ereport(ERROR,
-					(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-					 errmsg("argument \"%s\" must not contain null", name)));
+			ereport(ERROR, (errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+							errmsg("argument \"%s\" must not contain null", name)));
 		result = lappend(result, pstrdup(NameStr(*DatumGetName(elements[i]))));
 	}
 	return result;
@@ -89,20 +86,19 @@ NamesArgument(FunctionCallInfo fcinfo, int argno, const char *name)
 
 /* One of the words in `allowed`, which is a list with commas as shown to users. */
 static char *
-ActionArgument(FunctionCallInfo fcinfo, int argno, const char *name,
-			   const char *const *allowed, const char *hint)
+ActionArgument(FunctionCallInfo fcinfo, int argno, const char *name, const char *const *allowed,
+			   const char *hint)
 {
-	char	   *value;
+	char *value;
 
 	DdlRequireArgument(fcinfo, argno, name);
 	value = text_to_cstring(PG_GETARG_TEXT_PP(argno));
 	for (; *allowed != NULL; allowed++)
 		if (strcmp(value, *allowed) == 0)
 			return value;
-	ereport(ERROR,
-			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-			 errmsg("invalid value for argument \"%s\": \"%s\"", name, value),
-			 errhint("Available values: %s.", hint)));
+	ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					errmsg("invalid value for argument \"%s\": \"%s\"", name, value),
+					errhint("Available values: %s.", hint)));
 	return NULL;
 }
 
@@ -123,9 +119,7 @@ SourceArguments(FunctionCallInfo fcinfo, SourceDefinition *definition)
 	{
 		definition->entity = pstrdup(NameStr(*PG_GETARG_NAME(2)));
 		if (definition->entity[0] == '\0')
-			ereport(ERROR,
-					(errcode(ERRCODE_INVALID_NAME),
-					 errmsg("entity must not be empty")));
+			ereport(ERROR, (errcode(ERRCODE_INVALID_NAME), errmsg("entity must not be empty")));
 	}
 	definition->key = NamesArgument(fcinfo, 3, "key");
 	if (!PG_ARGISNULL(4))
@@ -135,8 +129,7 @@ SourceArguments(FunctionCallInfo fcinfo, SourceDefinition *definition)
 										   "append, replace, merge, ignore");
 	definition->on_update = ActionArgument(fcinfo, 7, "on_update", on_update,
 										   "merge, replace, append, remove, ignore");
-	definition->on_delete = ActionArgument(fcinfo, 8, "on_delete", on_delete,
-										   "remove, ignore");
+	definition->on_delete = ActionArgument(fcinfo, 8, "on_delete", on_delete, "remove, ignore");
 	DdlRequireArgument(fcinfo, 9, "set_replica_identity");
 	definition->set_replica_identity = PG_GETARG_BOOL(9);
 }
@@ -146,16 +139,17 @@ SourceArguments(FunctionCallInfo fcinfo, SourceDefinition *definition)
 static int
 FindChannel(const char *name)
 {
-	Oid			types[1] = {TEXTOID};
-	Datum		values[1] = {CStringGetTextDatum(name)};
-	bool		isnull;
+	Oid types[1] = {TEXTOID};
+	Datum values[1] = {CStringGetTextDatum(name)};
+	bool isnull;
 
-	if (DdlRead("SELECT id FROM changefeed.channel WHERE name OPERATOR(pg_catalog.=) $1",
-				1, types, values) == 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_OBJECT),
-				 errmsg("channel \"%s\" does not exist", name),
-				 errhint("The view changefeed.channels lists all channels; a template is named as it was created, with its braces.")));
+	if (DdlRead("SELECT id FROM changefeed.channel WHERE name OPERATOR(pg_catalog.=) $1", 1, types,
+				values) == 0)
+		ereport(
+			ERROR,
+			(errcode(ERRCODE_UNDEFINED_OBJECT), errmsg("channel \"%s\" does not exist", name),
+			 errhint(
+				 "The view changefeed.channels lists all channels; a template is named as it was created, with its braces.")));
 	return DatumGetInt32(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
 }
 
@@ -163,8 +157,8 @@ FindChannel(const char *name)
 static int
 ChannelId(const char *name)
 {
-	DdlAccess	access;
-	int			id;
+	DdlAccess access;
+	int id;
 
 	DdlBegin(&access);
 	id = FindChannel(name);
@@ -175,23 +169,24 @@ ChannelId(const char *name)
 static void
 CheckNameIsFree(const char *name, const ChannelTemplate *template)
 {
-	uint64		n = DdlRead("SELECT name FROM changefeed.channel ORDER BY id", 0, NULL, NULL);
-	uint64		i;
+	uint64 n = DdlRead("SELECT name FROM changefeed.channel ORDER BY id", 0, NULL, NULL);
+	uint64 i;
 
 	for (i = 0; i < n; i++)
 	{
-		char	   *other = SPI_getvalue(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1);
+		char *other = SPI_getvalue(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1);
 
 		if (strcmp(name, other) == 0)
-			ereport(ERROR,
-					(errcode(ERRCODE_DUPLICATE_OBJECT),
-					 errmsg("channel \"%s\" already exists", name)));
+			ereport(ERROR, (errcode(ERRCODE_DUPLICATE_OBJECT),
+							errmsg("channel \"%s\" already exists", name)));
 		if (TemplatesOverlap(template, TemplateParse(other)))
-			ereport(ERROR,
-					(errcode(ERRCODE_DUPLICATE_OBJECT),
-					 errmsg("channel \"%s\" overlaps with channel \"%s\"", name, other),
-					 errdetail("A client could subscribe to a name that belongs to both."),
-					 errhint("Let the fixed parts of the names differ, or add the source to the other channel.")));
+			ereport(
+				ERROR,
+				(errcode(ERRCODE_DUPLICATE_OBJECT),
+				 errmsg("channel \"%s\" overlaps with channel \"%s\"", name, other),
+				 errdetail("A client could subscribe to a name that belongs to both."),
+				 errhint(
+					 "Let the fixed parts of the names differ, or add the source to the other channel.")));
 	}
 }
 
@@ -202,22 +197,23 @@ CheckNameIsFree(const char *name, const ChannelTemplate *template)
 static void
 RequireChannelOwner(int channel, const char *name, Oid user, bool owns_database)
 {
-	Oid			types[1] = {INT4OID};
-	Datum		values[1] = {Int32GetDatum(channel)};
-	bool		owns = false;
-	char	   *other = NULL;
-	uint64		n;
-	uint64		i;
+	Oid types[1] = {INT4OID};
+	Datum values[1] = {Int32GetDatum(channel)};
+	bool owns = false;
+	char *other = NULL;
+	uint64 n;
+	uint64 i;
 
 	if (owns_database)
 		return;
 	n = DdlRead("SELECT relid::pg_catalog.oid FROM changefeed.source"
-				" WHERE channel OPERATOR(pg_catalog.=) $1 ORDER BY id", 1, types, values);
+				" WHERE channel OPERATOR(pg_catalog.=) $1 ORDER BY id",
+				1, types, values);
 	for (i = 0; i < n; i++)
 	{
-		bool		isnull;
-		Oid			relid = DatumGetObjectId(SPI_getbinval(SPI_tuptable->vals[i],
-														   SPI_tuptable->tupdesc, 1, &isnull));
+		bool isnull;
+		Oid relid = DatumGetObjectId(
+			SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1, &isnull));
 
 		if (!SearchSysCacheExists1(RELOID, ObjectIdGetDatum(relid)))
 			continue;
@@ -230,36 +226,35 @@ RequireChannelOwner(int channel, const char *name, Oid user, bool owns_database)
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 				 errmsg("must be owner of all sources of channel \"%s\", or of the database", name),
-				 other != NULL ?
-				 errdetail("Table \"%s\" belongs to another role.", other) :
-				 errdetail("The channel has no source.")));
+				 other != NULL ? errdetail("Table \"%s\" belongs to another role.", other)
+							   : errdetail("The channel has no source.")));
 }
 
 static Datum
 NamesDatum(const List *names)
 {
-	Datum	   *elements = palloc(sizeof(Datum) * list_length(names));
-	int			n = 0;
-	ListCell   *lc;
+	Datum *elements = palloc(sizeof(Datum) * list_length(names));
+	int n = 0;
+	ListCell *lc;
 
 	foreach(lc, names)
 	{
-		Name		name = palloc(NAMEDATALEN);
+		Name name = palloc(NAMEDATALEN);
 
 		namestrcpy(name, lfirst(lc));
 		elements[n++] = NameGetDatum(name);
 	}
-	return PointerGetDatum(construct_array(elements, n, NAMEOID, NAMEDATALEN, false,
-										   TYPALIGN_CHAR));
+	return PointerGetDatum(
+		construct_array(elements, n, NAMEOID, NAMEDATALEN, false, TYPALIGN_CHAR));
 }
 
 static void
 InsertSource(int channel, const SourceDefinition *definition)
 {
-	Oid			types[9] = {INT4OID, OIDOID, TEXTOID, NAMEARRAYOID, TEXTOID, NAMEARRAYOID,
-	TEXTOID, TEXTOID, TEXTOID};
-	Datum		values[9];
-	char		nulls[10] = "         ";
+	Oid types[9] = {INT4OID,	  OIDOID,  TEXTOID, NAMEARRAYOID, TEXTOID,
+					NAMEARRAYOID, TEXTOID, TEXTOID, TEXTOID};
+	Datum values[9];
+	char nulls[10] = "         ";
 
 	values[0] = Int32GetDatum(channel);
 	values[1] = ObjectIdGetDatum(definition->relid);
@@ -267,19 +262,18 @@ InsertSource(int channel, const SourceDefinition *definition)
 
 	/* Say it in the user's words, not in those of a unique constraint. */
 	if (DdlRead("SELECT 1 FROM changefeed.source WHERE channel OPERATOR(pg_catalog.=) $1"
-				" AND relid::pg_catalog.oid OPERATOR(pg_catalog.=) $2", 2, types, values) > 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_DUPLICATE_OBJECT),
-				 errmsg("table \"%s\" is already a source of channel \"%s\"",
-						ChannelTableName(definition->relid), definition->channel)));
+				" AND relid::pg_catalog.oid OPERATOR(pg_catalog.=) $2",
+				2, types, values) > 0)
+		ereport(ERROR, (errcode(ERRCODE_DUPLICATE_OBJECT),
+						errmsg("table \"%s\" is already a source of channel \"%s\"",
+							   ChannelTableName(definition->relid), definition->channel)));
 	if (DdlRead("SELECT 1 FROM changefeed.source WHERE channel OPERATOR(pg_catalog.=) $1"
 				" AND entity::pg_catalog.text OPERATOR(pg_catalog.=) $3 AND $2 IS NOT NULL",
 				3, types, values) > 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_DUPLICATE_OBJECT),
-				 errmsg("channel \"%s\" already has an entity \"%s\"",
-						definition->channel, definition->entity),
-				 errhint("Give the source another name with entity =>.")));
+		ereport(ERROR, (errcode(ERRCODE_DUPLICATE_OBJECT),
+						errmsg("channel \"%s\" already has an entity \"%s\"", definition->channel,
+							   definition->entity),
+						errhint("Give the source another name with entity =>.")));
 
 	values[3] = NamesDatum(definition->key);
 	if (definition->filter != NULL)
@@ -306,9 +300,8 @@ static void
 RequireTableOwner(Oid relid)
 {
 	if (!SearchSysCacheExists1(RELOID, ObjectIdGetDatum(relid)))
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_TABLE),
-				 errmsg("relation with OID %u does not exist", relid)));
+		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_TABLE),
+						errmsg("relation with OID %u does not exist", relid)));
 	if (!compat_relation_ownercheck(relid, GetUserId()))
 		aclcheck_error(ACLCHECK_NOT_OWNER, get_relkind_objtype(get_rel_relkind(relid)),
 					   get_rel_name(relid));
@@ -317,8 +310,8 @@ RequireTableOwner(Oid relid)
 static List *
 NotFullRelations(const List *relations)
 {
-	List	   *result = NIL;
-	ListCell   *lc;
+	List *result = NIL;
+	ListCell *lc;
 
 	foreach(lc, relations)
 		if (!ChannelIdentityIsFull(lfirst_oid(lc)))
@@ -333,7 +326,7 @@ NotFullRelations(const List *relations)
 static void
 PrepareSource(SourceDefinition *definition)
 {
-	LOCKMODE	lockmode = ShareRowExclusiveLock;
+	LOCKMODE lockmode = ShareRowExclusiveLock;
 
 	/* Nobody should be able to lock what he does not own. */
 	RequireTableOwner(definition->relid);
@@ -360,29 +353,30 @@ PrepareSource(SourceDefinition *definition)
 static void
 SetReplicaIdentity(const SourceDefinition *definition)
 {
-	List	   *relations = NotFullRelations(definition->relations);
-	char	   *table = ChannelTableName(definition->relid);
-	ListCell   *lc;
+	List *relations = NotFullRelations(definition->relations);
+	char *table = ChannelTableName(definition->relid);
+	ListCell *lc;
 
 	if (!definition->set_replica_identity || relations == NIL)
 		return;
 
-	ereport(NOTICE,
-			(list_length(definition->relations) == 1 ?
-			 errmsg("setting REPLICA IDENTITY FULL for table \"%s\"", table) :
-			 errmsg("setting REPLICA IDENTITY FULL for table \"%s\" and its partitions", table),
-			 errdetail("From now on every UPDATE and DELETE writes the whole old row to the WAL."),
-			 errhint("With set_replica_identity => false the replica identity is left alone; it then has to be an index that has all columns of the key, the channel's name, the filter and the policies of the table.")));
+	ereport(
+		NOTICE,
+		(list_length(definition->relations) == 1
+			 ? errmsg("setting REPLICA IDENTITY FULL for table \"%s\"", table)
+			 : errmsg("setting REPLICA IDENTITY FULL for table \"%s\" and its partitions", table),
+		 errdetail("From now on every UPDATE and DELETE writes the whole old row to the WAL."),
+		 errhint(
+			 "With set_replica_identity => false the replica identity is left alone; it then has to be an index that has all columns of the key, the channel's name, the filter and the policies of the table.")));
 
 	if (SPI_connect() != SPI_OK_CONNECT)
 		elog(ERROR, "SPI_connect failed");
 	foreach(lc, relations)
 	{
-		Oid			relid = lfirst_oid(lc);
-		char	   *name = quote_qualified_identifier(get_namespace_name(get_rel_namespace(relid)),
-													  get_rel_name(relid));
-		int			result = SPI_execute(psprintf("ALTER TABLE %s REPLICA IDENTITY FULL", name),
-										 false, 0);
+		Oid relid = lfirst_oid(lc);
+		char *name = quote_qualified_identifier(get_namespace_name(get_rel_namespace(relid)),
+												get_rel_name(relid));
+		int result = SPI_execute(psprintf("ALTER TABLE %s REPLICA IDENTITY FULL", name), false, 0);
 
 		if (result != SPI_OK_UTILITY)
 			elog(ERROR, "could not set the replica identity: %s", SPI_result_code_string(result));
@@ -402,13 +396,13 @@ changefeed_create_channel(PG_FUNCTION_ARGS)
 {
 	SourceDefinition definition = {0};
 	ChannelTemplate *template;
-	DdlAccess	access;
-	char	   *name;
-	bool		has_source = !PG_ARGISNULL(1);
-	bool		isnull;
-	Oid			types[1] = {TEXTOID};
-	Datum		values[1];
-	int			id;
+	DdlAccess access;
+	char *name;
+	bool has_source = !PG_ARGISNULL(1);
+	bool isnull;
+	Oid types[1] = {TEXTOID};
+	Datum values[1];
+	int id;
 
 	PreventCommandIfReadOnly("create_channel()");
 	DdlRequireArgument(fcinfo, 0, "name");
@@ -425,10 +419,9 @@ changefeed_create_channel(PG_FUNCTION_ARGS)
 	else
 	{
 		if (!PG_ARGISNULL(2) || !PG_ARGISNULL(3) || !PG_ARGISNULL(4) || !PG_ARGISNULL(5))
-			ereport(ERROR,
-					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-					 errmsg("entity, key, filter and columns are properties of a source"),
-					 errhint("Give a source, or add it later with changefeed.add_source.")));
+			ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+							errmsg("entity, key, filter and columns are properties of a source"),
+							errhint("Give a source, or add it later with changefeed.add_source.")));
 		if (!DdlOwnsDatabase())
 			ereport(ERROR,
 					(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
@@ -440,8 +433,8 @@ changefeed_create_channel(PG_FUNCTION_ARGS)
 	DdlBegin(&access);
 	CheckNameIsFree(name, template);
 	values[0] = CStringGetTextDatum(name);
-	(void) DdlWrite("INSERT INTO changefeed.channel (name) VALUES ($1) RETURNING id",
-					1, types, values, NULL);
+	(void) DdlWrite("INSERT INTO changefeed.channel (name) VALUES ($1) RETURNING id", 1, types,
+					values, NULL);
 	id = DatumGetInt32(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
 	if (has_source)
 		InsertSource(id, &definition);
@@ -460,10 +453,10 @@ Datum
 changefeed_add_source(PG_FUNCTION_ARGS)
 {
 	SourceDefinition definition = {0};
-	DdlAccess	access;
-	char	   *name;
-	bool		owns_database = DdlOwnsDatabase();
-	int			id;
+	DdlAccess access;
+	char *name;
+	bool owns_database = DdlOwnsDatabase();
+	int id;
 
 	PreventCommandIfReadOnly("add_source()");
 	DdlRequireArgument(fcinfo, 0, "channel");
@@ -490,11 +483,11 @@ changefeed_add_source(PG_FUNCTION_ARGS)
 Datum
 changefeed_drop_source(PG_FUNCTION_ARGS)
 {
-	DdlAccess	access;
-	Oid			types[2] = {INT4OID, OIDOID};
-	Datum		values[2];
-	char	   *name;
-	Oid			relid;
+	DdlAccess access;
+	Oid types[2] = {INT4OID, OIDOID};
+	Datum values[2];
+	char *name;
+	Oid relid;
 
 	PreventCommandIfReadOnly("drop_source()");
 	DdlRequireArgument(fcinfo, 0, "channel");
@@ -514,10 +507,9 @@ changefeed_drop_source(PG_FUNCTION_ARGS)
 	if (DdlWrite("DELETE FROM changefeed.source WHERE channel OPERATOR(pg_catalog.=) $1"
 				 " AND relid::pg_catalog.oid OPERATOR(pg_catalog.=) $2",
 				 2, types, values, NULL) == 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_OBJECT),
-				 errmsg("table \"%s\" is not a source of channel \"%s\"",
-						ChannelTableName(relid), name)));
+		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_OBJECT),
+						errmsg("table \"%s\" is not a source of channel \"%s\"",
+							   ChannelTableName(relid), name)));
 	DdlEnd(&access);
 	PG_RETURN_VOID();
 }
@@ -526,12 +518,12 @@ changefeed_drop_source(PG_FUNCTION_ARGS)
 Datum
 changefeed_drop_channel(PG_FUNCTION_ARGS)
 {
-	DdlAccess	access;
-	Oid			types[1] = {INT4OID};
-	Datum		values[1];
-	char	   *name;
-	bool		owns_database = DdlOwnsDatabase();
-	int			id;
+	DdlAccess access;
+	Oid types[1] = {INT4OID};
+	Datum values[1];
+	char *name;
+	bool owns_database = DdlOwnsDatabase();
+	int id;
 
 	PreventCommandIfReadOnly("drop_channel()");
 	DdlRequireArgument(fcinfo, 0, "name");
@@ -543,14 +535,13 @@ changefeed_drop_channel(PG_FUNCTION_ARGS)
 	id = FindChannel(name);
 	RequireChannelOwner(id, name, access.user, owns_database);
 	values[0] = Int32GetDatum(id);
-	(void) DdlWrite("DELETE FROM changefeed.source WHERE channel OPERATOR(pg_catalog.=) $1",
-					1, types, values, NULL);
-	if (DdlWrite("DELETE FROM changefeed.channel WHERE id OPERATOR(pg_catalog.=) $1",
-				 1, types, values, NULL) == 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
-				 errmsg("could not drop channel \"%s\" because it was created concurrently",
-						name)));
+	(void) DdlWrite("DELETE FROM changefeed.source WHERE channel OPERATOR(pg_catalog.=) $1", 1,
+					types, values, NULL);
+	if (DdlWrite("DELETE FROM changefeed.channel WHERE id OPERATOR(pg_catalog.=) $1", 1, types,
+				 values, NULL) == 0)
+		ereport(ERROR, (errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+						errmsg("could not drop channel \"%s\" because it was created concurrently",
+							   name)));
 	DdlEnd(&access);
 	PG_RETURN_VOID();
 }
@@ -565,7 +556,7 @@ changefeed_drop_channel(PG_FUNCTION_ARGS)
 static void
 InvalidateSource(Oid relid)
 {
-	ListCell   *lc;
+	ListCell *lc;
 
 	if (get_rel_relkind(relid) != RELKIND_PARTITIONED_TABLE)
 	{
@@ -583,16 +574,15 @@ Datum
 changefeed_source_changed(PG_FUNCTION_ARGS)
 {
 	TriggerData *trigger = (TriggerData *) fcinfo->context;
-	TupleDesc	tupdesc;
-	int			attno;
-	bool		isnull;
-	Oid			relid;
+	TupleDesc tupdesc;
+	int attno;
+	bool isnull;
+	Oid relid;
 
 	if (!CALLED_AS_TRIGGER(fcinfo) || !TRIGGER_FIRED_AFTER(trigger->tg_event) ||
 		!TRIGGER_FIRED_FOR_ROW(trigger->tg_event))
-		ereport(ERROR,
-				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
-				 errmsg("function must be called as an AFTER ... FOR EACH ROW trigger")));
+		ereport(ERROR, (errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
+						errmsg("function must be called as an AFTER ... FOR EACH ROW trigger")));
 
 	tupdesc = RelationGetDescr(trigger->tg_relation);
 	attno = SPI_fnumber(tupdesc, "relid");
@@ -621,13 +611,12 @@ changefeed_tables_dropped(PG_FUNCTION_ARGS)
 		" WHERE d.classid OPERATOR(pg_catalog.=) 'pg_catalog.pg_class'::pg_catalog.regclass"
 		" AND d.objsubid OPERATOR(pg_catalog.=) 0"
 		" AND d.objid OPERATOR(pg_catalog.=) s.relid::pg_catalog.oid";
-	Oid			namespace = get_namespace_oid(CHANGEFEED_SCHEMA, true);
-	DdlAccess	access;
+	Oid namespace = get_namespace_oid(CHANGEFEED_SCHEMA, true);
+	DdlAccess access;
 
 	if (!CALLED_AS_EVENT_TRIGGER(fcinfo))
-		ereport(ERROR,
-				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
-				 errmsg("function must be called as an event trigger")));
+		ereport(ERROR, (errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
+						errmsg("function must be called as an event trigger")));
 
 	/* The extension itself may be what is dropped. */
 	if (!OidIsValid(namespace) || !OidIsValid(get_relname_relid("source", namespace)))
@@ -639,8 +628,9 @@ changefeed_tables_dropped(PG_FUNCTION_ARGS)
 	 * source of a table that we have dropped: he would hold a lock on it.
 	 */
 	DdlBegin(&access);
-	if (DdlRead(psprintf("SELECT 1 FROM changefeed.source s WHERE EXISTS (SELECT %s) LIMIT 1",
-						 dropped), 0, NULL, NULL) > 0)
+	if (DdlRead(
+			psprintf("SELECT 1 FROM changefeed.source s WHERE EXISTS (SELECT %s) LIMIT 1", dropped),
+			0, NULL, NULL) > 0)
 	{
 		DdlLock();
 		if (DdlWrite(psprintf("DELETE FROM changefeed.source s WHERE EXISTS (SELECT %s)", dropped),

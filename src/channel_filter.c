@@ -48,8 +48,8 @@
 typedef struct FilterCheck
 {
 	ParseState *pstate;
-	Relation	rel;
-	Node	   *node;			/* at hand, for the position in messages */
+	Relation rel;
+	Node *node; /* at hand, for the position in messages */
 } FilterCheck;
 
 /* Makes positions in error messages count from the start of the filter. */
@@ -57,7 +57,7 @@ static void
 FilterErrorCallback(void *arg)
 {
 	const char *filter = arg;
-	int			position = geterrposition();
+	int position = geterrposition();
 
 	if (position > 0)
 	{
@@ -70,10 +70,8 @@ FilterErrorCallback(void *arg)
 static void
 RefuseSyntax(void)
 {
-	ereport(ERROR,
-			(errcode(ERRCODE_SYNTAX_ERROR),
-			 errmsg("filter must be one boolean expression"),
-			 errhint("Write it as after WHERE, without WHERE.")));
+	ereport(ERROR, (errcode(ERRCODE_SYNTAX_ERROR), errmsg("filter must be one boolean expression"),
+					errhint("Write it as after WHERE, without WHERE.")));
 }
 
 static bool
@@ -82,11 +80,10 @@ RefuseSubqueries(Node *node, void *context)
 	if (node == NULL)
 		return false;
 	if (IsA(node, SubLink))
-		ereport(ERROR,
-				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-				 errmsg("filter must not contain a subquery"),
-				 errdetail("A filter sees only the row itself."),
-				 parser_errposition(context, ((SubLink *) node)->location)));
+		ereport(ERROR, (errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+						errmsg("filter must not contain a subquery"),
+						errdetail("A filter sees only the row itself."),
+						parser_errposition(context, ((SubLink *) node)->location)));
 	return raw_expression_tree_walker(node, RefuseSubqueries, context);
 }
 
@@ -94,9 +91,9 @@ RefuseSubqueries(Node *node, void *context)
 static Node *
 ParseFilter(ParseState *pstate, const char *filter)
 {
-	List	   *list = raw_parser(filter, RAW_PARSE_PLPGSQL_EXPR);
+	List *list = raw_parser(filter, RAW_PARSE_PLPGSQL_EXPR);
 	SelectStmt *stmt;
-	ResTarget  *target;
+	ResTarget *target;
 
 	if (list_length(list) != 1)
 		RefuseSyntax();
@@ -123,11 +120,11 @@ ParseFilter(ParseState *pstate, const char *filter)
 static bool
 FilterTypeAllowed(Oid typid)
 {
-	Oid			base = getBaseType(typid);
-	Oid			element;
+	Oid base = getBaseType(typid);
+	Oid element;
 
 	if (base == RECORDOID)
-		return true;			/* ROW(a, b) = ROW(1, 2) */
+		return true; /* ROW(a, b) = ROW(1, 2) */
 	element = get_base_element_type(base);
 	if (OidIsValid(element))
 		return FilterTypeAllowed(element);
@@ -145,48 +142,54 @@ FilterTypeAllowed(Oid typid)
 static void
 CheckFilterType(FilterCheck *check, Node *node)
 {
-	Oid			typid = exprType(node);
+	Oid typid = exprType(node);
 
 	if (!FilterTypeAllowed(typid))
-		ereport(ERROR,
-				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-				 errmsg("filter must not use the type %s", format_type_be(typid)),
-				 errdetail("Only types that come with PostgreSQL, enums, and arrays and domains of these are possible."),
-				 parser_errposition(check->pstate, exprLocation(node))));
+		ereport(
+			ERROR,
+			(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+			 errmsg("filter must not use the type %s", format_type_be(typid)),
+			 errdetail(
+				 "Only types that come with PostgreSQL, enums, and arrays and domains of these are possible."),
+			 parser_errposition(check->pstate, exprLocation(node))));
 }
 
 static bool
 CheckFilterFunction(Oid function, void *context)
 {
 	FilterCheck *check = context;
-	Oid			operator = InvalidOid;
+	Oid operator= InvalidOid;
 	const char *name;
 
 	/* People wrote an operator, not the function behind it. */
 	if (IsA(check->node, OpExpr) || IsA(check->node, DistinctExpr) || IsA(check->node, NullIfExpr))
-		operator = ((OpExpr *) check->node)->opno;
+		operator=((OpExpr *) check->node)->opno;
 	else if (IsA(check->node, ScalarArrayOpExpr))
-		operator = ((ScalarArrayOpExpr *) check->node)->opno;
+		operator=((ScalarArrayOpExpr *) check->node)->opno;
 	name = OidIsValid(operator) ? format_operator(operator) : format_procedure(function);
 
-	if (function >= FirstNormalObjectId || operator >= FirstNormalObjectId)
-		ereport(ERROR,
-				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-				 OidIsValid(operator) ?
-				 errmsg("filter must not use the user-defined operator %s", name) :
-				 errmsg("filter must not use the user-defined function %s", name),
-				 errdetail("Only what comes with PostgreSQL is possible, because filters are evaluated by the server itself."),
-				 errhint("Let a stored generated column hold the result, and filter by that."),
-				 parser_errposition(check->pstate, exprLocation(check->node))));
+	if (function >= FirstNormalObjectId || operator>= FirstNormalObjectId)
+		ereport(
+			ERROR,
+			(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+			 OidIsValid(operator)
+				 ? errmsg("filter must not use the user-defined operator %s", name)
+				 : errmsg("filter must not use the user-defined function %s", name),
+			 errdetail(
+				 "Only what comes with PostgreSQL is possible, because filters are evaluated by the server itself."),
+			 errhint("Let a stored generated column hold the result, and filter by that."),
+			 parser_errposition(check->pstate, exprLocation(check->node))));
 
 	if (func_volatile(function) != PROVOLATILE_IMMUTABLE)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_OBJECT_DEFINITION),
-				 OidIsValid(operator) ?
-				 errmsg("filter must not use the operator %s, which is not immutable", name) :
-				 errmsg("filter must not use the function %s, which is not immutable", name),
-				 errdetail("Whether a row belongs to the channel may depend on the row only, not on the time, on settings or on other tables."),
-				 parser_errposition(check->pstate, exprLocation(check->node))));
+		ereport(
+			ERROR,
+			(errcode(ERRCODE_INVALID_OBJECT_DEFINITION),
+			 OidIsValid(operator)
+				 ? errmsg("filter must not use the operator %s, which is not immutable", name)
+				 : errmsg("filter must not use the function %s, which is not immutable", name),
+			 errdetail(
+				 "Whether a row belongs to the channel may depend on the row only, not on the time, on settings or on other tables."),
+			 parser_errposition(check->pstate, exprLocation(check->node))));
 	return false;
 }
 
@@ -198,25 +201,22 @@ CheckFilterColumn(FilterCheck *check, Var *var)
 	if (var->varattno == InvalidAttrNumber)
 		ereport(ERROR,
 				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-				 errmsg("filter must not refer to the whole row"),
-				 errhint("Name the columns."),
+				 errmsg("filter must not refer to the whole row"), errhint("Name the columns."),
 				 parser_errposition(check->pstate, var->location)));
 	if (var->varattno < 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-				 errmsg("filter must not use the system column \"%s\"",
-						get_attname(RelationGetRelid(check->rel), var->varattno, false)),
-				 parser_errposition(check->pstate, var->location)));
+		ereport(ERROR, (errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+						errmsg("filter must not use the system column \"%s\"",
+							   get_attname(RelationGetRelid(check->rel), var->varattno, false)),
+						parser_errposition(check->pstate, var->location)));
 
 	att = TupleDescAttr(RelationGetDescr(check->rel), var->varattno - 1);
 	if (att->attgenerated != '\0' && att->attgenerated != ATTRIBUTE_GENERATED_STORED)
-		ereport(ERROR,
-				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-				 errmsg("filter must not use the virtual generated column \"%s\"",
-						NameStr(att->attname)),
-				 errdetail("Its values are not in the WAL."),
-				 errhint("Make it a stored generated column."),
-				 parser_errposition(check->pstate, var->location)));
+		ereport(ERROR, (errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+						errmsg("filter must not use the virtual generated column \"%s\"",
+							   NameStr(att->attname)),
+						errdetail("Its values are not in the WAL."),
+						errhint("Make it a stored generated column."),
+						parser_errposition(check->pstate, var->location)));
 }
 
 static bool
@@ -236,27 +236,27 @@ CheckFilterNode(Node *node, void *context)
 
 			/* Made by other means than a function that would be looked at. */
 		case T_CoerceToDomain:
-			ereport(ERROR,
-					(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-					 errmsg("filter must not convert to the domain %s",
-							format_type_be(((CoerceToDomain *) node)->resulttype)),
-					 errdetail("That would evaluate the domain's constraints."),
-					 errhint("Convert to the domain's base type."),
-					 parser_errposition(check->pstate, exprLocation(node))));
+			ereport(ERROR, (errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+							errmsg("filter must not convert to the domain %s",
+								   format_type_be(((CoerceToDomain *) node)->resulttype)),
+							errdetail("That would evaluate the domain's constraints."),
+							errhint("Convert to the domain's base type."),
+							parser_errposition(check->pstate, exprLocation(node))));
 			break;
 		case T_SQLValueFunction:
-			ereport(ERROR,
-					(errcode(ERRCODE_INVALID_OBJECT_DEFINITION),
-					 errmsg("filter must not use the current time, user or schema"),
-					 errdetail("Whether a row belongs to the channel may depend on the row only, not on the time, on settings or on other tables."),
-					 parser_errposition(check->pstate, exprLocation(node))));
+			ereport(
+				ERROR,
+				(errcode(ERRCODE_INVALID_OBJECT_DEFINITION),
+				 errmsg("filter must not use the current time, user or schema"),
+				 errdetail(
+					 "Whether a row belongs to the channel may depend on the row only, not on the time, on settings or on other tables."),
+				 parser_errposition(check->pstate, exprLocation(node))));
 			break;
 
 		case T_XmlExpr:
-			ereport(ERROR,
-					(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-					 errmsg("filter must not use XML expressions"),
-					 parser_errposition(check->pstate, exprLocation(node))));
+			ereport(ERROR, (errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+							errmsg("filter must not use XML expressions"),
+							parser_errposition(check->pstate, exprLocation(node))));
 			break;
 
 		case T_Const:
@@ -291,12 +291,12 @@ ChannelCheckFilter(Relation rel, const char *filter, List **columns)
 	ErrorContextCallback callback;
 	ParseState *pstate = make_parsestate(NULL);
 	ParseNamespaceItem *nsitem;
-	Node	   *expr;
+	Node *expr;
 	FilterCheck check;
-	Bitmapset  *attnos = NULL;
-	char	   *text;
-	int			nestlevel;
-	int			i = -1;
+	Bitmapset *attnos = NULL;
+	char *text;
+	int nestlevel;
+	int i = -1;
 
 	callback.callback = FilterErrorCallback;
 	callback.arg = unconstify(char *, filter);
@@ -319,20 +319,17 @@ ChannelCheckFilter(Relation rel, const char *filter, List **columns)
 	/* A second opinion on nodes that have no function of their own. */
 	if (contain_mutable_functions(expr))
 		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_OBJECT_DEFINITION),
-				 errmsg("filter must be immutable")));
+				(errcode(ERRCODE_INVALID_OBJECT_DEFINITION), errmsg("filter must be immutable")));
 
 	pull_varattnos(expr, 1, &attnos);
 	while ((i = bms_next_member(attnos, i)) >= 0)
-		*columns = lappend(*columns,
-						   get_attname(RelationGetRelid(rel),
-									   i + FirstLowInvalidHeapAttributeNumber, false));
+		*columns = lappend(*columns, get_attname(RelationGetRelid(rel),
+												 i + FirstLowInvalidHeapAttributeNumber, false));
 
 	nestlevel = EncodePinnedBegin();
-	text = deparse_expression(expr,
-							  deparse_context_for(RelationGetRelationName(rel),
-												  RelationGetRelid(rel)),
-							  false, false);
+	text = deparse_expression(
+		expr, deparse_context_for(RelationGetRelationName(rel), RelationGetRelid(rel)), false,
+		false);
 	EncodePinnedEnd(nestlevel);
 
 	error_context_stack = callback.previous;

@@ -43,25 +43,25 @@
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
 
-uint64		channels_generation = 1;	/* the index by table starts at 0 */
+uint64 channels_generation = 1; /* the index by table starts at 0 */
 
-static List *channels;			/* of Channel, in TopMemoryContext */
-static List *allowed_roles;		/* of Oid, sorted, in TopMemoryContext */
+static List *channels;		/* of Channel, in TopMemoryContext */
+static List *allowed_roles; /* of Oid, sorted, in TopMemoryContext */
 
 /* A row of one of our tables, by column name. */
 typedef struct CatalogRow
 {
-	TupleDesc	tupdesc;
-	Datum	   *values;
-	bool	   *isnull;
+	TupleDesc tupdesc;
+	Datum *values;
+	bool *isnull;
 } CatalogRow;
 
-typedef void (*RowCallback) (CatalogRow *row, void *arg);
+typedef void (*RowCallback)(CatalogRow *row, void *arg);
 
 static Datum
 RowGet(CatalogRow *row, const char *name, bool *isnull)
 {
-	int			i;
+	int i;
 
 	for (i = 0; i < row->tupdesc->natts; i++)
 	{
@@ -82,8 +82,8 @@ RowGet(CatalogRow *row, const char *name, bool *isnull)
 static char *
 RowText(CatalogRow *row, const char *name)
 {
-	bool		isnull;
-	Datum		value = RowGet(row, name, &isnull);
+	bool isnull;
+	Datum value = RowGet(row, name, &isnull);
 
 	return isnull ? NULL : TextDatumGetCString(value);
 }
@@ -91,11 +91,11 @@ RowText(CatalogRow *row, const char *name)
 static char **
 RowNames(CatalogRow *row, const char *name, int *count)
 {
-	bool		isnull;
-	Datum		value = RowGet(row, name, &isnull);
-	Datum	   *elements;
-	char	  **names;
-	int			i;
+	bool isnull;
+	Datum value = RowGet(row, name, &isnull);
+	Datum *elements;
+	char **names;
+	int i;
 
 	*count = 0;
 	if (isnull)
@@ -112,17 +112,17 @@ RowNames(CatalogRow *row, const char *name, int *count)
 static bool
 ScanTable(const char *name, RowCallback callback, void *arg)
 {
-	Oid			namespace = get_namespace_oid(CHANGEFEED_SCHEMA, true);
-	Oid			relid;
-	Relation	rel;
+	Oid namespace = get_namespace_oid(CHANGEFEED_SCHEMA, true);
+	Oid relid;
+	Relation rel;
 	TableScanDesc scan;
-	Snapshot	snapshot;
-	HeapTuple	tuple;
-	CatalogRow	row;
+	Snapshot snapshot;
+	HeapTuple tuple;
+	CatalogRow row;
 
 	relid = OidIsValid(namespace) ? get_relname_relid(name, namespace) : InvalidOid;
 	if (!OidIsValid(relid))
-		return true;			/* DROP EXTENSION is on its way */
+		return true; /* DROP EXTENSION is on its way */
 	if (!ConditionalLockRelationOid(relid, AccessShareLock))
 		return false;
 	rel = try_relation_open(relid, NoLock);
@@ -162,11 +162,11 @@ ParseAction(const char *text)
 static void
 ReadChannel(CatalogRow *row, void *arg)
 {
-	List	  **list = arg;
+	List **list = arg;
 	MemoryContext context;
 	MemoryContext old;
-	Channel    *channel;
-	bool		isnull;
+	Channel *channel;
+	bool isnull;
 
 	context = AllocSetContextCreate(TopMemoryContext, "changefeed channel", ALLOCSET_SMALL_SIZES);
 	old = MemoryContextSwitchTo(context);
@@ -182,15 +182,15 @@ ReadChannel(CatalogRow *row, void *arg)
 static void
 ReadSource(CatalogRow *row, void *arg)
 {
-	List	  **list = arg;
-	bool		isnull;
-	int			channel_id = DatumGetInt32(RowGet(row, "channel", &isnull));
-	ListCell   *lc;
+	List **list = arg;
+	bool isnull;
+	int channel_id = DatumGetInt32(RowGet(row, "channel", &isnull));
+	ListCell *lc;
 
 	foreach(lc, *list)
 	{
-		Channel    *channel = lfirst(lc);
-		Source	   *source;
+		Channel *channel = lfirst(lc);
+		Source *source;
 		MemoryContext old;
 
 		if (channel->id != channel_id)
@@ -231,8 +231,8 @@ Sign(Channel *channel)
 {
 	MemoryContext old = MemoryContextSwitchTo(channel->context);
 	StringInfoData s;
-	int			i;
-	int			k;
+	int i;
+	int k;
 
 	if (channel->nsources > 1)
 		qsort(channel->sources, channel->nsources, sizeof(Source *), CompareSources);
@@ -240,7 +240,7 @@ Sign(Channel *channel)
 	appendStringInfo(&s, "%s", channel->name);
 	for (i = 0; i < channel->nsources; i++)
 	{
-		Source	   *source = channel->sources[i];
+		Source *source = channel->sources[i];
 
 		source->index = i;
 		appendStringInfo(&s, "\n%d %u %s %d%d%d (%s)", source->id, source->relid, source->entity,
@@ -258,27 +258,26 @@ Sign(Channel *channel)
 static void
 ReadRole(CatalogRow *row, void *arg)
 {
-	List	  **list = arg;
-	bool		isnull;
-	Oid			role = DatumGetObjectId(RowGet(row, "role", &isnull));
+	List **list = arg;
+	bool isnull;
+	Oid role = DatumGetObjectId(RowGet(row, "role", &isnull));
 
 	if (!isnull)
 		*list = list_append_unique_oid(*list, role);
 }
 
 bool
-ChannelsReload(void (*changed) (Channel *old), bool *roles_changed)
+ChannelsReload(void (*changed)(Channel *old), bool *roles_changed)
 {
-	List	   *fresh = NIL;
-	List	   *roles = NIL;
-	List	   *kept = NIL;
-	List	   *previous = channels;
-	ListCell   *lc;
-	ListCell   *lc2;
+	List *fresh = NIL;
+	List *roles = NIL;
+	List *kept = NIL;
+	List *previous = channels;
+	ListCell *lc;
+	ListCell *lc2;
 	MemoryContext old;
 
-	if (!ScanTable("channel", ReadChannel, &fresh) ||
-		!ScanTable("source", ReadSource, &fresh) ||
+	if (!ScanTable("channel", ReadChannel, &fresh) || !ScanTable("source", ReadSource, &fresh) ||
 		!ScanTable("role", ReadRole, &roles))
 	{
 		foreach(lc, fresh)
@@ -301,13 +300,13 @@ ChannelsReload(void (*changed) (Channel *old), bool *roles_changed)
 		((Channel *) lfirst(lc))->seen = false;
 	foreach(lc, fresh)
 	{
-		Channel    *channel = lfirst(lc);
-		Channel    *same = NULL;
+		Channel *channel = lfirst(lc);
+		Channel *same = NULL;
 
 		Sign(channel);
 		foreach(lc2, previous)
 		{
-			Channel    *before = lfirst(lc2);
+			Channel *before = lfirst(lc2);
 
 			if (before->id == channel->id)
 			{
@@ -336,7 +335,7 @@ ChannelsReload(void (*changed) (Channel *old), bool *roles_changed)
 		channels_generation++;
 	foreach(lc, previous)
 	{
-		Channel    *before = lfirst(lc);
+		Channel *before = lfirst(lc);
 
 		if (!before->seen)
 		{
@@ -352,12 +351,12 @@ ChannelsReload(void (*changed) (Channel *old), bool *roles_changed)
 Channel *
 ChannelsFind(const char *name, Size length, char **values)
 {
-	ListCell   *lc;
+	ListCell *lc;
 
 	/* Templates cannot overlap, so the first match is the only one. */
 	foreach(lc, channels)
 	{
-		Channel    *channel = lfirst(lc);
+		Channel *channel = lfirst(lc);
 
 		if (TemplateMatch(channel->template, name, length, values))
 			return channel;
@@ -368,8 +367,8 @@ ChannelsFind(const char *name, Size length, char **values)
 /* By table, made anew after every change of the catalog. */
 typedef struct SourcesEntry
 {
-	Oid			relid;
-	List	   *sources;
+	Oid relid;
+	List *sources;
 } SourcesEntry;
 
 List *
@@ -382,9 +381,9 @@ ChannelsSourcesOf(Oid relid)
 
 	if (generation != channels_generation)
 	{
-		HASHCTL		ctl;
-		ListCell   *lc;
-		int			i;
+		HASHCTL ctl;
+		ListCell *lc;
+		int i;
 		MemoryContext old;
 
 		if (context == NULL)
@@ -399,11 +398,11 @@ ChannelsSourcesOf(Oid relid)
 		old = MemoryContextSwitchTo(context);
 		foreach(lc, channels)
 		{
-			Channel    *channel = lfirst(lc);
+			Channel *channel = lfirst(lc);
 
 			for (i = 0; i < channel->nsources; i++)
 			{
-				bool		found;
+				bool found;
 
 				entry = hash_search(by_relid, &channel->sources[i]->relid, HASH_ENTER, &found);
 				entry->sources = lappend(found ? entry->sources : NIL, channel->sources[i]);
@@ -425,7 +424,7 @@ ChannelsRoleAllowed(Oid role)
 static int16
 FindColumn(const RecordDescription *desc, const char *name)
 {
-	int			i;
+	int i;
 
 	for (i = 0; i < desc->tupdesc->natts; i++)
 	{
@@ -452,7 +451,7 @@ ResolveFilterColumn(ParseState *pstate, ColumnRef *ref)
 {
 	FilterScope *scope = pstate->p_ref_hook_state;
 	const char *name;
-	int16		attno;
+	int16 attno;
 	Form_pg_attribute att;
 
 	name = strVal(llast(ref->fields));
@@ -488,29 +487,25 @@ CompileFilter(Layout *layout, const char *text)
 {
 	FilterScope scope = {layout->desc};
 	ParseState *pstate = make_parsestate(NULL);
-	List	   *raw;
+	List *raw;
 	SelectStmt *stmt;
-	Node	   *expr;
+	Node *expr;
 
 	/* The text was deparsed by the server: SELECT <text> is one target. */
 	raw = raw_parser(psprintf("SELECT %s", text), RAW_PARSE_DEFAULT);
 	stmt = (SelectStmt *) linitial_node(RawStmt, raw)->stmt;
 	if (list_length(raw) != 1 || !IsA(stmt, SelectStmt) || list_length(stmt->targetList) != 1)
-		ereport(ERROR,
-				(errcode(ERRCODE_SYNTAX_ERROR),
-				 errmsg("filter is not one expression")));
+		ereport(ERROR, (errcode(ERRCODE_SYNTAX_ERROR), errmsg("filter is not one expression")));
 
 	pstate->p_sourcetext = text;
 	pstate->p_pre_columnref_hook = ResolveFilterColumn;
 	pstate->p_ref_hook_state = &scope;
-	expr = transformExpr(pstate, linitial_node(ResTarget, stmt->targetList)->val,
-						 EXPR_KIND_POLICY);
+	expr = transformExpr(pstate, linitial_node(ResTarget, stmt->targetList)->val, EXPR_KIND_POLICY);
 	expr = coerce_to_boolean(pstate, expr, "WHERE");
 	assign_expr_collations(pstate, expr);
 	if (FilterUnsafe(expr, NULL))
-		ereport(ERROR,
-				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-				 errmsg("filter uses something else than immutable built-in functions")));
+		ereport(ERROR, (errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+						errmsg("filter uses something else than immutable built-in functions")));
 	expr = eval_const_expressions(NULL, expr);
 	fix_opfuncids(expr);
 	return ExecInitExpr((Expr *) expr, NULL);
@@ -520,7 +515,7 @@ static void
 BuildLayout(Source *source, Layout *layout)
 {
 	ChannelTemplate *template = source->channel->template;
-	int			i;
+	int i;
 
 	layout->nkey = source->nkey;
 	layout->key = palloc(sizeof(int16) * Max(source->nkey, 1));
@@ -538,8 +533,8 @@ BuildLayout(Source *source, Layout *layout)
 	layout->param_output = palloc0(sizeof(FmgrInfo) * Max(template->nparams, 1));
 	for (i = 0; i < template->nparams; i++)
 	{
-		Oid			output;
-		bool		varlena;
+		Oid output;
+		bool varlena;
 
 		layout->params[i] = FindColumn(layout->desc, template->params[i]);
 		if (layout->params[i] == 0)
@@ -565,8 +560,8 @@ BuildLayout(Source *source, Layout *layout)
 Layout *
 ChannelsLayout(Source *source, const RecordDescription *desc)
 {
-	ListCell   *lc;
-	Layout	   *layout;
+	ListCell *lc;
+	Layout *layout;
 	MemoryContext old;
 
 	foreach(lc, source->layouts)
@@ -589,22 +584,22 @@ ChannelsLayout(Source *source, const RecordDescription *desc)
 void
 ChannelsForgetDescription(uint32 version)
 {
-	ListCell   *lc;
-	int			i;
+	ListCell *lc;
+	int i;
 
 	foreach(lc, channels)
 	{
-		Channel    *channel = lfirst(lc);
+		Channel *channel = lfirst(lc);
 
 		for (i = 0; i < channel->nsources; i++)
 		{
-			ListCell   *lc2;
+			ListCell *lc2;
 
 			foreach(lc2, channel->sources[i]->layouts)
 			{
 				if (((Layout *) lfirst(lc2))->version == version)
-					channel->sources[i]->layouts =
-						foreach_delete_current(channel->sources[i]->layouts, lc2);
+					channel->sources[i]->layouts = foreach_delete_current(
+						channel->sources[i]->layouts, lc2);
 			}
 		}
 	}
@@ -613,9 +608,9 @@ ChannelsForgetDescription(uint32 version)
 bool
 LayoutFilter(Layout *layout, const Datum *values, const bool *isnull)
 {
-	int			natts = layout->desc->tupdesc->natts;
-	Datum		result;
-	bool		null;
+	int natts = layout->desc->tupdesc->natts;
+	Datum result;
+	bool null;
 
 	if (layout->filter == NULL)
 		return true;
@@ -633,11 +628,11 @@ LayoutFilter(Layout *layout, const Datum *values, const bool *isnull)
 bool
 LayoutParams(Layout *layout, const Datum *values, const bool *isnull, char **params)
 {
-	int			i;
+	int i;
 
 	for (i = 0; i < layout->nparams; i++)
 	{
-		int			attno = layout->params[i];
+		int attno = layout->params[i];
 
 		if (isnull[attno - 1])
 			return false;

@@ -39,17 +39,17 @@ typedef enum SourceAction
 
 typedef struct Layout
 {
-	uint32		version;		/* of the description */
+	uint32 version; /* of the description */
 	const RecordDescription *desc;
-	bool		usable;			/* false: the table no longer has what the
+	bool usable; /* false: the table no longer has what the
 								 * source needs; `problem` says what */
-	char	   *problem;
-	int			nkey;
-	int16	   *key;			/* attribute numbers */
-	int			nparams;
-	int16	   *params;
-	FmgrInfo   *param_output;
-	ExprState  *filter;			/* NULL: every row */
+	char *problem;
+	int nkey;
+	int16 *key; /* attribute numbers */
+	int nparams;
+	int16 *params;
+	FmgrInfo *param_output;
+	ExprState *filter; /* NULL: every row */
 	ExprContext *econtext;
 	TupleTableSlot *slot;
 	RowEncoder *encoder;
@@ -57,33 +57,33 @@ typedef struct Layout
 
 typedef struct Source
 {
-	int			id;
+	int id;
 	struct Channel *channel;
-	int			index;			/* within the channel */
-	Oid			relid;
-	char	   *entity;
-	int			nkey;
-	char	  **key;
-	char	   *filter;			/* SQL text or NULL */
-	int			ncolumns;		/* 0: all */
-	char	  **columns;
+	int index; /* within the channel */
+	Oid relid;
+	char *entity;
+	int nkey;
+	char **key;
+	char *filter; /* SQL text or NULL */
+	int ncolumns; /* 0: all */
+	char **columns;
 	SourceAction on_insert;
 	SourceAction on_update;
 	SourceAction on_delete;
-	List	   *layouts;		/* of Layout, newest first, few */
+	List *layouts; /* of Layout, newest first, few */
 } Source;
 
 typedef struct Channel
 {
-	int			id;
-	char	   *name;
+	int id;
+	char *name;
 	ChannelTemplate *template;
-	int			nsources;
-	Source	  **sources;
-	char	   *signature;		/* text of the whole definition */
+	int nsources;
+	Source **sources;
+	char *signature; /* text of the whole definition */
 	MemoryContext context;
-	bool		seen;			/* mark during a reload */
-	struct Channel *replacement;	/* after a reload changed it: the new one
+	bool seen;					 /* mark during a reload */
+	struct Channel *replacement; /* after a reload changed it: the new one
 									 * (NULL: dropped) */
 } Channel;
 
@@ -96,7 +96,7 @@ extern uint64 channels_generation;
  * `roles_changed` tells whether the list of allowed roles differs.  False: the
  * extension's tables are locked exclusively, try again later.
  */
-extern bool ChannelsReload(void (*changed) (Channel *old), bool *roles_changed);
+extern bool ChannelsReload(void (*changed)(Channel *old), bool *roles_changed);
 
 /* The channel to which a concrete name (without the part from "?") belongs. */
 extern Channel *ChannelsFind(const char *name, Size length, char **values);
@@ -121,4 +121,4 @@ extern bool LayoutFilter(Layout *layout, const Datum *values, const bool *isnull
  */
 extern bool LayoutParams(Layout *layout, const Datum *values, const bool *isnull, char **params);
 
-#endif							/* CHANGEFEED_CHANNELS_H */
+#endif /* CHANGEFEED_CHANNELS_H */

@@ -25,31 +25,30 @@
 #define COMPAT_MODULE_MAGIC(module_name, module_version) \
 	PG_MODULE_MAGIC_EXT(.name = module_name, .version = module_version)
 #else
-#define COMPAT_MODULE_MAGIC(module_name, module_version) \
-	PG_MODULE_MAGIC
+#define COMPAT_MODULE_MAGIC(module_name, module_version) PG_MODULE_MAGIC
 #endif
 
 /* Wait events of extensions got names in 17; before, all are "Extension". */
 #if PG_VERSION_NUM >= 170000
 #include "utils/wait_event.h"
-#define compat_wait_event(name)	WaitEventExtensionNew(name)
+#define compat_wait_event(name) WaitEventExtensionNew(name)
 #else
 #include "utils/wait_event.h"
-#define compat_wait_event(name)	PG_WAIT_EXTENSION
+#define compat_wait_event(name) PG_WAIT_EXTENSION
 #endif
 
 /* Our own number in ProcGlobal->allProcs. */
 #if PG_VERSION_NUM >= 170000
-#define compat_my_procno()	MyProcNumber
+#define compat_my_procno() MyProcNumber
 #else
-#define compat_my_procno()	(MyProc->pgprocno)
+#define compat_my_procno() (MyProc->pgprocno)
 #endif
 
 /* The tuple of a decoded change became a plain HeapTuple in 17. */
 #if PG_VERSION_NUM >= 170000
-#define compat_change_tuple(x)	(x)
+#define compat_change_tuple(x) (x)
 #else
-#define compat_change_tuple(x)	((x) != NULL ? &(x)->tuple : NULL)
+#define compat_change_tuple(x) ((x) != NULL ? &(x)->tuple : NULL)
 #endif
 
 /* Privilege checks by catalog became one family in 16. */
@@ -60,21 +59,14 @@
 #include "catalog/pg_proc.h"
 #define compat_namespace_aclcheck(oid, role, mode) \
 	object_aclcheck(NamespaceRelationId, oid, role, mode)
-#define compat_database_ownercheck(oid, role) \
-	object_ownercheck(DatabaseRelationId, oid, role)
-#define compat_relation_ownercheck(oid, role) \
-	object_ownercheck(RelationRelationId, oid, role)
-#define compat_proc_aclcheck(oid, role, mode) \
-	object_aclcheck(ProcedureRelationId, oid, role, mode)
+#define compat_database_ownercheck(oid, role) object_ownercheck(DatabaseRelationId, oid, role)
+#define compat_relation_ownercheck(oid, role) object_ownercheck(RelationRelationId, oid, role)
+#define compat_proc_aclcheck(oid, role, mode) object_aclcheck(ProcedureRelationId, oid, role, mode)
 #else
-#define compat_namespace_aclcheck(oid, role, mode) \
-	pg_namespace_aclcheck(oid, role, mode)
-#define compat_database_ownercheck(oid, role) \
-	pg_database_ownercheck(oid, role)
-#define compat_relation_ownercheck(oid, role) \
-	pg_class_ownercheck(oid, role)
-#define compat_proc_aclcheck(oid, role, mode) \
-	pg_proc_aclcheck(oid, role, mode)
+#define compat_namespace_aclcheck(oid, role, mode) pg_namespace_aclcheck(oid, role, mode)
+#define compat_database_ownercheck(oid, role)	   pg_database_ownercheck(oid, role)
+#define compat_relation_ownercheck(oid, role)	   pg_class_ownercheck(oid, role)
+#define compat_proc_aclcheck(oid, role, mode)	   pg_proc_aclcheck(oid, role, mode)
 #endif
 
 /*
@@ -82,11 +74,9 @@
  * attribute in 18, which has to be filled for attributes made by hand.
  */
 #if PG_VERSION_NUM >= 180000
-#define compat_attribute_made(tupdesc, attno) \
-	populate_compact_attribute(tupdesc, (attno) - 1)
+#define compat_attribute_made(tupdesc, attno) populate_compact_attribute(tupdesc, (attno) -1)
 #else
-#define compat_attribute_made(tupdesc, attno) \
-	(TupleDescAttr(tupdesc, (attno) - 1)->attcacheoff = -1)
+#define compat_attribute_made(tupdesc, attno) (TupleDescAttr(tupdesc, (attno) -1)->attcacheoff = -1)
 #endif
 
 /*
@@ -96,25 +86,23 @@
 #if PG_VERSION_NUM >= 170000
 #define compat_slot_create(name) \
 	ReplicationSlotCreate(name, true, RS_EPHEMERAL, false, false, false)
-#define compat_slot_is_foreign(slot)	((slot)->data.synced && RecoveryInProgress())
+#define compat_slot_is_foreign(slot) ((slot)->data.synced && RecoveryInProgress())
 #else
-#define compat_slot_create(name) \
-	ReplicationSlotCreate(name, true, RS_EPHEMERAL, false)
-#define compat_slot_is_foreign(slot)	false
+#define compat_slot_create(name)	 ReplicationSlotCreate(name, true, RS_EPHEMERAL, false)
+#define compat_slot_is_foreign(slot) false
 #endif
 
 #if PG_VERSION_NUM >= 180000
-#define compat_slot_acquire(name)	ReplicationSlotAcquire(name, false, false)
+#define compat_slot_acquire(name) ReplicationSlotAcquire(name, false, false)
 #else
-#define compat_slot_acquire(name)	ReplicationSlotAcquire(name, false)
+#define compat_slot_acquire(name) ReplicationSlotAcquire(name, false)
 #endif
 
 #if PG_VERSION_NUM >= 160000
 #define compat_slot_is_invalid(slot) \
 	((slot)->data.invalidated != RS_INVAL_NONE || (slot)->data.restart_lsn == InvalidXLogRecPtr)
 #else
-#define compat_slot_is_invalid(slot) \
-	((slot)->data.restart_lsn == InvalidXLogRecPtr)
+#define compat_slot_is_invalid(slot) ((slot)->data.restart_lsn == InvalidXLogRecPtr)
 #endif
 
 /*
@@ -133,50 +121,48 @@
 
 /* Is the lock that a transaction holds on its own xid until its end gone? */
 #if PG_VERSION_NUM >= 180000
-#define compat_xact_lock_is_free(xid)	ConditionalXactLockTableWait(xid, false)
+#define compat_xact_lock_is_free(xid) ConditionalXactLockTableWait(xid, false)
 #else
-#define compat_xact_lock_is_free(xid)	ConditionalXactLockTableWait(xid)
+#define compat_xact_lock_is_free(xid) ConditionalXactLockTableWait(xid)
 #endif
 
 /* A wait set that lives as long as the process. */
 #if PG_VERSION_NUM >= 170000
-#define compat_create_wait_set(n)	CreateWaitEventSet(NULL, n)
+#define compat_create_wait_set(n) CreateWaitEventSet(NULL, n)
 #else
-#define compat_create_wait_set(n)	CreateWaitEventSet(TopMemoryContext, n)
+#define compat_create_wait_set(n) CreateWaitEventSet(TopMemoryContext, n)
 #endif
 
 /* The JSON parser's callbacks return a result from 16 on. */
 #if PG_VERSION_NUM >= 160000
 #define compat_json_result	JsonParseErrorType
-#define compat_json_success	JSON_SUCCESS
+#define compat_json_success JSON_SUCCESS
 #else
-#define compat_json_result	void
+#define compat_json_result void
 #define compat_json_success
 #endif
 #if PG_VERSION_NUM >= 170000
 #define compat_json_lexer(text, length) \
 	makeJsonLexContextCstringLen(NULL, text, length, PG_UTF8, true)
 #else
-#define compat_json_lexer(text, length) \
-	makeJsonLexContextCstringLen(text, length, PG_UTF8, true)
+#define compat_json_lexer(text, length) makeJsonLexContextCstringLen(text, length, PG_UTF8, true)
 #endif
-#define compat_json_error(result, lex)	json_errdetail(result, lex)
+#define compat_json_error(result, lex) json_errdetail(result, lex)
 
 /* Requested privileges moved from the range table entry into a list in 16. */
 #if PG_VERSION_NUM >= 160000
 #define compat_require_select(query, rte) \
 	(addRTEPermissionInfo(&(query)->rteperminfos, rte)->requiredPerms = ACL_SELECT)
 #else
-#define compat_require_select(query, rte) \
-	((void) (query), (rte)->requiredPerms = ACL_SELECT)
+#define compat_require_select(query, rte) ((void) (query), (rte)->requiredPerms = ACL_SELECT)
 #endif
 
 /* Virtual generated columns came with 18; before, attgenerated is never 'v'. */
-#define COMPAT_GENERATED_VIRTUAL	'v'
+#define COMPAT_GENERATED_VIRTUAL 'v'
 #if PG_VERSION_NUM >= 180000
-#define compat_generation_expression(rel, attno)	build_generation_expression(rel, attno)
+#define compat_generation_expression(rel, attno) build_generation_expression(rel, attno)
 #else
-#define compat_generation_expression(rel, attno)	((void) (rel), (void) (attno), (Node *) NULL)
+#define compat_generation_expression(rel, attno) ((void) (rel), (void) (attno), (Node *) NULL)
 #endif
 
-#endif							/* CHANGEFEED_COMPAT_H */
+#endif /* CHANGEFEED_COMPAT_H */

@@ -26,12 +26,11 @@
 static Oid
 CatalogTable(const char *name)
 {
-	Oid			relid = get_relname_relid(name, get_namespace_oid(CHANGEFEED_SCHEMA, false));
+	Oid relid = get_relname_relid(name, get_namespace_oid(CHANGEFEED_SCHEMA, false));
 
 	if (!OidIsValid(relid))
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_TABLE),
-				 errmsg("table \"%s.%s\" does not exist", CHANGEFEED_SCHEMA, name)));
+		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_TABLE),
+						errmsg("table \"%s.%s\" does not exist", CHANGEFEED_SCHEMA, name)));
 	return relid;
 }
 
@@ -42,9 +41,9 @@ CatalogTable(const char *name)
 void
 DdlBegin(DdlAccess *access)
 {
-	Oid			relid = CatalogTable("source");
-	HeapTuple	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(relid));
-	Oid			owner;
+	Oid relid = CatalogTable("source");
+	HeapTuple tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(relid));
+	Oid owner;
 
 	if (!HeapTupleIsValid(tuple))
 		elog(ERROR, "cache lookup failed for relation %u", relid);
@@ -74,7 +73,7 @@ DdlLock(void)
 uint64
 DdlRead(const char *sql, int nargs, Oid *types, Datum *values)
 {
-	int			result;
+	int result;
 
 	PushActiveSnapshot(GetLatestSnapshot());
 	result = SPI_execute_with_args(sql, nargs, types, values, NULL, true, 0);
@@ -87,7 +86,7 @@ DdlRead(const char *sql, int nargs, Oid *types, Datum *values)
 uint64
 DdlWrite(const char *sql, int nargs, Oid *types, Datum *values, const char *nulls)
 {
-	int			result = SPI_execute_with_args(sql, nargs, types, values, nulls, false, 0);
+	int result = SPI_execute_with_args(sql, nargs, types, values, nulls, false, 0);
 
 	if (result < 0)
 		elog(ERROR, "could not write the channel catalog: %s", SPI_result_code_string(result));
@@ -98,16 +97,15 @@ void
 DdlRequireArgument(FunctionCallInfo fcinfo, int argno, const char *name)
 {
 	if (PG_ARGISNULL(argno))
-		ereport(ERROR,
-				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("argument \"%s\" must not be null", name)));
+		ereport(ERROR, (errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+						errmsg("argument \"%s\" must not be null", name)));
 }
 
 bool
 DdlOwnsDatabase(void)
 {
-	HeapTuple	tuple = SearchSysCache1(DATABASEOID, ObjectIdGetDatum(MyDatabaseId));
-	Oid			owner;
+	HeapTuple tuple = SearchSysCache1(DATABASEOID, ObjectIdGetDatum(MyDatabaseId));
+	Oid owner;
 
 	if (!HeapTupleIsValid(tuple))
 		elog(ERROR, "cache lookup failed for database %u", MyDatabaseId);
@@ -115,4 +113,3 @@ DdlOwnsDatabase(void)
 	ReleaseSysCache(tuple);
 	return has_privs_of_role(GetUserId(), owner);
 }
-

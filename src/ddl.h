@@ -24,8 +24,8 @@
 
 typedef struct DdlAccess
 {
-	Oid			user;			/* to go back to */
-	int			security_context;
+	Oid user; /* to go back to */
+	int security_context;
 } DdlAccess;
 
 extern void DdlBegin(DdlAccess *access);
@@ -46,4 +46,4 @@ extern void DdlRequireArgument(FunctionCallInfo fcinfo, int argno, const char *n
 /* Whether the current user has the rights of the database's owner. */
 extern bool DdlOwnsDatabase(void);
 
-#endif							/* CHANGEFEED_DDL_H */
+#endif /* CHANGEFEED_DDL_H */

@@ -53,38 +53,38 @@
 #include "utils/timestamp.h"
 
 /* A wait that takes longer than this (ms) is shown as the activity ... */
-#define SHORT_WAIT		1000
+#define SHORT_WAIT 1000
 
 /*
  * ... and then lasts at most this long (ms).  A safety net only: commits,
  * flushes and the queue wake us.  It also paces what has to be done now and
  * then, such as confirming the slot.
  */
-#define LONG_WAIT		10000
+#define LONG_WAIT 10000
 
 /* ... and how long the slot may hold too much WAL before it is given up. */
-#define OVER_LIMIT_GRACE	20000
+#define OVER_LIMIT_GRACE 20000
 
 /* So many pages of WAL are read while the end of a transaction is held back. */
-#define PAGES_PER_FLUSH	16
+#define PAGES_PER_FLUSH 16
 
 /* So many records are decoded between two looks at the clock. */
-#define RECORDS_PER_CHECK	256
+#define RECORDS_PER_CHECK 256
 
 DatabaseFeed *decoder_feed = NULL;
 MemoryContext decoder_context = NULL;
-char	   *decoder_database = NULL;
+char *decoder_database = NULL;
 
 static shm_mq_handle *queue = NULL;
 static uint32 wait_event;
 
-static XLogRecPtr decoded = InvalidXLogRecPtr;	/* the end of the last record
+static XLogRecPtr decoded = InvalidXLogRecPtr;	 /* the end of the last record
 												 * that was decoded */
-static XLogRecPtr announced = InvalidXLogRecPtr;	/* ... as others know it */
-static XLogRecPtr confirmed = InvalidXLogRecPtr;	/* of the slot */
-static TimestampTz over_since = 0;	/* the slot holds too much WAL; 0: no */
-static TimestampTz confirm_time = 0;	/* when that was last moved */
-static TimestampTz check_time = 0;	/* when Housekeeping last ran */
+static XLogRecPtr announced = InvalidXLogRecPtr; /* ... as others know it */
+static XLogRecPtr confirmed = InvalidXLogRecPtr; /* of the slot */
+static TimestampTz over_since = 0;				 /* the slot holds too much WAL; 0: no */
+static TimestampTz confirm_time = 0;			 /* when that was last moved */
+static TimestampTz check_time = 0;				 /* when Housekeeping last ran */
 static uint64 bytes_sent = 0;
 
 /* The end of the last transaction, if it is not in the queue yet. */
@@ -128,10 +128,10 @@ DecoderHandleInterrupts(void)
 static bool
 WaitForLatch(long timeout)
 {
-	int			events;
+	int events;
 
-	events = WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
-					   timeout, wait_event);
+	events = WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, timeout,
+					   wait_event);
 	if (events & WL_LATCH_SET)
 		ResetLatch(MyLatch);
 	return (events & WL_TIMEOUT) != 0;
@@ -146,8 +146,8 @@ WaitForLatch(long timeout)
 static uint64
 WalHeld(void)
 {
-	XLogRecPtr	insert = SharedInsertLsn();
-	XLogRecPtr	restart = MyReplicationSlot->data.restart_lsn;
+	XLogRecPtr insert = SharedInsertLsn();
+	XLogRecPtr restart = MyReplicationSlot->data.restart_lsn;
 
 	return insert > restart ? insert - restart : 0;
 }
@@ -160,16 +160,19 @@ WalHeld(void)
 static void
 GiveSlotUp(uint64 held)
 {
-	NameData	name = MyReplicationSlot->data.name;
+	NameData name = MyReplicationSlot->data.name;
 
-	ereport(WARNING,
-			(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
-			 errmsg("change feed of database \"%s\" drops its replication slot and begins anew",
-					decoder_database),
-			 errdetail("The slot kept %llu MB of WAL from being removed, \"changefeed.history_wal_size\" allows %d MB.  "
-					   "Every client gets a fresh snapshot.",
-					   (unsigned long long) (held / (1024 * 1024)), setting_history_wal_size),
-			 errhint("Look for a transaction that stays open and for a synchronous standby that is missing, or increase \"changefeed.history_wal_size\".")));
+	ereport(
+		WARNING,
+		(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+		 errmsg("change feed of database \"%s\" drops its replication slot and begins anew",
+				decoder_database),
+		 errdetail(
+			 "The slot kept %llu MB of WAL from being removed, \"changefeed.history_wal_size\" allows %d MB.  "
+			 "Every client gets a fresh snapshot.",
+			 (unsigned long long) (held / (1024 * 1024)), setting_history_wal_size),
+		 errhint(
+			 "Look for a transaction that stays open and for a synchronous standby that is missing, or increase \"changefeed.history_wal_size\".")));
 
 	/* While it is being created the slot goes with the process. */
 	if (!creating)
@@ -192,7 +195,7 @@ GiveSlotUp(uint64 held)
 static void
 ConfirmSlot(TimestampTz now, bool force)
 {
-	XLogRecPtr	to = pg_atomic_read_u64(&decoder_feed->confirm_lsn);
+	XLogRecPtr to = pg_atomic_read_u64(&decoder_feed->confirm_lsn);
 
 	/* What has not been decoded yet cannot be confirmed, whoever asks. */
 	to = Min(to, decoded);
@@ -210,8 +213,8 @@ ConfirmSlot(TimestampTz now, bool force)
 static void
 CheckWalHeld(TimestampTz now)
 {
-	uint64		limit = (uint64) setting_history_wal_size * 1024 * 1024;
-	uint64		held = WalHeld();
+	uint64 limit = (uint64) setting_history_wal_size * 1024 * 1024;
+	uint64 held = WalHeld();
 
 	if (setting_history_wal_size <= 0 || held <= limit / 4)
 		return;
@@ -243,7 +246,8 @@ CheckWalHeld(TimestampTz now)
 		return;
 	if (over_since == 0)
 		over_since = now;
-	if (creating || held > 2 * limit || TimestampDifferenceExceeds(over_since, now, OVER_LIMIT_GRACE))
+	if (creating || held > 2 * limit ||
+		TimestampDifferenceExceeds(over_since, now, OVER_LIMIT_GRACE))
 		GiveSlotUp(held);
 }
 
@@ -355,7 +359,7 @@ DecoderFlush(void)
 static void
 AnnounceDecoded(void)
 {
-	uint64		wanted;
+	uint64 wanted;
 
 	DecoderFlush();
 	if (announced != decoded)
@@ -401,8 +405,8 @@ ReadableLsn(void)
 static bool
 FlushWanted(XLogRecPtr readable)
 {
-	XLogRecPtr	wanted;
-	XLogRecPtr	insert;
+	XLogRecPtr wanted;
+	XLogRecPtr insert;
 
 	if (RecoveryInProgress())
 		return false;
@@ -426,8 +430,8 @@ static void
 WaitForWal(XLogRecPtr until)
 {
 	static XLogRecPtr readable = InvalidXLogRecPtr;
-	static int	pages = 0;
-	long		timeout = SHORT_WAIT;
+	static int pages = 0;
+	long timeout = SHORT_WAIT;
 
 	/* While there is WAL at hand the feed worker is woken now and then. */
 	if (until <= readable && ++pages < PAGES_PER_FLUSH)
@@ -486,7 +490,7 @@ WaitForWal(XLogRecPtr until)
 
 int
 DecoderReadPage(XLogReaderState *state, XLogRecPtr target_page, int length,
-		 XLogRecPtr target_record, char *page)
+				XLogRecPtr target_record, char *page)
 {
 	WaitForWal(target_page + length);
 
@@ -503,7 +507,7 @@ DecoderReadPage(XLogReaderState *state, XLogRecPtr target_page, int length,
 static void
 SetUpSlot(void)
 {
-	uint64		epoch;
+	uint64 epoch;
 
 	epoch = DecoderAcquireSlot();
 	if (epoch != 0)
@@ -536,18 +540,17 @@ static void
 DecodeForever(void)
 {
 	LogicalDecodingContext *ctx;
-	uint32		records = 0;
+	uint32 records = 0;
 
-	ctx = CreateDecodingContext(InvalidXLogRecPtr, NIL, false, DECODER_READER(),
-								NULL, NULL, NULL);
+	ctx = CreateDecodingContext(InvalidXLogRecPtr, NIL, false, DECODER_READER(), NULL, NULL, NULL);
 	XLogBeginRead(ctx->reader, MyReplicationSlot->data.restart_lsn);
 	ReportActivity(STATE_RUNNING, activity_decoding);
 
 	for (;;)
 	{
-		char	   *message = NULL;
+		char *message = NULL;
 		XLogRecord *record;
-		uint64		wanted;
+		uint64 wanted;
 
 		/*
 		 * The replay of a transaction leaves other ones current: the reader's
@@ -559,11 +562,10 @@ DecodeForever(void)
 
 		record = XLogReadRecord(ctx->reader, &message);
 		if (record == NULL)
-			ereport(ERROR,
-					(errcode(ERRCODE_INTERNAL_ERROR),
-					 errmsg("could not read WAL at %X/%X: %s",
-							LSN_FORMAT_ARGS(ctx->reader->EndRecPtr),
-							message ? message : "end of WAL")));
+			ereport(ERROR, (errcode(ERRCODE_INTERNAL_ERROR),
+							errmsg("could not read WAL at %X/%X: %s",
+								   LSN_FORMAT_ARGS(ctx->reader->EndRecPtr),
+								   message ? message : "end of WAL")));
 		LogicalDecodingProcessRecord(ctx, ctx->reader);
 
 		/* What was confirmed before is read again, but gives no records. */
@@ -596,7 +598,7 @@ DecodeForever(void)
 void
 ChangefeedDecoderMain(Datum main_arg)
 {
-	Oid			database;
+	Oid database;
 
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
 	pqsignal(SIGTERM, die);

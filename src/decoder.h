@@ -18,20 +18,19 @@
 
 /* The entry of our database; NULL in every process that is no decoder. */
 extern DatabaseFeed *decoder_feed;
-extern char *decoder_database;	/* its name */
-extern MemoryContext decoder_context;	/* lives as long as the process */
+extern char *decoder_database;		  /* its name */
+extern MemoryContext decoder_context; /* lives as long as the process */
 
 /* CHECK_FOR_INTERRUPTS and re-reading of the configuration file. */
 extern void DecoderHandleInterrupts(void);
 
 /* The read_page callback of the WAL reader: waits until the page is there. */
-extern int	DecoderReadPage(XLogReaderState *state, XLogRecPtr target_page, int length,
-							XLogRecPtr target_record, char *page);
+extern int DecoderReadPage(XLogReaderState *state, XLogRecPtr target_page, int length,
+						   XLogRecPtr target_record, char *page);
 
 /* The reader's callbacks; a macro because it makes a compound literal. */
-#define DECODER_READER() \
-	XL_ROUTINE(.page_read = DecoderReadPage, \
-			   .segment_open = wal_segment_open, \
+#define DECODER_READER()                                                       \
+	XL_ROUTINE(.page_read = DecoderReadPage, .segment_open = wal_segment_open, \
 			   .segment_close = wal_segment_close)
 
 /*
@@ -60,4 +59,4 @@ extern void DecoderSendLast(const char *data, Size length);
 /* Shows everything that was sent to the feed worker. */
 extern void DecoderFlush(void);
 
-#endif							/* CHANGEFEED_DECODER_H */
+#endif /* CHANGEFEED_DECODER_H */

@@ -33,7 +33,7 @@
 #include "utils/memutils.h"
 
 /* How long (ms) the lock of a running transaction is waited for. */
-#define LOCK_WAIT		10000
+#define LOCK_WAIT 10000
 
 /*
  * Settings without which no slot can exist.  Said here, in one line that tells
@@ -43,17 +43,21 @@ static void
 CheckSettings(void)
 {
 	if (wal_level < WAL_LEVEL_LOGICAL)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("change feed of database \"%s\" needs \"wal_level\" to be \"logical\"",
-						decoder_database),
-				 errhint("Put \"wal_level = logical\" into postgresql.conf and restart the server.")));
+		ereport(
+			ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("change feed of database \"%s\" needs \"wal_level\" to be \"logical\"",
+					decoder_database),
+			 errhint("Put \"wal_level = logical\" into postgresql.conf and restart the server.")));
 	if (max_replication_slots == 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("change feed of database \"%s\" needs a replication slot, and the server has none",
-						decoder_database),
-				 errhint("Put \"max_replication_slots = 10\" into postgresql.conf and restart the server.")));
+		ereport(
+			ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg(
+				 "change feed of database \"%s\" needs a replication slot, and the server has none",
+				 decoder_database),
+			 errhint(
+				 "Put \"max_replication_slots = 10\" into postgresql.conf and restart the server.")));
 }
 
 /*
@@ -71,7 +75,7 @@ AllowOutputPlugin(void)
 static uint64
 EpochOfSlot(const char *name)
 {
-	char		prefix[NAMEDATALEN];
+	char prefix[NAMEDATALEN];
 	const char *digits;
 
 	snprintf(prefix, sizeof(prefix), "pg_changefeed_%u_", MyDatabaseId);
@@ -87,9 +91,9 @@ uint64
 DecoderAcquireSlot(void)
 {
 	ReplicationSlot *found = palloc0_array(ReplicationSlot, Max(max_replication_slots, 1));
-	int			nfound = 0;
-	int			best = -1;
-	uint64		epoch = 0;
+	int nfound = 0;
+	int best = -1;
+	uint64 epoch = 0;
 
 	CheckSettings();
 	AllowOutputPlugin();
@@ -125,15 +129,21 @@ DecoderAcquireSlot(void)
 		if (i == best)
 			continue;
 		if (compat_slot_is_invalid(&found[i]))
-			ereport(LOG,
-					(errmsg("change feed of database \"%s\" drops replication slot \"%s\" because the server has invalidated it",
-							decoder_database, NameStr(found[i].data.name)),
-					 errdetail("WAL that it needs may have been removed.  Every client gets a fresh snapshot."),
-					 errhint("\"max_slot_wal_keep_size\" should be greater than \"changefeed.history_wal_size\".")));
+			ereport(
+				LOG,
+				(errmsg(
+					 "change feed of database \"%s\" drops replication slot \"%s\" because the server has invalidated it",
+					 decoder_database, NameStr(found[i].data.name)),
+				 errdetail(
+					 "WAL that it needs may have been removed.  Every client gets a fresh snapshot."),
+				 errhint(
+					 "\"max_slot_wal_keep_size\" should be greater than \"changefeed.history_wal_size\".")));
 		else
-			ereport(LOG,
-					(errmsg("change feed of database \"%s\" drops replication slot \"%s\" because another one is further ahead",
-							decoder_database, NameStr(found[i].data.name))));
+			ereport(
+				LOG,
+				(errmsg(
+					"change feed of database \"%s\" drops replication slot \"%s\" because another one is further ahead",
+					decoder_database, NameStr(found[i].data.name))));
 		ReplicationSlotDrop(NameStr(found[i].data.name), false);
 	}
 
@@ -142,10 +152,9 @@ DecoderAcquireSlot(void)
 		/* Its last owner may be about to end: this waits for it. */
 		compat_slot_acquire(NameStr(found[best].data.name));
 		if (compat_slot_is_invalid(MyReplicationSlot))
-			ereport(ERROR,
-					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-					 errmsg("replication slot \"%s\" has just been invalidated",
-							NameStr(MyReplicationSlot->data.name))));
+			ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+							errmsg("replication slot \"%s\" has just been invalidated",
+								   NameStr(MyReplicationSlot->data.name))));
 		epoch = EpochOfSlot(NameStr(MyReplicationSlot->data.name));
 	}
 	pfree(found);
@@ -166,13 +175,13 @@ static void
 FindStartpoint(LogicalDecodingContext *ctx)
 {
 	ReplicationSlot *slot = MyReplicationSlot;
-	int			old_lock_timeout = LockTimeout;
+	int old_lock_timeout = LockTimeout;
 
 	LockTimeout = LOCK_WAIT;
 	XLogBeginRead(ctx->reader, slot->data.restart_lsn);
 	do
 	{
-		char	   *message = NULL;
+		char *message = NULL;
 		XLogRecord *record;
 
 		MemoryContextSwitchTo(decoder_context);
@@ -198,11 +207,15 @@ FindStartpoint(LogicalDecodingContext *ctx)
 			MemoryContextSwitchTo(decoder_context);
 			FlushErrorState();
 			if (!said)
-				ereport(LOG,
-						(errmsg("change feed of database \"%s\" waits for transactions to end before it can begin",
-								decoder_database),
-						 errdetail("Its replication slot can be created only when every transaction that was running has ended."),
-						 errhint("Look in pg_stat_activity for sessions that are \"idle in transaction\", and in pg_prepared_xacts.")));
+				ereport(
+					LOG,
+					(errmsg(
+						 "change feed of database \"%s\" waits for transactions to end before it can begin",
+						 decoder_database),
+					 errdetail(
+						 "Its replication slot can be created only when every transaction that was running has ended."),
+					 errhint(
+						 "Look in pg_stat_activity for sessions that are \"idle in transaction\", and in pg_prepared_xacts.")));
 			said = true;
 		}
 		PG_END_TRY();
@@ -219,28 +232,30 @@ uint64
 DecoderCreateSlot(void)
 {
 	LogicalDecodingContext *ctx;
-	char		name[NAMEDATALEN];
-	uint64		epoch;
-	int			used = 0;
+	char name[NAMEDATALEN];
+	uint64 epoch;
+	int used = 0;
 
 	LWLockAcquire(ReplicationSlotControlLock, LW_SHARED);
 	for (int i = 0; i < max_replication_slots; i++)
 		used += ReplicationSlotCtl->replication_slots[i].in_use ? 1 : 0;
 	LWLockRelease(ReplicationSlotControlLock);
 	if (used >= max_replication_slots)
-		ereport(ERROR,
-				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
-				 errmsg("change feed of database \"%s\" needs a replication slot, and all %d are in use",
-						decoder_database, max_replication_slots),
-				 errhint("Put \"max_replication_slots = %d\" into postgresql.conf and restart the server, or drop a slot that is not needed.",
-						 max_replication_slots + 1)));
+		ereport(
+			ERROR,
+			(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+			 errmsg(
+				 "change feed of database \"%s\" needs a replication slot, and all %d are in use",
+				 decoder_database, max_replication_slots),
+			 errhint(
+				 "Put \"max_replication_slots = %d\" into postgresql.conf and restart the server, or drop a slot that is not needed.",
+				 max_replication_slots + 1)));
 
 	do
 	{
 		if (!pg_strong_random(&epoch, sizeof(epoch)))
 			ereport(ERROR,
-					(errcode(ERRCODE_INTERNAL_ERROR),
-					 errmsg("could not generate a random epoch")));
+					(errcode(ERRCODE_INTERNAL_ERROR), errmsg("could not generate a random epoch")));
 	} while (epoch == 0);
 	snprintf(name, sizeof(name), "pg_changefeed_%u_%016llx", MyDatabaseId,
 			 (unsigned long long) epoch);
@@ -254,8 +269,7 @@ DecoderCreateSlot(void)
 	FreeDecodingContext(ctx);
 	ReplicationSlotPersist();
 
-	ereport(LOG,
-			(errmsg("change feed of database \"%s\" created replication slot \"%s\"",
-					decoder_database, name)));
+	ereport(LOG, (errmsg("change feed of database \"%s\" created replication slot \"%s\"",
+						 decoder_database, name)));
 	return epoch;
 }

@@ -28,40 +28,40 @@
 #include "utils/memutils.h"
 
 /* Bytes that a connection which is behind gets before it has to drain. */
-#define REPLAY_WINDOW	(128 * 1024)
+#define REPLAY_WINDOW (128 * 1024)
 
 /* One change as JSON, and who gets it. */
 typedef struct Fragment
 {
-	MapEntry   *entry;
-	View	   *view;			/* any with these columns */
-	Spelling   *name;
+	MapEntry *entry;
+	View *view; /* any with these columns */
+	Spelling *name;
 	SourceAction action;
-	bool		complete;		/* whole row, even for merge */
+	bool complete; /* whole row, even for merge */
 	StringInfoData json;
-	int			count[MAX_GATEWAYS];
-	int			room[MAX_GATEWAYS];
-	uint32	   *numbers[MAX_GATEWAYS];
+	int count[MAX_GATEWAYS];
+	int room[MAX_GATEWAYS];
+	uint32 *numbers[MAX_GATEWAYS];
 } Fragment;
 
 typedef struct Delivery
 {
 	LogTransaction *transaction;
 	TransactionMap *map;
-	List	   *removes;		/* of Fragment */
-	List	   *others;
-	List	   *current;		/* fragments of the entry at hand */
-	List	   *unreadable;		/* subscriptions that cannot get their change */
+	List *removes; /* of Fragment */
+	List *others;
+	List *current;	  /* fragments of the entry at hand */
+	List *unreadable; /* subscriptions that cannot get their change */
 
 	/* Who takes part: the live ones, a group, or one subscription. */
-	uint64		group;			/* 0: live connections */
-	List	   *members;		/* of the group: Connection */
+	uint64 group;  /* 0: live connections */
+	List *members; /* of the group: Connection */
 	Subscription *only;
 
-	uint64		run;			/* number of this run, for those taken out */
-	bool		asking;			/* first pass: find missing verdicts */
-	bool		missing;		/* `only` cannot be sent its changes yet */
-	Size		bytes;			/* of fragments, per receiver */
+	uint64 run;	  /* number of this run, for those taken out */
+	bool asking;  /* first pass: find missing verdicts */
+	bool missing; /* `only` cannot be sent its changes yet */
+	Size bytes;	  /* of fragments, per receiver */
 } Delivery;
 
 /* Groups and runs are numbered so that marks need not be cleared. */
@@ -88,7 +88,7 @@ TakesPart(Delivery *d, Subscription *s)
 static Verdict
 Judge(Delivery *d, Subscription *s, View *view, int image)
 {
-	Verdict		verdict;
+	Verdict verdict;
 
 	if (view->rls == 0)
 		return VERDICT_VISIBLE;
@@ -104,20 +104,20 @@ Judge(Delivery *d, Subscription *s, View *view, int image)
 static int
 ChangedColumns(MapEntry *entry, TransactionMap *map, View *view, int16 *changed)
 {
-	MapImage   *before = &map->images[entry->old_image];
-	MapImage   *after = &map->images[entry->new_image];
-	bool		whole_before = !before->incomplete;
-	int			n = 0;
-	int			i;
+	MapImage *before = &map->images[entry->old_image];
+	MapImage *after = &map->images[entry->new_image];
+	bool whole_before = !before->incomplete;
+	int n = 0;
+	int i;
 
 	for (i = 0; i < view->ncolumns; i++)
 	{
-		int16		attno = view->columns[i];
+		int16 attno = view->columns[i];
 		Form_pg_attribute att;
-		Datum		x = before->values[attno - 1];
-		Datum		y = after->values[attno - 1];
-		bool		xnull = before->isnull[attno - 1];
-		bool		ynull = after->isnull[attno - 1];
+		Datum x = before->values[attno - 1];
+		Datum y = after->values[attno - 1];
+		bool xnull = before->isnull[attno - 1];
+		bool ynull = after->isnull[attno - 1];
 		StringInfoData a;
 		StringInfoData b;
 
@@ -160,14 +160,14 @@ ChangedColumns(MapEntry *entry, TransactionMap *map, View *view, int16 *changed)
 static bool
 RowIsKnown(MapEntry *entry, TransactionMap *map, View *view)
 {
-	MapImage   *after = &map->images[entry->new_image];
-	int			i;
+	MapImage *after = &map->images[entry->new_image];
+	int i;
 
 	if (!after->incomplete)
 		return true;
 	for (i = 0; i < view->ncolumns; i++)
 	{
-		int16		attno = view->columns[i];
+		int16 attno = view->columns[i];
 
 		if (!after->isnull[attno - 1] &&
 			RecordValueIsUnchanged(after->desc, attno, after->values[attno - 1]))
@@ -187,15 +187,15 @@ static const char *const action_names[] = {
 static bool
 EncodeFragment(Delivery *d, Fragment *f, bool in_before)
 {
-	MapEntry   *entry = f->entry;
-	MapImage   *after = entry->new_image >= 0 ? &d->map->images[entry->new_image] : NULL;
-	int16	   *columns = f->view->columns;
-	int			ncolumns = f->view->ncolumns;
+	MapEntry *entry = f->entry;
+	MapImage *after = entry->new_image >= 0 ? &d->map->images[entry->new_image] : NULL;
+	int16 *columns = f->view->columns;
+	int ncolumns = f->view->ncolumns;
 
 	if (in_before && f->action != ACTION_REMOVE)
 	{
-		int16	   *changed = palloc(sizeof(int16) * Max(ncolumns, 1));
-		int			nchanged = ChangedColumns(entry, d->map, f->view, changed);
+		int16 *changed = palloc(sizeof(int16) * Max(ncolumns, 1));
+		int nchanged = ChangedColumns(entry, d->map, f->view, changed);
 
 		if (nchanged == 0)
 			return false;
@@ -216,8 +216,8 @@ EncodeFragment(Delivery *d, Fragment *f, bool in_before)
 	if (f->action != ACTION_REMOVE)
 	{
 		appendStringInfoString(&f->json, f->action == ACTION_MERGE ? ",\"set\":" : ",\"row\":");
-		EncodeRow(entry->layout->encoder, &f->json, columns, ncolumns,
-				  after->values, after->isnull);
+		EncodeRow(entry->layout->encoder, &f->json, columns, ncolumns, after->values,
+				  after->isnull);
 	}
 	appendStringInfoChar(&f->json, '}');
 	return true;
@@ -226,22 +226,21 @@ EncodeFragment(Delivery *d, Fragment *f, bool in_before)
 static bool
 SameColumns(const View *a, const View *b)
 {
-	return a == b ||
-		(a->ncolumns == b->ncolumns &&
-		 memcmp(a->columns, b->columns, sizeof(int16) * a->ncolumns) == 0);
+	return a == b || (a->ncolumns == b->ncolumns &&
+					  memcmp(a->columns, b->columns, sizeof(int16) * a->ncolumns) == 0);
 }
 
 static void
 AddReceiver(Delivery *d, MapEntry *entry, Subscription *s, View *view, SourceAction action,
 			bool in_before, bool complete)
 {
-	Fragment   *f = NULL;
-	ListCell   *lc;
-	int			g = s->connection->gateway->index;
+	Fragment *f = NULL;
+	ListCell *lc;
+	int g = s->connection->gateway->index;
 
 	foreach(lc, d->current)
 	{
-		Fragment   *other = lfirst(lc);
+		Fragment *other = lfirst(lc);
 
 		if (other->action == action && other->name == s->name && other->complete == complete &&
 			SameColumns(other->view, view))
@@ -268,7 +267,7 @@ AddReceiver(Delivery *d, MapEntry *entry, Subscription *s, View *view, SourceAct
 		}
 	}
 	if (f->json.data == NULL)
-		return;					/* nothing that they can see has changed */
+		return; /* nothing that they can see has changed */
 
 	if (f->count[g] == f->room[g])
 	{
@@ -287,12 +286,12 @@ static void
 Consider(Delivery *d, MapEntry *entry, Subscription *s, bool in_before, bool in_after)
 {
 	Connection *connection = s->connection;
-	Source	   *source = entry->source;
-	View	   *view;
-	Verdict		before = VERDICT_HIDDEN;
-	Verdict		after = VERDICT_HIDDEN;
+	Source *source = entry->source;
+	View *view;
+	Verdict before = VERDICT_HIDDEN;
+	Verdict after = VERDICT_HIDDEN;
 	SourceAction action;
-	bool		complete = false;
+	bool complete = false;
 
 	if (!TakesPart(d, s))
 		return;
@@ -301,9 +300,8 @@ Consider(Delivery *d, MapEntry *entry, Subscription *s, bool in_before, bool in_
 		return;
 
 	/* What is only partly known cannot be judged. */
-	if (view->rls == 1 &&
-		((in_before && d->map->images[entry->old_image].incomplete) ||
-		 (in_after && d->map->images[entry->new_image].incomplete)))
+	if (view->rls == 1 && ((in_before && d->map->images[entry->old_image].incomplete) ||
+						   (in_after && d->map->images[entry->new_image].incomplete)))
 	{
 		if (!d->asking)
 			d->unreadable = list_append_unique_ptr(d->unreadable, s);
@@ -370,27 +368,26 @@ Concerns(MapEntry *entry, Instance *instance, bool *before, bool *after)
 static void
 VisitInstance(Delivery *d, MapEntry *entry, Instance *instance)
 {
-	dlist_iter	iter;
-	bool		before;
-	bool		after;
+	dlist_iter iter;
+	bool before;
+	bool after;
 
 	if (!Concerns(entry, instance, &before, &after))
 		return;
 	dlist_foreach(iter, &instance->subscriptions)
-		Consider(d, entry, dlist_container(Subscription, instance_node, iter.cur),
-				 before, after);
+		Consider(d, entry, dlist_container(Subscription, instance_node, iter.cur), before, after);
 }
 
 static void
 VisitConnection(Delivery *d, MapEntry *entry, Connection *connection)
 {
-	dlist_iter	iter;
+	dlist_iter iter;
 
 	dlist_foreach(iter, &connection->subscriptions)
 	{
 		Subscription *s = dlist_container(Subscription, connection_node, iter.cur);
-		bool		before;
-		bool		after;
+		bool before;
+		bool after;
 
 		if (s->instance->channel == entry->source->channel &&
 			Concerns(entry, s->instance, &before, &after))
@@ -402,15 +399,15 @@ VisitConnection(Delivery *d, MapEntry *entry, Connection *connection)
 static void
 VisitEntry(Delivery *d, MapEntry *entry)
 {
-	Channel    *channel = entry->source->channel;
-	Instance   *old_instance = NULL;
-	Instance   *new_instance = NULL;
-	ListCell   *lc;
+	Channel *channel = entry->source->channel;
+	Instance *old_instance = NULL;
+	Instance *new_instance = NULL;
+	ListCell *lc;
 
 	if (d->only != NULL || d->members != NIL)
 	{
-		bool		before;
-		bool		after;
+		bool before;
+		bool after;
 
 		if (d->only != NULL)
 		{
@@ -439,7 +436,7 @@ VisitEntry(Delivery *d, MapEntry *entry)
 static void
 Visit(Delivery *d)
 {
-	int			i;
+	int i;
 
 	for (i = 0; i < d->map->nentries; i++)
 	{
@@ -453,13 +450,13 @@ static void
 Send(Delivery *d, uint8 flags)
 {
 	LogTransaction *transaction = d->transaction;
-	char		position[POSITION_COMMON + 1];
+	char position[POSITION_COMMON + 1];
 	StringInfoData before;
 	StringInfoData after;
-	pg_time_t	seconds;
+	pg_time_t seconds;
 	struct pg_tm *tm;
-	ListCell   *lc;
-	int			g;
+	ListCell *lc;
+	int g;
 
 	if (d->removes == NIL && d->others == NIL)
 		return;
@@ -472,17 +469,16 @@ Send(Delivery *d, uint8 flags)
 					 transaction->commit.xid, position);
 	seconds = timestamptz_to_time_t(transaction->commit.time);
 	tm = pg_gmtime(&seconds);
-	appendStringInfo(&after,
-					 "\",\"committed_at\":\"%04d-%02d-%02dT%02d:%02d:%02d.%06dZ\",\"changes\":[",
-					 tm->tm_year + 1900, tm->tm_mon + 1, tm->tm_mday,
-					 tm->tm_hour, tm->tm_min, tm->tm_sec,
-					 (int) (((transaction->commit.time % USECS_PER_SEC) + USECS_PER_SEC) % USECS_PER_SEC));
+	appendStringInfo(
+		&after, "\",\"committed_at\":\"%04d-%02d-%02dT%02d:%02d:%02d.%06dZ\",\"changes\":[",
+		tm->tm_year + 1900, tm->tm_mon + 1, tm->tm_mday, tm->tm_hour, tm->tm_min, tm->tm_sec,
+		(int) (((transaction->commit.time % USECS_PER_SEC) + USECS_PER_SEC) % USECS_PER_SEC));
 
 	for (g = 0; g < gateway_count; g++)
 	{
-		Gateway    *gateway = &gateways[g];
-		bool		begun = false;
-		int			part;
+		Gateway *gateway = &gateways[g];
+		bool begun = false;
+		int part;
 
 		if (gateway->link == NULL)
 			continue;
@@ -490,18 +486,18 @@ Send(Delivery *d, uint8 flags)
 		{
 			foreach(lc, part == 0 ? d->removes : d->others)
 			{
-				Fragment   *f = lfirst(lc);
+				Fragment *f = lfirst(lc);
 
 				if (f->count[g] == 0)
 					continue;
 				if (!begun)
 				{
-					GatewayTransactionBegin(gateway, transaction->number, flags,
-											before.data, before.len, after.data, after.len);
+					GatewayTransactionBegin(gateway, transaction->number, flags, before.data,
+											before.len, after.data, after.len);
 					begun = true;
 				}
-				GatewayTransactionFragment(gateway, f->numbers[g], f->count[g],
-										   f->json.data, f->json.len);
+				GatewayTransactionFragment(gateway, f->numbers[g], f->count[g], f->json.data,
+										   f->json.len);
 			}
 		}
 		if (begun)
@@ -519,7 +515,7 @@ Send(Delivery *d, uint8 flags)
 static void
 Run(Delivery *d, uint8 flags)
 {
-	ListCell   *lc;
+	ListCell *lc;
 
 	d->run = ++last_run;
 	d->asking = true;
@@ -541,8 +537,8 @@ HoldBack(Connection *connection)
 void
 DeliverPublish(LogTransaction *transaction)
 {
-	Delivery	d = {0};
-	dlist_iter	iter;
+	Delivery d = {0};
+	dlist_iter iter;
 
 	/* What it does to subscriptions as a whole comes first. */
 	EventsApply(transaction);
@@ -563,8 +559,8 @@ DeliverPublish(LogTransaction *transaction)
 bool
 DeliverTo(Subscription *s, LogTransaction *transaction, Size *sent)
 {
-	Delivery	d = {0};
-	int			i;
+	Delivery d = {0};
+	int i;
 
 	if (transaction->nchanges == 0)
 		return true;
@@ -602,7 +598,7 @@ static bool
 MayMove(Connection *connection)
 {
 	return !connection->live && !connection->closing && !connection->choked &&
-		!connection->waits_verdict && connection->mark == 0 && connection->held == 0;
+		   !connection->waits_verdict && connection->mark == 0 && connection->held == 0;
 }
 
 /* The log no longer has what it needs: all its subscriptions start again. */
@@ -625,9 +621,9 @@ FellOff(Connection *connection)
 static void
 MoveGroup(List *members, uint64 number)
 {
-	Delivery	d = {0};
+	Delivery d = {0};
 	LogTransaction *transaction = LogGet(number);
-	ListCell   *lc;
+	ListCell *lc;
 
 	d.group = ++last_group;
 	d.members = members;
@@ -660,8 +656,8 @@ MoveGroup(List *members, uint64 number)
 static int
 CompareCursors(const ListCell *a, const ListCell *b)
 {
-	uint64		x = ((Connection *) lfirst(a))->cursor;
-	uint64		y = ((Connection *) lfirst(b))->cursor;
+	uint64 x = ((Connection *) lfirst(a))->cursor;
+	uint64 y = ((Connection *) lfirst(b))->cursor;
 
 	return x < y ? -1 : x > y;
 }
@@ -669,16 +665,16 @@ CompareCursors(const ListCell *a, const ListCell *b)
 void
 DeliverAdvance(void)
 {
-	List	   *ready = NIL;
+	List *ready = NIL;
 	dlist_mutable_iter iter;
-	int			rounds = 0;
+	int rounds = 0;
 
 	/* A transaction at a time, those at the same one together. */
 	for (;;)
 	{
-		List	   *group = NIL;
-		uint64		cursor = 0;
-		ListCell   *lc;
+		List *group = NIL;
+		uint64 cursor = 0;
+		ListCell *lc;
 
 		ready = NIL;
 		dlist_foreach_modify(iter, &all_connections_behind)
@@ -725,7 +721,7 @@ DeliverAdvance(void)
 void
 DeliverForgetWaiting(void)
 {
-	dlist_iter	iter;
+	dlist_iter iter;
 
 	dlist_foreach(iter, &all_connections_behind)
 		dlist_container(Connection, behind_node, iter.cur)->waits_verdict = false;
@@ -734,7 +730,7 @@ DeliverForgetWaiting(void)
 void
 DeliverChoked(Connection *connection, uint64 last)
 {
-	uint64		cursor = connection->live ? LogPublished() : connection->cursor;
+	uint64 cursor = connection->live ? LogPublished() : connection->cursor;
 
 	/*
 	 * The gateway has dropped what came behind `last`.  A connection that got

@@ -34,30 +34,30 @@
 
 typedef enum ColumnKind
 {
-	COLUMN_UNUSED = 0,			/* dropped, or not looked at yet */
+	COLUMN_UNUSED = 0, /* dropped, or not looked at yet */
 	COLUMN_BOOL,
 	COLUMN_INT2,
 	COLUMN_INT4,
 	COLUMN_INT8,
 	COLUMN_NUMERIC,
-	COLUMN_TEXT,				/* varlena whose bytes are the text */
-	COLUMN_OUTPUT,				/* JSON string of the output function */
+	COLUMN_TEXT,   /* varlena whose bytes are the text */
+	COLUMN_OUTPUT, /* JSON string of the output function */
 	COLUMN_JSONB,
-	COLUMN_GENERAL				/* to_jsonb */
+	COLUMN_GENERAL /* to_jsonb */
 } ColumnKind;
 
 typedef struct ColumnEncoder
 {
-	ColumnKind	kind;
-	char	   *label;			/* "name": with quotes, escapes and colon */
-	int			label_length;
-	FmgrInfo	function;		/* output function or to_jsonb */
+	ColumnKind kind;
+	char *label; /* "name": with quotes, escapes and colon */
+	int label_length;
+	FmgrInfo function; /* output function or to_jsonb */
 } ColumnEncoder;
 
 struct RowEncoder
 {
 	MemoryContext context;
-	TupleDesc	tupdesc;
+	TupleDesc tupdesc;
 	ColumnEncoder columns[FLEXIBLE_ARRAY_MEMBER];
 };
 
@@ -66,29 +66,24 @@ static const struct
 {
 	const char *name;
 	const char *value;
-}			pinned_settings[] = {
-	{"TimeZone", "UTC"},
-	{"DateStyle", "ISO, MDY"},
-	{"IntervalStyle", "postgres"},
-	{"bytea_output", "hex"},
-	{"extra_float_digits", "1"},
-	{"lc_monetary", "C"},
-	{"xmlbinary", "base64"},
-	{"quote_all_identifiers", "off"},
+} pinned_settings[] = {
+	{"TimeZone", "UTC"},	 {"DateStyle", "ISO, MDY"},		   {"IntervalStyle", "postgres"},
+	{"bytea_output", "hex"}, {"extra_float_digits", "1"},	   {"lc_monetary", "C"},
+	{"xmlbinary", "base64"}, {"quote_all_identifiers", "off"},
 };
 
 void
 EncodePinSettings(void)
 {
-	int			i;
+	int i;
 
 	/*
 	 * As if set by SET in the session: above what the configuration file, the
 	 * database or the role say.
 	 */
 	for (i = 0; i < (int) lengthof(pinned_settings); i++)
-		SetConfigOption(pinned_settings[i].name, pinned_settings[i].value,
-						PGC_SUSET, PGC_S_SESSION);
+		SetConfigOption(pinned_settings[i].name, pinned_settings[i].value, PGC_SUSET,
+						PGC_S_SESSION);
 	/* Types and functions are printed with their schema unless built in. */
 	SetConfigOption("search_path", "pg_catalog, pg_temp", PGC_SUSET, PGC_S_SESSION);
 }
@@ -96,14 +91,14 @@ EncodePinSettings(void)
 int
 EncodePinnedBegin(void)
 {
-	int			nestlevel = NewGUCNestLevel();
-	int			i;
+	int nestlevel = NewGUCNestLevel();
+	int i;
 
 	for (i = 0; i < (int) lengthof(pinned_settings); i++)
-		(void) set_config_option(pinned_settings[i].name, pinned_settings[i].value,
-								 PGC_SUSET, PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
-	(void) set_config_option("search_path", "pg_catalog, pg_temp",
-							 PGC_SUSET, PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
+		(void) set_config_option(pinned_settings[i].name, pinned_settings[i].value, PGC_SUSET,
+								 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
+	(void) set_config_option("search_path", "pg_catalog, pg_temp", PGC_SUSET, PGC_S_SESSION,
+							 GUC_ACTION_SAVE, true, 0, false);
 	return nestlevel;
 }
 
@@ -117,15 +112,15 @@ void
 EncodeString(StringInfo out, const char *text, Size length)
 {
 	static const char hex[] = "0123456789abcdef";
-	Size		start = 0;
-	Size		i;
+	Size start = 0;
+	Size i;
 
 	appendStringInfoCharMacro(out, '"');
 	for (i = 0; i < length; i++)
 	{
 		unsigned char c = (unsigned char) text[i];
-		char		escape[6];
-		int			n;
+		char escape[6];
+		int n;
 
 		if (likely(c >= 0x20 && c != '"' && c != '\\'))
 			continue;
@@ -178,16 +173,16 @@ EncodeString(StringInfo out, const char *text, Size length)
 static bool
 TypeHasUserCast(Oid typid, int depth)
 {
-	Oid			base = getBaseType(typid);
-	Oid			element;
-	char		category;
-	bool		preferred;
+	Oid base = getBaseType(typid);
+	Oid element;
+	char category;
+	bool preferred;
 
 	if (depth > 16)
-		return true;			/* too deep to tell: treat as unsafe */
+		return true; /* too deep to tell: treat as unsafe */
 	if (base >= FirstNormalObjectId)
 	{
-		Oid			castfunc;
+		Oid castfunc;
 
 		if (find_coercion_pathway(JSONOID, base, COERCION_EXPLICIT, &castfunc) ==
 			COERCION_PATH_FUNC)
@@ -201,9 +196,9 @@ TypeHasUserCast(Oid typid, int depth)
 	get_type_category_preferred(base, &category, &preferred);
 	if (type_is_rowtype(base) && base != RECORDOID)
 	{
-		TupleDesc	tupdesc = lookup_rowtype_tupdesc(base, -1);
-		bool		found = false;
-		int			i;
+		TupleDesc tupdesc = lookup_rowtype_tupdesc(base, -1);
+		bool found = false;
+		int i;
 
 		for (i = 0; i < tupdesc->natts && !found; i++)
 			if (!TupleDescAttr(tupdesc, i)->attisdropped)
@@ -225,7 +220,7 @@ EncoderCreate(TupleDesc tupdesc, MemoryContext context)
 {
 	MemoryContext old = MemoryContextSwitchTo(context);
 	RowEncoder *encoder;
-	int			i;
+	int i;
 
 	encoder = palloc0(offsetof(RowEncoder, columns) + sizeof(ColumnEncoder) * tupdesc->natts);
 	encoder->context = context;
@@ -256,9 +251,9 @@ PrepareColumn(RowEncoder *encoder, int attno)
 {
 	ColumnEncoder *column = &encoder->columns[attno - 1];
 	Form_pg_attribute att = TupleDescAttr(encoder->tupdesc, attno - 1);
-	Oid			base = getBaseType(att->atttypid);
-	Oid			output;
-	bool		varlena;
+	Oid base = getBaseType(att->atttypid);
+	Oid output;
+	bool varlena;
 	MemoryContext old;
 
 	switch (base)
@@ -302,12 +297,14 @@ PrepareColumn(RowEncoder *encoder, int attno)
 	}
 
 	if (TypeHasUserCast(att->atttypid, 0))
-		ereport(ERROR,
-				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-				 errmsg("column \"%s\" has type %s, which cannot be sent",
-						NameStr(att->attname), format_type_be(att->atttypid)),
-				 errdetail("Its JSON form is made by a user-defined cast, which must not run in the feed."),
-				 errhint("Leave the column out with create_channel(..., columns => ...).")));
+		ereport(
+			ERROR,
+			(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+			 errmsg("column \"%s\" has type %s, which cannot be sent", NameStr(att->attname),
+					format_type_be(att->atttypid)),
+			 errdetail(
+				 "Its JSON form is made by a user-defined cast, which must not run in the feed."),
+			 errhint("Leave the column out with create_channel(..., columns => ...).")));
 
 	old = MemoryContextSwitchTo(encoder->context);
 	fmgr_info_cxt(F_TO_JSONB, &column->function, encoder->context);
@@ -326,8 +323,8 @@ void
 EncodeValue(RowEncoder *encoder, StringInfo out, int attno, Datum value, bool isnull)
 {
 	ColumnEncoder *column = &encoder->columns[attno - 1];
-	char		buffer[32];
-	int			length;
+	char buffer[32];
+	int length;
 
 	if (isnull)
 	{
@@ -358,45 +355,45 @@ EncodeValue(RowEncoder *encoder, StringInfo out, int attno, Datum value, bool is
 			appendBinaryStringInfo(out, buffer, length);
 			break;
 		case COLUMN_NUMERIC:
-			{
-				Datum		plain = PointerGetDatum(PG_DETOAST_DATUM(value));
-				char	   *text = DatumGetCString(DirectFunctionCall1(numeric_out, plain));
+		{
+			Datum plain = PointerGetDatum(PG_DETOAST_DATUM(value));
+			char *text = DatumGetCString(DirectFunctionCall1(numeric_out, plain));
 
-				/* NaN and the infinities are no JSON numbers. */
-				if (numeric_is_nan(DatumGetNumeric(plain)) || numeric_is_inf(DatumGetNumeric(plain)))
-					EncodeString(out, text, strlen(text));
-				else
-					appendStringInfoString(out, text);
-			}
-			break;
-		case COLUMN_TEXT:
-			{
-				struct varlena *text = PG_DETOAST_DATUM_PACKED(value);
-
-				EncodeString(out, VARDATA_ANY(text), VARSIZE_ANY_EXHDR(text));
-			}
-			break;
-		case COLUMN_OUTPUT:
-			{
-				char	   *text = OutputFunctionCall(&column->function, value);
-
+			/* NaN and the infinities are no JSON numbers. */
+			if (numeric_is_nan(DatumGetNumeric(plain)) || numeric_is_inf(DatumGetNumeric(plain)))
 				EncodeString(out, text, strlen(text));
-			}
-			break;
+			else
+				appendStringInfoString(out, text);
+		}
+		break;
+		case COLUMN_TEXT:
+		{
+			struct varlena *text = PG_DETOAST_DATUM_PACKED(value);
+
+			EncodeString(out, VARDATA_ANY(text), VARSIZE_ANY_EXHDR(text));
+		}
+		break;
+		case COLUMN_OUTPUT:
+		{
+			char *text = OutputFunctionCall(&column->function, value);
+
+			EncodeString(out, text, strlen(text));
+		}
+		break;
 		case COLUMN_JSONB:
-			{
-				Jsonb	   *json = DatumGetJsonbP(value);
+		{
+			Jsonb *json = DatumGetJsonbP(value);
 
-				(void) JsonbToCString(out, &json->root, VARSIZE(json));
-			}
-			break;
+			(void) JsonbToCString(out, &json->root, VARSIZE(json));
+		}
+		break;
 		case COLUMN_GENERAL:
-			{
-				Jsonb	   *json = DatumGetJsonbP(FunctionCall1(&column->function, value));
+		{
+			Jsonb *json = DatumGetJsonbP(FunctionCall1(&column->function, value));
 
-				(void) JsonbToCString(out, &json->root, VARSIZE(json));
-			}
-			break;
+			(void) JsonbToCString(out, &json->root, VARSIZE(json));
+		}
+		break;
 		case COLUMN_UNUSED:
 			elog(ERROR, "column %d of an encoder is dropped", attno);
 	}
@@ -415,7 +412,7 @@ void
 EncodeRow(RowEncoder *encoder, StringInfo out, const int16 *attnos, int nattnos,
 		  const Datum *values, const bool *isnull)
 {
-	int			i;
+	int i;
 
 	appendStringInfoCharMacro(out, '{');
 	for (i = 0; i < nattnos; i++)

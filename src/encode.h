@@ -38,8 +38,7 @@ typedef struct RowEncoder RowEncoder;
 extern RowEncoder *EncoderCreate(TupleDesc tupdesc, MemoryContext context);
 
 /* `"name":value` of one column (1-based), appended.  Null gives null. */
-extern void EncodeColumn(RowEncoder *encoder, StringInfo out, int attno, Datum value,
-						 bool isnull);
+extern void EncodeColumn(RowEncoder *encoder, StringInfo out, int attno, Datum value, bool isnull);
 
 /* Only the value. */
 extern void EncodeValue(RowEncoder *encoder, StringInfo out, int attno, Datum value, bool isnull);
@@ -62,7 +61,7 @@ extern void EncodePinSettings(void);
  * whose role may have settings of its own); returns the GUC nest level for
  * AtEOXact_GUC, or simply let the transaction's end undo it.
  */
-extern int	EncodePinnedBegin(void);
+extern int EncodePinnedBegin(void);
 extern void EncodePinnedEnd(int nestlevel);
 
-#endif							/* CHANGEFEED_ENCODE_H */
+#endif /* CHANGEFEED_ENCODE_H */

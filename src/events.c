@@ -22,24 +22,24 @@
 #include "feed.h"
 #include "gateways.h"
 
-bool		events_catalog_stale = false;
+bool events_catalog_stale = false;
 
 /* The identity's role is still allowed; its hash may have changed. */
 static uint64 seen_role_changes;
 
 typedef struct Concern
 {
-	Oid			source;			/* subscriptions fed by this table (0: all) */
-	Oid			dependency;		/* whose policies read this table */
-	bool		judged;			/* that have any judged source */
-	Identity   *identity;		/* only this one's */
+	Oid source;			/* subscriptions fed by this table (0: all) */
+	Oid dependency;		/* whose policies read this table */
+	bool judged;		/* that have any judged source */
+	Identity *identity; /* only this one's */
 	const char *reason;
 } Concern;
 
 static bool
 HasSource(Subscription *s, Oid relid)
 {
-	int			i;
+	int i;
 
 	for (i = 0; i < s->instance->channel->nsources; i++)
 		if (s->instance->channel->sources[i]->relid == relid)
@@ -50,8 +50,8 @@ HasSource(Subscription *s, Oid relid)
 static bool
 HasDependency(Subscription *s, Oid relid)
 {
-	int			i;
-	int			k;
+	int i;
+	int k;
 
 	if (s->views == NULL)
 		return false;
@@ -65,7 +65,7 @@ HasDependency(Subscription *s, Oid relid)
 static bool
 IsJudged(Subscription *s)
 {
-	int			i;
+	int i;
 
 	if (s->views == NULL)
 		return false;
@@ -78,10 +78,10 @@ IsJudged(Subscription *s)
 static void
 ResyncIfConcerned(Subscription *s, void *arg)
 {
-	Concern    *c = arg;
+	Concern *c = arg;
 
 	if (s->state != SUB_READY)
-		return;					/* looks at the log itself */
+		return; /* looks at the log itself */
 	if (c->identity != NULL && s->connection->identity != c->identity)
 		return;
 	if (c->source != InvalidOid && !HasSource(s, c->source) &&
@@ -97,7 +97,7 @@ ResyncIfConcerned(Subscription *s, void *arg)
 static void
 Resync(Oid source, Oid dependency, bool judged, Identity *identity, const char *reason)
 {
-	Concern		c = {source, dependency, judged, identity, reason};
+	Concern c = {source, dependency, judged, identity, reason};
 
 	SubscriptionForEach(NULL, ResyncIfConcerned, &c);
 }
@@ -105,7 +105,7 @@ Resync(Oid source, Oid dependency, bool judged, Identity *identity, const char *
 bool
 EventsReloadCatalog(void)
 {
-	bool		roles_changed = false;
+	bool roles_changed = false;
 
 	/* Maps point to sources. */
 	MapFreeAll();
@@ -128,11 +128,11 @@ EventsRolesChanged(void)
 
 	dlist_foreach_modify(iter, &all_identities)
 	{
-		Identity   *identity = dlist_container(Identity, node, iter.cur);
+		Identity *identity = dlist_container(Identity, node, iter.cur);
 		IdentityInfo info = identity->info;
-		JwtResult	error = {0};
+		JwtResult error = {0};
 		dlist_mutable_iter iter2;
-		Identity   *changed;
+		Identity *changed;
 
 		if (!IdentityRefresh(&info, ChannelsRoleAllowed, &error))
 		{
@@ -175,7 +175,7 @@ EventsCheckRoles(void)
 static void
 ApplyBarrier(LogBarrier *barrier)
 {
-	ListCell   *lc;
+	ListCell *lc;
 
 	switch (barrier->kind)
 	{
@@ -208,7 +208,7 @@ ApplyBarrier(LogBarrier *barrier)
 void
 EventsApply(LogTransaction *transaction)
 {
-	int			i;
+	int i;
 
 	/* The more telling reason first: TRUNCATE is a barrier, too. */
 	for (i = 0; i < transaction->nlost; i++)
@@ -223,7 +223,7 @@ EventsApply(LogTransaction *transaction)
 void
 EventsMapFailed(TransactionMap *map)
 {
-	ListCell   *lc;
+	ListCell *lc;
 
 	foreach(lc, map->failed)
 		Resync(lfirst_oid(lc), InvalidOid, false, NULL, "change_not_readable");
@@ -238,7 +238,7 @@ EventsResyncIdentity(Identity *identity, Oid relid, const char *reason)
 const char *
 EventConcerns(Subscription *s, LogTransaction *transaction, bool barriers_only)
 {
-	int			i;
+	int i;
 
 	for (i = 0; i < transaction->nbarriers; i++)
 	{

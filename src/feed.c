@@ -38,14 +38,14 @@
 #include "utils/snapmgr.h"
 
 /* Bytes taken from the queue and transactions published in one turn. */
-#define RECEIVE_BUDGET	(1024 * 1024)
-#define PUBLISH_BUDGET	500
+#define RECEIVE_BUDGET (1024 * 1024)
+#define PUBLISH_BUDGET 500
 
 /* With more than this queued for a gateway nothing is published. */
-#define LINK_LIMIT		((Size) 8 * 1024 * 1024)
+#define LINK_LIMIT ((Size) 8 * 1024 * 1024)
 
 DatabaseFeed *feed_shared;
-int			feed_index;
+int feed_index;
 MemoryContext feed_context;
 TimestampTz feed_now;
 MemoryState feed_memory = MEMORY_FINE;
@@ -90,17 +90,18 @@ static void
 CheckMemory(void)
 {
 	static TimestampTz checked;
-	Size		limit = (Size) setting_worker_memory * 1024;
-	Size		used;
+	Size limit = (Size) setting_worker_memory * 1024;
+	Size used;
 	MemoryState before = feed_memory;
 
 	if (!TimestampDifferenceExceeds(checked, feed_now, 500))
 		return;
 	checked = feed_now;
 	used = MemoryContextMemAllocated(TopMemoryContext, true) + GatewaysPending();
-	feed_memory = used > limit ? MEMORY_OVER :
-		used > limit / 10 * 9 ? MEMORY_FULL :
-		used > limit / 10 * 8 ? MEMORY_SHORT : MEMORY_FINE;
+	feed_memory = used > limit			  ? MEMORY_OVER
+				  : used > limit / 10 * 9 ? MEMORY_FULL
+				  : used > limit / 10 * 8 ? MEMORY_SHORT
+										  : MEMORY_FINE;
 	if (feed_memory >= MEMORY_FULL && before < MEMORY_FULL)
 		ereport(LOG,
 				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
@@ -108,9 +109,10 @@ CheckMemory(void)
 						used / 1024, setting_worker_memory),
 				 errhint("Raise changefeed.worker_memory, or lower changefeed.history_size.")));
 	else if (feed_memory < MEMORY_FULL && before >= MEMORY_FULL)
-		ereport(LOG,
-				(errmsg("feed worker accepts new subscriptions again: it uses %zu of %d kB of memory",
-						used / 1024, setting_worker_memory)));
+		ereport(
+			LOG,
+			(errmsg("feed worker accepts new subscriptions again: it uses %zu of %d kB of memory",
+					used / 1024, setting_worker_memory)));
 }
 
 static void
@@ -124,9 +126,9 @@ UpdateStatistics(void)
 static long
 Turn(XLogRecPtr start_lsn, bool *serving)
 {
-	long		wait = -1;
-	bool		more;
-	int			i;
+	long wait = -1;
+	bool more;
+	int i;
 
 	more = LogReceive(RECEIVE_BUDGET);
 
@@ -165,7 +167,7 @@ Turn(XLogRecPtr start_lsn, bool *serving)
 	if (!events_catalog_stale && GatewaysPending() < LINK_LIMIT)
 	{
 		/* A backend's commit wakes us; the time-out is for what it cannot. */
-		long		retry = LogPublish(DeliverPublish, PUBLISH_BUDGET);
+		long retry = LogPublish(DeliverPublish, PUBLISH_BUDGET);
 
 		Sooner(&wait, retry);
 		if (retry < 0 && LogHasUnpublished())
@@ -203,13 +205,13 @@ Turn(XLogRecPtr start_lsn, bool *serving)
 static void
 Loop(XLogRecPtr start_lsn)
 {
-	bool		serving = false;
-	bool		busy = true;
+	bool serving = false;
+	bool busy = true;
 
 	for (;;)
 	{
-		WaitEvent	events[MAX_GATEWAYS + 2];
-		long		wait;
+		WaitEvent events[MAX_GATEWAYS + 2];
+		long wait;
 
 		CHECK_FOR_INTERRUPTS();
 		if (ShutdownRequestPending)
@@ -254,7 +256,7 @@ Loop(XLogRecPtr start_lsn)
 void
 ChangefeedFeedMain(Datum main_arg)
 {
-	XLogRecPtr	start_lsn;
+	XLogRecPtr start_lsn;
 
 	feed_shared = SharedFeedOfWorker(main_arg);
 	feed_index = DatumGetInt32(main_arg);

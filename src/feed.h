@@ -37,150 +37,150 @@ struct Gateway;
 struct TransactionMap;
 
 /* Values of LINK_MARK. */
-#define MARK_REPLAY		1		/* Connection.mark waits for it */
-#define MARK_SYNC		2		/* behind `synced` messages */
+#define MARK_REPLAY 1 /* Connection.mark waits for it */
+#define MARK_SYNC	2 /* behind `synced` messages */
 
 typedef struct View
 {
-	int			refcount;
-	int			source_id;
-	Oid			relid;
-	int			ncolumns;
-	int16	   *columns;		/* attribute numbers to send, ascending */
-	int			nkey;
-	int16	   *key;
-	int			rls;			/* 0: every row, 1: to be judged, 2: no row */
-	uint64		fingerprint;
-	int			ndependencies;
-	Oid		   *dependencies;	/* tables that the policies read */
+	int refcount;
+	int source_id;
+	Oid relid;
+	int ncolumns;
+	int16 *columns; /* attribute numbers to send, ascending */
+	int nkey;
+	int16 *key;
+	int rls; /* 0: every row, 1: to be judged, 2: no row */
+	uint64 fingerprint;
+	int ndependencies;
+	Oid *dependencies; /* tables that the policies read */
 } View;
 
 typedef struct Identity
 {
-	dlist_node	node;			/* in the list of all */
-	struct Identity *next;		/* with the same hash */
-	uint64		serial;			/* never reused, unlike the address */
-	int			refcount;
+	dlist_node node;	   /* in the list of all */
+	struct Identity *next; /* with the same hash */
+	uint64 serial;		   /* never reused, unlike the address */
+	int refcount;
 	IdentityInfo info;
-	char		tag[POSITION_TAG];
-	List	   *views;			/* of View, interned */
-	dlist_head	connections;	/* Connection.identity_node */
+	char tag[POSITION_TAG];
+	List *views;			/* of View, interned */
+	dlist_head connections; /* Connection.identity_node */
 } Identity;
 
 typedef struct Connection
 {
-	uint64		id;				/* ours: never reused */
-	uint32		number;			/* the gateway's */
+	uint64 id;	   /* ours: never reused */
+	uint32 number; /* the gateway's */
 	struct Gateway *gateway;
-	dlist_node	identity_node;	/* only while identity is set */
-	Identity   *identity;		/* NULL before connect */
-	int64		expires;		/* of the token, seconds since 1970, 0: never */
-	bool		expiry_warned;
-	bool		closing;		/* LINK_CLOSE was sent: ignore it */
-	dlist_head	subscriptions;	/* Subscription.connection_node */
-	int			nsubscriptions;
-	int			nready;
-	char	   *open_token;		/* token that came with the handshake, or NULL */
+	dlist_node identity_node; /* only while identity is set */
+	Identity *identity;		  /* NULL before connect */
+	int64 expires;			  /* of the token, seconds since 1970, 0: never */
+	bool expiry_warned;
+	bool closing;			  /* LINK_CLOSE was sent: ignore it */
+	dlist_head subscriptions; /* Subscription.connection_node */
+	int nsubscriptions;
+	int nready;
+	char *open_token; /* token that came with the handshake, or NULL */
 	TimestampTz opened;
 
 	/*
 	 * Cursor of the ready subscriptions.  `live`: everything published was
 	 * sent.  Otherwise it is behind for one of these reasons.
 	 */
-	bool		live;
-	uint64		cursor;			/* only when not live */
-	bool		waits_verdict;	/* transaction cursor + 1 has to be judged */
-	bool		choked;			/* the gateway said BEHIND */
-	uint32		mark;			/* a LINK_MARK is on its way (0: none) */
-	dlist_node	behind_node;	/* in the list of connections not live */
-	int			held;			/* subscriptions that keep it from advancing
+	bool live;
+	uint64 cursor;			/* only when not live */
+	bool waits_verdict;		/* transaction cursor + 1 has to be judged */
+	bool choked;			/* the gateway said BEHIND */
+	uint32 mark;			/* a LINK_MARK is on its way (0: none) */
+	dlist_node behind_node; /* in the list of connections not live */
+	int held;				/* subscriptions that keep it from advancing
 								 * until they have caught up */
-	uint64		first;			/* LogPublished() when it was opened */
-	Size		replayed;		/* bytes since it was last waited for */
-	uint64		group;			/* the group it is moved with */
-	uint64		taken_out;		/* the last run that it could not be part of */
-	List	   *syncs;			/* of PendingSync */
-	int			npostponed;		/* messages of it that wait: postponed.c */
-	bool		postponed_waits;	/* scratch: the first of them has to */
+	uint64 first;			/* LogPublished() when it was opened */
+	Size replayed;			/* bytes since it was last waited for */
+	uint64 group;			/* the group it is moved with */
+	uint64 taken_out;		/* the last run that it could not be part of */
+	List *syncs;			/* of PendingSync */
+	int npostponed;			/* messages of it that wait: postponed.c */
+	bool postponed_waits;	/* scratch: the first of them has to */
 } Connection;
 
 typedef enum SubscriptionState
 {
-	SUB_QUERYING,				/* job submitted (or waiting to be) */
-	SUB_LOADING,				/* pages go to the client */
-	SUB_CATCHUP,				/* transactions up to the connection's cursor */
+	SUB_QUERYING, /* job submitted (or waiting to be) */
+	SUB_LOADING,  /* pages go to the client */
+	SUB_CATCHUP,  /* transactions up to the connection's cursor */
 	SUB_READY,
-	SUB_CLOSED					/* only while being freed */
+	SUB_CLOSED /* only while being freed */
 } SubscriptionState;
 
 typedef struct Spelling
 {
-	char	   *json;			/* the name as the client wrote it, as JSON */
-	int			length;
-	int			refcount;
+	char *json; /* the name as the client wrote it, as JSON */
+	int length;
+	int refcount;
 } Spelling;
 
 typedef struct Instance
 {
-	char	   *key;			/* channel id, NUL-separated parameters; hash key */
-	int			key_length;
-	Channel    *channel;
-	char	  **params;			/* NULL entries: any ("*") */
-	bool		starred;
-	dlist_head	subscriptions;	/* Subscription.instance_node */
-	List	   *spellings;
+	char *key; /* channel id, NUL-separated parameters; hash key */
+	int key_length;
+	Channel *channel;
+	char **params; /* NULL entries: any ("*") */
+	bool starred;
+	dlist_head subscriptions; /* Subscription.instance_node */
+	List *spellings;
 } Instance;
 
 typedef struct Subscription
 {
-	uint32		id;
-	dlist_node	connection_node;
-	dlist_node	instance_node;
-	dlist_node	work_node;		/* in the list of those not ready */
+	uint32 id;
+	dlist_node connection_node;
+	dlist_node instance_node;
+	dlist_node work_node; /* in the list of those not ready */
 	Connection *connection;
-	Instance   *instance;
-	Spelling   *name;
-	char	   *request_id;		/* JSON of the id to answer with, until
+	Instance *instance;
+	Spelling *name;
+	char *request_id; /* JSON of the id to answer with, until
 								 * subscribed was sent */
 	SubscriptionState state;
-	bool		announced;		/* "subscribed" was sent */
-	bool		announced_entities; /* and the client knows the columns of now */
-	bool		no_snapshot;	/* "snapshot":false */
-	bool		recovering;		/* a resume: no rows are asked for */
-	View	  **views;			/* by index of source, NULL before described */
+	bool announced;			 /* "subscribed" was sent */
+	bool announced_entities; /* and the client knows the columns of now */
+	bool no_snapshot;		 /* "snapshot":false */
+	bool recovering;		 /* a resume: no rows are asked for */
+	View **views;			 /* by index of source, NULL before described */
 
 	/* ready: gets transactions with a greater number */
-	uint64		since;
+	uint64 since;
 
 	/* not ready */
-	uint64		job;			/* query job, 0: none */
-	TimestampTz retry_at;		/* submit the job then (0: at once) */
-	int			retry_delay;	/* ms */
+	uint64 job;			  /* query job, 0: none */
+	TimestampTz retry_at; /* submit the job then (0: at once) */
+	int retry_delay;	  /* ms */
 	TimestampTz resynced_at;
-	int			attempts;
-	uint64		start;			/* LogPublished() when the job was submitted */
-	uint64		cursor;			/* catching up: last transaction sent */
-	bool		has_snapshot;
+	int attempts;
+	uint64 start;  /* LogPublished() when the job was submitted */
+	uint64 cursor; /* catching up: last transaction sent */
+	bool has_snapshot;
 	TransactionId xmin;
 	TransactionId xmax;
-	int			nxip;
+	int nxip;
 	TransactionId *xip;
-	XLogRecPtr	snapshot_lsn;	/* N */
-	bool		restart;		/* what it has is not usable: ask again */
-	bool		told_rows;		/* the client has rows or a `ready` of it */
-	bool		answered;		/* the job is done, its result not yet used */
-	bool		from_position;	/* `from` is to be honoured if possible */
-	uint64		from;			/* number of the transaction it names */
-	int			npages;			/* messages in `pages` */
-	bool		holds;			/* counted in connection->held */
-	char	   *file;			/* spooled pages */
-	StringInfoData pages;		/* small snapshot: u32 source, u32 length, rows */
+	XLogRecPtr snapshot_lsn; /* N */
+	bool restart;			 /* what it has is not usable: ask again */
+	bool told_rows;			 /* the client has rows or a `ready` of it */
+	bool answered;			 /* the job is done, its result not yet used */
+	bool from_position;		 /* `from` is to be honoured if possible */
+	uint64 from;			 /* number of the transaction it names */
+	int npages;				 /* messages in `pages` */
+	bool holds;				 /* counted in connection->held */
+	char *file;				 /* spooled pages */
+	StringInfoData pages;	 /* small snapshot: u32 source, u32 length, rows */
 } Subscription;
 
 /* feed.c */
 extern DatabaseFeed *feed_shared;
-extern int	feed_index;
-extern MemoryContext feed_context;	/* as long as the process */
+extern int feed_index;
+extern MemoryContext feed_context; /* as long as the process */
 
 /* Time of this turn, taken once. */
 extern TimestampTz feed_now;
@@ -189,9 +189,9 @@ extern TimestampTz feed_now;
 typedef enum MemoryState
 {
 	MEMORY_FINE,
-	MEMORY_SHORT,				/* the log is shortened */
-	MEMORY_FULL,				/* no new subscriptions */
-	MEMORY_OVER					/* no new connections either */
+	MEMORY_SHORT, /* the log is shortened */
+	MEMORY_FULL,  /* no new subscriptions */
+	MEMORY_OVER	  /* no new connections either */
 } MemoryState;
 extern MemoryState feed_memory;
 
@@ -204,14 +204,14 @@ extern void ConnectionFree(Connection *connection);
 extern void ConnectionSetIdentity(Connection *connection, Identity *identity);
 extern void ConnectionSetBehind(Connection *connection, uint64 cursor);
 extern void ConnectionSetLive(Connection *connection);
-extern int	ConnectionCount(void);
-extern int	SubscriptionCount(void);
-extern dlist_head all_connections_behind;	/* Connection.behind_node */
-extern dlist_head all_subscriptions_working;	/* Subscription.work_node */
-extern dlist_head all_identities;	/* Identity.node */
+extern int ConnectionCount(void);
+extern int SubscriptionCount(void);
+extern dlist_head all_connections_behind;	 /* Connection.behind_node */
+extern dlist_head all_subscriptions_working; /* Subscription.work_node */
+extern dlist_head all_identities;			 /* Identity.node */
 
 /* Walks all connections; `callback` must not free any. */
-extern void ConnectionForEach(void (*callback) (Connection *connection));
+extern void ConnectionForEach(void (*callback)(Connection *connection));
 
 extern Identity *IdentityIntern(const IdentityInfo *info);
 extern void IdentityRelease(Identity *identity);
@@ -229,8 +229,8 @@ extern Instance *InstanceFind(Channel *channel, char *const *params);
 extern List *InstancesStarred(Channel *channel);
 extern bool InstanceMatches(const Instance *instance, char *const *params);
 
-extern Subscription *SubscriptionCreate(Connection *connection, Instance *instance,
-										const char *name, Size length);
+extern Subscription *
+SubscriptionCreate(Connection *connection, Instance *instance, const char *name, Size length);
 extern Subscription *SubscriptionFind(Connection *connection, const char *name, Size length);
 extern Subscription *SubscriptionById(Connection *connection, uint32 id);
 extern void SubscriptionSetState(Subscription *subscription, SubscriptionState state);
@@ -238,8 +238,8 @@ extern void SubscriptionMove(Subscription *subscription, Instance *instance);
 extern void SubscriptionFree(Subscription *subscription);
 
 /* Walks the subscriptions of a channel (of all, when NULL). */
-extern void SubscriptionForEach(Channel *channel, void (*callback) (Subscription *s, void *arg),
-								void *arg);
+extern void
+SubscriptionForEach(Channel *channel, void (*callback)(Subscription *s, void *arg), void *arg);
 
 /* subscribe.c: the life of a subscription until it is ready */
 extern void SubscribeStart(Subscription *subscription, const Position *from);
@@ -258,28 +258,28 @@ extern void SubscribeForget(Subscription *subscription);
 /* map.c: which rows of a transaction concern which sources, net */
 typedef struct MapImage
 {
-	bool		used;
+	bool used;
 	const RecordDescription *desc;
-	Datum	   *values;			/* deformed; unchanged TOAST filled if possible */
-	bool	   *isnull;
-	bool		incomplete;		/* some value is not known */
-	bool		filled;			/* values differ from the bytes in the log */
-	const char *data;			/* tuple bytes in the log */
-	uint32		length;
+	Datum *values; /* deformed; unchanged TOAST filled if possible */
+	bool *isnull;
+	bool incomplete;  /* some value is not known */
+	bool filled;	  /* values differ from the bytes in the log */
+	const char *data; /* tuple bytes in the log */
+	uint32 length;
 } MapImage;
 
 typedef struct MapEntry
 {
-	Source	   *source;
-	Layout	   *layout;			/* of the new image, else of the old */
-	int			old_image;		/* index into images, or -1 */
-	int			new_image;
-	bool		old_in;			/* passes filter, has all parameters */
-	bool		new_in;
-	char	  **old_params;
-	char	  **new_params;
-	char	   *key;			/* JSON object */
-	int			key_length;
+	Source *source;
+	Layout *layout; /* of the new image, else of the old */
+	int old_image;	/* index into images, or -1 */
+	int new_image;
+	bool old_in; /* passes filter, has all parameters */
+	bool new_in;
+	char **old_params;
+	char **new_params;
+	char *key; /* JSON object */
+	int key_length;
 } MapEntry;
 
 /* What is known of one identity's verdicts on the images. */
@@ -287,23 +287,23 @@ typedef struct VerdictSet
 {
 	struct
 	{
-		uint64		identity;	/* serial */
-		uint64		relid;
-	}			key;
-	uint8	   *states;			/* Verdict of each image */
+		uint64 identity; /* serial */
+		uint64 relid;
+	} key;
+	uint8 *states; /* Verdict of each image */
 } VerdictSet;
 
 typedef struct TransactionMap
 {
-	dlist_node	node;			/* in the list of all maps */
+	dlist_node node; /* in the list of all maps */
 	LogTransaction *transaction;
 	MemoryContext context;
-	int			nimages;
-	MapImage   *images;			/* 2 * change + (new ? 1 : 0) */
-	int			nentries;
-	MapEntry   *entries;
-	List	   *failed;			/* Oid of sources whose rows could not be read */
-	HTAB	   *verdicts;		/* of VerdictSet; NULL until one is asked for */
+	int nimages;
+	MapImage *images; /* 2 * change + (new ? 1 : 0) */
+	int nentries;
+	MapEntry *entries;
+	List *failed;	/* Oid of sources whose rows could not be read */
+	HTAB *verdicts; /* of VerdictSet; NULL until one is asked for */
 } TransactionMap;
 
 /* The transaction's map, made when it is not there. */
@@ -352,8 +352,8 @@ extern void EventsMapFailed(TransactionMap *map);
  * ready yet?  The reason, or NULL.  `barriers_only`: the rows are right
  * anyway, but what was found out about privileges may be outdated.
  */
-extern const char *EventConcerns(Subscription *subscription, LogTransaction *transaction,
-								 bool barriers_only);
+extern const char *
+EventConcerns(Subscription *subscription, LogTransaction *transaction, bool barriers_only);
 
 /* Roles changed somewhere: identities are looked at again. */
 extern void EventsRolesChanged(void);
@@ -363,7 +363,7 @@ extern bool EventsCheckRoles(void);
 
 /* Reads the channel catalog; false: locked, try again. */
 extern bool EventsReloadCatalog(void);
-extern bool events_catalog_stale;	/* nothing is published while true */
+extern bool events_catalog_stale; /* nothing is published while true */
 
 /* Resyncs the identity's ready subscriptions that are fed by that table. */
 extern void EventsResyncIdentity(Identity *identity, Oid relid, const char *reason);
@@ -371,7 +371,7 @@ extern void EventsResyncIdentity(Identity *identity, Oid relid, const char *reas
 /* verdicts.c: what identities may see of judged rows */
 typedef enum Verdict
 {
-	VERDICT_UNKNOWN = 0,		/* not asked for */
+	VERDICT_UNKNOWN = 0, /* not asked for */
 	VERDICT_ASKED,
 	VERDICT_HIDDEN,
 	VERDICT_VISIBLE
@@ -429,4 +429,4 @@ extern List *RelationsChanged(void);
 /* The name of a column, "" when there is none. */
 extern char *RelationColumnName(Oid relid, int16 attno);
 
-#endif							/* CHANGEFEED_FEED_H */
+#endif /* CHANGEFEED_FEED_H */

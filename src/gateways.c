@@ -35,21 +35,21 @@
 #include "utils/varlena.h"
 
 /* A link with more than this queued stops the publishing of transactions. */
-#define READ_BUDGET		(256 * 1024)
+#define READ_BUDGET (256 * 1024)
 
-Gateway		gateways[MAX_GATEWAYS];
-int			gateway_count;
+Gateway gateways[MAX_GATEWAYS];
+int gateway_count;
 
 static uint32 next_serial;
 static WaitEventSet *wait_set;
-static int	link_event[MAX_GATEWAYS];
+static int link_event[MAX_GATEWAYS];
 
 static const struct
 {
 	const char *path;
 	const char *file;
 	const char *type;
-}			assets[] = {
+} assets[] = {
 	{"/", "index.html", "text/html; charset=utf-8"},
 	{"/console.js", "console.js", "text/javascript; charset=utf-8"},
 	{"/client.js", "client.js", "text/javascript; charset=utf-8"},
@@ -60,7 +60,7 @@ static const struct
 void
 GatewaysInit(void)
 {
-	int			i;
+	int i;
 
 	gateway_count = Min(setting_gateways, MAX_GATEWAYS);
 	for (i = 0; i < gateway_count; i++)
@@ -72,11 +72,11 @@ GatewaysInit(void)
 static void
 PutList(LinkFrame *link, const char *setting, const char *more)
 {
-	char	   *a = pstrdup(setting);
-	char	   *b = pstrdup(more);
-	List	   *items = NIL;
-	List	   *others = NIL;
-	ListCell   *lc;
+	char *a = pstrdup(setting);
+	char *b = pstrdup(more);
+	List *items = NIL;
+	List *others = NIL;
+	ListCell *lc;
 
 	if (!SplitGUCList(a, ',', &items))
 		items = NIL;
@@ -90,7 +90,7 @@ PutList(LinkFrame *link, const char *setting, const char *more)
 static void
 SendConfig(Gateway *gateway)
 {
-	LinkFrame  *link = gateway->link;
+	LinkFrame *link = gateway->link;
 
 	LinkFrameBegin(link, LINK_CONFIG);
 	LinkFramePutU32(link, setting_max_connections / gateway_count);
@@ -109,32 +109,31 @@ SendConfig(Gateway *gateway)
 static void
 SendAssets(Gateway *gateway)
 {
-	char		share[MAXPGPATH];
-	int			i;
+	char share[MAXPGPATH];
+	int i;
 
 	get_share_path(my_exec_path, share);
 	for (i = 0; i < (int) lengthof(assets); i++)
 	{
-		char	   *path = psprintf("%s/pg_changefeed/console/%s", share, assets[i].file);
-		FILE	   *file = AllocateFile(path, "r");
+		char *path = psprintf("%s/pg_changefeed/console/%s", share, assets[i].file);
+		FILE *file = AllocateFile(path, "r");
 		StringInfoData bytes;
-		char		buffer[8192];
-		size_t		n;
-		char	   *etag;
+		char buffer[8192];
+		size_t n;
+		char *etag;
 
 		if (file == NULL)
 		{
-			ereport(LOG,
-					(errcode_for_file_access(),
-					 errmsg("could not open file \"%s\" of the console: %m", path)));
+			ereport(LOG, (errcode_for_file_access(),
+						  errmsg("could not open file \"%s\" of the console: %m", path)));
 			continue;
 		}
 		initStringInfo(&bytes);
 		while ((n = fread(buffer, 1, sizeof(buffer), file)) > 0)
 			appendBinaryStringInfo(&bytes, buffer, (int) n);
 		FreeFile(file);
-		etag = psprintf("\"%016llx\"", (unsigned long long)
-						hash_bytes_extended((unsigned char *) bytes.data, bytes.len, 0));
+		etag = psprintf("\"%016llx\"", (unsigned long long) hash_bytes_extended(
+										   (unsigned char *) bytes.data, bytes.len, 0));
 		LinkFrameBegin(gateway->link, LINK_ASSET);
 		LinkFramePutBytes(gateway->link, assets[i].path, strlen(assets[i].path));
 		LinkFramePutBytes(gateway->link, assets[i].type, strlen(assets[i].type));
@@ -149,15 +148,15 @@ SendAssets(Gateway *gateway)
 static bool
 Spawn(Gateway *gateway)
 {
-	char		program[MAXPGPATH];
-	char	   *argv[] = {"pg_changefeed_gateway", "--link-fd", "3", NULL};
-	char	   *envp[] = {NULL};
+	char program[MAXPGPATH];
+	char *argv[] = {"pg_changefeed_gateway", "--link-fd", "3", NULL};
+	char *envp[] = {NULL};
 	posix_spawn_file_actions_t actions;
 	posix_spawnattr_t attributes;
-	sigset_t	set;
-	int			pair[2];
-	pid_t		pid;
-	int			rc;
+	sigset_t set;
+	int pair[2];
+	pid_t pid;
+	int rc;
 
 	strlcpy(program, my_exec_path, sizeof(program));
 	get_parent_directory(program);
@@ -165,9 +164,8 @@ Spawn(Gateway *gateway)
 
 	if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, pair) < 0)
 	{
-		ereport(LOG,
-				(errcode_for_socket_access(),
-				 errmsg("could not create a socket pair for a gateway: %m")));
+		ereport(LOG, (errcode_for_socket_access(),
+					  errmsg("could not create a socket pair for a gateway: %m")));
 		return false;
 	}
 
@@ -188,7 +186,7 @@ Spawn(Gateway *gateway)
 	posix_spawnattr_setsigdefault(&attributes, &set);
 	posix_spawnattr_setpgroup(&attributes, 0);
 	posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETSIGDEF |
-							 POSIX_SPAWN_SETPGROUP);
+											  POSIX_SPAWN_SETPGROUP);
 	rc = posix_spawn(&pid, program, &actions, &attributes, argv, envp);
 	posix_spawn_file_actions_destroy(&actions);
 	posix_spawnattr_destroy(&attributes);
@@ -197,17 +195,14 @@ Spawn(Gateway *gateway)
 	{
 		errno = rc;
 		ereport(LOG,
-				(errcode_for_file_access(),
-				 errmsg("could not start gateway \"%s\": %m", program)));
+				(errcode_for_file_access(), errmsg("could not start gateway \"%s\": %m", program)));
 		close(pair[0]);
 		return false;
 	}
 
 	gateway->link = LinkFrameCreate(pair[0]);
 	if (gateway->link == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_OUT_OF_MEMORY),
-				 errmsg("out of memory")));
+		ereport(ERROR, (errcode(ERRCODE_OUT_OF_MEMORY), errmsg("out of memory")));
 	gateway->serial = ++next_serial;
 	gateway->pid = pid;
 	gateway->greeted = false;
@@ -242,13 +237,12 @@ CollectLost(Connection *connection)
 static void
 GatewayLost(Gateway *gateway)
 {
-	bool		lived = TimestampDifferenceExceeds(gateway->started, feed_now, 5000);
-	ListCell   *lc;
+	bool lived = TimestampDifferenceExceeds(gateway->started, feed_now, 5000);
+	ListCell *lc;
 	MemoryContext old;
 
-	ereport(LOG,
-			(errmsg("changefeed gateway with PID %d has ended", (int) gateway->pid),
-			 errdetail("Its clients have to connect again; the gateway is started again.")));
+	ereport(LOG, (errmsg("changefeed gateway with PID %d has ended", (int) gateway->pid),
+				  errdetail("Its clients have to connect again; the gateway is started again.")));
 
 	dying = gateway;
 	lost_connections = NIL;
@@ -269,8 +263,9 @@ GatewayLost(Gateway *gateway)
 	if (gateway->index == 0)
 		pg_atomic_write_u32(&feed_shared->feed_gateway_pid, 0);
 	gateway->failures = lived ? 0 : Min(gateway->failures + 1, 6);
-	gateway->start_at = gateway->failures == 0 ? feed_now :
-		TimestampTzPlusMilliseconds(feed_now, 250 << gateway->failures);
+	gateway->start_at = gateway->failures == 0
+							? feed_now
+							: TimestampTzPlusMilliseconds(feed_now, 250 << gateway->failures);
 	if (wait_set != NULL)
 		FreeWaitEventSet(wait_set);
 	wait_set = NULL;
@@ -279,8 +274,8 @@ GatewayLost(Gateway *gateway)
 long
 GatewaysMaintain(bool may_listen)
 {
-	long		wait = -1;
-	int			i;
+	long wait = -1;
+	int i;
 
 	if (!may_listen)
 		return -1;
@@ -290,12 +285,12 @@ GatewaysMaintain(bool may_listen)
 
 	for (i = 0; i < gateway_count; i++)
 	{
-		Gateway    *gateway = &gateways[i];
-		ListCell   *lc;
+		Gateway *gateway = &gateways[i];
+		ListCell *lc;
 
 		foreach(lc, gateway->zombies)
 		{
-			int			status;
+			int status;
 
 			/* Not there yet: it is looked at again when something happens. */
 			if (waitpid(lfirst_int(lc), &status, WNOHANG) != 0)
@@ -307,7 +302,7 @@ GatewaysMaintain(bool may_listen)
 			continue;
 		if (feed_now < gateway->start_at)
 		{
-			long		ms = Max(TimestampDifferenceMilliseconds(feed_now, gateway->start_at), 1);
+			long ms = Max(TimestampDifferenceMilliseconds(feed_now, gateway->start_at), 1);
 
 			wait = wait < 0 ? ms : Min(wait, ms);
 			continue;
@@ -329,7 +324,7 @@ GatewaysMaintain(bool may_listen)
 void
 GatewaysConfigure(void)
 {
-	int			i;
+	int i;
 
 	for (i = 0; i < gateway_count; i++)
 		if (gateways[i].link != NULL)
@@ -341,7 +336,7 @@ GatewaysConfigure(void)
 WaitEventSet *
 GatewaysWaitSet(void)
 {
-	int			i;
+	int i;
 
 	if (wait_set == NULL)
 	{
@@ -359,7 +354,7 @@ GatewaysWaitSet(void)
 		if (gateways[i].link != NULL)
 			ModifyWaitEvent(wait_set, link_event[i],
 							WL_SOCKET_READABLE |
-							(LinkFramePending(gateways[i].link) > 0 ? WL_SOCKET_WRITEABLE : 0),
+								(LinkFramePending(gateways[i].link) > 0 ? WL_SOCKET_WRITEABLE : 0),
 							NULL);
 	return wait_set;
 }
@@ -367,7 +362,7 @@ GatewaysWaitSet(void)
 void
 GatewaysFlush(void)
 {
-	int			i;
+	int i;
 
 	for (i = 0; i < gateway_count; i++)
 	{
@@ -387,8 +382,8 @@ GatewaysFlush(void)
 Size
 GatewaysPending(void)
 {
-	Size		most = 0;
-	int			i;
+	Size most = 0;
+	int i;
 
 	for (i = 0; i < gateway_count; i++)
 		if (gateways[i].link != NULL)
@@ -399,8 +394,8 @@ GatewaysPending(void)
 static void
 Handle(Gateway *gateway, LinkMessage *message)
 {
-	WireReader	r = WireReaderInit(message->payload, message->length);
-	uint32		number = 0;
+	WireReader r = WireReaderInit(message->payload, message->length);
+	uint32 number = 0;
 	Connection *connection = NULL;
 
 	if (message->type != LINK_HELLO && message->type != LINK_PING_DUE &&
@@ -420,34 +415,33 @@ Handle(Gateway *gateway, LinkMessage *message)
 	switch (message->type)
 	{
 		case LINK_HELLO:
-			{
-				uint32		version = WireGetU32(&r);
-				uint32		pid = WireGetU32(&r);
-				WireBytes	library = WireGetBytes(&r);
+		{
+			uint32 version = WireGetU32(&r);
+			uint32 pid = WireGetU32(&r);
+			WireBytes library = WireGetBytes(&r);
 
-				if (r.failed || version != LINK_VERSION)
-					ereport(ERROR,
-							(errcode(ERRCODE_PROTOCOL_VIOLATION),
-							 errmsg("gateway speaks version %u of the link, not %d",
-									version, LINK_VERSION),
-							 errhint("Install the gateway program and the library of the same version.")));
-				ereport(LOG,
-						(errmsg("changefeed gateway started with PID %u, libwebsockets %.*s",
-								pid, (int) library.length, library.data)));
-				gateway->greeted = true;
-			}
-			break;
+			if (r.failed || version != LINK_VERSION)
+				ereport(
+					ERROR,
+					(errcode(ERRCODE_PROTOCOL_VIOLATION),
+					 errmsg("gateway speaks version %u of the link, not %d", version, LINK_VERSION),
+					 errhint("Install the gateway program and the library of the same version.")));
+			ereport(LOG, (errmsg("changefeed gateway started with PID %u, libwebsockets %.*s", pid,
+								 (int) library.length, library.data)));
+			gateway->greeted = true;
+		}
+		break;
 		case LINK_OPEN:
-			{
-				WireBytes	token;
+		{
+			WireBytes token;
 
-				(void) WireGetU8(&r);
-				(void) WireGetBytes(&r);
-				token = WireGetBytes(&r);
-				if (!r.failed)
-					ProtocolOpen(ConnectionCreate(gateway, number), token.data, token.length);
-			}
-			break;
+			(void) WireGetU8(&r);
+			(void) WireGetBytes(&r);
+			token = WireGetBytes(&r);
+			if (!r.failed)
+				ProtocolOpen(ConnectionCreate(gateway, number), token.data, token.length);
+		}
+		break;
 		case LINK_MESSAGE:
 			if (!connection->closing)
 				ProtocolMessage(connection, r.data + r.offset, r.length - r.offset);
@@ -456,64 +450,63 @@ Handle(Gateway *gateway, LinkMessage *message)
 			ConnectionFree(connection);
 			break;
 		case LINK_BEHIND:
-			{
-				uint64		last = WireGetU64(&r);
+		{
+			uint64 last = WireGetU64(&r);
 
-				if (!r.failed)
-					DeliverChoked(connection, last);
-			}
-			break;
+			if (!r.failed)
+				DeliverChoked(connection, last);
+		}
+		break;
 		case LINK_DRAINED:
 			DeliverDrained(connection);
 			break;
 		case LINK_SNAPSHOT_DONE:
-			{
-				uint32		id = WireGetU32(&r);
-				bool		ok = WireGetU8(&r) != 0;
-				Subscription *s = SubscriptionById(connection, id);
+		{
+			uint32 id = WireGetU32(&r);
+			bool ok = WireGetU8(&r) != 0;
+			Subscription *s = SubscriptionById(connection, id);
 
-				if (s != NULL && !r.failed)
-					SubscribeSnapshotDone(s, ok);
-			}
-			break;
+			if (s != NULL && !r.failed)
+				SubscribeSnapshotDone(s, ok);
+		}
+		break;
 		case LINK_FLUSHED:
-			{
-				uint32		mark = WireGetU32(&r);
+		{
+			uint32 mark = WireGetU32(&r);
 
-				if (!r.failed)
-					DeliverFlushed(connection, mark);
-			}
-			break;
+			if (!r.failed)
+				DeliverFlushed(connection, mark);
+		}
+		break;
 		case LINK_PING_DUE:
-			{
-				uint32		count = WireGetU32(&r);
-				uint32	   *numbers;
-				uint32		i;
+		{
+			uint32 count = WireGetU32(&r);
+			uint32 *numbers;
+			uint32 i;
 
-				if (count > message->length / sizeof(uint32))
-					break;
-				numbers = palloc(sizeof(uint32) * Max(count, 1));
-				for (i = 0; i < count; i++)
-					numbers[i] = WireGetU32(&r);
-				if (!r.failed)
-					ProtocolPing(gateway, numbers, count);
-				pfree(numbers);
-			}
-			break;
+			if (count > message->length / sizeof(uint32))
+				break;
+			numbers = palloc(sizeof(uint32) * Max(count, 1));
+			for (i = 0; i < count; i++)
+				numbers[i] = WireGetU32(&r);
+			if (!r.failed)
+				ProtocolPing(gateway, numbers, count);
+			pfree(numbers);
+		}
+		break;
 		default:
 			break;
 	}
 	if (r.failed)
-		ereport(LOG,
-				(errcode(ERRCODE_PROTOCOL_VIOLATION),
-				 errmsg("gateway sent a malformed message of type %d", (int) message->type)));
+		ereport(LOG, (errcode(ERRCODE_PROTOCOL_VIOLATION),
+					  errmsg("gateway sent a malformed message of type %d", (int) message->type)));
 }
 
 bool
 GatewayReceive(Gateway *gateway)
 {
-	LinkStatus	status;
-	uint32		serial = gateway->serial;
+	LinkStatus status;
+	uint32 serial = gateway->serial;
 
 	if (gateway->link == NULL)
 		return false;
@@ -521,7 +514,7 @@ GatewayReceive(Gateway *gateway)
 	for (;;)
 	{
 		LinkMessage message;
-		LinkStatus	next = LinkFrameNext(gateway->link, &message);
+		LinkStatus next = LinkFrameNext(gateway->link, &message);
 
 		if (next == LINK_OK)
 		{
@@ -548,7 +541,7 @@ void
 GatewaysShutdown(const char *reason, int ms)
 {
 	TimestampTz end = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), ms);
-	int			i;
+	int i;
 
 	for (i = 0; i < gateway_count; i++)
 	{
@@ -562,11 +555,11 @@ GatewaysShutdown(const char *reason, int ms)
 	}
 	for (;;)
 	{
-		bool		left = false;
+		bool left = false;
 
 		for (i = 0; i < gateway_count; i++)
 		{
-			int			status;
+			int status;
 
 			if (gateways[i].link == NULL)
 				continue;
@@ -590,7 +583,7 @@ GatewaysShutdown(const char *reason, int ms)
 void
 GatewaySend(Connection *connection, const char *data, Size length)
 {
-	LinkFrame  *link = connection->gateway->link;
+	LinkFrame *link = connection->gateway->link;
 
 	if (connection->closing || link == NULL)
 		return;
@@ -603,7 +596,7 @@ GatewaySend(Connection *connection, const char *data, Size length)
 void
 GatewayIdentity(Connection *connection)
 {
-	LinkFrame  *link = connection->gateway->link;
+	LinkFrame *link = connection->gateway->link;
 
 	LinkFrameBegin(link, LINK_IDENTITY);
 	LinkFramePutU32(link, connection->number);
@@ -614,7 +607,7 @@ GatewayIdentity(Connection *connection)
 void
 GatewayClose(Connection *connection, uint16 code, const char *reason)
 {
-	LinkFrame  *link = connection->gateway->link;
+	LinkFrame *link = connection->gateway->link;
 
 	if (connection->closing || link == NULL)
 		return;
@@ -652,10 +645,10 @@ GatewayMark(Connection *connection, uint32 mark)
 }
 
 void
-GatewayPing(Gateway *gateway, const uint32 *numbers, int count,
-			const char *before, Size before_length, const char *after, Size after_length)
+GatewayPing(Gateway *gateway, const uint32 *numbers, int count, const char *before,
+			Size before_length, const char *after, Size after_length)
 {
-	int			i;
+	int i;
 
 	if (gateway->link == NULL || count == 0)
 		return;
@@ -669,11 +662,11 @@ GatewayPing(Gateway *gateway, const uint32 *numbers, int count,
 }
 
 void
-GatewaySnapshot(Connection *connection, uint32 subscription, int nprefixes,
-				StringInfo prefixes, int fd)
+GatewaySnapshot(Connection *connection, uint32 subscription, int nprefixes, StringInfo prefixes,
+				int fd)
 {
-	LinkFrame  *link = connection->gateway->link;
-	int			i;
+	LinkFrame *link = connection->gateway->link;
+	int i;
 
 	LinkFrameBegin(link, LINK_SNAPSHOT);
 	LinkFramePutU32(link, connection->number);
@@ -687,7 +680,7 @@ GatewaySnapshot(Connection *connection, uint32 subscription, int nprefixes,
 void
 GatewaySnapshotStop(Connection *connection, uint32 subscription)
 {
-	LinkFrame  *link = connection->gateway->link;
+	LinkFrame *link = connection->gateway->link;
 
 	if (link == NULL)
 		return;
@@ -700,9 +693,8 @@ GatewaySnapshotStop(Connection *connection, uint32 subscription)
 /* ---- transactions ---- */
 
 void
-GatewayTransactionBegin(Gateway *gateway, uint64 number, uint8 flags,
-						const char *before, Size before_length,
-						const char *after, Size after_length)
+GatewayTransactionBegin(Gateway *gateway, uint64 number, uint8 flags, const char *before,
+						Size before_length, const char *after, Size after_length)
 {
 	LinkFrameBegin(gateway->link, LINK_TX_BEGIN);
 	LinkFramePutU64(gateway->link, number);
@@ -713,8 +705,8 @@ GatewayTransactionBegin(Gateway *gateway, uint64 number, uint8 flags,
 }
 
 void
-GatewayTransactionFragment(Gateway *gateway, const uint32 *numbers, int count,
-						   const char *data, Size length)
+GatewayTransactionFragment(Gateway *gateway, const uint32 *numbers, int count, const char *data,
+						   Size length)
 {
 	LinkFrameBegin(gateway->link, LINK_TX_FRAGMENT);
 	LinkFramePutU32(gateway->link, count);

@@ -21,23 +21,23 @@
 
 #include "storage/latch.h"
 
-#define MAX_GATEWAYS	16
+#define MAX_GATEWAYS 16
 
 typedef struct Gateway
 {
-	int			index;
-	uint32		serial;			/* changes with every start */
-	pid_t		pid;			/* 0: not running */
-	LinkFrame  *link;			/* NULL: not running */
-	bool		greeted;		/* LINK_HELLO came */
+	int index;
+	uint32 serial;	 /* changes with every start */
+	pid_t pid;		 /* 0: not running */
+	LinkFrame *link; /* NULL: not running */
+	bool greeted;	 /* LINK_HELLO came */
 	TimestampTz started;
-	TimestampTz start_at;		/* when not running: not before */
-	int			failures;
-	List	   *zombies;		/* pids to be reaped */
+	TimestampTz start_at; /* when not running: not before */
+	int failures;
+	List *zombies; /* pids to be reaped */
 } Gateway;
 
 extern Gateway gateways[MAX_GATEWAYS];
-extern int	gateway_count;
+extern int gateway_count;
 
 /* Reads the settings; nothing is started or bound yet. */
 extern void GatewaysInit(void);
@@ -69,18 +69,17 @@ extern void GatewayClose(Connection *connection, uint16 code, const char *reason
 extern void GatewayResume(Connection *connection);
 extern void GatewayWaiting(Connection *connection);
 extern void GatewayMark(Connection *connection, uint32 mark);
-extern void GatewayPing(Gateway *gateway, const uint32 *numbers, int count,
-						const char *before, Size before_length,
-						const char *after, Size after_length);
+extern void GatewayPing(Gateway *gateway, const uint32 *numbers, int count, const char *before,
+						Size before_length, const char *after, Size after_length);
 extern void GatewaySnapshot(Connection *connection, uint32 subscription, int nprefixes,
 							StringInfo prefixes, int fd);
 extern void GatewaySnapshotStop(Connection *connection, uint32 subscription);
 
-extern void GatewayTransactionBegin(Gateway *gateway, uint64 number, uint8 flags,
-									const char *before, Size before_length,
-									const char *after, Size after_length);
+extern void
+GatewayTransactionBegin(Gateway *gateway, uint64 number, uint8 flags, const char *before,
+						Size before_length, const char *after, Size after_length);
 extern void GatewayTransactionFragment(Gateway *gateway, const uint32 *numbers, int count,
 									   const char *data, Size length);
 extern void GatewayTransactionEnd(Gateway *gateway);
 
-#endif							/* CHANGEFEED_GATEWAYS_H */
+#endif /* CHANGEFEED_GATEWAYS_H */

@@ -43,13 +43,13 @@
 #include "utils/timestamp.h"
 
 /* How long DROP DATABASE waits for a feed that is being stopped. */
-#define DROP_DATABASE_WAIT_MS	15000
+#define DROP_DATABASE_WAIT_MS 15000
 
 typedef enum HookEventKind
 {
 	EVENT_EXTENSION_CREATED,
 	EVENT_EXTENSION_DROPPED,
-	EVENT_DATABASE,				/* created, or may begin or cease to have a
+	EVENT_DATABASE, /* created, or may begin or cease to have a
 								 * feed */
 	EVENT_ROLES
 } HookEventKind;
@@ -57,14 +57,14 @@ typedef enum HookEventKind
 typedef struct HookEvent
 {
 	HookEventKind kind;
-	Oid			database;
-	int			nest_level;
+	Oid database;
+	int nest_level;
 } HookEvent;
 
 static ProcessUtility_hook_type prev_process_utility_hook = NULL;
 static object_access_hook_type prev_object_access_hook = NULL;
 
-static List *pending_events = NIL;	/* of HookEvent */
+static List *pending_events = NIL; /* of HookEvent */
 static XLogRecPtr seen_commit_end = InvalidXLogRecPtr;
 
 PG_FUNCTION_INFO_V1(changefeed_extension_created);
@@ -75,7 +75,7 @@ static void
 AddEvent(HookEventKind kind, Oid database)
 {
 	MemoryContext old_context = MemoryContextSwitchTo(TopTransactionContext);
-	HookEvent  *event = palloc(sizeof(HookEvent));
+	HookEvent *event = palloc(sizeof(HookEvent));
 
 	event->kind = kind;
 	event->database = database;
@@ -102,14 +102,14 @@ AnnounceRoleChange(void)
 static void
 ActOnEvents(void)
 {
-	ListCell   *lc;
-	bool		dropped = false;
-	bool		created = false;
-	bool		roles = false;
+	ListCell *lc;
+	bool dropped = false;
+	bool created = false;
+	bool roles = false;
 
 	foreach(lc, pending_events)
 	{
-		HookEvent  *event = (HookEvent *) lfirst(lc);
+		HookEvent *event = (HookEvent *) lfirst(lc);
 
 		switch (event->kind)
 		{
@@ -142,7 +142,7 @@ ActOnEvents(void)
 static void
 WakeFeed(DatabaseFeed *feed)
 {
-	uint32		me = compat_my_procno();
+	uint32 me = compat_my_procno();
 
 	/*
 	 * Nobody has waited for the WAL of an asynchronous commit to reach the
@@ -150,8 +150,7 @@ WakeFeed(DatabaseFeed *feed)
 	 * there is nothing to decode (WAL of pruning, say), so no need to hurry.
 	 */
 	if (synchronous_commit <= SYNCHRONOUS_COMMIT_OFF &&
-		TransactionIdIsValid(GetTopTransactionIdIfAny()) &&
-		seen_commit_end > GetFlushRecPtr(NULL))
+		TransactionIdIsValid(GetTopTransactionIdIfAny()) && seen_commit_end > GetFlushRecPtr(NULL))
 		SharedAdvance(&feed->flush_wanted, seen_commit_end);
 
 	if (pg_atomic_read_u32(&feed->decoder_proc) != me)
@@ -199,39 +198,41 @@ HooksXact(XactEvent event, void *arg)
 			break;
 
 		case XACT_EVENT_PRE_PREPARE:
-			{
-				ListCell   *lc;
+		{
+			ListCell *lc;
 
-				/*
+			/*
 				 * Whoever commits it will not know what is in it.  For role
 				 * changes there is a flag (see XACT_EVENT_PREPARE).
 				 */
-				foreach(lc, pending_events)
-				{
-					HookEvent  *pending = (HookEvent *) lfirst(lc);
+			foreach(lc, pending_events)
+			{
+				HookEvent *pending = (HookEvent *) lfirst(lc);
 
-					if (pending->kind == EVENT_EXTENSION_CREATED ||
-						pending->kind == EVENT_EXTENSION_DROPPED)
-						ereport(ERROR,
-								(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-								 errmsg("cannot PREPARE a transaction that has created or dropped extension \"%s\"",
-										CHANGEFEED_EXTENSION)));
-				}
-				break;
+				if (pending->kind == EVENT_EXTENSION_CREATED ||
+					pending->kind == EVENT_EXTENSION_DROPPED)
+					ereport(
+						ERROR,
+						(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+						 errmsg(
+							 "cannot PREPARE a transaction that has created or dropped extension \"%s\"",
+							 CHANGEFEED_EXTENSION)));
 			}
+			break;
+		}
 
 		case XACT_EVENT_PREPARE:
-			{
-				ListCell   *lc;
+		{
+			ListCell *lc;
 
-				foreach(lc, pending_events)
-				{
-					if (((HookEvent *) lfirst(lc))->kind == EVENT_ROLES)
-						pg_atomic_write_u32(&shared_feeds->roles_prepared, 1);
-				}
-				pending_events = NIL;
-				break;
+			foreach(lc, pending_events)
+			{
+				if (((HookEvent *) lfirst(lc))->kind == EVENT_ROLES)
+					pg_atomic_write_u32(&shared_feeds->roles_prepared, 1);
 			}
+			pending_events = NIL;
+			break;
+		}
 
 		default:
 			break;
@@ -241,8 +242,8 @@ HooksXact(XactEvent event, void *arg)
 static void
 HooksSubXact(SubXactEvent event, SubTransactionId subxid, SubTransactionId parent, void *arg)
 {
-	int			level;
-	ListCell   *lc;
+	int level;
+	ListCell *lc;
 
 	if (pending_events == NIL ||
 		(event != SUBXACT_EVENT_COMMIT_SUB && event != SUBXACT_EVENT_ABORT_SUB))
@@ -251,7 +252,7 @@ HooksSubXact(SubXactEvent event, SubTransactionId subxid, SubTransactionId paren
 	level = GetCurrentTransactionNestLevel();
 	foreach(lc, pending_events)
 	{
-		HookEvent  *pending = (HookEvent *) lfirst(lc);
+		HookEvent *pending = (HookEvent *) lfirst(lc);
 
 		if (pending->nest_level < level)
 			continue;
@@ -268,24 +269,22 @@ HooksSubXact(SubXactEvent event, SubTransactionId subxid, SubTransactionId paren
 Datum
 changefeed_extension_created(PG_FUNCTION_ARGS)
 {
-	HeapTuple	tuple;
+	HeapTuple tuple;
 
 	RequirePreload();
 
 	if (!creating_extension ||
 		CurrentExtensionObject != get_extension_oid(CHANGEFEED_EXTENSION, true))
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("this function can only be called by CREATE EXTENSION %s",
-						CHANGEFEED_EXTENSION)));
+		ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+						errmsg("this function can only be called by CREATE EXTENSION %s",
+							   CHANGEFEED_EXTENSION)));
 
 	tuple = SearchSysCache1(DATABASEOID, ObjectIdGetDatum(MyDatabaseId));
 	if (HeapTupleIsValid(tuple))
 	{
 		if (((Form_pg_database) GETSTRUCT(tuple))->datistemplate)
-			ereport(NOTICE,
-					(errmsg("the change feed does not run in a template database"),
-					 errdetail("It runs in databases that are made from this one.")));
+			ereport(NOTICE, (errmsg("the change feed does not run in a template database"),
+							 errdetail("It runs in databases that are made from this one.")));
 		ReleaseSysCache(tuple);
 	}
 
@@ -317,7 +316,7 @@ HooksObjectAccess(ObjectAccessType access, Oid class_id, Oid object_id, int sub_
 static void
 BeforeDropDatabase(DropdbStmt *stmt)
 {
-	Oid			database = get_database_oid(stmt->dbname, true);
+	Oid database = get_database_oid(stmt->dbname, true);
 	TimestampTz end;
 
 	/* What core refuses for reasons of its own is left to it. */
@@ -330,7 +329,7 @@ BeforeDropDatabase(DropdbStmt *stmt)
 	ConditionVariablePrepareToSleep(&shared_feeds->state_changed);
 	while (SharedStateOfDatabase(database) == FEED_STOPPING)
 	{
-		long		left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), end);
+		long left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), end);
 
 		/* Core finds the slot active, or drops it with the database. */
 		if (left <= 0)
@@ -341,11 +340,13 @@ BeforeDropDatabase(DropdbStmt *stmt)
 	ConditionVariableCancelSleep();
 
 	if (SharedStateOfDatabase(database) == FEED_WANTED)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_IN_USE),
-				 errmsg("database \"%s\" has a running change feed", stmt->dbname),
-				 errhint("Drop the extension first: connect to \"%s\" and run DROP EXTENSION pg_changefeed.",
-						 stmt->dbname)));
+		ereport(
+			ERROR,
+			(errcode(ERRCODE_OBJECT_IN_USE),
+			 errmsg("database \"%s\" has a running change feed", stmt->dbname),
+			 errhint(
+				 "Drop the extension first: connect to \"%s\" and run DROP EXTENSION pg_changefeed.",
+				 stmt->dbname)));
 }
 
 /*
@@ -355,25 +356,27 @@ BeforeDropDatabase(DropdbStmt *stmt)
 static void
 BeforeExclusiveUse(const char *name)
 {
-	Oid			database = get_database_oid(name, true);
+	Oid database = get_database_oid(name, true);
 
 	if (OidIsValid(database) && database != MyDatabaseId &&
 		compat_database_ownercheck(database, GetUserId()) &&
 		SharedStateOfDatabase(database) == FEED_WANTED)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_IN_USE),
-				 errmsg("database \"%s\" has a running change feed", name),
-				 errhint("Stop it with ALTER DATABASE ... ALLOW_CONNECTIONS false; it starts again with ALLOW_CONNECTIONS true, and its clients get fresh snapshots.")));
+		ereport(
+			ERROR,
+			(errcode(ERRCODE_OBJECT_IN_USE),
+			 errmsg("database \"%s\" has a running change feed", name),
+			 errhint(
+				 "Stop it with ALTER DATABASE ... ALLOW_CONNECTIONS false; it starts again with ALLOW_CONNECTIONS true, and its clients get fresh snapshots.")));
 }
 
 static DefElem *
 FindOption(List *options, const char *name)
 {
-	ListCell   *lc;
+	ListCell *lc;
 
 	foreach(lc, options)
 	{
-		DefElem    *option = (DefElem *) lfirst(lc);
+		DefElem *option = (DefElem *) lfirst(lc);
 
 		if (strcmp(option->defname, name) == 0)
 			return option;
@@ -391,13 +394,13 @@ BeforeUtility(Node *stmt)
 			break;
 
 		case T_CreatedbStmt:
-			{
-				DefElem    *template = FindOption(((CreatedbStmt *) stmt)->options, "template");
+		{
+			DefElem *template = FindOption(((CreatedbStmt *) stmt)->options, "template");
 
-				if (template != NULL && template->arg != NULL)
-					BeforeExclusiveUse(defGetString(template));
-				break;
-			}
+			if (template != NULL && template->arg != NULL)
+				BeforeExclusiveUse(defGetString(template));
+			break;
+		}
 
 		case T_RenameStmt:
 			if (((RenameStmt *) stmt)->renameType == OBJECT_DATABASE)
@@ -416,45 +419,43 @@ AfterUtility(Node *stmt)
 	switch (nodeTag(stmt))
 	{
 		case T_CreatedbStmt:
-			{
-				Oid			database;
+		{
+			Oid database;
 
-				/* The copy of a template that has the extension has it too. */
-				CommandCounterIncrement();
-				database = get_database_oid(((CreatedbStmt *) stmt)->dbname, true);
-				if (OidIsValid(database))
-					AddEvent(EVENT_DATABASE, database);
-				break;
-			}
+			/* The copy of a template that has the extension has it too. */
+			CommandCounterIncrement();
+			database = get_database_oid(((CreatedbStmt *) stmt)->dbname, true);
+			if (OidIsValid(database))
+				AddEvent(EVENT_DATABASE, database);
+			break;
+		}
 
 		case T_AlterDatabaseStmt:
-			{
-				AlterDatabaseStmt *alter = (AlterDatabaseStmt *) stmt;
+		{
+			AlterDatabaseStmt *alter = (AlterDatabaseStmt *) stmt;
 
-				Oid			database = get_database_oid(alter->dbname, true);
+			Oid database = get_database_oid(alter->dbname, true);
 
-				if (OidIsValid(database) &&
-					(FindOption(alter->options, "is_template") != NULL ||
-					 FindOption(alter->options, "allow_connections") != NULL))
-					AddEvent(EVENT_DATABASE, database);
-				break;
-			}
+			if (OidIsValid(database) && (FindOption(alter->options, "is_template") != NULL ||
+										 FindOption(alter->options, "allow_connections") != NULL))
+				AddEvent(EVENT_DATABASE, database);
+			break;
+		}
 
 		case T_CreateRoleStmt:
-			{
-				List	   *options = ((CreateRoleStmt *) stmt)->options;
+		{
+			List *options = ((CreateRoleStmt *) stmt)->options;
 
-				/*
+			/*
 				 * A new role alone concerns nobody.  Since 16 one that is made
 				 * by no superuser gets its maker as a member.
 				 */
-				if (FindOption(options, "addroleto") != NULL ||
-					FindOption(options, "rolemembers") != NULL ||
-					FindOption(options, "adminmembers") != NULL ||
-					!superuser())
-					AddEvent(EVENT_ROLES, InvalidOid);
-				break;
-			}
+			if (FindOption(options, "addroleto") != NULL ||
+				FindOption(options, "rolemembers") != NULL ||
+				FindOption(options, "adminmembers") != NULL || !superuser())
+				AddEvent(EVENT_ROLES, InvalidOid);
+			break;
+		}
 
 		case T_RenameStmt:
 			if (((RenameStmt *) stmt)->renameType == OBJECT_ROLE)
@@ -490,8 +491,8 @@ HooksProcessUtility(PlannedStmt *pstmt, const char *query_string, bool read_only
 	 * unless it is one of the commands that AfterUtility looks at, all of
 	 * which leave it alone.
 	 */
-	Node	   *stmt = pstmt->utilityStmt;
-	bool		mine = false;
+	Node *stmt = pstmt->utilityStmt;
+	bool mine = false;
 
 	switch (nodeTag(stmt))
 	{
@@ -508,7 +509,7 @@ HooksProcessUtility(PlannedStmt *pstmt, const char *query_string, bool read_only
 			break;
 		case T_TransactionStmt:
 			mine = shared_feeds != NULL &&
-				((TransactionStmt *) stmt)->kind == TRANS_STMT_COMMIT_PREPARED;
+				   ((TransactionStmt *) stmt)->kind == TRANS_STMT_COMMIT_PREPARED;
 			break;
 		default:
 			break;
@@ -518,11 +519,11 @@ HooksProcessUtility(PlannedStmt *pstmt, const char *query_string, bool read_only
 		BeforeUtility(stmt);
 
 	if (prev_process_utility_hook)
-		prev_process_utility_hook(pstmt, query_string, read_only_tree, context,
-								  params, query_env, dest, qc);
+		prev_process_utility_hook(pstmt, query_string, read_only_tree, context, params, query_env,
+								  dest, qc);
 	else
-		standard_ProcessUtility(pstmt, query_string, read_only_tree, context,
-								params, query_env, dest, qc);
+		standard_ProcessUtility(pstmt, query_string, read_only_tree, context, params, query_env,
+								dest, qc);
 
 	if (mine)
 		AfterUtility(stmt);

@@ -19,25 +19,25 @@
 
 typedef struct IdentityInfo
 {
-	Oid			role;
-	char	   *role_name;
-	char	   *claims;			/* JSON text: the reduced claims, with "role", in
+	Oid role;
+	char *role_name;
+	char *claims;  /* JSON text: the reduced claims, with "role", in
 								 * jsonb's canonical form */
-	char	   *subject;		/* claim "sub" as text, or NULL */
-	int64		expires;		/* claim "exp": seconds since 1970, 0: never */
-	uint64		hash;			/* of role, its attributes and memberships (with
+	char *subject; /* claim "sub" as text, or NULL */
+	int64 expires; /* claim "exp": seconds since 1970, 0: never */
+	uint64 hash;   /* of role, its attributes and memberships (with
 								 * their catalog rows' xmin), and claims */
 } IdentityInfo;
 
 /* jwt.c: signature, algorithm, exp, nbf, aud. */
 typedef struct JwtResult
 {
-	bool		valid;
-	char	   *payload;		/* JSON text of the claims, when valid */
-	int64		expires;
-	const char *sqlstate;		/* when not valid: five characters */
+	bool valid;
+	char *payload; /* JSON text of the claims, when valid */
+	int64 expires;
+	const char *sqlstate; /* when not valid: five characters */
 	const char *message;
-	const char *hint;			/* or NULL */
+	const char *hint; /* or NULL */
 } JwtResult;
 
 /*
@@ -61,14 +61,14 @@ extern char *JwtSign(const char *claims);
  * `role_allowed` tells whether allow_role admitted a role; superusers,
  * BYPASSRLS and REPLICATION roles and members of such are refused in any case.
  */
-extern bool IdentityResolve(const char *token, Size length, bool (*role_allowed) (Oid role),
+extern bool IdentityResolve(const char *token, Size length, bool (*role_allowed)(Oid role),
 							IdentityInfo *identity, JwtResult *error);
 
 /*
  * The hash again, after roles may have changed.  False: the role is gone or no
  * longer allowed (then `error` says why).
  */
-extern bool IdentityRefresh(IdentityInfo *identity, bool (*role_allowed) (Oid role),
-							JwtResult *error);
+extern bool
+IdentityRefresh(IdentityInfo *identity, bool (*role_allowed)(Oid role), JwtResult *error);
 
-#endif							/* CHANGEFEED_IDENTITY_H */
+#endif /* CHANGEFEED_IDENTITY_H */

@@ -21,10 +21,10 @@ typedef struct MessageParse
 {
 	JsonLexContext *lex;
 	JsonMessage *message;
-	int			depth;
-	char	   *name;			/* of the field at depth 1 that is being read */
-	const char *start;			/* of its value, when nested */
-	bool		not_an_object;
+	int depth;
+	char *name;		   /* of the field at depth 1 that is being read */
+	const char *start; /* of its value, when nested */
+	bool not_an_object;
 } MessageParse;
 
 static void
@@ -112,9 +112,9 @@ OnScalar(void *arg, char *token, JsonTokenType type)
 static bool
 TooDeep(const char *data, Size length)
 {
-	int			depth = 0;
-	bool		quoted = false;
-	Size		i;
+	int depth = 0;
+	bool quoted = false;
+	Size i;
 
 	for (i = 0; i < length; i++)
 	{
@@ -138,10 +138,10 @@ TooDeep(const char *data, Size length)
 JsonMessage *
 JsonMessageParse(const char *data, Size length, const char **error)
 {
-	MessageParse	state = {0};
+	MessageParse state = {0};
 	JsonSemAction actions = {0};
 	JsonParseErrorType result;
-	char	   *copy = pnstrdup(data, length);
+	char *copy = pnstrdup(data, length);
 
 	if (!pg_verify_mbstr(PG_UTF8, copy, (int) length, true) || memchr(data, '\0', length) != NULL)
 	{
@@ -180,7 +180,7 @@ JsonMessageParse(const char *data, Size length, const char **error)
 const JsonField *
 JsonMessageGet(const JsonMessage *message, const char *name)
 {
-	int			i;
+	int i;
 
 	/* Of a repeated name the last counts, as everywhere in JSON. */
 	for (i = message->nfields - 1; i >= 0; i--)

@@ -17,20 +17,20 @@
 
 #include "common/jsonapi.h"
 
-#define JSON_MESSAGE_FIELDS		24
-#define JSON_MESSAGE_DEPTH		64
+#define JSON_MESSAGE_FIELDS 24
+#define JSON_MESSAGE_DEPTH	64
 
 typedef struct JsonField
 {
-	char	   *name;
-	JsonTokenType type;			/* of a scalar; OBJECT_START, ARRAY_START */
-	char	   *text;			/* a string's value; otherwise the JSON text */
+	char *name;
+	JsonTokenType type; /* of a scalar; OBJECT_START, ARRAY_START */
+	char *text;			/* a string's value; otherwise the JSON text */
 } JsonField;
 
 typedef struct JsonMessage
 {
-	int			nfields;
-	JsonField	fields[JSON_MESSAGE_FIELDS];
+	int nfields;
+	JsonField fields[JSON_MESSAGE_FIELDS];
 } JsonMessage;
 
 /* NULL when it is not a JSON object; `error` then says why. */
@@ -44,4 +44,4 @@ extern const char *JsonMessageString(const JsonMessage *message, const char *nam
 /* The field as JSON text, for echoing; only scalars. */
 extern char *JsonMessageScalar(const JsonMessage *message, const char *name);
 
-#endif							/* CHANGEFEED_JSON_MESSAGE_H */
+#endif /* CHANGEFEED_JSON_MESSAGE_H */

@@ -54,18 +54,19 @@
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
-#define QUEUE_SIZE				(1024 * 1024)
+#define QUEUE_SIZE (1024 * 1024)
 
-#define RETRY_RAN_MS			200 /* the pair ran for a while and ended */
-#define RAN_FOR_A_WHILE_MS		10000
-#define RETRY_FIRST_MS			1000	/* it ended soon: 1 s, 2 s, 4 s, ... */
-#define RETRY_MOST_MS			30000
-#define HEALTHY_MS				60000	/* after this earlier failures are
+#define RETRY_RAN_MS	   200 /* the pair ran for a while and ended */
+#define RAN_FOR_A_WHILE_MS 10000
+#define RETRY_FIRST_MS	   1000 /* it ended soon: 1 s, 2 s, 4 s, ... */
+#define RETRY_MOST_MS	   30000
+#define HEALTHY_MS \
+	60000						 /* after this earlier failures are
 										 * forgotten */
-#define RETRY_RESOURCES_MS		30000	/* no worker or segment to be had */
-#define RETRY_SLOT_MS			250 /* the slot is in use: 0.25 s, 0.5 s, ... */
-#define REPEAT_SIGNAL_MS		5000	/* to workers of an earlier launcher */
-#define SCAN_LONGEST_MS			60000
+#define RETRY_RESOURCES_MS 30000 /* no worker or segment to be had */
+#define RETRY_SLOT_MS	   250	 /* the slot is in use: 0.25 s, 0.5 s, ... */
+#define REPEAT_SIGNAL_MS   5000	 /* to workers of an earlier launcher */
+#define SCAN_LONGEST_MS	   60000
 
 typedef enum PairPhase
 {
@@ -79,23 +80,23 @@ typedef enum PairPhase
 /* What the launcher alone knows of an entry; same index. */
 typedef struct Pair
 {
-	PairPhase	phase;
+	PairPhase phase;
 	BackgroundWorkerHandle *decoder;
 	BackgroundWorkerHandle *feed;
 	dsm_segment *queue;
-	TimestampTz started;		/* of this generation, 0: never */
-	TimestampTz next_try;		/* 0: nothing is due */
-	int			failures;		/* since the pair was last healthy */
-	int			doublings;		/* of the time between tries so far */
-	bool		start_again;	/* the extension was created anew while the
+	TimestampTz started;  /* of this generation, 0: never */
+	TimestampTz next_try; /* 0: nothing is due */
+	int failures;		  /* since the pair was last healthy */
+	int doublings;		  /* of the time between tries so far */
+	bool start_again;	  /* the extension was created anew while the
 								 * entry was being cleared */
-	bool		no_resources;	/* the start failed for want of them */
-	bool		complained;		/* and this has been logged */
+	bool no_resources;	  /* the start failed for want of them */
+	bool complained;	  /* and this has been logged */
 } Pair;
 
 static Pair pairs[MAX_DATABASES];
 
-static List *scan_queue = NIL;	/* of Oid, LauncherContext */
+static List *scan_queue = NIL; /* of Oid, LauncherContext */
 static BackgroundWorkerHandle *scan_handle = NULL;
 static TimestampTz scan_started = 0;
 static TimestampTz scan_next_try = 0;
@@ -151,8 +152,8 @@ static void
 FreeEntry(int index)
 {
 	DatabaseFeed *feed = &shared_feeds->feeds[index];
-	Oid			database = feed->database;
-	bool		start_again = pairs[index].start_again;
+	Oid database = feed->database;
+	bool start_again = pairs[index].start_again;
 
 	/* In one go, so that DROP DATABASE does not slip in between. */
 	LWLockAcquire(shared_feeds->lock, LW_EXCLUSIVE);
@@ -201,7 +202,7 @@ StopEntry(int index)
 static long
 BackOff(Pair *pair, long first)
 {
-	long		delay = Min(first << pair->doublings, RETRY_MOST_MS);
+	long delay = Min(first << pair->doublings, RETRY_MOST_MS);
 
 	if (delay < RETRY_MOST_MS)
 		pair->doublings++;
@@ -238,7 +239,7 @@ StartWorker(const char *type, const char *function, Datum main_arg, uint32 gener
 static bool
 HasEnded(BackgroundWorkerHandle *handle)
 {
-	pid_t		pid;
+	pid_t pid;
 
 	return handle == NULL || GetBackgroundWorkerPid(handle, &pid) == BGWH_STOPPED;
 }
@@ -253,8 +254,8 @@ IsRegistered(pg_atomic_uint32 *procno)
 static void
 TerminateRegistered(pg_atomic_uint32 *procno)
 {
-	uint32		number = pg_atomic_read_u32(procno);
-	pid_t		pid = 0;
+	uint32 number = pg_atomic_read_u32(procno);
+	pid_t pid = 0;
 
 	if (number < ProcGlobal->allProcCount)
 		pid = ProcGlobal->allProcs[number].pid;
@@ -266,7 +267,7 @@ TerminateRegistered(pg_atomic_uint32 *procno)
 static void
 EndPair(int index)
 {
-	Pair	   *pair = &pairs[index];
+	Pair *pair = &pairs[index];
 	DatabaseFeed *feed = &shared_feeds->feeds[index];
 
 	if (pair->decoder != NULL)
@@ -292,19 +293,21 @@ EndPair(int index)
 static void
 ComplainOfWorkers(const char *database_name, int missing)
 {
-	ereport(LOG,
-			(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
-			 errmsg("could not start the change feed of database \"%s\": all background worker slots are in use",
-					database_name),
-			 errhint("Set max_worker_processes (now %d) to at least %d in postgresql.conf and restart the server. Each database with a change feed needs %d: a decoder, a feed worker, and changefeed.query_workers.",
-					 max_worker_processes, max_worker_processes + missing,
-					 2 + setting_query_workers)));
+	ereport(
+		LOG,
+		(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+		 errmsg(
+			 "could not start the change feed of database \"%s\": all background worker slots are in use",
+			 database_name),
+		 errhint(
+			 "Set max_worker_processes (now %d) to at least %d in postgresql.conf and restart the server. Each database with a change feed needs %d: a decoder, a feed worker, and changefeed.query_workers.",
+			 max_worker_processes, max_worker_processes + missing, 2 + setting_query_workers)));
 }
 
 static int
 CountMissingWorkers(int started)
 {
-	int			missing = -started;
+	int missing = -started;
 
 	for (int i = 0; i < MAX_DATABASES; i++)
 	{
@@ -317,7 +320,7 @@ CountMissingWorkers(int started)
 static void
 StartPair(int index)
 {
-	Pair	   *pair = &pairs[index];
+	Pair *pair = &pairs[index];
 	DatabaseFeed *feed = &shared_feeds->feeds[index];
 	DatabaseInfo *info = LookUpDatabase(feed->database);
 	TimestampTz now = GetCurrentTimestamp();
@@ -332,11 +335,13 @@ StartPair(int index)
 	/* Only a restart of the server can change this, so no retry. */
 	if (wal_level < WAL_LEVEL_LOGICAL || max_replication_slots == 0)
 	{
-		ereport(LOG,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("the change feed of database \"%s\" is not started", info->name),
-				 errdetail("It needs wal_level = logical and max_replication_slots > 0."),
-				 errhint("Set both in postgresql.conf and restart the server, or drop extension pg_changefeed.")));
+		ereport(
+			LOG,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("the change feed of database \"%s\" is not started", info->name),
+			 errdetail("It needs wal_level = logical and max_replication_slots > 0."),
+			 errhint(
+				 "Set both in postgresql.conf and restart the server, or drop extension pg_changefeed.")));
 		pair->next_try = 0;
 		return;
 	}
@@ -347,10 +352,12 @@ StartPair(int index)
 	if (pair->queue == NULL)
 	{
 		if (!pair->complained)
-			ereport(LOG,
-					(errcode(ERRCODE_INSUFFICIENT_RESOURCES),
-					 errmsg("could not start the change feed of database \"%s\": too many dynamic shared memory segments",
-							info->name)));
+			ereport(
+				LOG,
+				(errcode(ERRCODE_INSUFFICIENT_RESOURCES),
+				 errmsg(
+					 "could not start the change feed of database \"%s\": too many dynamic shared memory segments",
+					 info->name)));
 		pair->complained = true;
 		pair->next_try = TimestampTzPlusMilliseconds(now, RETRY_RESOURCES_MS);
 		return;
@@ -362,8 +369,8 @@ StartPair(int index)
 
 	pair->started = now;
 	pair->next_try = 0;
-	pair->decoder = StartWorker("changefeed decoder", "ChangefeedDecoderMain",
-								Int32GetDatum(index), feed->generation, info->name);
+	pair->decoder = StartWorker("changefeed decoder", "ChangefeedDecoderMain", Int32GetDatum(index),
+								feed->generation, info->name);
 	if (pair->decoder != NULL)
 		pair->feed = StartWorker("changefeed feed worker", "ChangefeedFeedMain",
 								 Int32GetDatum(index), feed->generation, info->name);
@@ -384,11 +391,11 @@ StartPair(int index)
 static void
 AfterPair(int index)
 {
-	Pair	   *pair = &pairs[index];
+	Pair *pair = &pairs[index];
 	DatabaseFeed *feed = &shared_feeds->feeds[index];
 	TimestampTz now = GetCurrentTimestamp();
-	long		ran = pair->started == 0 ? 0 : TimestampDifferenceMilliseconds(pair->started, now);
-	long		delay;
+	long ran = pair->started == 0 ? 0 : TimestampDifferenceMilliseconds(pair->started, now);
+	long delay;
 
 	if (pair->decoder != NULL)
 		pfree(pair->decoder);
@@ -429,18 +436,17 @@ AfterPair(int index)
 		delay = BackOff(pair, RETRY_FIRST_MS);
 	pair->failures++;
 	pair->next_try = TimestampTzPlusMilliseconds(now, delay);
-	ereport(LOG,
-			(errmsg("change feed of database \"%s\" has ended, starting it again in %ld ms",
-					DatabaseName(feed->database), delay)));
+	ereport(LOG, (errmsg("change feed of database \"%s\" has ended, starting it again in %ld ms",
+						 DatabaseName(feed->database), delay)));
 }
 
 /* Does what is to be done for an entry now; true: look again at once. */
 static bool
 TendPair(int index)
 {
-	Pair	   *pair = &pairs[index];
+	Pair *pair = &pairs[index];
 	DatabaseFeed *feed = &shared_feeds->feeds[index];
-	bool		due = pair->next_try != 0 && GetCurrentTimestamp() >= pair->next_try;
+	bool due = pair->next_try != 0 && GetCurrentTimestamp() >= pair->next_try;
 
 	switch (pair->phase)
 	{
@@ -500,7 +506,7 @@ QueueScan(Oid database)
 static void
 QueueScanOfAll(void)
 {
-	ListCell   *lc;
+	ListCell *lc;
 
 	foreach(lc, ListDatabases())
 	{
@@ -514,7 +520,7 @@ QueueScanOfAll(void)
 static void
 Obey(Oid database, FeedRequest what)
 {
-	int			index = FindEntry(database);
+	int index = FindEntry(database);
 
 	switch (what)
 	{
@@ -563,13 +569,13 @@ Obey(Oid database, FeedRequest what)
 static void
 TakeRequests(void)
 {
-	bool		rescan;
+	bool rescan;
 
 	for (;;)
 	{
-		Oid			database = InvalidOid;
+		Oid database = InvalidOid;
 		FeedRequest what = REQUEST_LOOK;
-		uint64		serial = 0;
+		uint64 serial = 0;
 
 		CHECK_FOR_INTERRUPTS();
 
@@ -629,25 +635,27 @@ TendScan(void)
 
 	while (scan_queue != NIL && scan_handle == NULL && now >= scan_next_try)
 	{
-		Oid			database = linitial_oid(scan_queue);
+		Oid database = linitial_oid(scan_queue);
 		DatabaseInfo *info = LookUpDatabase(database);
-		int			index = FindEntry(database);
+		int index = FindEntry(database);
 
-		if (CanHaveFeed(info) &&
-			(index < 0 || shared_feeds->feeds[index].state == FEED_STOPPING))
+		if (CanHaveFeed(info) && (index < 0 || shared_feeds->feeds[index].state == FEED_STOPPING))
 		{
 			scan_handle = StartWorker("changefeed scan", "ChangefeedScanMain",
 									  ObjectIdGetDatum(database), 0, info->name);
 			if (scan_handle == NULL)
 			{
 				if (!scan_complained)
-					ereport(LOG,
-							(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
-							 errmsg("could not look for change feeds in database \"%s\": all background worker slots are in use",
-									info->name),
-							 errhint("Set max_worker_processes (now %d) to at least %d in postgresql.conf and restart the server.",
-									 max_worker_processes,
-									 max_worker_processes + 1 + CountMissingWorkers(0))));
+					ereport(
+						LOG,
+						(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+						 errmsg(
+							 "could not look for change feeds in database \"%s\": all background worker slots are in use",
+							 info->name),
+						 errhint(
+							 "Set max_worker_processes (now %d) to at least %d in postgresql.conf and restart the server.",
+							 max_worker_processes,
+							 max_worker_processes + 1 + CountMissingWorkers(0))));
 				scan_complained = true;
 				scan_next_try = TimestampTzPlusMilliseconds(now, RETRY_RESOURCES_MS);
 				return;
@@ -669,7 +677,7 @@ TendScan(void)
 static void
 TakeOver(void)
 {
-	ListCell   *lc;
+	ListCell *lc;
 
 	for (int i = 0; i < MAX_DATABASES; i++)
 	{
@@ -685,7 +693,7 @@ TakeOver(void)
 
 	foreach(lc, ListSlots(InvalidOid))
 	{
-		SlotInfo   *slot = (SlotInfo *) lfirst(lc);
+		SlotInfo *slot = (SlotInfo *) lfirst(lc);
 
 		if (FindEntry(slot->database) < 0)
 			AssignEntry(slot->database);
@@ -708,8 +716,9 @@ TimeToWait(void)
 	}
 	if (scan_handle != NULL || scan_queue != NIL)
 	{
-		TimestampTz due = scan_handle != NULL ?
-			TimestampTzPlusMilliseconds(scan_started, SCAN_LONGEST_MS) : scan_next_try;
+		TimestampTz due = scan_handle != NULL
+							  ? TimestampTzPlusMilliseconds(scan_started, SCAN_LONGEST_MS)
+							  : scan_next_try;
 
 		if (next == 0 || due < next)
 			next = due;
@@ -722,7 +731,7 @@ TimeToWait(void)
 void
 ChangefeedLauncherMain(Datum main_arg)
 {
-	uint32		wait_event;
+	uint32 wait_event;
 
 	/* pg_cancel_backend has no meaning for us and would restart every feed. */
 	pqsignal(SIGINT, SIG_IGN);
@@ -744,8 +753,8 @@ ChangefeedLauncherMain(Datum main_arg)
 
 	for (;;)
 	{
-		long		wait;
-		bool		again;
+		long wait;
+		bool again;
 
 		MemoryContextSwitchTo(LoopContext);
 		MemoryContextReset(LoopContext);
@@ -767,8 +776,7 @@ ChangefeedLauncherMain(Datum main_arg)
 		} while (again);
 
 		wait = TimeToWait();
-		(void) WaitLatch(MyLatch,
-						 WL_LATCH_SET | WL_EXIT_ON_PM_DEATH | (wait >= 0 ? WL_TIMEOUT : 0),
+		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_EXIT_ON_PM_DEATH | (wait >= 0 ? WL_TIMEOUT : 0),
 						 wait, wait_event);
 	}
 }

@@ -19,17 +19,17 @@
 
 typedef struct DatabaseInfo
 {
-	Oid			oid;
-	char	   *name;
-	bool		is_template;
-	bool		allows_connections;
+	Oid oid;
+	char *name;
+	bool is_template;
+	bool allows_connections;
 } DatabaseInfo;
 
 typedef struct SlotInfo
 {
-	NameData	name;
-	Oid			database;
-	bool		active;
+	NameData name;
+	Oid database;
+	bool active;
 } SlotInfo;
 
 /* All databases (DatabaseInfo) but those that are half dropped. */
@@ -50,4 +50,4 @@ extern List *ListSlots(Oid database);
 /* Drops our slots of a database; false: not all of them could be, try again. */
 extern bool DropSlots(Oid database);
 
-#endif							/* CHANGEFEED_LAUNCHER_H */
+#endif /* CHANGEFEED_LAUNCHER_H */

@@ -34,10 +34,10 @@ List *
 ListDatabases(void)
 {
 	MemoryContext result_context = CurrentMemoryContext;
-	List	   *list = NIL;
-	Relation	rel;
+	List *list = NIL;
+	Relation rel;
 	TableScanDesc scan;
-	HeapTuple	tuple;
+	HeapTuple tuple;
 
 	StartTransactionCommand();
 	(void) GetTransactionSnapshot();
@@ -72,7 +72,7 @@ ListDatabases(void)
 DatabaseInfo *
 LookUpDatabase(Oid database)
 {
-	ListCell   *lc;
+	ListCell *lc;
 
 	foreach(lc, ListDatabases())
 	{
@@ -107,9 +107,9 @@ SlotPrefix(Oid database)
 List *
 ListSlots(Oid database)
 {
-	SlotInfo   *found = palloc0(sizeof(SlotInfo) * Max(max_replication_slots, 1));
-	int			nfound = 0;
-	List	   *list = NIL;
+	SlotInfo *found = palloc0(sizeof(SlotInfo) * Max(max_replication_slots, 1));
+	int nfound = 0;
+	List *list = NIL;
 
 	/* Only copying under the locks. */
 	LWLockAcquire(ReplicationSlotControlLock, LW_SHARED);
@@ -130,7 +130,7 @@ ListSlots(Oid database)
 
 	for (int i = 0; i < nfound; i++)
 	{
-		char	   *prefix = SlotPrefix(found[i].database);
+		char *prefix = SlotPrefix(found[i].database);
 
 		if (OidIsValid(found[i].database) &&
 			(!OidIsValid(database) || found[i].database == database) &&
@@ -145,11 +145,11 @@ DropSlots(Oid database)
 {
 	MemoryContext old_context = CurrentMemoryContext;
 	volatile bool complete = true;
-	ListCell   *lc;
+	ListCell *lc;
 
 	foreach(lc, ListSlots(database))
 	{
-		SlotInfo   *slot = (SlotInfo *) lfirst(lc);
+		SlotInfo *slot = (SlotInfo *) lfirst(lc);
 
 		/* Somebody may be looking at it with pg_logical_slot_peek_changes(). */
 		if (slot->active)

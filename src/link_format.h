@@ -30,9 +30,9 @@
 
 typedef struct LinkHeader
 {
-	uint32_t	length;			/* of the payload */
-	uint16_t	type;			/* LinkType */
-	uint16_t	descriptors;	/* how many come by SCM_RIGHTS: 0 or 1 */
+	uint32_t length;	  /* of the payload */
+	uint16_t type;		  /* LinkType */
+	uint16_t descriptors; /* how many come by SCM_RIGHTS: 0 or 1 */
 } LinkHeader;
 
 /* A position is 40 characters: 32 of the transaction and 8 of the identity. */
@@ -202,19 +202,19 @@ typedef enum LinkTransport
 
 typedef enum LinkCause
 {
-	LINK_CAUSE_CLIENT = 1,		/* closed by the client or the network */
-	LINK_CAUSE_SERVER = 2,		/* LINK_CLOSE or LINK_SHUTDOWN */
-	LINK_CAUSE_HEARTBEAT = 3,	/* no answer to a ping */
+	LINK_CAUSE_CLIENT = 1,	  /* closed by the client or the network */
+	LINK_CAUSE_SERVER = 2,	  /* LINK_CLOSE or LINK_SHUTDOWN */
+	LINK_CAUSE_HEARTBEAT = 3, /* no answer to a ping */
 	LINK_CAUSE_CONNECT_TIMEOUT = 4,
-	LINK_CAUSE_TOO_BIG = 5,		/* a message above max_message */
-	LINK_CAUSE_PROTOCOL = 6		/* a broken or binary frame */
+	LINK_CAUSE_TOO_BIG = 5, /* a message above max_message */
+	LINK_CAUSE_PROTOCOL = 6 /* a broken or binary frame */
 } LinkCause;
 
 /* WebSocket close codes of our own; see doc/protocol.md. */
-#define LINK_CLOSE_TRY_LATER		1013	/* registered, not ours */
-#define LINK_CLOSE_HEARTBEAT		4000
-#define LINK_CLOSE_CONNECT_TIMEOUT	4001
-#define LINK_CLOSE_UNAUTHORIZED		4003
-#define LINK_CLOSE_TOKEN_EXPIRED	4004
+#define LINK_CLOSE_TRY_LATER	   1013 /* registered, not ours */
+#define LINK_CLOSE_HEARTBEAT	   4000
+#define LINK_CLOSE_CONNECT_TIMEOUT 4001
+#define LINK_CLOSE_UNAUTHORIZED	   4003
+#define LINK_CLOSE_TOKEN_EXPIRED   4004
 
-#endif							/* CHANGEFEED_LINK_FORMAT_H */
+#endif /* CHANGEFEED_LINK_FORMAT_H */

@@ -26,14 +26,14 @@
 #include "utils/varlena.h"
 
 /* A port that is taken is tried again at this interval. */
-#define RETRY_MS		10000
+#define RETRY_MS 10000
 
-int			listener_sockets[MAX_LISTENERS];
-int			listener_count;
+int listener_sockets[MAX_LISTENERS];
+int listener_count;
 
-static TimestampTz next_try;	/* after a failure */
-static bool failed;				/* said so in the log */
-static bool in_use;				/* an address of this try is taken */
+static TimestampTz next_try; /* after a failure */
+static bool failed;			 /* said so in the log */
+static bool in_use;			 /* an address of this try is taken */
 
 static void
 ListenOn(const char *host, int port)
@@ -41,8 +41,8 @@ ListenOn(const char *host, int port)
 	struct addrinfo hint = {0};
 	struct addrinfo *addresses = NULL;
 	struct addrinfo *a;
-	char		service[16];
-	int			rc;
+	char service[16];
+	int rc;
 
 	hint.ai_family = AF_UNSPEC;
 	hint.ai_socktype = SOCK_STREAM;
@@ -51,16 +51,15 @@ ListenOn(const char *host, int port)
 	rc = getaddrinfo(strcmp(host, "*") == 0 ? NULL : host, service, &hint, &addresses);
 	if (rc != 0)
 	{
-		ereport(LOG,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("could not resolve \"%s\" of changefeed.listen_addresses: %s",
-						host, gai_strerror(rc))));
+		ereport(LOG, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					  errmsg("could not resolve \"%s\" of changefeed.listen_addresses: %s", host,
+							 gai_strerror(rc))));
 		return;
 	}
 	for (a = addresses; a != NULL && listener_count < MAX_LISTENERS; a = a->ai_next)
 	{
-		int			fd = socket(a->ai_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-		int			one = 1;
+		int fd = socket(a->ai_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+		int one = 1;
 
 		/* A machine without IPv6: "localhost" still means something. */
 		if (fd < 0)
@@ -80,13 +79,17 @@ ListenOn(const char *host, int port)
 				in_use = true;
 			if (errno != EADDRNOTAVAIL && errno != EAFNOSUPPORT && !failed)
 			{
-				bool		taken = errno == EADDRINUSE;
+				bool taken = errno == EADDRINUSE;
 
-				ereport(LOG,
-						(errcode_for_socket_access(),
-						 errmsg("could not listen on \"%s\", port %d: %m", host, port),
-						 !taken ? 0 : errhint("Another server uses the port. Set changefeed.port to a free one, in postgresql.conf or with ALTER DATABASE \"%s\" SET changefeed.port = ..., and restart.",
-								 get_database_name(MyDatabaseId))));
+				ereport(
+					LOG,
+					(errcode_for_socket_access(),
+					 errmsg("could not listen on \"%s\", port %d: %m", host, port),
+					 !taken
+						 ? 0
+						 : errhint(
+							   "Another server uses the port. Set changefeed.port to a free one, in postgresql.conf or with ALTER DATABASE \"%s\" SET changefeed.port = ..., and restart.",
+							   get_database_name(MyDatabaseId))));
 			}
 			close(fd);
 			continue;
@@ -99,9 +102,9 @@ ListenOn(const char *host, int port)
 long
 Listen(void)
 {
-	char	   *list;
-	List	   *hosts;
-	ListCell   *lc;
+	char *list;
+	List *hosts;
+	ListCell *lc;
 
 	if (listener_count > 0)
 		return -1;
@@ -124,9 +127,8 @@ Listen(void)
 		next_try = TimestampTzPlusMilliseconds(feed_now, RETRY_MS);
 		return RETRY_MS;
 	}
-	ereport(LOG,
-			(errmsg("changefeed listens on \"%s\", port %d, for database \"%s\"",
-					setting_listen_addresses, setting_port, get_database_name(MyDatabaseId))));
+	ereport(LOG, (errmsg("changefeed listens on \"%s\", port %d, for database \"%s\"",
+						 setting_listen_addresses, setting_port, get_database_name(MyDatabaseId))));
 	failed = false;
 	pg_atomic_write_u32(&feed_shared->feed_port, setting_port);
 	return -1;

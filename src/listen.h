@@ -10,10 +10,10 @@
 #ifndef CHANGEFEED_LISTEN_H
 #define CHANGEFEED_LISTEN_H
 
-#define MAX_LISTENERS	8
+#define MAX_LISTENERS 8
 
-extern int	listener_sockets[MAX_LISTENERS];
-extern int	listener_count;
+extern int listener_sockets[MAX_LISTENERS];
+extern int listener_count;
 
 /*
  * Binds changefeed.port on changefeed.listen_addresses, if that is not done.
@@ -21,4 +21,4 @@ extern int	listener_count;
  */
 extern long Listen(void);
 
-#endif							/* CHANGEFEED_LISTEN_H */
+#endif /* CHANGEFEED_LISTEN_H */

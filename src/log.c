@@ -34,34 +34,34 @@
 #include "utils/timestamp.h"
 
 /* One transaction of a full history that nobody else limits. */
-#define MIN_CAPACITY	1024
+#define MIN_CAPACITY 1024
 
 typedef struct DescriptionEntry
 {
-	uint32		version;
+	uint32 version;
 	RecordDescription *desc;
 } DescriptionEntry;
 
 typedef struct TouchEntry
 {
-	Oid			relid;
-	XLogRecPtr	lsn;
+	Oid relid;
+	XLogRecPtr lsn;
 } TouchEntry;
 
 /* The open transaction: offsets into `bytes` until it is complete. */
 typedef struct OpenTransaction
 {
-	StringInfoData bytes;		/* whole messages, each at a multiple of 8 */
-	int			nchanges;
-	int			maxchanges;
-	RecordChange *changes;		/* data pointers hold offsets */
-	List	   *touched;
-	List	   *lost;
+	StringInfoData bytes; /* whole messages, each at a multiple of 8 */
+	int nchanges;
+	int maxchanges;
+	RecordChange *changes; /* data pointers hold offsets */
+	List *touched;
+	List *lost;
 	const char *lost_reason;
-	int			nbarriers;
-	int			maxbarriers;
+	int nbarriers;
+	int maxbarriers;
 	LogBarrier *barriers;
-	bool		too_large;
+	bool too_large;
 } OpenTransaction;
 
 static DatabaseFeed *my_feed;
@@ -72,8 +72,8 @@ static HTAB *descriptions;
 static HTAB *touches;
 static OpenTransaction open_transaction;
 
-static LogTransaction **transactions;	/* [0] has number base + 1 */
-static int	capacity;
+static LogTransaction **transactions; /* [0] has number base + 1 */
+static int capacity;
 static uint64 base;
 static uint64 last;
 static uint64 published;
@@ -90,7 +90,7 @@ static XLogRecPtr drained_lsn;
 /* The smallest LSN that somebody waits for in this turn, and the greatest. */
 static XLogRecPtr wanted_least;
 static XLogRecPtr wanted_most;
-static XLogRecPtr asked;		/* the last one for which the decoder was woken */
+static XLogRecPtr asked; /* the last one for which the decoder was woken */
 
 static void
 ResetOpen(void)
@@ -102,7 +102,7 @@ ResetOpen(void)
 void
 LogInit(DatabaseFeed *feed)
 {
-	HASHCTL		ctl;
+	HASHCTL ctl;
 
 	my_feed = feed;
 	queue = SharedQueueAttach(feed, false);
@@ -129,7 +129,7 @@ static void
 ReceiveDescription(const char *data, Size length)
 {
 	RecordDescription *desc = RecordReadDescription(data, length, log_context);
-	bool		found;
+	bool found;
 	DescriptionEntry *entry = hash_search(descriptions, &desc->version, HASH_ENTER, &found);
 
 	entry->desc = desc;
@@ -160,7 +160,7 @@ ReceiveChange(const char *data, Size length)
 {
 	OpenTransaction *open = &open_transaction;
 	RecordChange change;
-	Size		offset;
+	Size offset;
 
 	RecordReadChange(data, length, &change);
 
@@ -170,7 +170,7 @@ ReceiveChange(const char *data, Size length)
 	 */
 	if (!open->too_large && open->bytes.len + length > (Size) setting_max_transaction * 1024)
 	{
-		int			i;
+		int i;
 
 		open->too_large = true;
 		for (i = 0; i < open->nchanges; i++)
@@ -219,7 +219,7 @@ static void
 ReceiveBarrier(const char *data, Size length)
 {
 	OpenTransaction *open = &open_transaction;
-	LogBarrier	barrier;
+	LogBarrier barrier;
 
 	RecordReadBarrier(data, length, &barrier.kind, &barrier.relid);
 	if (open->nbarriers == open->maxbarriers)
@@ -254,11 +254,11 @@ ReceiveCommit(const char *data, Size length)
 	OpenTransaction *open = &open_transaction;
 	LogTransaction *transaction;
 	RecordCommit commit;
-	Size		size = MAXALIGN(sizeof(LogTransaction));
-	char	   *p;
-	char	   *bytes;
-	ListCell   *lc;
-	int			i;
+	Size size = MAXALIGN(sizeof(LogTransaction));
+	char *p;
+	char *bytes;
+	ListCell *lc;
+	int i;
 
 	RecordReadCommit(data, length, &commit);
 
@@ -284,7 +284,7 @@ ReceiveCommit(const char *data, Size length)
 	transaction->touched = (Oid *) p;
 	foreach(lc, open->touched)
 	{
-		bool		found;
+		bool found;
 		TouchEntry *entry = hash_search(touches, &lfirst_oid(lc), HASH_ENTER, &found);
 
 		entry->lsn = commit.lsn;
@@ -310,7 +310,7 @@ ReceiveCommit(const char *data, Size length)
 	for (i = 0; i < open->nchanges; i++)
 	{
 		RecordChange *from = &open->changes[i];
-		LogChange  *to = &transaction->changes[i];
+		LogChange *to = &transaction->changes[i];
 
 		to->desc = LogDescription(from->version);
 		to->operation = from->operation;
@@ -368,8 +368,8 @@ Receive(const char *data, Size length)
 bool
 LogReceive(Size budget)
 {
-	XLogRecPtr	decoded;
-	Size		taken = 0;
+	XLogRecPtr decoded;
+	Size taken = 0;
 
 	/*
 	 * Read before the queue: whatever was decoded up to here is in the queue
@@ -380,8 +380,8 @@ LogReceive(Size budget)
 
 	while (taken < budget)
 	{
-		Size		length;
-		void	   *data;
+		Size length;
+		void *data;
 		shm_mq_result result = shm_mq_receive(queue, &length, &data, true);
 
 		if (result == SHM_MQ_WOULD_BLOCK)
@@ -392,8 +392,7 @@ LogReceive(Size budget)
 		}
 		if (result == SHM_MQ_DETACHED)
 		{
-			ereport(LOG,
-					(errmsg("changefeed feed worker ends because its decoder is gone")));
+			ereport(LOG, (errmsg("changefeed feed worker ends because its decoder is gone")));
 			proc_exit(1);
 		}
 		Receive(data, length);
@@ -479,7 +478,7 @@ LogGet(uint64 number)
 void
 LogPosition(uint64 number, char *out)
 {
-	uint64		epoch = pg_atomic_read_u64(&my_feed->epoch);
+	uint64 epoch = pg_atomic_read_u64(&my_feed->epoch);
 	LogTransaction *transaction = LogGet(number);
 
 	if (transaction != NULL)
@@ -493,7 +492,7 @@ uint64
 LogFullXid(TransactionId xid)
 {
 	FullTransactionId next = ReadNextFullTransactionId();
-	uint32		epoch = EpochFromFullTransactionId(next);
+	uint32 epoch = EpochFromFullTransactionId(next);
 
 	if (xid > XidFromFullTransactionId(next))
 		epoch--;
@@ -503,13 +502,13 @@ LogFullXid(TransactionId xid)
 uint64
 LogNumberAt(XLogRecPtr lsn)
 {
-	uint64		low = base;
-	uint64		high = last;
+	uint64 low = base;
+	uint64 high = last;
 
 	/* Invariant: `low` starts before lsn (or is the base), `high` + 1 does not. */
 	while (low < high)
 	{
-		uint64		middle = low + (high - low + 1) / 2;
+		uint64 middle = low + (high - low + 1) / 2;
 
 		if (LogGet(middle)->commit.lsn < lsn)
 			low = middle;
@@ -522,7 +521,7 @@ LogNumberAt(XLogRecPtr lsn)
 bool
 LogFind(const Position *position, uint64 *number, const char **reason)
 {
-	uint64		found;
+	uint64 found;
 	LogTransaction *transaction;
 
 	if (position->epoch != pg_atomic_read_u64(&my_feed->epoch))
@@ -545,7 +544,8 @@ LogFind(const Position *position, uint64 *number, const char **reason)
 	transaction = LogGet(found);
 	if (transaction == NULL || transaction->commit.lsn != position->lsn)
 	{
-		*reason = position->lsn < base_lsn || transaction == NULL ? "history_truncated" : "unknown_position";
+		*reason = position->lsn < base_lsn || transaction == NULL ? "history_truncated"
+																  : "unknown_position";
 		return false;
 	}
 	if ((uint32) transaction->commit.xid != position->xid ||
@@ -627,19 +627,20 @@ long
 LogTrim(void)
 {
 	TimestampTz now = GetCurrentTimestamp();
-	XLogRecPtr	insert = GetXLogWriteRecPtr();
-	uint64		dropped = 0;
-	long		wait = -1;
+	XLogRecPtr insert = GetXLogWriteRecPtr();
+	uint64 dropped = 0;
+	long wait = -1;
 
 	while (base < published)
 	{
 		LogTransaction *oldest = transactions[dropped];
-		bool		too_old = TimestampDifferenceExceeds(oldest->received, now,
-														 setting_history_age * 1000);
-		bool		too_much = log_bytes > (Size) setting_history_size * 1024 ||
-			feed_memory >= MEMORY_SHORT;
-		bool		too_far = insert > oldest->commit.lsn &&
-			insert - oldest->commit.lsn > (uint64) setting_history_wal_size * 1024 * 1024 / 3;
+		bool too_old = TimestampDifferenceExceeds(oldest->received, now,
+												  setting_history_age * 1000);
+		bool too_much = log_bytes > (Size) setting_history_size * 1024 ||
+						feed_memory >= MEMORY_SHORT;
+		bool too_far = insert > oldest->commit.lsn &&
+					   insert - oldest->commit.lsn >
+						   (uint64) setting_history_wal_size * 1024 * 1024 / 3;
 
 		/*
 		 * What would hold too much WAL goes in any case, well before the
@@ -651,15 +652,14 @@ LogTrim(void)
 		{
 			if (base + 1 != published)
 				wait = setting_history_age * 1000 -
-					TimestampDifferenceMilliseconds(oldest->received, now);
+					   TimestampDifferenceMilliseconds(oldest->received, now);
 			break;
 		}
 		Drop(oldest);
 		dropped++;
 	}
 	if (dropped > 0)
-		memmove(&transactions[0], &transactions[dropped],
-				sizeof(LogTransaction *) * (last - base));
+		memmove(&transactions[0], &transactions[dropped], sizeof(LogTransaction *) * (last - base));
 	if (last == base && capacity > MIN_CAPACITY)
 	{
 		capacity = MIN_CAPACITY;

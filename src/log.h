@@ -27,44 +27,44 @@
 typedef struct LogChange
 {
 	const RecordDescription *desc;
-	char		operation;
-	uint8		has_old;		/* as in record.h */
-	bool		has_new;
+	char operation;
+	uint8 has_old; /* as in record.h */
+	bool has_new;
 	const char *old_data;
 	const char *new_data;
-	uint32		old_length;
-	uint32		new_length;
+	uint32 old_length;
+	uint32 new_length;
 } LogChange;
 
 typedef struct LogBarrier
 {
 	RecordBarrierKind kind;
-	Oid			relid;
+	Oid relid;
 } LogBarrier;
 
 typedef struct LogTransaction
 {
-	uint64		number;
+	uint64 number;
 	RecordCommit commit;
 	TimestampTz received;
-	Size		size;			/* bytes accounted */
-	char	   *chunk;			/* holds all the arrays below and the rows */
-	int			nchanges;
-	LogChange  *changes;
-	int			ntouched;
-	Oid		   *touched;		/* every user table that was changed */
-	int			nlost;
-	Oid		   *lost;			/* sources whose changes are not here: they were
+	Size size;	 /* bytes accounted */
+	char *chunk; /* holds all the arrays below and the rows */
+	int nchanges;
+	LogChange *changes;
+	int ntouched;
+	Oid *touched; /* every user table that was changed */
+	int nlost;
+	Oid *lost; /* sources whose changes are not here: they were
 								 * truncated, could not be copied, or were too
 								 * many; InvalidOid: all */
 	const char *lost_reason;
-	int			nbarriers;
+	int nbarriers;
 	LogBarrier *barriers;
 	struct TransactionMap *map; /* deliver.c's, or NULL */
 } LogTransaction;
 
 /* What the feed worker does with a transaction; see LogPublish. */
-typedef void (*LogPublishCallback) (LogTransaction *transaction);
+typedef void (*LogPublishCallback)(LogTransaction *transaction);
 
 extern void LogInit(DatabaseFeed *feed);
 
@@ -135,4 +135,4 @@ extern Size LogBytes(void);
 /* Accounts memory that hangs on a transaction (its map). */
 extern void LogAccount(LogTransaction *transaction, Size bytes);
 
-#endif							/* CHANGEFEED_LOG_H */
+#endif /* CHANGEFEED_LOG_H */

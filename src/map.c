@@ -30,28 +30,28 @@
 /* A key of a source while the transaction is folded. */
 typedef struct Folded
 {
-	uint64		hash;			/* of source id and key text */
-	struct Folded *next;		/* same hash, other key */
-	Source	   *source;
-	char	   *key;
-	int			key_length;
-	int			first_old;		/* image, -1: the row did not exist before */
-	List	   *news;			/* images of the key that exist now; more than
+	uint64 hash;		 /* of source id and key text */
+	struct Folded *next; /* same hash, other key */
+	Source *source;
+	char *key;
+	int key_length;
+	int first_old; /* image, -1: the row did not exist before */
+	List *news;	   /* images of the key that exist now; more than
 								 * one only for a moment, with deferred
 								 * uniqueness */
 } Folded;
 
 typedef struct FoldedEntry
 {
-	uint64		hash;
-	Folded	   *first;
+	uint64 hash;
+	Folded *first;
 } FoldedEntry;
 
 /* Maps are a cache; a long backlog need not have all of them at once. */
-#define MAX_MAPS		5000
+#define MAX_MAPS 5000
 
 static dlist_head all_maps = DLIST_STATIC_INIT(all_maps);
-static int	map_count;
+static int map_count;
 
 /*
  * Deforms an image when it is first needed.  What an UPDATE did not carry
@@ -60,11 +60,11 @@ static int	map_count;
 static MapImage *
 GetImage(TransactionMap *map, int index)
 {
-	MapImage   *image = &map->images[index];
-	LogChange  *change = &map->transaction->changes[index / 2];
-	bool		is_new = index % 2 == 1;
-	int			natts = change->desc->tupdesc->natts;
-	int			i;
+	MapImage *image = &map->images[index];
+	LogChange *change = &map->transaction->changes[index / 2];
+	bool is_new = index % 2 == 1;
+	int natts = change->desc->tupdesc->natts;
+	int i;
 
 	if (image->used)
 		return image;
@@ -77,13 +77,13 @@ GetImage(TransactionMap *map, int index)
 	 */
 	if (!is_new && !change->has_old)
 	{
-		MapImage   *after = GetImage(map, index + 1);
+		MapImage *after = GetImage(map, index + 1);
 
 		image->values = palloc(sizeof(Datum) * natts);
 		image->isnull = palloc(sizeof(bool) * natts);
 		for (i = 0; i < natts; i++)
 		{
-			bool		known = (change->desc->flags[i] & RECORD_ATT_IDENTITY) != 0;
+			bool known = (change->desc->flags[i] & RECORD_ATT_IDENTITY) != 0;
 
 			image->values[i] = known ? after->values[i] : (Datum) 0;
 			image->isnull[i] = known ? after->isnull[i] : true;
@@ -106,10 +106,9 @@ GetImage(TransactionMap *map, int index)
 	}
 	for (i = 0; i < natts; i++)
 	{
-		MapImage   *before;
+		MapImage *before;
 
-		if (image->isnull[i] ||
-			!RecordValueIsUnchanged(change->desc, i + 1, image->values[i]))
+		if (image->isnull[i] || !RecordValueIsUnchanged(change->desc, i + 1, image->values[i]))
 			continue;
 		if (change->has_old != 1)
 		{
@@ -128,20 +127,19 @@ GetImage(TransactionMap *map, int index)
 static bool
 HasValue(TransactionMap *map, int index, int16 attno)
 {
-	LogChange  *change = &map->transaction->changes[index / 2];
-	MapImage   *image = &map->images[index];
+	LogChange *change = &map->transaction->changes[index / 2];
+	MapImage *image = &map->images[index];
 
 	if (index % 2 == 0)
-		return change->has_old == 1 ||
-			(change->desc->flags[attno - 1] & RECORD_ATT_IDENTITY) != 0;
+		return change->has_old == 1 || (change->desc->flags[attno - 1] & RECORD_ATT_IDENTITY) != 0;
 	return image->isnull[attno - 1] ||
-		!RecordValueIsUnchanged(change->desc, attno, image->values[attno - 1]);
+		   !RecordValueIsUnchanged(change->desc, attno, image->values[attno - 1]);
 }
 
 static bool
 HasValues(TransactionMap *map, int index, const int16 *attnos, int n)
 {
-	int			i;
+	int i;
 
 	for (i = 0; i < n; i++)
 		if (!HasValue(map, index, attnos[i]))
@@ -152,7 +150,7 @@ HasValues(TransactionMap *map, int index, const int16 *attnos, int n)
 static char *
 KeyOf(TransactionMap *map, Layout *layout, int index, int *length)
 {
-	MapImage   *image = GetImage(map, index);
+	MapImage *image = GetImage(map, index);
 	StringInfoData key;
 
 	initStringInfo(&key);
@@ -164,10 +162,10 @@ KeyOf(TransactionMap *map, Layout *layout, int index, int *length)
 static Folded *
 FindFolded(HTAB *table, Source *source, char *key, int key_length, List **order)
 {
-	uint64		hash = hash_bytes_extended((const unsigned char *) key, key_length, source->id);
-	bool		found;
+	uint64 hash = hash_bytes_extended((const unsigned char *) key, key_length, source->id);
+	bool found;
 	FoldedEntry *entry = hash_search(table, &hash, HASH_ENTER, &found);
-	Folded	   *folded;
+	Folded *folded;
 
 	if (!found)
 		entry->first = NULL;
@@ -189,10 +187,10 @@ FindFolded(HTAB *table, Source *source, char *key, int key_length, List **order)
 static bool
 SameBytes(TransactionMap *map, int a, int b)
 {
-	MapImage   *x = GetImage(map, a);
-	MapImage   *y = GetImage(map, b);
-	TupleDesc	tupdesc = x->desc->tupdesc;
-	int			i;
+	MapImage *x = GetImage(map, a);
+	MapImage *y = GetImage(map, b);
+	TupleDesc tupdesc = x->desc->tupdesc;
+	int i;
 
 	if (x->desc != y->desc)
 		return false;
@@ -215,8 +213,8 @@ SameBytes(TransactionMap *map, int a, int b)
 static void
 FoldOld(TransactionMap *map, Folded *folded, int image)
 {
-	ListCell   *lc;
-	bool		whole = map->transaction->changes[image / 2].has_old == 1;
+	ListCell *lc;
+	bool whole = map->transaction->changes[image / 2].has_old == 1;
 
 	if (folded->news == NIL)
 	{
@@ -252,12 +250,12 @@ FoldOld(TransactionMap *map, Folded *folded, int image)
 static void
 FoldChange(TransactionMap *map, HTAB *table, Source *source, int index, List **order)
 {
-	LogChange  *change = &map->transaction->changes[index];
-	Layout	   *layout = ChannelsLayout(source, change->desc);
-	char	   *old_key = NULL;
-	char	   *new_key = NULL;
-	int			old_length = 0;
-	int			new_length = 0;
+	LogChange *change = &map->transaction->changes[index];
+	Layout *layout = ChannelsLayout(source, change->desc);
+	char *old_key = NULL;
+	char *new_key = NULL;
+	int old_length = 0;
+	int new_length = 0;
 
 	if (!layout->usable)
 	{
@@ -279,13 +277,13 @@ FoldChange(TransactionMap *map, HTAB *table, Source *source, int index, List **o
 		old_key = KeyOf(map, layout, index * 2, &old_length);
 	}
 	else if (change->operation == 'D')
-		goto unknown;			/* the replica identity was taken away */
+		goto unknown; /* the replica identity was taken away */
 
 	if (old_key != NULL)
 		FoldOld(map, FindFolded(table, source, old_key, old_length, order), index * 2);
 	if (new_key != NULL)
 	{
-		Folded	   *folded = FindFolded(table, source, new_key, new_length, order);
+		Folded *folded = FindFolded(table, source, new_key, new_length, order);
 
 		folded->news = lappend_int(folded->news, index * 2 + 1);
 	}
@@ -299,8 +297,8 @@ unknown:
 static bool
 Locate(TransactionMap *map, Source *source, int index, char ***params)
 {
-	MapImage   *image = GetImage(map, index);
-	Layout	   *layout = ChannelsLayout(source, image->desc);
+	MapImage *image = GetImage(map, index);
+	Layout *layout = ChannelsLayout(source, image->desc);
 
 	*params = palloc(sizeof(char *) * Max(layout->nparams, 1));
 	if (!HasValues(map, index, layout->params, layout->nparams) ||
@@ -310,13 +308,13 @@ Locate(TransactionMap *map, Source *source, int index, char ***params)
 		return false;
 	}
 	return LayoutFilter(layout, image->values, image->isnull) &&
-		LayoutParams(layout, image->values, image->isnull, *params);
+		   LayoutParams(layout, image->values, image->isnull, *params);
 }
 
 static void
 FinishEntry(TransactionMap *map, Folded *folded)
 {
-	MapEntry   *entry = &map->entries[map->nentries];
+	MapEntry *entry = &map->entries[map->nentries];
 
 	memset(entry, 0, sizeof(MapEntry));
 	entry->source = folded->source;
@@ -325,7 +323,7 @@ FinishEntry(TransactionMap *map, Folded *folded)
 	entry->old_image = folded->first_old;
 	entry->new_image = folded->news != NIL ? llast_int(folded->news) : -1;
 	if (entry->old_image < 0 && entry->new_image < 0)
-		return;					/* came and went */
+		return; /* came and went */
 
 	if (entry->old_image >= 0)
 	{
@@ -345,11 +343,11 @@ static void
 Build(TransactionMap *map)
 {
 	LogTransaction *transaction = map->transaction;
-	HTAB	   *table;
-	HASHCTL		ctl;
-	List	   *order = NIL;
-	ListCell   *lc;
-	int			i;
+	HTAB *table;
+	HASHCTL ctl;
+	List *order = NIL;
+	ListCell *lc;
+	int i;
 
 	ctl.keysize = sizeof(uint64);
 	ctl.entrysize = sizeof(FoldedEntry);
@@ -392,18 +390,17 @@ Make(LogTransaction *transaction)
 	}
 	PG_CATCH();
 	{
-		ErrorData  *error;
-		int			i;
+		ErrorData *error;
+		int i;
 
 		MemoryContextSwitchTo(context);
 		error = CopyErrorData();
 		if (error->sqlerrcode == ERRCODE_ADMIN_SHUTDOWN)
 			PG_RE_THROW();
 		FlushErrorState();
-		ereport(LOG,
-				(errcode(error->sqlerrcode),
-				 errmsg("could not map a transaction to its channels: %s", error->message),
-				 errdetail("The subscriptions concerned get fresh snapshots.")));
+		ereport(LOG, (errcode(error->sqlerrcode),
+					  errmsg("could not map a transaction to its channels: %s", error->message),
+					  errdetail("The subscriptions concerned get fresh snapshots.")));
 		map->nentries = 0;
 		for (i = 0; i < transaction->nchanges; i++)
 			map->failed = list_append_unique_oid(map->failed, transaction->changes[i].desc->relid);
@@ -437,7 +434,7 @@ MapFree(TransactionMap *map)
 void
 MapTrim(void)
 {
-	bool		any = false;
+	bool any = false;
 
 	while (map_count > MAX_MAPS)
 	{
@@ -460,7 +457,7 @@ MapFreeAll(void)
 void
 MapImageTuple(const MapImage *image, const char **data, uint32 *length)
 {
-	HeapTuple	tuple;
+	HeapTuple tuple;
 
 	if (!image->filled)
 	{

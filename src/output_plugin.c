@@ -46,17 +46,17 @@
 #include "utils/syscache.h"
 
 /* More relations than this changed by DDL in a transaction: BARRIER_ALL. */
-#define MAX_BARRIERS		1000
+#define MAX_BARRIERS 1000
 
 /* A transaction (bytes) whose replay takes a while. */
-#define LARGE_TRANSACTION	(64 * 1024)
+#define LARGE_TRANSACTION (64 * 1024)
 
 static MemoryContext callback_context = NULL;
 
 /* Of the transaction that is being replayed. */
-static uint64 transaction = 0;	/* counts them */
-static uint64 records = 0;		/* sent for it */
-static uint64 changes = 0;		/* CHANGE records of all times */
+static uint64 transaction = 0; /* counts them */
+static uint64 records = 0;	   /* sent for it */
+static uint64 changes = 0;	   /* CHANGE records of all times */
 static bool catalog_changed = false;
 
 extern PGDLLEXPORT void _PG_output_plugin_init(OutputPluginCallbacks *cb);
@@ -107,10 +107,12 @@ SendLost(Source *source, const char *why)
 		return;
 	source->lost = transaction;
 
-	ereport(LOG,
-			(errmsg("could not copy a change of source with OID %u, its subscriptions get a fresh snapshot",
-					source->relid),
-			 errdetail_internal("%s", why)));
+	ereport(
+		LOG,
+		(errmsg(
+			 "could not copy a change of source with OID %u, its subscriptions get a fresh snapshot",
+			 source->relid),
+		 errdetail_internal("%s", why)));
 	initStringInfo(&record);
 	RecordWriteLost(&record, source->relid, why);
 	SendRecord(&record);
@@ -130,9 +132,9 @@ SendLost(Source *source, const char *why)
 static HeapTuple
 InlineValues(HeapTuple tuple, TupleDesc tupdesc)
 {
-	Datum	   *values = palloc(tupdesc->natts * sizeof(Datum));
-	bool	   *isnull = palloc(tupdesc->natts * sizeof(bool));
-	bool		found = false;
+	Datum *values = palloc(tupdesc->natts * sizeof(Datum));
+	bool *isnull = palloc(tupdesc->natts * sizeof(bool));
+	bool found = false;
 
 	heap_deform_tuple(tuple, tupdesc, values, isnull);
 	for (int i = 0; i < tupdesc->natts; i++)
@@ -174,9 +176,8 @@ MakeTuple(HeapTuple tuple, TupleDesc tupdesc, TupleConversionMap *map, bool whol
 static inline bool
 PlainTuple(HeapTuple tuple, TupleDesc tupdesc)
 {
-	return tuple == NULL ||
-		(!HeapTupleHasExternal(tuple) &&
-		 HeapTupleHeaderGetNatts(tuple->t_data) >= tupdesc->natts);
+	return tuple == NULL || (!HeapTupleHasExternal(tuple) &&
+							 HeapTupleHeaderGetNatts(tuple->t_data) >= tupdesc->natts);
 }
 
 /* The map from the relation's row type to that of the target, if needed. */
@@ -196,11 +197,11 @@ MakeMap(KnownRelation *known, Target *target, TupleDesc tupdesc)
  * reason why that failed.
  */
 static char *
-MakeTuples(KnownRelation *known, Target *target, TupleDesc tupdesc,
-		   HeapTuple *old_tuple, bool old_whole, HeapTuple *new_tuple)
+MakeTuples(KnownRelation *known, Target *target, TupleDesc tupdesc, HeapTuple *old_tuple,
+		   bool old_whole, HeapTuple *new_tuple)
 {
 	MemoryContext context = CurrentMemoryContext;
-	char	   *volatile why = NULL;
+	char *volatile why = NULL;
 
 	PG_TRY();
 	{
@@ -211,7 +212,7 @@ MakeTuples(KnownRelation *known, Target *target, TupleDesc tupdesc,
 	}
 	PG_CATCH();
 	{
-		ErrorData  *error;
+		ErrorData *error;
 
 		MemoryContextSwitchTo(context);
 		error = CopyErrorData();
@@ -234,22 +235,22 @@ MakeTuples(KnownRelation *known, Target *target, TupleDesc tupdesc,
 static bool
 TooLarge(HeapTuple old_tuple, HeapTuple new_tuple)
 {
-	Size		size = (old_tuple ? old_tuple->t_len : 0) + (new_tuple ? new_tuple->t_len : 0);
-	Size		limit = Max((Size) setting_max_transaction * 1024, (Size) 1024 * 1024);
+	Size size = (old_tuple ? old_tuple->t_len : 0) + (new_tuple ? new_tuple->t_len : 0);
+	Size limit = Max((Size) setting_max_transaction * 1024, (Size) 1024 * 1024);
 
 	return size > Min(limit, MaxAllocSize / 2);
 }
 
 /* Gathers the record from where the tuples lie: they are copied just once. */
 static void
-SendChange(KnownRelation *known, Target *target, Relation relation, char operation,
-		   uint8 has_old, HeapTuple old_tuple, HeapTuple new_tuple)
+SendChange(KnownRelation *known, Target *target, Relation relation, char operation, uint8 has_old,
+		   HeapTuple old_tuple, HeapTuple new_tuple)
 {
 	static const char zeros[8] = {0};
-	TupleDesc	tupdesc = RelationGetDescr(relation);
-	char		head[RECORD_CHANGE_HEAD];
+	TupleDesc tupdesc = RelationGetDescr(relation);
+	char head[RECORD_CHANGE_HEAD];
 	shm_mq_iovec iov[4];
-	int			n = 0;
+	int n = 0;
 
 	if (unlikely(!target->source->valid))
 	{
@@ -262,7 +263,7 @@ SendChange(KnownRelation *known, Target *target, Relation relation, char operati
 
 	if (target->is_ancestor || !PlainTuple(old_tuple, tupdesc) || !PlainTuple(new_tuple, tupdesc))
 	{
-		char	   *why = MakeTuples(known, target, tupdesc, &old_tuple, has_old == 1, &new_tuple);
+		char *why = MakeTuples(known, target, tupdesc, &old_tuple, has_old == 1, &new_tuple);
 
 		if (why != NULL)
 		{
@@ -324,18 +325,18 @@ TouchRelation(KnownRelation *known)
 
 typedef struct Barriers
 {
-	bool		all;
-	bool		roles;
-	int			nrelids;
-	int			space;
-	Oid		   *relids;
+	bool all;
+	bool roles;
+	int nrelids;
+	int space;
+	Oid *relids;
 } Barriers;
 
 static int
 CompareOids(const void *a, const void *b)
 {
-	Oid			x = *(const Oid *) a;
-	Oid			y = *(const Oid *) b;
+	Oid x = *(const Oid *) a;
+	Oid y = *(const Oid *) b;
 
 	return x < y ? -1 : (x > y ? 1 : 0);
 }
@@ -349,7 +350,7 @@ CollectBarriers(Barriers *barriers, const SharedInvalidationMessage *messages, u
 
 		if (message->id == SHAREDINVALRELCACHE_ID)
 		{
-			Oid			relid = message->rc.relId;
+			Oid relid = message->rc.relId;
 
 			if (message->rc.dbId != MyDatabaseId && message->rc.dbId != InvalidOid)
 				continue;
@@ -360,9 +361,10 @@ CollectBarriers(Barriers *barriers, const SharedInvalidationMessage *messages, u
 				if (barriers->nrelids == barriers->space)
 				{
 					barriers->space = barriers->space == 0 ? 64 : barriers->space * 2;
-					barriers->relids = barriers->relids == NULL ?
-						palloc(barriers->space * sizeof(Oid)) :
-						repalloc(barriers->relids, barriers->space * sizeof(Oid));
+					barriers->relids = barriers->relids == NULL
+										   ? palloc(barriers->space * sizeof(Oid))
+										   : repalloc(barriers->relids,
+													  barriers->space * sizeof(Oid));
 				}
 				barriers->relids[barriers->nrelids++] = relid;
 			}
@@ -396,8 +398,8 @@ CollectBarriers(Barriers *barriers, const SharedInvalidationMessage *messages, u
 static void
 SendBarriers(ReorderBufferTXN *txn)
 {
-	Barriers	barriers = {0};
-	dlist_iter	iter;
+	Barriers barriers = {0};
+	dlist_iter iter;
 
 	CollectBarriers(&barriers, txn->invalidations, txn->ninvalidations);
 	dlist_foreach(iter, &txn->subtxns)
@@ -437,11 +439,13 @@ static void
 PluginStartup(LogicalDecodingContext *ctx, OutputPluginOptions *options, bool is_init)
 {
 	if (decoder_feed == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-				 errmsg("output plugin \"%s\" can be used only by the extension's own decoder",
-						CHANGEFEED_LIBRARY),
-				 errhint("Subscribe to a channel instead, or use \"pgoutput\" or \"test_decoding\" for a replication slot of your own.")));
+		ereport(
+			ERROR,
+			(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+			 errmsg("output plugin \"%s\" can be used only by the extension's own decoder",
+					CHANGEFEED_LIBRARY),
+			 errhint(
+				 "Subscribe to a channel instead, or use \"pgoutput\" or \"test_decoding\" for a replication slot of your own.")));
 
 	options->output_type = OUTPUT_PLUGIN_BINARY_OUTPUT;
 	options->receive_rewrites = false;
@@ -473,8 +477,8 @@ PluginBegin(LogicalDecodingContext *ctx, ReorderBufferTXN *txn)
 }
 
 static void
-PluginChange(LogicalDecodingContext *ctx, ReorderBufferTXN *txn,
-			 Relation relation, ReorderBufferChange *change)
+PluginChange(LogicalDecodingContext *ctx, ReorderBufferTXN *txn, Relation relation,
+			 ReorderBufferChange *change)
 {
 	MemoryContext old_context = MemoryContextSwitchTo(callback_context);
 	KnownRelation *known = RelationsLookUp(relation);
@@ -488,10 +492,10 @@ PluginChange(LogicalDecodingContext *ctx, ReorderBufferTXN *txn,
 
 		if (known->ntargets > 0)
 		{
-			HeapTuple	old_tuple = compat_change_tuple(change->data.tp.oldtuple);
-			HeapTuple	new_tuple = compat_change_tuple(change->data.tp.newtuple);
-			bool		full = relation->rd_rel->relreplident == REPLICA_IDENTITY_FULL;
-			char		operation = 'I';
+			HeapTuple old_tuple = compat_change_tuple(change->data.tp.oldtuple);
+			HeapTuple new_tuple = compat_change_tuple(change->data.tp.newtuple);
+			bool full = relation->rd_rel->relreplident == REPLICA_IDENTITY_FULL;
+			char operation = 'I';
 
 			if (change->action == REORDER_BUFFER_CHANGE_UPDATE)
 				operation = 'U';
@@ -503,8 +507,8 @@ PluginChange(LogicalDecodingContext *ctx, ReorderBufferTXN *txn,
 				if (operation != 'D' && new_tuple == NULL)
 					SendLost(known->targets[i].source, "the WAL has no new row");
 				else
-					SendChange(known, &known->targets[i], relation, operation,
-							   full ? 1 : 2, old_tuple, new_tuple);
+					SendChange(known, &known->targets[i], relation, operation, full ? 1 : 2,
+							   old_tuple, new_tuple);
 			}
 		}
 	}
@@ -518,7 +522,7 @@ PluginTruncate(LogicalDecodingContext *ctx, ReorderBufferTXN *txn, int nrelation
 			   Relation truncated[], ReorderBufferChange *change)
 {
 	MemoryContext old_context = MemoryContextSwitchTo(callback_context);
-	List	   *said = NIL;
+	List *said = NIL;
 
 	for (int i = 0; i < nrelations; i++)
 	{
@@ -534,7 +538,7 @@ PluginTruncate(LogicalDecodingContext *ctx, ReorderBufferTXN *txn, int nrelation
 		/* Truncating a partitioned table names its partitions, too. */
 		for (int j = 0; j < known->ntargets; j++)
 		{
-			Oid			relid = known->targets[j].source->relid;
+			Oid relid = known->targets[j].source->relid;
 
 			if (list_member_oid(said, relid))
 				continue;
@@ -552,7 +556,7 @@ static uint64
 WidenXid(TransactionId xid)
 {
 	FullTransactionId next = ReadNextFullTransactionId();
-	uint32		epoch = EpochFromFullTransactionId(next);
+	uint32 epoch = EpochFromFullTransactionId(next);
 
 	if (xid > XidFromFullTransactionId(next))
 		epoch--;

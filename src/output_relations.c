@@ -43,21 +43,21 @@
 #include "utils/syscache.h"
 
 /* Known relations beyond which those that have become invalid are forgotten. */
-#define MAX_RELATIONS		8192
+#define MAX_RELATIONS 8192
 
 static MemoryContext cache_context = NULL;
-static HTAB *relations = NULL;	/* of KnownRelation */
-static HTAB *sources = NULL;	/* of Source; never removed, so that targets
+static HTAB *relations = NULL;		  /* of KnownRelation */
+static HTAB *sources = NULL;		  /* of Source; never removed, so that targets
 								 * may point to them */
-KnownRelation *relations_last = NULL;	/* found by the last look-up */
-static uint32 last_version = 0; /* of a description */
+KnownRelation *relations_last = NULL; /* found by the last look-up */
+static uint32 last_version = 0;		  /* of a description */
 static long relations_limit = MAX_RELATIONS;
 
 /* changefeed.source, as far as it exists at this place in WAL. */
 static bool catalog_known = false;
-static Oid	catalog_schema = InvalidOid;
-static Oid	catalog_source = InvalidOid;
-static uint32 catalog_source_hash = 0;	/* in the syscache RELNAMENSP */
+static Oid catalog_schema = InvalidOid;
+static Oid catalog_source = InvalidOid;
+static uint32 catalog_source_hash = 0; /* in the syscache RELNAMENSP */
 
 /* ----------------------------------------------------------------------
  * Invalidation.  The callbacks only set flags: live messages, too, come at any
@@ -71,7 +71,7 @@ ForgetAll(void)
 {
 	HASH_SEQ_STATUS status;
 	KnownRelation *known;
-	Source	   *source;
+	Source *source;
 
 	hash_seq_init(&status, relations);
 	while ((known = hash_seq_search(&status)) != NULL)
@@ -86,7 +86,7 @@ static void
 RelationInvalidated(Datum arg, Oid relid)
 {
 	KnownRelation *known;
-	Source	   *source;
+	Source *source;
 
 	if (!OidIsValid(relid) || relid == catalog_source)
 	{
@@ -120,8 +120,7 @@ static void
 CatalogInvalidated(Datum arg, int cacheid, uint32 hashvalue)
 {
 	/* A schema came, went or was renamed: descriptions carry its name. */
-	if (cacheid == NAMESPACEOID ||
-		hashvalue == 0 || hashvalue == catalog_source_hash)
+	if (cacheid == NAMESPACEOID || hashvalue == 0 || hashvalue == catalog_source_hash)
 		ForgetAll();
 }
 
@@ -157,14 +156,13 @@ FindCatalog(void)
 static bool
 RelationStillExists(Oid relid)
 {
-	Relation	pg_class = table_open(RelationRelationId, AccessShareLock);
-	Snapshot	snapshot = RegisterSnapshot(GetNonHistoricCatalogSnapshot(RelationRelationId));
+	Relation pg_class = table_open(RelationRelationId, AccessShareLock);
+	Snapshot snapshot = RegisterSnapshot(GetNonHistoricCatalogSnapshot(RelationRelationId));
 	ScanKeyData key;
 	SysScanDesc scan;
-	bool		found;
+	bool found;
 
-	ScanKeyInit(&key, Anum_pg_class_oid, BTEqualStrategyNumber, F_OIDEQ,
-				ObjectIdGetDatum(relid));
+	ScanKeyInit(&key, Anum_pg_class_oid, BTEqualStrategyNumber, F_OIDEQ, ObjectIdGetDatum(relid));
 	scan = systable_beginscan(pg_class, ClassOidIndexId, true, snapshot, 1, &key);
 	found = HeapTupleIsValid(systable_getnext(scan));
 	systable_endscan(scan);
@@ -184,11 +182,11 @@ RelationStillExists(Oid relid)
 static void
 MarkSources(const Oid *relids, bool *is_source, int nrelids)
 {
-	Relation	catalog;
-	TupleDesc	tupdesc;
-	AttrNumber	attno = InvalidAttrNumber;
+	Relation catalog;
+	TupleDesc tupdesc;
+	AttrNumber attno = InvalidAttrNumber;
 	SysScanDesc scan;
-	HeapTuple	tuple;
+	HeapTuple tuple;
 
 	if (!OidIsValid(catalog_source) || !RelationStillExists(catalog_source))
 		return;
@@ -215,8 +213,8 @@ MarkSources(const Oid *relids, bool *is_source, int nrelids)
 	scan = systable_beginscan(catalog, InvalidOid, false, NULL, 0, NULL);
 	while ((tuple = systable_getnext(scan)) != NULL)
 	{
-		bool		isnull;
-		Datum		relid = heap_getattr(tuple, attno, tupdesc, &isnull);
+		bool isnull;
+		Datum relid = heap_getattr(tuple, attno, tupdesc, &isnull);
 
 		for (int i = 0; i < nrelids && !isnull; i++)
 		{
@@ -231,8 +229,8 @@ MarkSources(const Oid *relids, bool *is_source, int nrelids)
 static Source *
 FindSource(Oid relid)
 {
-	bool		found;
-	Source	   *source = hash_search(sources, &relid, HASH_ENTER, &found);
+	bool found;
+	Source *source = hash_search(sources, &relid, HASH_ENTER, &found);
 
 	if (!found)
 	{
@@ -245,7 +243,7 @@ FindSource(Oid relid)
 KnownRelation *
 RelationsFind(Oid relid)
 {
-	bool		found;
+	bool found;
 	KnownRelation *known = hash_search(relations, &relid, HASH_ENTER, &found);
 
 	if (!found)
@@ -260,12 +258,12 @@ RelationsFind(Oid relid)
 void
 RelationsLearn(KnownRelation *known, Relation relation)
 {
-	List	   *ancestors = NIL;
-	Oid		   *relids;
-	bool	   *is_source;
-	int			nrelids = 1;
-	int			ntargets = 0;
-	ListCell   *cell;
+	List *ancestors = NIL;
+	Oid *relids;
+	bool *is_source;
+	int nrelids = 1;
+	int ntargets = 0;
+	ListCell *cell;
 
 	if (known->context != NULL)
 		MemoryContextDelete(known->context);
@@ -309,8 +307,7 @@ RelationsLearn(KnownRelation *known, Relation relation)
 	known->context = AllocSetContextCreate(cache_context, "changefeed relation",
 										   ALLOCSET_SMALL_SIZES);
 	known->ancestors = MemoryContextAlloc(known->context, nrelids * sizeof(Oid));
-	known->targets = MemoryContextAllocZero(known->context,
-											(ntargets + 1) * sizeof(Target));
+	known->targets = MemoryContextAllocZero(known->context, (ntargets + 1) * sizeof(Target));
 	for (int i = 0; i < nrelids; i++)
 	{
 		if (i > 0)
@@ -320,7 +317,7 @@ RelationsLearn(KnownRelation *known, Relation relation)
 		}
 		if (is_source[i])
 		{
-			Target	   *target = &known->targets[known->ntargets++];
+			Target *target = &known->targets[known->ntargets++];
 
 			target->source = FindSource(relids[i]);
 			target->is_ancestor = i > 0;
@@ -364,9 +361,9 @@ RelationsForgetOld(void)
 static uint8 *
 DescriptionFlags(Relation relation)
 {
-	TupleDesc	tupdesc = RelationGetDescr(relation);
-	uint8	   *flags = palloc0(Max(tupdesc->natts, 1));
-	Bitmapset  *identity = RelationGetIdentityKeyBitmap(relation);
+	TupleDesc tupdesc = RelationGetDescr(relation);
+	uint8 *flags = palloc0(Max(tupdesc->natts, 1));
+	Bitmapset *identity = RelationGetIdentityKeyBitmap(relation);
 
 	for (int i = 0; i < tupdesc->natts; i++)
 	{
@@ -388,10 +385,10 @@ bool
 SourceDescribe(Source *source, Relation relation, StringInfo record)
 {
 	/* Behind the header and the version comes what is compared. */
-	const Size	ignored = sizeof(RecordHeader) + sizeof(uint32);
-	bool		opened = relation == NULL;
-	bool		differs;
-	char	   *schema;
+	const Size ignored = sizeof(RecordHeader) + sizeof(uint32);
+	bool opened = relation == NULL;
+	bool differs;
+	char *schema;
 	MemoryContext old_context;
 
 	if (opened)
@@ -401,12 +398,11 @@ SourceDescribe(Source *source, Relation relation, StringInfo record)
 	source->valid = true;
 
 	schema = get_namespace_name(RelationGetNamespace(relation));
-	RecordWriteDescription(record, last_version + 1, source->relid,
-						   relation->rd_rel->relreplident, schema ? schema : "",
-						   RelationGetRelationName(relation), RelationGetDescr(relation),
-						   DescriptionFlags(relation));
+	RecordWriteDescription(record, last_version + 1, source->relid, relation->rd_rel->relreplident,
+						   schema ? schema : "", RelationGetRelationName(relation),
+						   RelationGetDescr(relation), DescriptionFlags(relation));
 	differs = source->version == 0 || record->len != source->length ||
-		memcmp(record->data + ignored, source->bytes + ignored, record->len - ignored) != 0;
+			  memcmp(record->data + ignored, source->bytes + ignored, record->len - ignored) != 0;
 	if (differs)
 	{
 		if (source->context != NULL)
@@ -437,10 +433,10 @@ SourceDescribe(Source *source, Relation relation, StringInfo record)
 void
 RelationsInitialize(void)
 {
-	HASHCTL		control;
+	HASHCTL control;
 
 	if (cache_context != NULL)
-		return;					/* when the slot was created */
+		return; /* when the slot was created */
 
 	cache_context = AllocSetContextCreate(TopMemoryContext, "changefeed relations",
 										  ALLOCSET_DEFAULT_SIZES);

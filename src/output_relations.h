@@ -20,46 +20,46 @@
 /* A table that feeds channels, as it was last described to the feed worker. */
 typedef struct Source
 {
-	Oid			relid;			/* hash key */
-	bool		valid;			/* its relcache entry has not changed since */
-	uint32		version;		/* of the description; 0: none was sent */
-	char	   *bytes;			/* the description */
-	Size		length;
-	TupleDesc	tupdesc;		/* what it describes */
-	MemoryContext context;		/* of the two */
-	uint64		lost;			/* the transaction that we last lost a change
+	Oid relid;		/* hash key */
+	bool valid;		/* its relcache entry has not changed since */
+	uint32 version; /* of the description; 0: none was sent */
+	char *bytes;	/* the description */
+	Size length;
+	TupleDesc tupdesc;	   /* what it describes */
+	MemoryContext context; /* of the two */
+	uint64 lost;		   /* the transaction that we last lost a change
 								 * of */
 } Source;
 
 /* A source that the changes of a relation go to: itself or an ancestor. */
 typedef struct Target
 {
-	Source	   *source;
-	bool		is_ancestor;
-	uint32		map_version;	/* version that the map was made for; 0: none */
-	TupleConversionMap *map;	/* NULL: the row types are laid out alike */
+	Source *source;
+	bool is_ancestor;
+	uint32 map_version;		 /* version that the map was made for; 0: none */
+	TupleConversionMap *map; /* NULL: the row types are laid out alike */
 } Target;
 
 typedef enum RelationClass
 {
-	CLASS_IGNORED,				/* nobody can depend on its contents */
-	CLASS_CATALOG,				/* one of our own tables */
+	CLASS_IGNORED, /* nobody can depend on its contents */
+	CLASS_CATALOG, /* one of our own tables */
 	CLASS_USER
 } RelationClass;
 
 /* What we know of a table whose changes we are given. */
 typedef struct KnownRelation
 {
-	Oid			relid;			/* hash key */
-	bool		valid;
-	bool		is_ancestor;	/* another entry depends on this one */
+	Oid relid; /* hash key */
+	bool valid;
+	bool is_ancestor; /* another entry depends on this one */
 	RelationClass class;
-	uint64		touched;		/* the transaction that last reported it */
-	int			nancestors;
-	Oid		   *ancestors;
-	int			ntargets;
-	Target	   *targets;
-	MemoryContext context;		/* of these and their maps; NULL: none needed */
+	uint64 touched; /* the transaction that last reported it */
+	int nancestors;
+	Oid *ancestors;
+	int ntargets;
+	Target *targets;
+	MemoryContext context; /* of these and their maps; NULL: none needed */
 } KnownRelation;
 
 /* Once per process, before the first transaction is replayed. */
@@ -89,7 +89,7 @@ extern void RelationsLearn(KnownRelation *known, Relation relation);
 static inline KnownRelation *
 RelationsLookUp(Relation relation)
 {
-	Oid			relid = RelationGetRelid(relation);
+	Oid relid = RelationGetRelid(relation);
 
 	if (relations_last == NULL || relations_last->relid != relid)
 		relations_last = RelationsFind(relid);
@@ -98,4 +98,4 @@ RelationsLookUp(Relation relation)
 	return relations_last;
 }
 
-#endif							/* CHANGEFEED_OUTPUT_RELATIONS_H */
+#endif /* CHANGEFEED_OUTPUT_RELATIONS_H */

@@ -31,7 +31,7 @@
 
 COMPAT_MODULE_MAGIC(CHANGEFEED_LIBRARY, CHANGEFEED_VERSION);
 
-#define LAUNCHER_RESTART_SECONDS	5
+#define LAUNCHER_RESTART_SECONDS 5
 
 PG_FUNCTION_INFO_V1(changefeed_check_requirements);
 
@@ -92,11 +92,10 @@ void
 RequirePreload(void)
 {
 	if (shared_feeds == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("pg_changefeed was not loaded when the server started"),
-				 errhint("Set this in postgresql.conf, then restart the server: %s",
-						 PreloadLine())));
+		ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+						errmsg("pg_changefeed was not loaded when the server started"),
+						errhint("Set this in postgresql.conf, then restart the server: %s",
+								PreloadLine())));
 }
 
 /*
@@ -108,21 +107,24 @@ changefeed_check_requirements(PG_FUNCTION_ARGS)
 {
 	StringInfoData detail;
 	StringInfoData lines;
-	int			nmissing = 0;
+	int nmissing = 0;
 
 	if (GetDatabaseEncoding() != PG_UTF8)
-		ereport(ERROR,
-				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-				 errmsg("pg_changefeed needs a database with encoding UTF8"),
-				 errdetail("The encoding of database \"%s\" is %s.",
-						   get_database_name(MyDatabaseId), GetDatabaseEncodingName()),
-				 errhint("Create a database with ENCODING 'UTF8' TEMPLATE template0 and move the data there.")));
+		ereport(
+			ERROR,
+			(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+			 errmsg("pg_changefeed needs a database with encoding UTF8"),
+			 errdetail("The encoding of database \"%s\" is %s.", get_database_name(MyDatabaseId),
+					   GetDatabaseEncodingName()),
+			 errhint(
+				 "Create a database with ENCODING 'UTF8' TEMPLATE template0 and move the data there.")));
 
 	initStringInfo(&detail);
 	initStringInfo(&lines);
 	if (shared_feeds == NULL)
 	{
-		appendStringInfoString(&detail, "The library pg_changefeed was not loaded when the server started.");
+		appendStringInfoString(&detail,
+							   "The library pg_changefeed was not loaded when the server started.");
 		appendStringInfo(&lines, "\n%s", PreloadLine());
 		nmissing++;
 	}
@@ -141,13 +143,12 @@ changefeed_check_requirements(PG_FUNCTION_ARGS)
 	}
 
 	if (nmissing > 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg_plural("pg_changefeed needs a setting of the server that is missing",
-							   "pg_changefeed needs settings of the server that are missing",
-							   nmissing),
-				 errdetail_internal("%s", detail.data),
-				 errhint("Set in postgresql.conf, then restart the server:%s", lines.data)));
+		ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+						errmsg_plural("pg_changefeed needs a setting of the server that is missing",
+									  "pg_changefeed needs settings of the server that are missing",
+									  nmissing),
+						errdetail_internal("%s", detail.data),
+						errhint("Set in postgresql.conf, then restart the server:%s", lines.data)));
 
 	PG_RETURN_VOID();
 }

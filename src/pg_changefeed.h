@@ -15,13 +15,13 @@
 
 #include "compat.h"
 
-#define CHANGEFEED_VERSION		"0.1.0"
-#define CHANGEFEED_EXTENSION	"pg_changefeed"
-#define CHANGEFEED_LIBRARY		"pg_changefeed"
-#define CHANGEFEED_SCHEMA		"changefeed"
+#define CHANGEFEED_VERSION	 "0.1.0"
+#define CHANGEFEED_EXTENSION "pg_changefeed"
+#define CHANGEFEED_LIBRARY	 "pg_changefeed"
+#define CHANGEFEED_SCHEMA	 "changefeed"
 
 /* settings.c: one variable a setting, see SettingsDefine for the texts. */
-extern int	setting_port;
+extern int setting_port;
 extern char *setting_listen_addresses;
 extern char *setting_allowed_origins;
 extern char *setting_allowed_hosts;
@@ -30,23 +30,23 @@ extern char *setting_jwt_public_key_file;
 extern char *setting_jwks_file;
 extern char *setting_jwt_audience;
 extern char *setting_jwt_role_claim;
-extern char *setting_identity_claims;	/* claims left out of the identity */
+extern char *setting_identity_claims; /* claims left out of the identity */
 extern char *setting_anon_role;
-extern int	setting_gateways;
-extern int	setting_query_workers;
-extern int	setting_worker_memory;	/* kB */
-extern int	setting_history_size;	/* kB */
-extern int	setting_history_age;	/* seconds */
-extern int	setting_history_wal_size;	/* MB */
-extern int	setting_max_transaction;	/* kB */
-extern int	setting_send_buffer;	/* kB */
-extern int	setting_max_frame;	/* kB */
-extern int	setting_max_message;	/* kB */
-extern int	setting_max_connections;
-extern int	setting_max_subscriptions;	/* per connection */
-extern int	setting_policy_timeout; /* ms */
-extern int	setting_heartbeat;	/* ms */
-extern int	setting_connect_timeout;	/* ms */
+extern int setting_gateways;
+extern int setting_query_workers;
+extern int setting_worker_memory;	 /* kB */
+extern int setting_history_size;	 /* kB */
+extern int setting_history_age;		 /* seconds */
+extern int setting_history_wal_size; /* MB */
+extern int setting_max_transaction;	 /* kB */
+extern int setting_send_buffer;		 /* kB */
+extern int setting_max_frame;		 /* kB */
+extern int setting_max_message;		 /* kB */
+extern int setting_max_connections;
+extern int setting_max_subscriptions; /* per connection */
+extern int setting_policy_timeout;	  /* ms */
+extern int setting_heartbeat;		  /* ms */
+extern int setting_connect_timeout;	  /* ms */
 
 /* Defines every setting; only from _PG_init. */
 extern void SettingsDefine(void);
@@ -69,4 +69,4 @@ extern PGDLLEXPORT void ChangefeedDecoderMain(Datum main_arg);
 extern PGDLLEXPORT void ChangefeedFeedMain(Datum main_arg);
 extern PGDLLEXPORT void ChangefeedQueryMain(Datum main_arg);
 
-#endif							/* PG_CHANGEFEED_H */
+#endif /* PG_CHANGEFEED_H */

@@ -15,17 +15,16 @@
 
 #include "position.h"
 
-static const char alphabet[] =
-"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+static const char alphabet[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
 
 static void
 Encode(char *out, const unsigned char *data, int length)
 {
-	int			i;
+	int i;
 
 	for (i = 0; i < length; i += 3)
 	{
-		uint32		v = ((uint32) data[i] << 16) | ((uint32) data[i + 1] << 8) | data[i + 2];
+		uint32 v = ((uint32) data[i] << 16) | ((uint32) data[i + 1] << 8) | data[i + 2];
 
 		*out++ = alphabet[v >> 18];
 		*out++ = alphabet[(v >> 12) & 63];
@@ -37,12 +36,12 @@ Encode(char *out, const unsigned char *data, int length)
 static bool
 Decode(unsigned char *out, const char *text, int length)
 {
-	int			i;
+	int i;
 
 	for (i = 0; i < length; i += 4)
 	{
-		uint32		v = 0;
-		int			k;
+		uint32 v = 0;
+		int k;
 
 		for (k = 0; k < 4; k++)
 		{
@@ -62,7 +61,7 @@ Decode(unsigned char *out, const char *text, int length)
 static void
 Put(unsigned char *out, uint64 v, int bytes)
 {
-	int			i;
+	int i;
 
 	for (i = 0; i < bytes; i++)
 		out[i] = (unsigned char) (v >> (8 * (bytes - 1 - i)));
@@ -71,8 +70,8 @@ Put(unsigned char *out, uint64 v, int bytes)
 static uint64
 Get(const unsigned char *in, int bytes)
 {
-	uint64		v = 0;
-	int			i;
+	uint64 v = 0;
+	int i;
 
 	for (i = 0; i < bytes; i++)
 		v = (v << 8) | in[i];

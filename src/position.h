@@ -25,17 +25,17 @@
 #include "access/xlogdefs.h"
 #include "datatype/timestamp.h"
 
-#define POSITION_COMMON		32	/* characters that name the transaction */
-#define POSITION_TAG		8	/* characters that name the identity */
-#define POSITION_LENGTH		(POSITION_COMMON + POSITION_TAG)
+#define POSITION_COMMON 32 /* characters that name the transaction */
+#define POSITION_TAG	8  /* characters that name the identity */
+#define POSITION_LENGTH (POSITION_COMMON + POSITION_TAG)
 
 typedef struct Position
 {
-	uint64		epoch;
-	XLogRecPtr	lsn;
-	uint32		xid;
-	uint32		time_ms;
-	char		tag[POSITION_TAG];
+	uint64 epoch;
+	XLogRecPtr lsn;
+	uint32 xid;
+	uint32 time_ms;
+	char tag[POSITION_TAG];
 } Position;
 
 extern uint32 PositionTime(TimestampTz time);
@@ -49,4 +49,4 @@ extern void PositionTag(char *out, uint64 identity_hash);
 /* False when the text is no position. */
 extern bool PositionParse(const char *text, Size length, Position *position);
 
-#endif							/* CHANGEFEED_POSITION_H */
+#endif /* CHANGEFEED_POSITION_H */

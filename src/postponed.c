@@ -20,24 +20,24 @@
 #include "gateways.h"
 
 /* Of one connection; one more is handled at once, in disorder or refused. */
-#define MAX_POSTPONED	1000
+#define MAX_POSTPONED 1000
 
 typedef struct Postponed
 {
-	dlist_node	node;
-	uint64		connection;
-	XLogRecPtr	lsn;
-	Size		length;
-	char		data[FLEXIBLE_ARRAY_MEMBER];
+	dlist_node node;
+	uint64 connection;
+	XLogRecPtr lsn;
+	Size length;
+	char data[FLEXIBLE_ARRAY_MEMBER];
 } Postponed;
 
 static dlist_head postponed = DLIST_STATIC_INIT(postponed);
-static bool last_chance;		/* what is handled now does not wait again */
+static bool last_chance; /* what is handled now does not wait again */
 
 static void
 Add(Connection *connection, const char *data, Size length)
 {
-	Postponed  *p = MemoryContextAlloc(feed_context, offsetof(Postponed, data) + length);
+	Postponed *p = MemoryContextAlloc(feed_context, offsetof(Postponed, data) + length);
 
 	p->connection = connection->id;
 	p->lsn = SharedInsertLsn();
@@ -71,12 +71,12 @@ PostponeBehind(Connection *connection, const char *data, Size length)
 void
 PostponedAdvance(void)
 {
-	bool		waiting = false;
+	bool waiting = false;
 	dlist_mutable_iter iter;
 
 	dlist_foreach_modify(iter, &postponed)
 	{
-		Postponed  *p = dlist_container(Postponed, node, iter.cur);
+		Postponed *p = dlist_container(Postponed, node, iter.cur);
 		Connection *connection = ConnectionById(p->connection);
 
 		if (connection != NULL)
@@ -100,8 +100,8 @@ PostponedAdvance(void)
 	{
 		dlist_foreach_modify(iter, &postponed)
 		{
-			Connection *connection =
-				ConnectionById(dlist_container(Postponed, node, iter.cur)->connection);
+			Connection *connection = ConnectionById(
+				dlist_container(Postponed, node, iter.cur)->connection);
 
 			if (connection != NULL)
 				connection->postponed_waits = false;

@@ -24,17 +24,17 @@
 #include "utils/memutils.h"
 
 /* A warning comes this long before a token expires. */
-#define EXPIRY_WARNING	60
+#define EXPIRY_WARNING 60
 
 /* Syncs of one connection that wait. */
-#define MAX_SYNCS		100
+#define MAX_SYNCS 100
 
 typedef struct PendingSync
 {
-	char	   *id;				/* JSON */
-	XLogRecPtr	lsn;
-	uint64		settled;		/* all smaller xids had ended when it came */
-	bool		sent;			/* but the gateway has not said that it went out */
+	char *id; /* JSON */
+	XLogRecPtr lsn;
+	uint64 settled; /* all smaller xids had ended when it came */
+	bool sent;		/* but the gateway has not said that it went out */
 } PendingSync;
 
 /*
@@ -45,8 +45,8 @@ typedef struct PendingSync
 static uint64 settled_xid;
 static uint64 candidate_xid;
 static XLogRecPtr candidate_lsn;
-static int	sync_count;
-static int64 next_expiry;		/* seconds since 1970; 0: nobody's */
+static int sync_count;
+static int64 next_expiry; /* seconds since 1970; 0: nobody's */
 
 void
 ProtocolSend(Connection *connection, const char *data, Size length)
@@ -84,7 +84,7 @@ ProtocolError(Connection *connection, const char *request_id, const Spelling *ch
 static void
 Ok(Connection *connection, const char *type, const char *id)
 {
-	char	   *m = psprintf("{\"type\":\"%s\",\"id\":%s}", type, id);
+	char *m = psprintf("{\"type\":\"%s\",\"id\":%s}", type, id);
 
 	ProtocolSend(connection, m, strlen(m));
 }
@@ -92,7 +92,7 @@ Ok(Connection *connection, const char *type, const char *id)
 static char *
 IsoTime(int64 seconds)
 {
-	pg_time_t	t = (pg_time_t) seconds;
+	pg_time_t t = (pg_time_t) seconds;
 	struct pg_tm *tm = pg_gmtime(&t);
 
 	return psprintf("%04d-%02d-%02dT%02d:%02d:%02dZ", tm->tm_year + 1900, tm->tm_mon + 1,
@@ -110,7 +110,7 @@ Seconds(TimestampTz time)
 static void
 NoteExpiry(Connection *connection, int64 expires)
 {
-	int64		due;
+	int64 due;
 
 	connection->expires = expires;
 	connection->expiry_warned = false;
@@ -146,7 +146,7 @@ ProtocolRevokeAll(Connection *connection, const char *reason)
 void
 ProtocolChangeIdentity(Connection *connection, Identity *identity)
 {
-	dlist_iter	iter;
+	dlist_iter iter;
 
 	dlist_foreach(iter, &connection->subscriptions)
 	{
@@ -162,18 +162,18 @@ ProtocolChangeIdentity(Connection *connection, Identity *identity)
 typedef enum Authentication
 {
 	AUTHENTICATED,
-	REFUSED,					/* the client was told */
+	REFUSED, /* the client was told */
 	POSTPONED
 } Authentication;
 
 /* `data` is the whole message, which may have to wait. */
 static Authentication
-Authenticate(Connection *connection, const char *token, const char *id,
-			 const char *data, Size length)
+Authenticate(Connection *connection, const char *token, const char *id, const char *data,
+			 Size length)
 {
 	IdentityInfo info;
-	JwtResult	error = {0};
-	Identity   *identity;
+	JwtResult error = {0};
+	Identity *identity;
 
 	if (!IdentityResolve(token, strlen(token), ChannelsRoleAllowed, &info, &error))
 	{
@@ -232,8 +232,7 @@ ProtocolOpen(Connection *connection, const char *token, Size length)
 /* ---- messages ---- */
 
 static void
-Connect(Connection *connection, JsonMessage *message, const char *id,
-		const char *data, Size length)
+Connect(Connection *connection, JsonMessage *message, const char *id, const char *data, Size length)
 {
 	const char *token = JsonMessageString(message, "token");
 
@@ -270,8 +269,7 @@ Connect(Connection *connection, JsonMessage *message, const char *id,
 }
 
 static void
-Token(Connection *connection, JsonMessage *message, const char *id,
-	  const char *data, Size length)
+Token(Connection *connection, JsonMessage *message, const char *id, const char *data, Size length)
 {
 	const char *token = JsonMessageString(message, "token");
 
@@ -284,8 +282,8 @@ Token(Connection *connection, JsonMessage *message, const char *id,
 		return;
 	if (connection->expires != 0)
 	{
-		char	   *m = psprintf("{\"type\":\"ok\",\"id\":%s,\"expires_at\":\"%s\"}",
-								 id, IsoTime(connection->expires));
+		char *m = psprintf("{\"type\":\"ok\",\"id\":%s,\"expires_at\":\"%s\"}", id,
+						   IsoTime(connection->expires));
 
 		ProtocolSend(connection, m, strlen(m));
 	}
@@ -313,16 +311,16 @@ ChannelOf(Connection *connection, JsonMessage *message, const char *id)
 }
 
 static void
-Subscribe(Connection *connection, JsonMessage *message, const char *id,
-		  const char *data, Size length)
+Subscribe(Connection *connection, JsonMessage *message, const char *id, const char *data,
+		  Size length)
 {
 	const char *name = ChannelOf(connection, message, id);
 	const char *from = JsonMessageString(message, "from");
 	const JsonField *snapshot = JsonMessageGet(message, "snapshot");
-	char	   *values[CHANNEL_PARAMS_MAX] = {0};
-	Channel    *channel;
+	char *values[CHANNEL_PARAMS_MAX] = {0};
+	Channel *channel;
 	Subscription *s;
-	Position	position;
+	Position position;
 
 	if (name == NULL)
 		return;
@@ -341,9 +339,10 @@ Subscribe(Connection *connection, JsonMessage *message, const char *id,
 	}
 	if (connection->nsubscriptions >= setting_max_subscriptions)
 	{
-		ProtocolError(connection, id, NULL, "53400",
-					  psprintf("connection has %d subscriptions already", connection->nsubscriptions),
-					  "Unsubscribe from channels that are not shown any more, or raise changefeed.max_subscriptions.");
+		ProtocolError(
+			connection, id, NULL, "53400",
+			psprintf("connection has %d subscriptions already", connection->nsubscriptions),
+			"Unsubscribe from channels that are not shown any more, or raise changefeed.max_subscriptions.");
 		return;
 	}
 	if (feed_memory >= MEMORY_FULL)
@@ -364,8 +363,7 @@ Subscribe(Connection *connection, JsonMessage *message, const char *id,
 	}
 	if (channel->nsources == 0)
 	{
-		ProtocolError(connection, id, NULL, "55000",
-					  psprintf("channel \"%s\" has no source", name),
+		ProtocolError(connection, id, NULL, "55000", psprintf("channel \"%s\" has no source", name),
 					  "Add a table with changefeed.add_source.");
 		return;
 	}
@@ -403,7 +401,8 @@ Unsubscribe(Connection *connection, JsonMessage *message, const char *id)
 	/* Its request is answered, too. */
 	if (!s->announced)
 		ProtocolError(connection, s->request_id, s->name, "57014",
-					  psprintf("subscription to channel \"%s\" was ended by unsubscribe", name), NULL);
+					  psprintf("subscription to channel \"%s\" was ended by unsubscribe", name),
+					  NULL);
 	SubscriptionFree(s);
 	Ok(connection, "ok", id);
 }
@@ -433,7 +432,7 @@ Sync(Connection *connection, const char *id)
 
 	sync = palloc0(sizeof(PendingSync));
 	sync->id = pstrdup(id);
-	sync->settled = OldestRunning();	/* before the LSN */
+	sync->settled = OldestRunning(); /* before the LSN */
 	sync->lsn = SharedInsertLsn();
 	connection->syncs = lappend(connection->syncs, sync);
 	sync_count++;
@@ -446,7 +445,7 @@ Dispatch(Connection *connection, const char *data, Size length)
 	const char *problem = NULL;
 	JsonMessage *message = JsonMessageParse(data, length, &problem);
 	const char *type;
-	char	   *id;
+	char *id;
 
 	if (message == NULL)
 	{
@@ -512,9 +511,10 @@ Dispatch(Connection *connection, const char *data, Size length)
 	else if (strcmp(type, "sync") == 0)
 		Sync(connection, id);
 	else
-		ProtocolError(connection, id, NULL, "08P01",
-					  psprintf("message type \"%s\" is not known",
-							   pnstrdup(type, Min(strlen(type), 64))), NULL);
+		ProtocolError(
+			connection, id, NULL, "08P01",
+			psprintf("message type \"%s\" is not known", pnstrdup(type, Min(strlen(type), 64))),
+			NULL);
 }
 
 void
@@ -528,7 +528,7 @@ void
 ProtocolHandle(Connection *connection, const char *data, Size length)
 {
 	MemoryContext context = CurrentMemoryContext;
-	ErrorData  *volatile error = NULL;
+	ErrorData *volatile error = NULL;
 
 	PG_TRY();
 	{
@@ -538,7 +538,8 @@ ProtocolHandle(Connection *connection, const char *data, Size length)
 	{
 		MemoryContextSwitchTo(context);
 		error = CopyErrorData();
-		if (error->sqlerrcode == ERRCODE_ADMIN_SHUTDOWN || error->sqlerrcode == ERRCODE_OUT_OF_MEMORY)
+		if (error->sqlerrcode == ERRCODE_ADMIN_SHUTDOWN ||
+			error->sqlerrcode == ERRCODE_OUT_OF_MEMORY)
 			PG_RE_THROW();
 		FlushErrorState();
 	}
@@ -550,11 +551,10 @@ ProtocolHandle(Connection *connection, const char *data, Size length)
 		AbortCurrentTransaction();
 		StartTransactionCommand();
 		MemoryContextSwitchTo(context);
-		ProtocolError(connection, NULL, NULL, unpack_sql_state(error->sqlerrcode),
-					  error->message, error->hint);
-		ereport(LOG,
-				(errcode(error->sqlerrcode),
-				 errmsg("a client's message could not be handled: %s", error->message)));
+		ProtocolError(connection, NULL, NULL, unpack_sql_state(error->sqlerrcode), error->message,
+					  error->hint);
+		ereport(LOG, (errcode(error->sqlerrcode),
+					  errmsg("a client's message could not be handled: %s", error->message)));
 	}
 }
 
@@ -573,12 +573,12 @@ AdvanceSettled(void)
 void
 ProtocolPing(Gateway *gateway, const uint32 *numbers, uint32 count)
 {
-	char		position[POSITION_COMMON + 1];
-	uint32	   *live = palloc(sizeof(uint32) * Max(count, 1));
-	int			nlive = 0;
-	char	   *before;
-	char	   *after;
-	uint32		i;
+	char position[POSITION_COMMON + 1];
+	uint32 *live = palloc(sizeof(uint32) * Max(count, 1));
+	int nlive = 0;
+	char *before;
+	char *after;
+	uint32 i;
 
 	if (candidate_lsn == InvalidXLogRecPtr)
 	{
@@ -619,16 +619,16 @@ ProtocolPing(Gateway *gateway, const uint32 *numbers, uint32 count)
 static void
 AnswerSyncs(Connection *connection)
 {
-	bool		answered = false;
-	ListCell   *lc;
+	bool answered = false;
+	ListCell *lc;
 
 	if (!connection->live || connection->identity == NULL || connection->closing)
 		return;
 	foreach(lc, connection->syncs)
 	{
 		PendingSync *sync = lfirst(lc);
-		char		position[POSITION_LENGTH + 1];
-		char	   *m;
+		char position[POSITION_LENGTH + 1];
+		char *m;
 
 		if (sync->sent)
 			continue;
@@ -637,8 +637,10 @@ AnswerSyncs(Connection *connection)
 		LogPosition(LogPublished(), position);
 		memcpy(position + POSITION_COMMON, connection->identity->tag, POSITION_TAG);
 		position[POSITION_LENGTH] = '\0';
-		m = psprintf("{\"type\":\"synced\",\"id\":%s,\"position\":\"%s\",\"settled_txid\":\"" UINT64_FORMAT "\"}",
-					 sync->id, position, sync->settled);
+		m = psprintf(
+			"{\"type\":\"synced\",\"id\":%s,\"position\":\"%s\",\"settled_txid\":\"" UINT64_FORMAT
+			"\"}",
+			sync->id, position, sync->settled);
 		ProtocolSend(connection, m, strlen(m));
 		sync->sent = true;
 		answered = true;
@@ -663,7 +665,7 @@ ProtocolSyncsFlushed(Connection *connection)
 void
 ProtocolSyncsLost(Connection *connection)
 {
-	ListCell   *lc;
+	ListCell *lc;
 
 	foreach(lc, connection->syncs)
 		((PendingSync *) lfirst(lc))->sent = false;
@@ -674,7 +676,7 @@ ProtocolSyncsLost(Connection *connection)
 static void
 CountSyncs(Connection *connection)
 {
-	ListCell   *lc;
+	ListCell *lc;
 
 	foreach(lc, connection->syncs)
 		if (!((PendingSync *) lfirst(lc))->sent)
@@ -687,7 +689,7 @@ static int64 expiry_next;
 static void
 CheckExpiry(Connection *connection)
 {
-	int64		due;
+	int64 due;
 
 	if (connection->expires == 0 || connection->closing)
 		return;
@@ -701,8 +703,9 @@ CheckExpiry(Connection *connection)
 	}
 	if (!connection->expiry_warned && connection->expires - EXPIRY_WARNING <= expiry_now)
 	{
-		char	   *m = psprintf("{\"type\":\"error\",\"code\":\"28000\",\"message\":\"token expires soon\",\"hint\":\"Send a fresh token.\",\"expires_at\":\"%s\"}",
-								 IsoTime(connection->expires));
+		char *m = psprintf(
+			"{\"type\":\"error\",\"code\":\"28000\",\"message\":\"token expires soon\",\"hint\":\"Send a fresh token.\",\"expires_at\":\"%s\"}",
+			IsoTime(connection->expires));
 
 		ProtocolSend(connection, m, strlen(m));
 		connection->expiry_warned = true;
@@ -734,7 +737,8 @@ ProtocolAdvance(void)
 		ConnectionForEach(CheckExpiry);
 		next_expiry = expiry_next;
 	}
-	return next_expiry == 0 ? -1 :
-		(long) Max((next_expiry - expiry_now) * 1000 -
-				   ((feed_now / 1000) % 1000 + 1000) % 1000 + 1, 1);
+	return next_expiry == 0 ? -1
+							: (long) Max((next_expiry - expiry_now) * 1000 -
+											 ((feed_now / 1000) % 1000 + 1000) % 1000 + 1,
+										 1);
 }

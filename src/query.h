@@ -105,19 +105,19 @@ typedef enum QueryKind
 	 */
 	QUERY_VERDICT_LIST = 'R',
 
-	QUERY_ERROR = 'E',			/* bytes SQLSTATE, bytes message, bytes hint */
-	QUERY_DONE = 'Z'			/* no body */
+	QUERY_ERROR = 'E', /* bytes SQLSTATE, bytes message, bytes hint */
+	QUERY_DONE = 'Z'   /* no body */
 } QueryKind;
 
 #define QUERY_WITH_ROWS		1
-#define QUERY_WITH_VERSIONS	2	/* each row gets its xmin (reserved) */
+#define QUERY_WITH_VERSIONS 2 /* each row gets its xmin (reserved) */
 
 /* ---- The pool, for the feed worker ---- */
 
 typedef enum QueryPriority
 {
-	QUERY_FIRST,				/* verdicts: live changes wait for them */
-	QUERY_LATER					/* snapshots */
+	QUERY_FIRST, /* verdicts: live changes wait for them */
+	QUERY_LATER	 /* snapshots */
 } QueryPriority;
 
 /*
@@ -126,7 +126,7 @@ typedef enum QueryPriority
  * started, the callback gets a QUERY_ERROR made here (SQLSTATE 57P01).  The
  * callback may submit and cancel jobs.
  */
-typedef void (*QueryCallback) (void *arg, uint64 job, QueryKind kind, WireReader *body);
+typedef void (*QueryCallback)(void *arg, uint64 job, QueryKind kind, WireReader *body);
 
 /* Starts setting_query_workers workers for my database. */
 extern void QueryPoolStart(DatabaseFeed *feed, int feed_index);
@@ -151,6 +151,6 @@ extern uint64 QuerySubmit(QueryKind kind, const char *body, Size length, QueryPr
 extern void QueryCancel(uint64 job);
 
 /* Jobs waiting and running, for the views. */
-extern int	QueryPoolBacklog(void);
+extern int QueryPoolBacklog(void);
 
-#endif							/* CHANGEFEED_QUERY_H */
+#endif /* CHANGEFEED_QUERY_H */

@@ -53,8 +53,8 @@
 
 typedef struct Entry
 {
-	Oid			a;
-	Oid			b;
+	Oid a;
+	Oid b;
 	TransactionId xmin;
 } Entry;
 
@@ -83,13 +83,13 @@ TupleXmin(HeapTuple tuple)
 static void
 AddAcl(StringInfo out, int cacheid, HeapTuple tuple, AttrNumber attno)
 {
-	bool		isnull;
-	Datum		datum = SysCacheGetAttr(cacheid, tuple, attno, &isnull);
+	bool isnull;
+	Datum datum = SysCacheGetAttr(cacheid, tuple, attno, &isnull);
 
 	WirePutU8(out, !isnull);
 	if (!isnull)
 	{
-		Acl		   *acl = DatumGetAclP(datum);
+		Acl *acl = DatumGetAclP(datum);
 
 		WirePutBytes(out, (char *) acl, VARSIZE(acl));
 	}
@@ -100,11 +100,11 @@ AddAcl(StringInfo out, int cacheid, HeapTuple tuple, AttrNumber attno)
 static bool
 CollectFunction(Oid function, void *arg)
 {
-	List	  **functions = (List **) arg;
+	List **functions = (List **) arg;
 
 	if (function >= FirstNormalObjectId)
 		*functions = list_append_unique_oid(*functions, function);
-	return false;				/* go on */
+	return false; /* go on */
 }
 
 static bool
@@ -128,12 +128,12 @@ FingerprintFunctions(List *functions, Node *expression)
 static void
 AddFunctions(StringInfo out, List *functions)
 {
-	ListCell   *cell;
+	ListCell *cell;
 
 	list_sort(functions, list_oid_cmp);
 	foreach(cell, functions)
 	{
-		HeapTuple	tuple = SearchSysCache1(PROCOID, ObjectIdGetDatum(lfirst_oid(cell)));
+		HeapTuple tuple = SearchSysCache1(PROCOID, ObjectIdGetDatum(lfirst_oid(cell)));
 
 		WirePutU32(out, lfirst_oid(cell));
 		if (!HeapTupleIsValid(tuple))
@@ -149,13 +149,13 @@ AddFunctions(StringInfo out, List *functions)
 static void
 AddRole(StringInfo out, Oid role)
 {
-	HeapTuple	tuple = SearchSysCache1(AUTHOID, ObjectIdGetDatum(role));
-	List	   *todo = list_make1_oid(role);
-	Entry	   *entries = palloc(sizeof(Entry) * 16);
-	int			nentries = 0;
-	int			capacity = 16;
-	ListCell   *cell;
-	int			i;
+	HeapTuple tuple = SearchSysCache1(AUTHOID, ObjectIdGetDatum(role));
+	List *todo = list_make1_oid(role);
+	Entry *entries = palloc(sizeof(Entry) * 16);
+	int nentries = 0;
+	int capacity = 16;
+	ListCell *cell;
+	int i;
 
 	WirePutU32(out, role);
 	if (HeapTupleIsValid(tuple))
@@ -173,11 +173,11 @@ AddRole(StringInfo out, Oid role)
 	/* The list grows while it is walked through. */
 	foreach(cell, todo)
 	{
-		CatCList   *list = SearchSysCacheList1(AUTHMEMMEMROLE, ObjectIdGetDatum(lfirst_oid(cell)));
+		CatCList *list = SearchSysCacheList1(AUTHMEMMEMROLE, ObjectIdGetDatum(lfirst_oid(cell)));
 
 		for (i = 0; i < list->n_members; i++)
 		{
-			HeapTuple	member = &list->members[i]->tuple;
+			HeapTuple member = &list->members[i]->tuple;
 			Form_pg_auth_members form = (Form_pg_auth_members) GETSTRUCT(member);
 
 			if (nentries == capacity)
@@ -208,7 +208,7 @@ AddRole(StringInfo out, Oid role)
 static void
 AddNamespace(StringInfo out, Oid namespace, Oid reader)
 {
-	HeapTuple	tuple = SearchSysCache1(NAMESPACEOID, ObjectIdGetDatum(namespace));
+	HeapTuple tuple = SearchSysCache1(NAMESPACEOID, ObjectIdGetDatum(namespace));
 
 	WirePutU32(out, namespace);
 	if (!HeapTupleIsValid(tuple))
@@ -226,13 +226,12 @@ AddNamespace(StringInfo out, Oid namespace, Oid reader)
 static void
 AddColumns(StringInfo out, Relation rel, Oid reader)
 {
-	Oid			relid = RelationGetRelid(rel);
-	int			attno;
+	Oid relid = RelationGetRelid(rel);
+	int attno;
 
 	for (attno = 1; attno <= RelationGetNumberOfAttributes(rel); attno++)
 	{
-		HeapTuple	tuple = SearchSysCache2(ATTNUM, ObjectIdGetDatum(relid),
-											Int16GetDatum(attno));
+		HeapTuple tuple = SearchSysCache2(ATTNUM, ObjectIdGetDatum(relid), Int16GetDatum(attno));
 		Form_pg_attribute form;
 
 		if (!HeapTupleIsValid(tuple))
@@ -248,8 +247,8 @@ AddColumns(StringInfo out, Relation rel, Oid reader)
 			WirePutU32(out, form->attcollation);
 			WirePutU8(out, (uint8) form->attgenerated);
 			if (OidIsValid(reader))
-				WirePutU8(out, pg_attribute_aclcheck(relid, attno, reader,
-													  ACL_SELECT) == ACLCHECK_OK);
+				WirePutU8(out,
+						  pg_attribute_aclcheck(relid, attno, reader, ACL_SELECT) == ACLCHECK_OK);
 			else
 				AddAcl(out, ATTNUM, tuple, Anum_pg_attribute_attacl);
 		}
@@ -261,20 +260,20 @@ AddColumns(StringInfo out, Relation rel, Oid reader)
 static void
 AddCatalogRows(StringInfo out, Oid relid, Oid catalog, Oid index, AttrNumber column)
 {
-	Relation	rel = table_open(catalog, AccessShareLock);
-	Entry	   *entries = palloc(sizeof(Entry) * 16);
-	int			nentries = 0;
-	int			capacity = 16;
+	Relation rel = table_open(catalog, AccessShareLock);
+	Entry *entries = palloc(sizeof(Entry) * 16);
+	int nentries = 0;
+	int capacity = 16;
 	ScanKeyData key;
 	SysScanDesc scan;
-	HeapTuple	tuple;
-	int			i;
+	HeapTuple tuple;
+	int i;
 
 	ScanKeyInit(&key, column, BTEqualStrategyNumber, F_OIDEQ, ObjectIdGetDatum(relid));
 	scan = systable_beginscan(rel, index, true, NULL, 1, &key);
 	while (HeapTupleIsValid(tuple = systable_getnext(scan)))
 	{
-		bool		isnull;
+		bool isnull;
 
 		if (nentries == capacity)
 		{
@@ -282,8 +281,8 @@ AddCatalogRows(StringInfo out, Oid relid, Oid catalog, Oid index, AttrNumber col
 			entries = repalloc(entries, sizeof(Entry) * capacity);
 		}
 		/* The first column of all these catalogs is the OID. */
-		entries[nentries].a = DatumGetObjectId(heap_getattr(tuple, 1, RelationGetDescr(rel),
-															&isnull));
+		entries[nentries].a = DatumGetObjectId(
+			heap_getattr(tuple, 1, RelationGetDescr(rel), &isnull));
 		entries[nentries].b = relid;
 		entries[nentries].xmin = TupleXmin(tuple);
 		nentries++;
@@ -303,9 +302,9 @@ AddCatalogRows(StringInfo out, Oid relid, Oid catalog, Oid index, AttrNumber col
 static void
 AddRelation(StringInfo out, Oid relid, Oid reader, List **functions)
 {
-	Relation	rel = try_relation_open(relid, NoLock);
-	HeapTuple	tuple;
-	int			attno;
+	Relation rel = try_relation_open(relid, NoLock);
+	HeapTuple tuple;
+	int attno;
 
 	WirePutU32(out, relid);
 	if (rel == NULL)
@@ -333,7 +332,8 @@ AddRelation(StringInfo out, Oid relid, Oid reader, List **functions)
 	/* What a virtual generated column means can be changed in place. */
 	for (attno = 1; attno <= RelationGetNumberOfAttributes(rel); attno++)
 	{
-		if (TupleDescAttr(RelationGetDescr(rel), attno - 1)->attgenerated == COMPAT_GENERATED_VIRTUAL)
+		if (TupleDescAttr(RelationGetDescr(rel), attno - 1)->attgenerated ==
+			COMPAT_GENERATED_VIRTUAL)
 		{
 			AddCatalogRows(out, relid, AttrDefaultRelationId, AttrDefaultIndexId,
 						   Anum_pg_attrdef_adrelid);
@@ -347,7 +347,7 @@ AddRelation(StringInfo out, Oid relid, Oid reader, List **functions)
 
 	if (rel->rd_rsdesc != NULL)
 	{
-		ListCell   *cell;
+		ListCell *cell;
 
 		AddCatalogRows(out, relid, PolicyRelationId, PolicyPolrelidPolnameIndexId,
 					   Anum_pg_policy_polrelid);
@@ -362,12 +362,11 @@ AddRelation(StringInfo out, Oid relid, Oid reader, List **functions)
 }
 
 uint64
-FingerprintCompute(Oid relid, Oid role, const Oid *dependencies, int ndependencies,
-				   List *functions)
+FingerprintCompute(Oid relid, Oid role, const Oid *dependencies, int ndependencies, List *functions)
 {
 	StringInfoData out;
-	uint64		hash;
-	int			i;
+	uint64 hash;
+	int i;
 
 	initStringInfo(&out);
 	functions = list_copy(functions);

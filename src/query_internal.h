@@ -30,13 +30,13 @@
 
 /* ---- The segment of one worker ---- */
 
-#define QUERY_SEGMENT_MAGIC	0x43465131	/* "CFQ1" */
+#define QUERY_SEGMENT_MAGIC 0x43465131 /* "CFQ1" */
 #define QUERY_JOBS_SIZE		(256 * 1024)
 #define QUERY_RESULTS_SIZE	(1024 * 1024)
 
 typedef struct QuerySegment
 {
-	uint32		magic;			/* set once by the pool */
+	uint32 magic; /* set once by the pool */
 
 	/*
 	 * The worker ends because somebody's code went on after its time was up (0
@@ -45,33 +45,33 @@ typedef struct QuerySegment
 	pg_atomic_uint32 timed_out;
 } QuerySegment;
 
-#define QUERY_JOBS_OFFSET		MAXALIGN(sizeof(QuerySegment))
-#define QUERY_RESULTS_OFFSET	(QUERY_JOBS_OFFSET + QUERY_JOBS_SIZE)
-#define QUERY_SEGMENT_SIZE		(QUERY_RESULTS_OFFSET + QUERY_RESULTS_SIZE)
+#define QUERY_JOBS_OFFSET	 MAXALIGN(sizeof(QuerySegment))
+#define QUERY_RESULTS_OFFSET (QUERY_JOBS_OFFSET + QUERY_JOBS_SIZE)
+#define QUERY_SEGMENT_SIZE	 (QUERY_RESULTS_OFFSET + QUERY_RESULTS_SIZE)
 
 /* bgw_extra of a query worker.  SharedFeedOfWorker wants generation first. */
 typedef struct QueryWorkerExtra
 {
-	uint32		generation;
-	dsm_handle	segment;
-	uint32		number;			/* within the pool */
+	uint32 generation;
+	dsm_handle segment;
+	uint32 number; /* within the pool */
 } QueryWorkerExtra;
 
 /*
  * First message of a worker, with job id 0 and no body: it takes jobs from now
  * on.
  */
-#define QUERY_HELLO		'H'
+#define QUERY_HELLO 'H'
 
 /*
  * Spool files of snapshots.  The prefix makes the server remove them when it
  * starts; the pool removes those of earlier generations of its database.
  */
-#define QUERY_SPOOL_DIRECTORY	"base/" PG_TEMP_FILES_DIR
-#define QUERY_SPOOL_PREFIX		PG_TEMP_FILE_PREFIX "_changefeed."
+#define QUERY_SPOOL_DIRECTORY "base/" PG_TEMP_FILES_DIR
+#define QUERY_SPOOL_PREFIX	  PG_TEMP_FILE_PREFIX "_changefeed."
 
 /* Errors of others' code go over the wire; they need not be novels. */
-#define QUERY_ERROR_LENGTH	1000
+#define QUERY_ERROR_LENGTH 1000
 
 /* ---- query_split.c ---- */
 
@@ -80,13 +80,13 @@ typedef struct QueryWorkerExtra
  * alone, with only the rows that it asks about; without `out` they are only
  * counted.  False: malformed.
  */
-extern bool QuerySplitVerdicts(const char *body, Size length, uint32 part, StringInfo out,
-							   uint32 *nparts);
+extern bool
+QuerySplitVerdicts(const char *body, Size length, uint32 part, StringInfo out, uint32 *nparts);
 
 /* ---- query_worker.c ---- */
 
 extern uint32 query_generation;
-extern uint64 query_job;		/* id of the job that runs */
+extern uint64 query_job;				/* id of the job that runs */
 extern MemoryContext query_job_context; /* lives until the job's end */
 
 /* A copy of a string in a message; a missing one is empty. */
@@ -133,13 +133,13 @@ extern void QueryRunSubscribe(WireReader *body);
 /* Pages on their way out: each is u32 length, u32 index of source, text. */
 typedef struct QueryPages
 {
-	uint32		source;
-	StringInfoData page;		/* begun with "[" */
-	int			rows;
+	uint32 source;
+	StringInfoData page; /* begun with "[" */
+	int rows;
 	StringInfoData buffer;
-	bool		spooled;
-	uint64		size;			/* of the file */
-	int64		limit;			/* of its size, -1: none */
+	bool spooled;
+	uint64 size; /* of the file */
+	int64 limit; /* of its size, -1: none */
 } QueryPages;
 
 /* `role`: whose temp_file_limit counts. */
@@ -160,32 +160,32 @@ extern void QueryPagesCleanup(void);
 /* How a role sees the rows of a table. */
 typedef enum PolicyState
 {
-	POLICY_NONE = 0,			/* every row may be read */
-	POLICY_JUDGED = 1,			/* rows have to be judged */
-	POLICY_NOTHING = 2			/* no row may be read */
+	POLICY_NONE = 0,   /* every row may be read */
+	POLICY_JUDGED = 1, /* rows have to be judged */
+	POLICY_NOTHING = 2 /* no row may be read */
 } PolicyState;
 
 typedef struct Policy
 {
 	struct
 	{
-		Oid			relid;
-		Oid			role;
-	}			key;			/* hash key: must be first */
-	bool		valid;			/* reset by invalidations */
-	bool		reusable;		/* false: planned anew for every identity */
+		Oid relid;
+		Oid role;
+	} key;		   /* hash key: must be first */
+	bool valid;	   /* reset by invalidations */
+	bool reusable; /* false: planned anew for every identity */
 	PolicyState state;
-	bool		may_select;		/* USAGE on the schema, SELECT on a column */
-	uint64		fingerprint;	/* of the catalogs, without the search_path */
-	MemoryContext context;		/* everything below */
-	PlannedStmt *plan;			/* POLICY_JUDGED: one row with one boolean */
-	int			natts;			/* params 1..natts are the columns, natts + 1
+	bool may_select;	   /* USAGE on the schema, SELECT on a column */
+	uint64 fingerprint;	   /* of the catalogs, without the search_path */
+	MemoryContext context; /* everything below */
+	PlannedStmt *plan;	   /* POLICY_JUDGED: one row with one boolean */
+	int natts;			   /* params 1..natts are the columns, natts + 1
 								 * is the whole row */
-	Oid		   *param_types;
-	Bitmapset  *needed;			/* attribute numbers that the plan reads */
-	bool		whole_row;		/* and the row as a whole */
-	int			ndependencies;
-	Oid		   *dependencies;	/* tables that the plan reads, sorted */
+	Oid *param_types;
+	Bitmapset *needed; /* attribute numbers that the plan reads */
+	bool whole_row;	   /* and the row as a whole */
+	int ndependencies;
+	Oid *dependencies; /* tables that the plan reads, sorted */
 } Policy;
 
 /*
@@ -218,10 +218,10 @@ extern void QueryRunVerdicts(WireReader *body);
  * role: the table, the role and its memberships, the policies and functions,
  * and the same of the tables that the policies read.
  */
-extern uint64 FingerprintCompute(Oid relid, Oid role, const Oid *dependencies,
-								 int ndependencies, List *functions);
+extern uint64 FingerprintCompute(Oid relid, Oid role, const Oid *dependencies, int ndependencies,
+								 List *functions);
 
 /* Adds the OIDs of the functions that the expression calls to the list. */
 extern List *FingerprintFunctions(List *functions, Node *expression);
 
-#endif							/* CHANGEFEED_QUERY_INTERNAL_H */
+#endif /* CHANGEFEED_QUERY_INTERNAL_H */

@@ -27,10 +27,10 @@
 #include "utils/guc.h"
 #include "utils/memutils.h"
 
-#define INLINE_BYTES	(64 * 1024) /* in all; beyond it a file is used */
+#define INLINE_BYTES (64 * 1024) /* in all; beyond it a file is used */
 
-static int	spool_fd = -1;
-static char spool_path[MAXPGPATH];	/* empty: no file of ours */
+static int spool_fd = -1;
+static char spool_path[MAXPGPATH]; /* empty: no file of ours */
 static uint32 spool_counter;
 
 /* ---- The spool file ---- */
@@ -53,7 +53,7 @@ QueryPagesCleanup(void)
 static void
 SpoolOpen(void)
 {
-	char		path[MAXPGPATH];
+	char path[MAXPGPATH];
 
 	snprintf(path, sizeof(path), "%s/%s%u.%u.%d.%u", QUERY_SPOOL_DIRECTORY, QUERY_SPOOL_PREFIX,
 			 MyDatabaseId, query_generation, MyProcPid, spool_counter++);
@@ -65,9 +65,8 @@ SpoolOpen(void)
 		spool_fd = BasicOpenFile(path, O_RDWR | O_CREAT | O_TRUNC | PG_BINARY);
 	}
 	if (spool_fd < 0)
-		ereport(ERROR,
-				(errcode_for_file_access(),
-				 errmsg("could not create temporary file \"%s\": %m", path)));
+		ereport(ERROR, (errcode_for_file_access(),
+						errmsg("could not create temporary file \"%s\": %m", path)));
 	strlcpy(spool_path, path, sizeof(spool_path));
 }
 
@@ -75,7 +74,7 @@ static void
 SpoolWrite(QueryPages *pages)
 {
 	const char *data = pages->buffer.data;
-	int			left = pages->buffer.len;
+	int left = pages->buffer.len;
 
 	pages->size += left;
 	if (pages->limit >= 0 && pages->size > (uint64) pages->limit * 1024)
@@ -85,7 +84,7 @@ SpoolWrite(QueryPages *pages)
 				 errhint("Subscribe to less, or raise temp_file_limit.")));
 	while (left > 0)
 	{
-		int			written;
+		int written;
 
 		errno = 0;
 		pgstat_report_wait_start(WAIT_EVENT_BUFFILE_WRITE);
@@ -97,9 +96,8 @@ SpoolWrite(QueryPages *pages)
 				continue;
 			if (errno == 0)
 				errno = ENOSPC;
-			ereport(ERROR,
-					(errcode_for_file_access(),
-					 errmsg("could not write to temporary file \"%s\": %m", spool_path)));
+			ereport(ERROR, (errcode_for_file_access(),
+							errmsg("could not write to temporary file \"%s\": %m", spool_path)));
 		}
 		data += written;
 		left -= written;
@@ -112,9 +110,9 @@ SpoolWrite(QueryPages *pages)
 void
 QueryPagesInit(QueryPages *pages, Oid role)
 {
-	char	   *setting = QueryRoleSetting(role, "temp_file_limit");
+	char *setting = QueryRoleSetting(role, "temp_file_limit");
 	MemoryContext old = MemoryContextSwitchTo(query_job_context);
-	int			value;
+	int value;
 
 	memset(pages, 0, sizeof(QueryPages));
 	initStringInfo(&pages->page);
@@ -175,12 +173,12 @@ QueryPagesSend(QueryPages *pages)
 	}
 	else
 	{
-		WireReader	reader = WireReaderInit(pages->buffer.data, pages->buffer.len);
+		WireReader reader = WireReaderInit(pages->buffer.data, pages->buffer.len);
 
 		while (!WireAtEnd(&reader))
 		{
-			uint32		length = WireGetU32(&reader);
-			uint32		source = WireGetU32(&reader);
+			uint32 length = WireGetU32(&reader);
+			uint32 source = WireGetU32(&reader);
 			const char *text = WireTake(&reader, length);
 
 			Assert(text != NULL);

@@ -56,10 +56,10 @@
 
 typedef struct ReplaceContext
 {
-	Relation	rel;
-	int			sublevels_up;
-	Bitmapset  *needed;
-	bool		whole_row;
+	Relation rel;
+	int sublevels_up;
+	Bitmapset *needed;
+	bool whole_row;
 } ReplaceContext;
 
 static HTAB *policies;
@@ -69,7 +69,7 @@ static HTAB *policies;
 static bool
 PolicyReads(const Policy *policy, Oid relid)
 {
-	int			i;
+	int i;
 
 	if (policy->key.relid == relid)
 		return true;
@@ -83,7 +83,7 @@ static void
 InvalidatePolicies(Oid relid)
 {
 	HASH_SEQ_STATUS status;
-	Policy	   *policy;
+	Policy *policy;
 
 	hash_seq_init(&status, policies);
 	while ((policy = hash_seq_search(&status)) != NULL)
@@ -106,13 +106,12 @@ CatalogInvalidated(Datum arg, int cacheid, uint32 hashvalue)
 void
 PolicyInit(void)
 {
-	HASHCTL		ctl = {0};
+	HASHCTL ctl = {0};
 
 	ctl.keysize = sizeof(((Policy *) NULL)->key);
 	ctl.entrysize = sizeof(Policy);
 	ctl.hcxt = TopMemoryContext;
-	policies = hash_create("changefeed policies", 64, &ctl,
-						   HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+	policies = hash_create("changefeed policies", 64, &ctl, HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
 
 	/* Policies and privileges of tables invalidate their relcache entries. */
 	CacheRegisterRelcacheCallback(RelationInvalidated, (Datum) 0);
@@ -129,7 +128,7 @@ PolicyInit(void)
 static Node *
 ReplaceColumn(Var *var, ReplaceContext *context)
 {
-	Param	   *param;
+	Param *param;
 
 	if (var->varattno == TableOidAttributeNumber &&
 		context->rel->rd_rel->relkind == RELKIND_RELATION)
@@ -137,13 +136,15 @@ ReplaceColumn(Var *var, ReplaceContext *context)
 								  ObjectIdGetDatum(RelationGetRelid(context->rel)), false, true);
 	if (var->varattno < 0)
 	{
-		char	   *column = get_attname(RelationGetRelid(context->rel), var->varattno, true);
+		char *column = get_attname(RelationGetRelid(context->rel), var->varattno, true);
 
-		ereport(ERROR,
-				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-				 errmsg("policy of table \"%s\" uses system column \"%s\"",
-						RelationGetRelationName(context->rel), column != NULL ? column : "?"),
-				 errhint("Changes are judged apart from the table, where rows have no system columns.")));
+		ereport(
+			ERROR,
+			(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+			 errmsg("policy of table \"%s\" uses system column \"%s\"",
+					RelationGetRelationName(context->rel), column != NULL ? column : "?"),
+			 errhint(
+				 "Changes are judged apart from the table, where rows have no system columns.")));
 	}
 
 	param = makeNode(Param);
@@ -172,17 +173,17 @@ ReplaceMutator(Node *node, ReplaceContext *context)
 		return NULL;
 	if (IsA(node, Var))
 	{
-		Var		   *var = (Var *) node;
+		Var *var = (Var *) node;
 		Form_pg_attribute att;
 
 		if (var->varno != 1 || var->varlevelsup != context->sublevels_up)
 			return (Node *) copyObject(var);
-		att = var->varattno > 0 ?
-			TupleDescAttr(RelationGetDescr(context->rel), var->varattno - 1) : NULL;
+		att = var->varattno > 0 ? TupleDescAttr(RelationGetDescr(context->rel), var->varattno - 1)
+								: NULL;
 		if (att != NULL && att->attgenerated == COMPAT_GENERATED_VIRTUAL)
 		{
-			int			save = context->sublevels_up;
-			Node	   *result;
+			int save = context->sublevels_up;
+			Node *result;
 
 			/* Its columns become parameters at once, so its level is no matter. */
 			context->sublevels_up = 0;
@@ -195,7 +196,7 @@ ReplaceMutator(Node *node, ReplaceContext *context)
 	}
 	if (IsA(node, Query))
 	{
-		Query	   *query;
+		Query *query;
 
 		context->sublevels_up++;
 		query = query_tree_mutator((Query *) node, ReplaceMutator, (void *) context, 0);
@@ -209,27 +210,29 @@ ReplaceMutator(Node *node, ReplaceContext *context)
 static void
 CheckWholeRow(Relation rel)
 {
-	int			i;
+	int i;
 
 	for (i = 0; i < RelationGetNumberOfAttributes(rel); i++)
 		if (TupleDescAttr(RelationGetDescr(rel), i)->attgenerated == COMPAT_GENERATED_VIRTUAL)
-			ereport(ERROR,
-					(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-					 errmsg("policy of table \"%s\" uses the whole row, which has a virtual generated column",
-							RelationGetRelationName(rel)),
-					 errhint("Name the columns in the policy.")));
+			ereport(
+				ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg(
+					 "policy of table \"%s\" uses the whole row, which has a virtual generated column",
+					 RelationGetRelationName(rel)),
+				 errhint("Name the columns in the policy.")));
 }
 
 /* What the server would add to a query of the current role on the table. */
 static Node *
 PolicyExpression(Relation rel)
 {
-	Query	   *query = makeNode(Query);
+	Query *query = makeNode(Query);
 	RangeTblEntry *rte = makeNode(RangeTblEntry);
-	List	   *quals;
-	List	   *checks;
-	bool		has_rls;
-	bool		has_sublinks;
+	List *quals;
+	List *checks;
+	bool has_rls;
+	bool has_sublinks;
 
 	rte->rtekind = RTE_RELATION;
 	rte->relid = RelationGetRelid(rel);
@@ -251,13 +254,13 @@ PolicyExpression(Relation rel)
 static PlannedStmt *
 PlanExpression(Node *expression)
 {
-	Query	   *query = makeNode(Query);
+	Query *query = makeNode(Query);
 
 	query->commandType = CMD_SELECT;
 	query->querySource = QSRC_ORIGINAL;
 	query->canSetTag = true;
-	query->targetList = list_make1(makeTargetEntry((Expr *) expression, 1, pstrdup("visible"),
-												   false));
+	query->targetList = list_make1(
+		makeTargetEntry((Expr *) expression, 1, pstrdup("visible"), false));
 	query->jointree = makeFromExpr(NIL, NULL);
 	query->hasSubLinks = checkExprHasSubLink(expression);
 
@@ -274,11 +277,12 @@ CompareOids(const void *a, const void *b)
 static void
 KeepDependencies(Policy *policy, List *relids)
 {
-	ListCell   *cell;
-	int			i;
-	int			n = 0;
+	ListCell *cell;
+	int i;
+	int n = 0;
 
-	policy->dependencies = MemoryContextAlloc(policy->context, sizeof(Oid) * Max(list_length(relids), 1));
+	policy->dependencies = MemoryContextAlloc(policy->context,
+											  sizeof(Oid) * Max(list_length(relids), 1));
 	foreach(cell, relids)
 		policy->dependencies[n++] = lfirst_oid(cell);
 	qsort(policy->dependencies, n, sizeof(Oid), CompareOids);
@@ -294,8 +298,8 @@ MaySelect(Relation rel, Oid role)
 	if (compat_namespace_aclcheck(RelationGetNamespace(rel), role, ACL_USAGE) != ACLCHECK_OK)
 		return false;
 	return pg_class_aclcheck(RelationGetRelid(rel), role, ACL_SELECT) == ACLCHECK_OK ||
-		pg_attribute_aclcheck_all(RelationGetRelid(rel), role, ACL_SELECT,
-								  ACLMASK_ANY) == ACLCHECK_OK;
+		   pg_attribute_aclcheck_all(RelationGetRelid(rel), role, ACL_SELECT, ACLMASK_ANY) ==
+			   ACLCHECK_OK;
 }
 
 /*
@@ -308,13 +312,13 @@ BuildPolicy(Policy *policy, Relation rel)
 	MemoryContext work = AllocSetContextCreate(CurrentMemoryContext, "changefeed policy planning",
 											   ALLOCSET_DEFAULT_SIZES);
 	MemoryContext old = MemoryContextSwitchTo(work);
-	Node	   *expression;
-	List	   *functions = NIL;
-	List	   *relids = NIL;
+	Node *expression;
+	List *functions = NIL;
+	List *relids = NIL;
 	PlannedStmt *plan = NULL;
 	ReplaceContext replace = {0};
-	ListCell   *cell;
-	int			i;
+	ListCell *cell;
+	int i;
 
 	policy->reusable = true;
 	policy->may_select = MaySelect(rel, policy->key.role);
@@ -323,7 +327,7 @@ BuildPolicy(Policy *policy, Relation rel)
 	expression = PolicyExpression(rel);
 	if (expression != NULL)
 	{
-		Node	   *folded;
+		Node *folded;
 
 		functions = FingerprintFunctions(NIL, expression);
 		foreach(cell, functions)
@@ -338,10 +342,10 @@ BuildPolicy(Policy *policy, Relation rel)
 		folded = eval_const_expressions(NULL, (Node *) copyObject(expression));
 		if (IsA(folded, Const))
 		{
-			Const	   *value = (Const *) folded;
+			Const *value = (Const *) folded;
 
-			policy->state = !value->constisnull && DatumGetBool(value->constvalue) ?
-				POLICY_NONE : POLICY_NOTHING;
+			policy->state = !value->constisnull && DatumGetBool(value->constvalue) ? POLICY_NONE
+																				   : POLICY_NOTHING;
 		}
 		else
 		{
@@ -377,9 +381,9 @@ BuildPolicy(Policy *policy, Relation rel)
 bool
 PolicyLockDependencies(Oid relid, Oid role)
 {
-	Policy	   *policy;
-	Policy		key;
-	int			i;
+	Policy *policy;
+	Policy key;
+	int i;
 
 	memset(&key, 0, sizeof(key));
 	key.key.relid = relid;
@@ -397,11 +401,11 @@ PolicyLockDependencies(Oid relid, Oid role)
 Policy *
 PolicyGet(Oid relid, Oid role)
 {
-	Policy		key;
-	Policy	   *policy;
-	bool		found;
-	Relation	rel;
-	int			attempt;
+	Policy key;
+	Policy *policy;
+	bool found;
+	Relation rel;
+	int attempt;
 
 	memset(&key, 0, sizeof(key));
 	key.key.relid = relid;

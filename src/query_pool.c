@@ -44,80 +44,80 @@
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
-#define BACKOFF_MIN_MS		100
-#define BACKOFF_MAX_MS		10000
-#define REGISTER_RETRY_MS	10000	/* no free slot for a background worker */
-#define STABLE_MS			10000	/* who lived longer is restarted at once */
-#define NO_WORKER_MS		15000	/* then waiting jobs get an error */
-#define LATER_PATIENCE_MS	500		/* a snapshot lets verdicts go first */
-#define MESSAGES_PER_TURN	32	/* of one worker */
-#define INTERRUPTS			3	/* before a worker is terminated */
+#define BACKOFF_MIN_MS	  100
+#define BACKOFF_MAX_MS	  10000
+#define REGISTER_RETRY_MS 10000 /* no free slot for a background worker */
+#define STABLE_MS		  10000 /* who lived longer is restarted at once */
+#define NO_WORKER_MS	  15000 /* then waiting jobs get an error */
+#define LATER_PATIENCE_MS 500	/* a snapshot lets verdicts go first */
+#define MESSAGES_PER_TURN 32	/* of one worker */
+#define INTERRUPTS		  3		/* before a worker is terminated */
 
 /* Internal priority: the lane of slow snapshots. */
-#define QUERY_SLOW			(QUERY_LATER + 1)
+#define QUERY_SLOW (QUERY_LATER + 1)
 
 typedef struct PoolJob
 {
-	uint64		id;
-	dlist_node	node;			/* in a list of waiting jobs */
-	bool		in_list;
+	uint64 id;
+	dlist_node node; /* in a list of waiting jobs */
+	bool in_list;
 	TimestampTz submitted;
-	QueryKind	kind;
-	int			priority;		/* QueryPriority or QUERY_SLOW */
-	bool		takes_rows;
-	bool		preempted;		/* interrupted, to go on in the slow lane */
-	QueryCallback callback;		/* NULL: cancelled */
-	void	   *arg;
-	char	   *body;
-	Size		length;
-	int			deaths;			/* of workers that ran it */
-	bool		delivered;		/* a result went to the callback */
+	QueryKind kind;
+	int priority; /* QueryPriority or QUERY_SLOW */
+	bool takes_rows;
+	bool preempted;			/* interrupted, to go on in the slow lane */
+	QueryCallback callback; /* NULL: cancelled */
+	void *arg;
+	char *body;
+	Size length;
+	int deaths;		/* of workers that ran it */
+	bool delivered; /* a result went to the callback */
 
 	/* QUERY_VERDICTS, given out identity by identity: */
-	bool		split;
-	uint32		part;			/* the identity that is next or running */
-	uint32		nparts;
-	XLogRecPtr	lsn;			/* highest of the parts */
-	bool		part_done;		/* its verdict has come */
-	StringInfoData merged;		/* the verdicts of the parts before */
+	bool split;
+	uint32 part; /* the identity that is next or running */
+	uint32 nparts;
+	XLogRecPtr lsn;		   /* highest of the parts */
+	bool part_done;		   /* its verdict has come */
+	StringInfoData merged; /* the verdicts of the parts before */
 } PoolJob;
 
 typedef struct JobEntry
 {
-	uint64		id;				/* hash key */
-	PoolJob    *job;
+	uint64 id; /* hash key */
+	PoolJob *job;
 } JobEntry;
 
 typedef struct PoolWorker
 {
-	dsm_segment *segment;		/* NULL: not started */
+	dsm_segment *segment; /* NULL: not started */
 	BackgroundWorkerHandle *handle;
 	shm_mq_handle *jobs;
 	shm_mq_handle *results;
-	bool		ready;			/* has said hello */
+	bool ready; /* has said hello */
 	TimestampTz started;
 	TimestampTz retry_at;
-	int			backoff;		/* ms */
-	PoolJob    *job;
-	TimestampTz given;			/* when it got the job */
-	int			interrupts;		/* sent for this job */
-	TimestampTz interrupted;	/* the last of them */
+	int backoff; /* ms */
+	PoolJob *job;
+	TimestampTz given;		 /* when it got the job */
+	int interrupts;			 /* sent for this job */
+	TimestampTz interrupted; /* the last of them */
 
 	/* The message that hands out the job, as long as it is not sent. */
-	char	   *message;
-	Size		message_length;
+	char *message;
+	Size message_length;
 } PoolWorker;
 
 static DatabaseFeed *pool_feed;
-static int	pool_feed_index;
+static int pool_feed_index;
 static MemoryContext pool_context;
 static PoolWorker *workers;
-static int	nworkers;			/* without the one of the slow lane, the last */
+static int nworkers; /* without the one of the slow lane, the last */
 static HTAB *job_table;
-static dlist_head waiting[QUERY_SLOW + 1];	/* by priority */
+static dlist_head waiting[QUERY_SLOW + 1]; /* by priority */
 static uint64 last_job;
-static bool last_was_later;		/* the job given out last */
-static bool register_failed;	/* and said so */
+static bool last_was_later;			/* the job given out last */
+static bool register_failed;		/* and said so */
 static TimestampTz no_worker_since; /* 0: there is one */
 
 /* ---- Jobs ---- */
@@ -125,7 +125,7 @@ static TimestampTz no_worker_since; /* 0: there is one */
 static PoolJob *
 FindJob(uint64 id)
 {
-	JobEntry   *entry = hash_search(job_table, &id, HASH_FIND, NULL);
+	JobEntry *entry = hash_search(job_table, &id, HASH_FIND, NULL);
 
 	return entry != NULL ? entry->job : NULL;
 }
@@ -158,9 +158,9 @@ static void
 DeliverResult(PoolJob *job, QueryKind kind, const char *body, Size length)
 {
 	QueryCallback callback = job->callback;
-	void	   *arg = job->arg;
-	uint64		id = job->id;
-	WireReader	reader = WireReaderInit(body, length);
+	void *arg = job->arg;
+	uint64 id = job->id;
+	WireReader reader = WireReaderInit(body, length);
 
 	job->delivered = true;
 	if (kind == QUERY_DONE || kind == QUERY_ERROR)
@@ -170,11 +170,11 @@ DeliverResult(PoolJob *job, QueryKind kind, const char *body, Size length)
 	else if (kind == QUERY_FILE)
 	{
 		/* Nobody wants it any more. */
-		WireBytes	path = WireGetBytes(&reader);
+		WireBytes path = WireGetBytes(&reader);
 
 		if (path.data != NULL && path.length < MAXPGPATH)
 		{
-			char		name[MAXPGPATH];
+			char name[MAXPGPATH];
 
 			memcpy(name, path.data, path.length);
 			name[path.length] = '\0';
@@ -199,7 +199,7 @@ DeliverError(PoolJob *job, int sqlerrcode, const char *message, const char *hint
 static PoolJob *
 PopJob(dlist_head *list)
 {
-	PoolJob    *job = dlist_container(PoolJob, node, dlist_pop_head_node(list));
+	PoolJob *job = dlist_container(PoolJob, node, dlist_pop_head_node(list));
 
 	job->in_list = false;
 	return job;
@@ -209,9 +209,9 @@ uint64
 QuerySubmit(QueryKind kind, const char *body, Size length, QueryPriority priority,
 			QueryCallback callback, void *arg)
 {
-	PoolJob    *job = MemoryContextAllocZero(pool_context, sizeof(PoolJob));
-	JobEntry   *entry;
-	bool		found;
+	PoolJob *job = MemoryContextAllocZero(pool_context, sizeof(PoolJob));
+	JobEntry *entry;
+	bool found;
 
 	job->id = ++last_job;
 	job->kind = kind;
@@ -224,7 +224,7 @@ QuerySubmit(QueryKind kind, const char *body, Size length, QueryPriority priorit
 	memcpy(job->body, body, length);
 	if (kind == QUERY_SUBSCRIBE)
 	{
-		WireReader	reader = WireReaderInit(body, length);
+		WireReader reader = WireReaderInit(body, length);
 
 		(void) WireGetU32(&reader);
 		(void) WireGetBytes(&reader);
@@ -244,7 +244,7 @@ QuerySubmit(QueryKind kind, const char *body, Size length, QueryPriority priorit
 static void
 InterruptWorker(PoolWorker *worker)
 {
-	pid_t		pid;
+	pid_t pid;
 
 	if (worker->job->priority == QUERY_FIRST || worker->handle == NULL)
 		return;
@@ -258,8 +258,8 @@ InterruptWorker(PoolWorker *worker)
 void
 QueryCancel(uint64 id)
 {
-	PoolJob    *job = FindJob(id);
-	int			i;
+	PoolJob *job = FindJob(id);
+	int i;
 
 	if (job == NULL || job->callback == NULL)
 		return;
@@ -286,8 +286,8 @@ QueryPoolBacklog(void)
 /* ---- Verdicts, identity by identity ---- */
 
 static void
-MergeError(PoolJob *job, const char *sqlstate, Size sqlstate_length,
-		   const char *message, Size length)
+MergeError(PoolJob *job, const char *sqlstate, Size sqlstate_length, const char *message,
+		   Size length)
 {
 	WirePutU8(&job->merged, 1);
 	WirePutBytes(&job->merged, sqlstate, sqlstate_length);
@@ -328,7 +328,7 @@ PartResult(PoolWorker *worker, PoolJob *job, QueryKind kind, WireReader *body)
 {
 	if (kind == QUERY_VERDICT_LIST && !job->part_done)
 	{
-		XLogRecPtr	lsn = WireGetU64(body);
+		XLogRecPtr lsn = WireGetU64(body);
 
 		job->lsn = Max(job->lsn, lsn);
 		appendBinaryStringInfo(&job->merged, body->data + body->offset,
@@ -340,8 +340,8 @@ PartResult(PoolWorker *worker, PoolJob *job, QueryKind kind, WireReader *body)
 		worker->job = NULL;
 		if (!job->part_done)
 		{
-			WireBytes	sqlstate = WireGetBytes(body);
-			WireBytes	message = WireGetBytes(body);
+			WireBytes sqlstate = WireGetBytes(body);
+			WireBytes message = WireGetBytes(body);
 
 			if (kind == QUERY_DONE || body->failed)
 				MergeError(job, "XX000", 5, "no verdict", 10);
@@ -382,8 +382,8 @@ ReleaseWorker(PoolWorker *worker)
 static void
 ReportRegisterFailure(void)
 {
-	int			missing = 0;
-	int			i;
+	int missing = 0;
+	int i;
 
 	if (register_failed)
 		return;
@@ -391,25 +391,26 @@ ReportRegisterFailure(void)
 	for (i = 0; i < nworkers; i++)
 		if (IsDead(&workers[i]))
 			missing++;
-	ereport(LOG,
-			(errcode(ERRCODE_INSUFFICIENT_RESOURCES),
-			 errmsg("could not start %d of %d query workers of the change feed", missing, nworkers),
-			 errdetail("All slots for background workers are in use."),
-			 errhint("Raise max_worker_processes from %d to at least %d, or lower changefeed.query_workers. Retrying every %d seconds.",
-					 max_worker_processes, max_worker_processes + missing,
-					 REGISTER_RETRY_MS / 1000)));
+	ereport(
+		LOG,
+		(errcode(ERRCODE_INSUFFICIENT_RESOURCES),
+		 errmsg("could not start %d of %d query workers of the change feed", missing, nworkers),
+		 errdetail("All slots for background workers are in use."),
+		 errhint(
+			 "Raise max_worker_processes from %d to at least %d, or lower changefeed.query_workers. Retrying every %d seconds.",
+			 max_worker_processes, max_worker_processes + missing, REGISTER_RETRY_MS / 1000)));
 }
 
 static void
 StartWorker(PoolWorker *worker, TimestampTz now)
 {
-	int			number = (int) (worker - workers);
+	int number = (int) (worker - workers);
 	MemoryContext old = MemoryContextSwitchTo(pool_context);
 	BackgroundWorker bgworker;
 	QueryWorkerExtra extra;
 	QuerySegment *header;
-	char	   *base;
-	shm_mq	   *mq;
+	char *base;
+	shm_mq *mq;
 
 	worker->segment = dsm_create(QUERY_SEGMENT_SIZE, DSM_CREATE_NULL_IF_MAXSEGMENTS);
 	if (worker->segment == NULL)
@@ -443,8 +444,8 @@ StartWorker(PoolWorker *worker, TimestampTz now)
 	bgworker.bgw_restart_time = BGW_NEVER_RESTART;
 	strlcpy(bgworker.bgw_library_name, CHANGEFEED_LIBRARY, sizeof(bgworker.bgw_library_name));
 	strlcpy(bgworker.bgw_function_name, "ChangefeedQueryMain", sizeof(bgworker.bgw_function_name));
-	snprintf(bgworker.bgw_name, sizeof(bgworker.bgw_name), "changefeed query worker %d of database %u",
-			 number + 1, pool_feed->database);
+	snprintf(bgworker.bgw_name, sizeof(bgworker.bgw_name),
+			 "changefeed query worker %d of database %u", number + 1, pool_feed->database);
 	strlcpy(bgworker.bgw_type, "changefeed query worker", sizeof(bgworker.bgw_type));
 	bgworker.bgw_main_arg = Int32GetDatum(pool_feed_index);
 	memcpy(bgworker.bgw_extra, &extra, sizeof(extra));
@@ -512,8 +513,9 @@ VerdictsLostWorker(PoolJob *job, bool timed_out)
 
 	if (timed_out)
 	{
-		char	   *message = psprintf("policies took longer than changefeed.policy_timeout (%d ms) and went on when cancelled",
-									   setting_policy_timeout);
+		char *message = psprintf(
+			"policies took longer than changefeed.policy_timeout (%d ms) and went on when cancelled",
+			setting_policy_timeout);
 
 		MergeError(job, unpack_sql_state(ERRCODE_QUERY_CANCELED), 5, message, strlen(message));
 		pfree(message);
@@ -540,9 +542,9 @@ JobLostWorker(PoolJob *job, bool timed_out)
 	else if (job->kind == QUERY_VERDICTS)
 		VerdictsLostWorker(job, timed_out);
 	else if (timed_out || job->preempted)
-		DeliverError(job, ERRCODE_QUERY_CANCELED,
-					 "the query took too long and went on when cancelled",
-					 "Look for exception handlers with WHEN query_canceled in functions that policies call.");
+		DeliverError(
+			job, ERRCODE_QUERY_CANCELED, "the query took too long and went on when cancelled",
+			"Look for exception handlers with WHEN query_canceled in functions that policies call.");
 	else if (job->deaths >= 2 || job->delivered)
 		DeliverError(job, ERRCODE_ADMIN_SHUTDOWN, "the query worker has ended", "Try again.");
 	else
@@ -553,8 +555,8 @@ static void
 WorkerEnded(PoolWorker *worker, TimestampTz now)
 {
 	QuerySegment *header = dsm_segment_address(worker->segment);
-	bool		timed_out = pg_atomic_read_u32(&header->timed_out) != 0;
-	PoolJob    *job = worker->job;
+	bool timed_out = pg_atomic_read_u32(&header->timed_out) != 0;
+	PoolJob *job = worker->job;
 
 	if (timed_out || TimestampDifferenceExceeds(worker->started, now, STABLE_MS))
 		worker->backoff = 0;
@@ -569,10 +571,10 @@ WorkerEnded(PoolWorker *worker, TimestampTz now)
 static void
 HandleMessage(PoolWorker *worker, const char *data, Size length)
 {
-	WireReader	reader = WireReaderInit(data, length);
-	uint64		id = WireGetU64(&reader);
-	QueryKind	kind = (QueryKind) WireGetU8(&reader);
-	PoolJob    *job = worker->job;
+	WireReader reader = WireReaderInit(data, length);
+	uint64 id = WireGetU64(&reader);
+	QueryKind kind = (QueryKind) WireGetU8(&reader);
+	PoolJob *job = worker->job;
 
 	if (id == 0 && kind == (QueryKind) QUERY_HELLO)
 	{
@@ -584,8 +586,7 @@ HandleMessage(PoolWorker *worker, const char *data, Size length)
 	if (job == NULL || job->id != id || reader.failed)
 	{
 		ereport(LOG,
-				(errcode(ERRCODE_DATA_CORRUPTED),
-				 errmsg("unexpected message of a query worker")));
+				(errcode(ERRCODE_DATA_CORRUPTED), errmsg("unexpected message of a query worker")));
 		return;
 	}
 	if (job->split)
@@ -609,12 +610,12 @@ HandleMessage(PoolWorker *worker, const char *data, Size length)
 static bool
 ReceiveResults(PoolWorker *worker, TimestampTz now)
 {
-	int			i;
+	int i;
 
 	for (i = 0; i < MESSAGES_PER_TURN; i++)
 	{
-		Size		length;
-		void	   *data;
+		Size length;
+		void *data;
 		shm_mq_result result = shm_mq_receive(worker->results, &length, &data, true);
 
 		if (result == SHM_MQ_WOULD_BLOCK)
@@ -632,8 +633,8 @@ ReceiveResults(PoolWorker *worker, TimestampTz now)
 static int
 WorkersReady(void)
 {
-	int			n = 0;
-	int			i;
+	int n = 0;
+	int i;
 
 	for (i = 0; i < nworkers; i++)
 		if (workers[i].ready)
@@ -645,8 +646,8 @@ WorkersReady(void)
 static bool
 LaterIsPossible(void)
 {
-	int			running = 0;
-	int			i;
+	int running = 0;
+	int i;
 
 	if (dlist_is_empty(&waiting[QUERY_LATER]))
 		return false;
@@ -660,7 +661,7 @@ LaterIsPossible(void)
 static dlist_head *
 NextList(TimestampTz now)
 {
-	PoolJob    *job;
+	PoolJob *job;
 
 	if (!LaterIsPossible())
 		return dlist_is_empty(&waiting[QUERY_FIRST]) ? NULL : &waiting[QUERY_FIRST];
@@ -676,8 +677,8 @@ NextList(TimestampTz now)
 static void
 SendJob(PoolWorker *worker)
 {
-	if (shm_mq_send(worker->jobs, worker->message_length, worker->message, true,
-					true) == SHM_MQ_WOULD_BLOCK)
+	if (shm_mq_send(worker->jobs, worker->message_length, worker->message, true, true) ==
+		SHM_MQ_WOULD_BLOCK)
 		return;
 	/* A worker that is gone is noticed where results are received. */
 	pfree(worker->message);
@@ -690,16 +691,16 @@ SendJob(PoolWorker *worker)
 static bool
 GiveJob(PoolWorker *worker, PoolJob *job)
 {
-	Size		head = sizeof(uint64) + sizeof(uint8);
-	uint8		kind = (uint8) job->kind;
+	Size head = sizeof(uint64) + sizeof(uint8);
+	uint8 kind = (uint8) job->kind;
 	const char *body = job->body;
-	Size		length = job->length;
+	Size length = job->length;
 	StringInfoData part;
 
 	part.data = NULL;
 	if (job->split)
 	{
-		uint32		nparts;
+		uint32 nparts;
 
 		initStringInfo(&part);
 		if (!QuerySplitVerdicts(job->body, job->length, job->part, &part, &nparts))
@@ -741,13 +742,14 @@ NextListFor(PoolWorker *worker, TimestampTz now)
 static TimestampTz
 InterruptDue(PoolWorker *worker)
 {
-	PoolJob    *job = worker->job;
+	PoolJob *job = worker->job;
 
 	if (job == NULL || worker->message != NULL || job->priority == QUERY_FIRST)
 		return DT_NOEND;
 	if (worker->interrupts > 0)
-		return worker->interrupts > INTERRUPTS ? DT_NOEND :
-			TimestampTzPlusMilliseconds(worker->interrupted, setting_policy_timeout);
+		return worker->interrupts > INTERRUPTS
+				   ? DT_NOEND
+				   : TimestampTzPlusMilliseconds(worker->interrupted, setting_policy_timeout);
 	if (job->priority == QUERY_LATER && job->takes_rows && !job->delivered &&
 		!dlist_is_empty(&waiting[QUERY_LATER]))
 		return TimestampTzPlusMilliseconds(worker->given, setting_policy_timeout);
@@ -757,7 +759,7 @@ InterruptDue(PoolWorker *worker)
 static void
 InterruptJobs(TimestampTz now)
 {
-	int			i;
+	int i;
 
 	for (i = 0; i <= nworkers; i++)
 	{
@@ -772,7 +774,7 @@ InterruptJobs(TimestampTz now)
 static void
 GiveJobs(TimestampTz now)
 {
-	int			i;
+	int i;
 
 	for (i = 0; i <= nworkers; i++)
 	{
@@ -801,11 +803,11 @@ IsNeeded(const PoolWorker *worker)
 static void
 RefuseWaiting(void)
 {
-	int			i;
+	int i;
 
 	for (i = 0; i <= QUERY_SLOW; i++)
 	{
-		dlist_head	list;
+		dlist_head list;
 
 		/* Callbacks may submit new jobs, which are for the next turn. */
 		dlist_init(&list);
@@ -813,7 +815,7 @@ RefuseWaiting(void)
 			dlist_push_tail(&list, dlist_pop_head_node(&waiting[i]));
 		while (!dlist_is_empty(&list))
 		{
-			PoolJob    *job = PopJob(&list);
+			PoolJob *job = PopJob(&list);
 
 			DeliverError(job, ERRCODE_ADMIN_SHUTDOWN, "no query worker could be started",
 						 "See the server log; max_worker_processes may be too low.");
@@ -825,8 +827,8 @@ bool
 QueryPoolPoll(void)
 {
 	TimestampTz now = GetCurrentTimestamp();
-	bool		more = false;
-	int			i;
+	bool more = false;
+	int i;
 
 	for (i = 0; i <= nworkers; i++)
 	{
@@ -856,7 +858,7 @@ QueryPoolTimeout(void)
 {
 	TimestampTz now = GetCurrentTimestamp();
 	TimestampTz next = DT_NOEND;
-	int			i;
+	int i;
 
 	for (i = 0; i <= nworkers; i++)
 	{
@@ -883,8 +885,8 @@ QueryPoolTimeout(void)
 static void
 RemoveOldSpoolFiles(void)
 {
-	char		prefix[MAXPGPATH];
-	DIR		   *dir = AllocateDir(QUERY_SPOOL_DIRECTORY);
+	char prefix[MAXPGPATH];
+	DIR *dir = AllocateDir(QUERY_SPOOL_DIRECTORY);
 	struct dirent *entry;
 
 	if (dir == NULL)
@@ -892,7 +894,7 @@ RemoveOldSpoolFiles(void)
 	snprintf(prefix, sizeof(prefix), "%s%u.", QUERY_SPOOL_PREFIX, pool_feed->database);
 	while ((entry = ReadDirExtended(dir, QUERY_SPOOL_DIRECTORY, LOG)) != NULL)
 	{
-		char		path[MAXPGPATH * 2];
+		char path[MAXPGPATH * 2];
 
 		if (strncmp(entry->d_name, prefix, strlen(prefix)) != 0 ||
 			strtoul(entry->d_name + strlen(prefix), NULL, 10) == pool_feed->generation)
@@ -906,9 +908,9 @@ RemoveOldSpoolFiles(void)
 void
 QueryPoolStart(DatabaseFeed *feed, int feed_index)
 {
-	HASHCTL		ctl = {0};
+	HASHCTL ctl = {0};
 	TimestampTz now = GetCurrentTimestamp();
-	int			i;
+	int i;
 
 	pool_feed = feed;
 	pool_feed_index = feed_index;

@@ -48,55 +48,55 @@
 #include "utils/syscache.h"
 #include "utils/typcache.h"
 
-#define SNAPSHOT_LOCK_TIMEOUT	1000	/* ms */
-#define SNAPSHOT_TIME_FACTOR	60	/* times changefeed.policy_timeout */
+#define SNAPSHOT_LOCK_TIMEOUT 1000 /* ms */
+#define SNAPSHOT_TIME_FACTOR  60   /* times changefeed.policy_timeout */
 
-#define PAGE_BYTES		(64 * 1024)
-#define PAGE_ROWS		1000
-#define BATCH_ROWS		1000
-#define BATCH_BYTES		(256 * 1024)
+#define PAGE_BYTES	(64 * 1024)
+#define PAGE_ROWS	1000
+#define BATCH_ROWS	1000
+#define BATCH_BYTES (256 * 1024)
 
 typedef struct Parameter
 {
-	char	   *column;
-	char	   *text;
-	int16		attno;
-	int			output_index;	/* of the column in the query's result */
-	Oid			type;			/* base type */
-	int32		typmod;
-	Oid			column_type;
-	Datum		value;
-	bool		recheck;		/* equal values may have different texts */
-	FmgrInfo	output;
+	char *column;
+	char *text;
+	int16 attno;
+	int output_index; /* of the column in the query's result */
+	Oid type;		  /* base type */
+	int32 typmod;
+	Oid column_type;
+	Datum value;
+	bool recheck; /* equal values may have different texts */
+	FmgrInfo output;
 } Parameter;
 
 typedef struct Source
 {
-	Oid			relid;
-	char	   *filter;			/* empty: none */
-	int			nkeys;
-	char	  **keys;
-	int			npublished;		/* 0: all */
-	char	  **published;
-	int			nparams;
-	Parameter  *params;
+	Oid relid;
+	char *filter; /* empty: none */
+	int nkeys;
+	char **keys;
+	int npublished; /* 0: all */
+	char **published;
+	int nparams;
+	Parameter *params;
 	/* found out: */
-	int			ncolumns;
-	int16	   *columns;
-	int			nextra;			/* columns of parameters that are not sent */
-	int16	   *extra;
-	bool		nothing;		/* no row may be read */
+	int ncolumns;
+	int16 *columns;
+	int nextra; /* columns of parameters that are not sent */
+	int16 *extra;
+	bool nothing; /* no row may be read */
 } Source;
 
 typedef struct Request
 {
-	Oid			role;
-	char	   *claims;
-	uint8		flags;
-	int			nsources;
-	Source	   *sources;
-	StringInfoData *describes;	/* one message each */
-	StringInfoData snapshot;	/* the message */
+	Oid role;
+	char *claims;
+	uint8 flags;
+	int nsources;
+	Source *sources;
+	StringInfoData *describes; /* one message each */
+	StringInfoData snapshot;   /* the message */
 } Request;
 
 /* ---- What the identity may read ---- */
@@ -105,7 +105,7 @@ static bool
 MayRead(Oid relid, int16 attno, Oid role)
 {
 	return pg_class_aclcheck(relid, role, ACL_SELECT) == ACLCHECK_OK ||
-		pg_attribute_aclcheck(relid, attno, role, ACL_SELECT) == ACLCHECK_OK;
+		   pg_attribute_aclcheck(relid, attno, role, ACL_SELECT) == ACLCHECK_OK;
 }
 
 /* The table's name as one would write it. */
@@ -119,15 +119,16 @@ QualifiedName(Relation rel)
 static int16
 RequireColumn(Relation rel, const char *name)
 {
-	AttrNumber	attno = get_attnum(RelationGetRelid(rel), name);
+	AttrNumber attno = get_attnum(RelationGetRelid(rel), name);
 
 	if (attno <= 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_COLUMN),
-				 errmsg("column \"%s\" of table \"%s.%s\" does not exist", name,
-						get_namespace_name(RelationGetNamespace(rel)),
-						RelationGetRelationName(rel)),
-				 errhint("The table has changed since the channel was created: create the channel again.")));
+		ereport(
+			ERROR,
+			(errcode(ERRCODE_UNDEFINED_COLUMN),
+			 errmsg("column \"%s\" of table \"%s.%s\" does not exist", name,
+					get_namespace_name(RelationGetNamespace(rel)), RelationGetRelationName(rel)),
+			 errhint(
+				 "The table has changed since the channel was created: create the channel again.")));
 	return attno;
 }
 
@@ -143,14 +144,15 @@ RequireReadable(Relation rel, int16 attno, Oid role, const char *what)
 					NameStr(TupleDescAttr(RelationGetDescr(rel), attno - 1)->attname),
 					get_namespace_name(RelationGetNamespace(rel)), RelationGetRelationName(rel)),
 			 errhint("Use GRANT SELECT (%s) ON %s TO %s.",
-					 quote_identifier(NameStr(TupleDescAttr(RelationGetDescr(rel), attno - 1)->attname)),
+					 quote_identifier(
+						 NameStr(TupleDescAttr(RelationGetDescr(rel), attno - 1)->attname)),
 					 QualifiedName(rel), quote_identifier(GetUserNameFromId(role, false)))));
 }
 
 static bool
 IsPublished(const Source *source, const char *column)
 {
-	int			i;
+	int i;
 
 	for (i = 0; i < source->npublished; i++)
 		if (strcmp(source->published[i], column) == 0)
@@ -161,7 +163,7 @@ IsPublished(const Source *source, const char *column)
 static bool
 HasColumn(const int16 *columns, int n, int16 attno)
 {
-	int			i;
+	int i;
 
 	for (i = 0; i < n; i++)
 		if (columns[i] == attno)
@@ -173,18 +175,17 @@ HasColumn(const int16 *columns, int n, int16 attno)
 static void
 FindColumns(Source *source, Relation rel, Oid role)
 {
-	TupleDesc	tupdesc = RelationGetDescr(rel);
-	Oid			relid = RelationGetRelid(rel);
-	bool		readable = false;
-	int			i;
+	TupleDesc tupdesc = RelationGetDescr(rel);
+	Oid relid = RelationGetRelid(rel);
+	bool readable = false;
+	int i;
 
 	if (compat_namespace_aclcheck(RelationGetNamespace(rel), role, ACL_USAGE) != ACLCHECK_OK)
-		ereport(ERROR,
-				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 errmsg("permission denied for table %s", RelationGetRelationName(rel)),
-				 errhint("Use GRANT USAGE ON SCHEMA %s TO %s.",
-						 quote_identifier(get_namespace_name(RelationGetNamespace(rel))),
-						 quote_identifier(GetUserNameFromId(role, false)))));
+		ereport(ERROR, (errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+						errmsg("permission denied for table %s", RelationGetRelationName(rel)),
+						errhint("Use GRANT USAGE ON SCHEMA %s TO %s.",
+								quote_identifier(get_namespace_name(RelationGetNamespace(rel))),
+								quote_identifier(GetUserNameFromId(role, false)))));
 
 	source->columns = palloc(sizeof(int16) * tupdesc->natts);
 	source->ncolumns = 0;
@@ -201,17 +202,16 @@ FindColumns(Source *source, Relation rel, Oid role)
 			source->columns[source->ncolumns++] = att->attnum;
 	}
 	if (!readable)
-		ereport(ERROR,
-				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 errmsg("permission denied for table %s", RelationGetRelationName(rel)),
-				 errhint("Use GRANT SELECT ON %s TO %s.", QualifiedName(rel),
-						 quote_identifier(GetUserNameFromId(role, false)))));
+		ereport(ERROR, (errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+						errmsg("permission denied for table %s", RelationGetRelationName(rel)),
+						errhint("Use GRANT SELECT ON %s TO %s.", QualifiedName(rel),
+								quote_identifier(GetUserNameFromId(role, false)))));
 
 	source->extra = palloc(sizeof(int16) * Max(source->nparams, 1));
 	source->nextra = 0;
 	for (i = 0; i < source->nparams; i++)
 	{
-		Parameter  *param = &source->params[i];
+		Parameter *param = &source->params[i];
 
 		param->attno = RequireColumn(rel, param->column);
 		RequireReadable(rel, param->attno, role, "channel column");
@@ -224,12 +224,12 @@ FindColumns(Source *source, Relation rel, Oid role)
 static void
 DescribeSource(Request *request, int index)
 {
-	Source	   *source = &request->sources[index];
-	StringInfo	out = &request->describes[index];
+	Source *source = &request->sources[index];
+	StringInfo out = &request->describes[index];
 	MemoryContext old = MemoryContextSwitchTo(query_job_context);
-	Relation	rel = table_open(source->relid, NoLock);
-	Policy	   *policy;
-	int			i;
+	Relation rel = table_open(source->relid, NoLock);
+	Policy *policy;
+	int i;
 
 	FindColumns(source, rel, request->role);
 	initStringInfo(out);
@@ -241,7 +241,7 @@ DescribeSource(Request *request, int index)
 	WirePutU16(out, (uint16) source->nkeys);
 	for (i = 0; i < source->nkeys; i++)
 	{
-		int16		attno = RequireColumn(rel, source->keys[i]);
+		int16 attno = RequireColumn(rel, source->keys[i]);
 
 		RequireReadable(rel, attno, request->role, "key column");
 		WirePutU16(out, (uint16) attno);
@@ -289,9 +289,9 @@ static Datum
 ParameterInput(const Parameter *param)
 {
 	MemoryContext context = CurrentMemoryContext;
-	Oid			function;
-	Oid			ioparam;
-	Datum		value;
+	Oid function;
+	Oid ioparam;
+	Datum value;
 
 	getTypeInputInfo(param->column_type, &function, &ioparam);
 	PG_TRY();
@@ -300,8 +300,8 @@ ParameterInput(const Parameter *param)
 	}
 	PG_CATCH();
 	{
-		ErrorData  *error;
-		int			class;
+		ErrorData *error;
+		int class;
 
 		MemoryContextSwitchTo(context);
 		error = CopyErrorData();
@@ -312,9 +312,8 @@ ParameterInput(const Parameter *param)
 		FlushErrorState();
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_TEXT_REPRESENTATION),
-				 errmsg("channel parameter \"%s\" is not a valid %s for column \"%s\"",
-						param->text, format_type_with_typemod(param->column_type, param->typmod),
-						param->column),
+				 errmsg("channel parameter \"%s\" is not a valid %s for column \"%s\"", param->text,
+						format_type_with_typemod(param->column_type, param->typmod), param->column),
 				 errhint("%s", error->message)));
 	}
 	PG_END_TRY();
@@ -325,10 +324,10 @@ static void
 PrepareParameter(Parameter *param, Relation rel)
 {
 	Form_pg_attribute att = TupleDescAttr(RelationGetDescr(rel), param->attno - 1);
-	int			nestlevel;
-	Oid			function;
-	bool		varlena;
-	char	   *text;
+	int nestlevel;
+	Oid function;
+	bool varlena;
+	char *text;
 
 	param->column_type = att->atttypid;
 	param->typmod = att->atttypmod;
@@ -342,22 +341,21 @@ PrepareParameter(Parameter *param, Relation rel)
 	text = OutputFunctionCall(&param->output, param->value);
 	EncodePinnedEnd(nestlevel);
 	if (strcmp(text, param->text) != 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("channel parameter \"%s\" is not in canonical form", param->text),
-				 errhint("Use \"%s\".", text)));
+		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+						errmsg("channel parameter \"%s\" is not in canonical form", param->text),
+						errhint("Use \"%s\".", text)));
 }
 
 static ParamListInfo
 PrepareParameters(Source *source, Relation rel, Oid *types)
 {
 	ParamListInfo params = makeParamList(source->nparams);
-	int			i;
-	int			j;
+	int i;
+	int j;
 
 	for (i = 0; i < source->nparams; i++)
 	{
-		Parameter  *param = &source->params[i];
+		Parameter *param = &source->params[i];
 
 		PrepareParameter(param, rel);
 		for (j = 0; j < source->ncolumns; j++)
@@ -381,8 +379,8 @@ PrepareParameters(Source *source, Relation rel, Oid *types)
 static void
 AppendColumn(StringInfo sql, Relation rel, int16 attno)
 {
-	appendStringInfoString(sql, quote_identifier(NameStr(TupleDescAttr(RelationGetDescr(rel),
-																	   attno - 1)->attname)));
+	appendStringInfoString(
+		sql, quote_identifier(NameStr(TupleDescAttr(RelationGetDescr(rel), attno - 1)->attname)));
 }
 
 /* The operator that indexes on the column support. */
@@ -390,17 +388,18 @@ static char *
 EqualityOperator(const Parameter *param)
 {
 	TypeCacheEntry *entry = lookup_type_cache(param->type, TYPECACHE_EQ_OPR);
-	HeapTuple	tuple = NULL;
+	HeapTuple tuple = NULL;
 	Form_pg_operator form;
-	char	   *name;
+	char *name;
 
 	if (OidIsValid(entry->eq_opr))
 		tuple = SearchSysCache1(OPEROID, ObjectIdGetDatum(entry->eq_opr));
 	if (!HeapTupleIsValid(tuple))
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_FUNCTION),
-				 errmsg("column \"%s\" cannot name channels because type %s has no equality operator",
-						param->column, format_type_be(param->column_type))));
+		ereport(
+			ERROR,
+			(errcode(ERRCODE_UNDEFINED_FUNCTION),
+			 errmsg("column \"%s\" cannot name channels because type %s has no equality operator",
+					param->column, format_type_be(param->column_type))));
 	form = (Form_pg_operator) GETSTRUCT(tuple);
 	name = psprintf("OPERATOR(%s.%s)", quote_identifier(get_namespace_name(form->oprnamespace)),
 					NameStr(form->oprname));
@@ -413,15 +412,16 @@ BuildQuery(const Source *source, Relation rel)
 {
 	StringInfoData sql;
 	const char *separator = "";
-	int			i;
+	int i;
 
 	initStringInfo(&sql);
 	appendStringInfoString(&sql, "SELECT ");
 	for (i = 0; i < source->ncolumns + source->nextra; i++)
 	{
 		appendStringInfoString(&sql, separator);
-		AppendColumn(&sql, rel, i < source->ncolumns ? source->columns[i] :
-					 source->extra[i - source->ncolumns]);
+		AppendColumn(&sql, rel,
+					 i < source->ncolumns ? source->columns[i]
+										  : source->extra[i - source->ncolumns]);
 		separator = ", ";
 	}
 	appendStringInfo(&sql, " FROM %s%s",
@@ -453,32 +453,28 @@ static PlannedStmt *
 PlanQuery(const Source *source, Relation rel, Oid role, const char *sql, const Oid *types,
 		  ParamListInfo params)
 {
-	int			nestlevel = EncodePinnedBegin();
-	List	   *raw = pg_parse_query(sql);
-	List	   *queries;
-	Query	   *query;
-	Bitmapset  *attnos = NULL;
-	int			attno = -1;
+	int nestlevel = EncodePinnedBegin();
+	List *raw = pg_parse_query(sql);
+	List *queries;
+	Query *query;
+	Bitmapset *attnos = NULL;
+	int attno = -1;
 
 	if (list_length(raw) != 1)
-		ereport(ERROR,
-				(errcode(ERRCODE_SYNTAX_ERROR),
-				 errmsg("filter is not one expression")));
+		ereport(ERROR, (errcode(ERRCODE_SYNTAX_ERROR), errmsg("filter is not one expression")));
 	queries = pg_analyze_and_rewrite_fixedparams(linitial_node(RawStmt, raw), sql, types,
 												 source->nparams, NULL);
 	EncodePinnedEnd(nestlevel);
 
 	query = list_length(queries) == 1 ? linitial_node(Query, queries) : NULL;
 	if (query == NULL || query->commandType != CMD_SELECT || query->utilityStmt != NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_SYNTAX_ERROR),
-				 errmsg("filter is not one expression")));
+		ereport(ERROR, (errcode(ERRCODE_SYNTAX_ERROR), errmsg("filter is not one expression")));
 
 	/* The executor would say no as well, but not why. */
 	pull_varattnos(query->jointree->quals, 1, &attnos);
 	while ((attno = bms_next_member(attnos, attno)) >= 0)
 	{
-		AttrNumber	column = attno + FirstLowInvalidHeapAttributeNumber;
+		AttrNumber column = attno + FirstLowInvalidHeapAttributeNumber;
 
 		if (column > 0)
 			RequireReadable(rel, column, role, "filter column");
@@ -490,16 +486,16 @@ PlanQuery(const Source *source, Relation rel, Oid role, const char *sql, const O
 static bool
 TextsMatch(Source *source, const Datum *values, const bool *isnull)
 {
-	int			i;
+	int i;
 
 	for (i = 0; i < source->nparams; i++)
 	{
-		Parameter  *param = &source->params[i];
+		Parameter *param = &source->params[i];
 
 		if (param->recheck &&
 			(isnull[param->output_index] ||
-			 strcmp(OutputFunctionCall(&param->output, values[param->output_index]),
-					param->text) != 0))
+			 strcmp(OutputFunctionCall(&param->output, values[param->output_index]), param->text) !=
+				 0))
 			return false;
 	}
 	return true;
@@ -507,17 +503,17 @@ TextsMatch(Source *source, const Datum *values, const bool *isnull)
 
 /* Encodes a batch; calls of others' code are over, settings are pinned. */
 static void
-EncodeBatch(Source *source, int index, RowEncoder *encoder, TupleDesc tupdesc,
-			HeapTuple *tuples, int ntuples, QueryPages *pages)
+EncodeBatch(Source *source, int index, RowEncoder *encoder, TupleDesc tupdesc, HeapTuple *tuples,
+			int ntuples, QueryPages *pages)
 {
-	int			nestlevel = EncodePinnedBegin();
+	int nestlevel = EncodePinnedBegin();
 	MemoryContext row_context = AllocSetContextCreate(CurrentMemoryContext, "changefeed row",
 													  ALLOCSET_DEFAULT_SIZES);
 	MemoryContext old = MemoryContextSwitchTo(row_context);
-	Datum	   *values = MemoryContextAlloc(old, sizeof(Datum) * tupdesc->natts);
-	bool	   *isnull = MemoryContextAlloc(old, sizeof(bool) * tupdesc->natts);
-	int16	   *attnos = MemoryContextAlloc(old, sizeof(int16) * (source->ncolumns + 1));
-	int			i;
+	Datum *values = MemoryContextAlloc(old, sizeof(Datum) * tupdesc->natts);
+	bool *isnull = MemoryContextAlloc(old, sizeof(bool) * tupdesc->natts);
+	int16 *attnos = MemoryContextAlloc(old, sizeof(int16) * (source->ncolumns + 1));
+	int i;
 
 	for (i = 0; i < source->ncolumns; i++)
 		attnos[i] = i + 1;
@@ -547,21 +543,21 @@ static void
 ReadRows(Source *source, int index, PlannedStmt *plan, const char *sql, ParamListInfo params,
 		 QueryPages *pages)
 {
-	QueryDesc  *query = CreateQueryDesc(plan, sql, GetActiveSnapshot(), InvalidSnapshot,
-										None_Receiver, params, NULL, 0);
+	QueryDesc *query = CreateQueryDesc(plan, sql, GetActiveSnapshot(), InvalidSnapshot,
+									   None_Receiver, params, NULL, 0);
 	MemoryContext batch_context = AllocSetContextCreate(CurrentMemoryContext, "changefeed batch",
 														ALLOCSET_DEFAULT_SIZES);
 	MemoryContext old = CurrentMemoryContext;
-	HeapTuple  *tuples = palloc(sizeof(HeapTuple) * BATCH_ROWS);
+	HeapTuple *tuples = palloc(sizeof(HeapTuple) * BATCH_ROWS);
 	RowEncoder *encoder;
-	bool		end = false;
+	bool end = false;
 
 	ExecutorStart(query, 0);
 	encoder = EncoderCreate(query->tupDesc, old);
 	while (!end)
 	{
-		int			n = 0;
-		Size		bytes = 0;
+		int n = 0;
+		Size bytes = 0;
 
 		while (n < BATCH_ROWS && bytes < BATCH_BYTES)
 		{
@@ -598,11 +594,11 @@ ReadRows(Source *source, int index, PlannedStmt *plan, const char *sql, ParamLis
 static void
 SnapshotSource(Request *request, int index, QueryPages *pages)
 {
-	Source	   *source = &request->sources[index];
-	Relation	rel = table_open(source->relid, NoLock);
-	Oid		   *types = palloc(sizeof(Oid) * (source->nparams + 1));
+	Source *source = &request->sources[index];
+	Relation rel = table_open(source->relid, NoLock);
+	Oid *types = palloc(sizeof(Oid) * (source->nparams + 1));
 	ParamListInfo params = PrepareParameters(source, rel, types);
-	char	   *sql = BuildQuery(source, rel);
+	char *sql = BuildQuery(source, rel);
 	PlannedStmt *plan = PlanQuery(source, rel, request->role, sql, types, params);
 
 	if (pages != NULL)
@@ -628,24 +624,23 @@ CompareSources(const void *a, const void *b)
 static void
 LockSources(Request *request)
 {
-	Source	  **order = palloc(sizeof(Source *) * Max(request->nsources, 1));
-	int			i;
+	Source **order = palloc(sizeof(Source *) * Max(request->nsources, 1));
+	int i;
 
 	for (i = 0; i < request->nsources; i++)
 		order[i] = &request->sources[i];
 	qsort(order, request->nsources, sizeof(Source *), CompareSources);
 	for (i = 0; i < request->nsources; i++)
 	{
-		Oid			relid = order[i]->relid;
-		char		relkind;
+		Oid relid = order[i]->relid;
+		char relkind;
 
 		LockRelationOid(relid, AccessShareLock);
 		relkind = get_rel_relkind(relid);
 		if (relkind != RELKIND_RELATION && relkind != RELKIND_PARTITIONED_TABLE)
-			ereport(ERROR,
-					(errcode(ERRCODE_UNDEFINED_TABLE),
-					 errmsg("table of the channel does not exist any more"),
-					 errdetail_internal("relation with OID %u", relid)));
+			ereport(ERROR, (errcode(ERRCODE_UNDEFINED_TABLE),
+							errmsg("table of the channel does not exist any more"),
+							errdetail_internal("relation with OID %u", relid)));
 		if (relkind == RELKIND_PARTITIONED_TABLE)
 			(void) find_all_inheritors(relid, AccessShareLock, NULL);
 	}
@@ -654,12 +649,11 @@ LockSources(Request *request)
 static void
 PutSnapshot(Request *request, Snapshot snapshot, XLogRecPtr lsn)
 {
-	uint32		i;
+	uint32 i;
 
 	if (snapshot->takenDuringRecovery)
-		ereport(ERROR,
-				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-				 errmsg("snapshots are not supported on a standby server")));
+		ereport(ERROR, (errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+						errmsg("snapshots are not supported on a standby server")));
 	initStringInfo(&request->snapshot);
 	QueryMessage(&request->snapshot, QUERY_SNAPSHOT);
 	WirePutU32(&request->snapshot, snapshot->xmin);
@@ -678,14 +672,14 @@ PutSnapshot(Request *request, Snapshot snapshot, XLogRecPtr lsn)
 static void
 BeginSnapshot(Request *request)
 {
-	int			attempt;
+	int attempt;
 
 	for (attempt = 0;; attempt++)
 	{
-		bool		known = true;
-		XLogRecPtr	lsn;
+		bool known = true;
+		XLogRecPtr lsn;
 		MemoryContext old;
-		int			i;
+		int i;
 
 		QueryTransactionBegin(SNAPSHOT_LOCK_TIMEOUT,
 							  (int64) setting_policy_timeout * SNAPSHOT_TIME_FACTOR);
@@ -715,8 +709,8 @@ BeginSnapshot(Request *request)
 static char **
 ReadNames(WireReader *body, int *n)
 {
-	char	  **names;
-	int			i;
+	char **names;
+	int i;
 
 	*n = WireGetU16(body);
 	names = palloc(sizeof(char *) * Max(*n, 1));
@@ -728,8 +722,8 @@ ReadNames(WireReader *body, int *n)
 static void
 ReadRequest(Request *request, WireReader *body)
 {
-	int			i;
-	int			j;
+	int i;
+	int j;
 
 	memset(request, 0, sizeof(Request));
 	request->role = WireGetU32(body);
@@ -740,7 +734,7 @@ ReadRequest(Request *request, WireReader *body)
 	request->describes = palloc0(sizeof(StringInfoData) * Max(request->nsources, 1));
 	for (i = 0; i < request->nsources && !body->failed; i++)
 	{
-		Source	   *source = &request->sources[i];
+		Source *source = &request->sources[i];
 
 		source->relid = WireGetU32(body);
 		source->filter = QueryCopyBytes(WireGetBytes(body));
@@ -756,21 +750,21 @@ ReadRequest(Request *request, WireReader *body)
 	}
 	if (!WireAtEnd(body))
 		ereport(ERROR,
-				(errcode(ERRCODE_DATA_CORRUPTED),
-				 errmsg("malformed job for a query worker")));
+				(errcode(ERRCODE_DATA_CORRUPTED), errmsg("malformed job for a query worker")));
 }
 
 void
 QueryRunSubscribe(WireReader *body)
 {
-	Request		request;
-	QueryPages	pages;
-	bool		with_rows;
-	int			i;
+	Request request;
+	QueryPages pages;
+	bool with_rows;
+	int i;
 
 	ReadRequest(&request, body);
 	with_rows = (request.flags & QUERY_WITH_ROWS) != 0;
-	pgstat_report_activity(STATE_RUNNING, with_rows ? "reading a snapshot" : "checking a subscription");
+	pgstat_report_activity(STATE_RUNNING,
+						   with_rows ? "reading a snapshot" : "checking a subscription");
 
 	BeginSnapshot(&request);
 	if (with_rows)

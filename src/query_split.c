@@ -16,22 +16,22 @@
 
 typedef struct VerdictIdentity
 {
-	Oid			role;
-	WireBytes	claims;
-	uint64		fingerprint;
-	uint32		nrows;
-	const char *rows;			/* u32 each, unaligned */
+	Oid role;
+	WireBytes claims;
+	uint64 fingerprint;
+	uint32 nrows;
+	const char *rows; /* u32 each, unaligned */
 } VerdictIdentity;
 
 /* The parts of a QUERY_VERDICTS body, into which everything points. */
 typedef struct VerdictParts
 {
-	Oid			relid;
-	WireBytes	description;
-	uint32		nrows;
-	WireBytes  *rows;
-	bool	   *identity_only;
-	uint32		nidentities;
+	Oid relid;
+	WireBytes description;
+	uint32 nrows;
+	WireBytes *rows;
+	bool *identity_only;
+	uint32 nidentities;
 	VerdictIdentity *identities;
 } VerdictParts;
 
@@ -39,8 +39,8 @@ typedef struct VerdictParts
 static bool
 ReadParts(const char *body, Size length, VerdictParts *parts)
 {
-	WireReader	reader = WireReaderInit(body, length);
-	uint32		i;
+	WireReader reader = WireReaderInit(body, length);
+	uint32 i;
 
 	memset(parts, 0, sizeof(VerdictParts));
 	parts->relid = WireGetU32(&reader);
@@ -71,11 +71,11 @@ ReadParts(const char *body, Size length, VerdictParts *parts)
 	/* Optional. */
 	if (!reader.failed && reader.offset < reader.length)
 	{
-		uint32		n = WireGetU32(&reader);
+		uint32 n = WireGetU32(&reader);
 
 		while (n-- > 0 && !reader.failed)
 		{
-			uint32		row = WireGetU32(&reader);
+			uint32 row = WireGetU32(&reader);
 
 			if (row >= parts->nrows)
 				return false;
@@ -90,8 +90,8 @@ WritePart(const VerdictParts *parts, uint32 part, StringInfo out)
 {
 	const VerdictIdentity *identity = &parts->identities[part];
 	StringInfoData only;
-	uint32		nonly = 0;
-	uint32		i;
+	uint32 nonly = 0;
+	uint32 i;
 
 	initStringInfo(&only);
 	WirePutU32(out, parts->relid);
@@ -99,7 +99,7 @@ WritePart(const VerdictParts *parts, uint32 part, StringInfo out)
 	WirePutU32(out, identity->nrows);
 	for (i = 0; i < identity->nrows; i++)
 	{
-		uint32		row;
+		uint32 row;
 
 		memcpy(&row, identity->rows + i * sizeof(uint32), sizeof(uint32));
 		if (row >= parts->nrows)
@@ -126,14 +126,13 @@ WritePart(const VerdictParts *parts, uint32 part, StringInfo out)
 }
 
 bool
-QuerySplitVerdicts(const char *body, Size length, uint32 part, StringInfo out,
-				   uint32 *nparts)
+QuerySplitVerdicts(const char *body, Size length, uint32 part, StringInfo out, uint32 *nparts)
 {
 	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext, "changefeed verdicts",
 												  ALLOCSET_DEFAULT_SIZES);
 	MemoryContext old = MemoryContextSwitchTo(context);
 	VerdictParts parts;
-	bool		good = ReadParts(body, length, &parts);
+	bool good = ReadParts(body, length, &parts);
 
 	*nparts = good ? parts.nidentities : 0;
 	if (good && out != NULL)

@@ -37,40 +37,40 @@
 #include "utils/snapmgr.h"
 
 /* A verdict waits that long for a lock, and hardly at all once one was busy. */
-#define VERDICT_LOCK_TIMEOUT		200
-#define VERDICT_LOCK_TIMEOUT_BUSY	5
+#define VERDICT_LOCK_TIMEOUT	  200
+#define VERDICT_LOCK_TIMEOUT_BUSY 5
 
 /* The rows of a job, and the identities that ask about them. */
 typedef struct VerdictRow
 {
-	char	   *data;
-	uint32		length;
-	bool		identity_only;	/* other columns are missing, not null */
+	char *data;
+	uint32 length;
+	bool identity_only; /* other columns are missing, not null */
 } VerdictRow;
 
 typedef struct VerdictJob
 {
-	Oid			relid;
+	Oid relid;
 	RecordDescription *desc;
-	uint32		nrows;
+	uint32 nrows;
 	VerdictRow *rows;
-	XLogRecPtr	lsn;			/* noted after the last snapshot */
-	int			lock_timeout;
+	XLogRecPtr lsn; /* noted after the last snapshot */
+	int lock_timeout;
 } VerdictJob;
 
 typedef struct VerdictIdentity
 {
-	Oid			role;
-	char	   *claims;
-	uint64		fingerprint;
-	uint32		nrows;
-	uint32	   *rows;
+	Oid role;
+	char *claims;
+	uint64 fingerprint;
+	uint32 nrows;
+	uint32 *rows;
 } VerdictIdentity;
 
-#define VERDICT_OK			0
-#define VERDICT_ERROR		1
-#define VERDICT_OUTDATED	2
-#define VERDICT_LOCKED		3
+#define VERDICT_OK		 0
+#define VERDICT_ERROR	 1
+#define VERDICT_OUTDATED 2
+#define VERDICT_LOCKED	 3
 
 /*
  * Can rows of the description be given to the table as it is now?  Columns
@@ -79,8 +79,8 @@ typedef struct VerdictIdentity
 static bool
 DescriptionFits(const RecordDescription *desc, TupleDesc now)
 {
-	int			natts = Min(desc->tupdesc->natts, now->natts);
-	int			i;
+	int natts = Min(desc->tupdesc->natts, now->natts);
+	int i;
 
 	if (desc->tupdesc->natts > now->natts)
 		return false;
@@ -98,22 +98,22 @@ DescriptionFits(const RecordDescription *desc, TupleDesc now)
 }
 
 static void
-RowToParams(const VerdictJob *job, const VerdictRow *row, const Policy *policy,
-			Relation rel, ParamListInfo params)
+RowToParams(const VerdictJob *job, const VerdictRow *row, const Policy *policy, Relation rel,
+			ParamListInfo params)
 {
-	TupleDesc	now = RelationGetDescr(rel);
-	int			natts = now->natts;
-	int			then = job->desc->tupdesc->natts;
-	Datum	   *values = palloc(sizeof(Datum) * (Max(natts, then) + 1));
-	bool	   *isnull = palloc(sizeof(bool) * (Max(natts, then) + 1));
-	int			i;
+	TupleDesc now = RelationGetDescr(rel);
+	int natts = now->natts;
+	int then = job->desc->tupdesc->natts;
+	Datum *values = palloc(sizeof(Datum) * (Max(natts, then) + 1));
+	bool *isnull = palloc(sizeof(bool) * (Max(natts, then) + 1));
+	int i;
 
 	RecordDeform(job->desc, row->data, row->length, values, isnull);
 	for (i = 0; i < natts; i++)
 	{
 		Form_pg_attribute att = TupleDescAttr(now, i);
-		bool		wanted = policy->whole_row || bms_is_member(i + 1, policy->needed);
-		bool		missing = false;
+		bool wanted = policy->whole_row || bms_is_member(i + 1, policy->needed);
+		bool missing = false;
 
 		if (att->attisdropped)
 		{
@@ -135,11 +135,13 @@ RowToParams(const VerdictJob *job, const VerdictRow *row, const Policy *policy,
 		if (missing)
 		{
 			if (wanted)
-				ereport(ERROR,
-						(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-						 errmsg("policy of table \"%s\" needs column \"%s\", which the change does not carry",
-								RelationGetRelationName(rel), NameStr(att->attname)),
-						 errhint("Use ALTER TABLE ... REPLICA IDENTITY FULL.")));
+				ereport(
+					ERROR,
+					(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+					 errmsg(
+						 "policy of table \"%s\" needs column \"%s\", which the change does not carry",
+						 RelationGetRelationName(rel), NameStr(att->attname)),
+					 errhint("Use ALTER TABLE ... REPLICA IDENTITY FULL.")));
 			isnull[i] = true;
 			values[i] = (Datum) 0;
 		}
@@ -147,7 +149,7 @@ RowToParams(const VerdictJob *job, const VerdictRow *row, const Policy *policy,
 
 	if (policy->whole_row)
 	{
-		HeapTuple	tuple = heap_form_tuple(now, values, isnull);
+		HeapTuple tuple = heap_form_tuple(now, values, isnull);
 
 		values[natts] = heap_copy_tuple_as_datum(tuple, now);
 		isnull[natts] = false;
@@ -169,19 +171,19 @@ RowToParams(const VerdictJob *job, const VerdictRow *row, const Policy *policy,
 static bool
 RowIsVisible(const Policy *policy, ParamListInfo params)
 {
-	QueryDesc  *query = CreateQueryDesc(policy->plan, "", GetActiveSnapshot(), InvalidSnapshot,
-										None_Receiver, params, NULL, 0);
+	QueryDesc *query = CreateQueryDesc(policy->plan, "", GetActiveSnapshot(), InvalidSnapshot,
+									   None_Receiver, params, NULL, 0);
 	MemoryContext old;
 	TupleTableSlot *slot;
-	bool		visible = false;
+	bool visible = false;
 
 	ExecutorStart(query, 0);
 	old = MemoryContextSwitchTo(query->estate->es_query_cxt);
 	slot = ExecProcNode(query->planstate);
 	if (!TupIsNull(slot))
 	{
-		bool		isnull;
-		Datum		value = slot_getattr(slot, 1, &isnull);
+		bool isnull;
+		Datum value = slot_getattr(slot, 1, &isnull);
 
 		visible = !isnull && DatumGetBool(value);
 	}
@@ -200,11 +202,11 @@ JudgeRows(const VerdictJob *job, const VerdictIdentity *identity, Policy *policy
 													  ALLOCSET_DEFAULT_SIZES);
 	MemoryContext old = CurrentMemoryContext;
 	ParamListInfo params = makeParamList(policy->natts + 1);
-	uint32		i;
+	uint32 i;
 
 	for (i = 0; i < identity->nrows; i++)
 	{
-		bool		visible;
+		bool visible;
 
 		CHECK_FOR_INTERRUPTS();
 		if (policy->state == POLICY_NONE)
@@ -228,12 +230,12 @@ static int
 JudgeInTransaction(VerdictJob *job, const VerdictIdentity *identity, bool last_attempt,
 				   StringInfo out, bool *again)
 {
-	Relation	rel;
-	Policy	   *policy;
-	bool		known;
-	uint8	   *bitmap;
-	uint32		nbytes = (identity->nrows + 7) / 8;
-	int			i;
+	Relation rel;
+	Policy *policy;
+	bool known;
+	uint8 *bitmap;
+	uint32 nbytes = (identity->nrows + 7) / 8;
+	int i;
 
 	*again = false;
 	QueryTransactionBegin(job->lock_timeout, setting_policy_timeout);
@@ -279,7 +281,7 @@ PutVerdictError(StringInfo out, const ErrorData *error)
 	WirePutString(out, unpack_sql_state(error->sqlerrcode));
 	if (error->sqlerrcode == ERRCODE_QUERY_CANCELED && QueryTimedOut())
 		WirePutString(out, psprintf("policies took longer than changefeed.policy_timeout (%d ms)",
-									 setting_policy_timeout));
+									setting_policy_timeout));
 	else
 		WirePutBytes(out, text, pg_mbcliplen(text, strlen(text), QUERY_ERROR_LENGTH));
 }
@@ -295,8 +297,8 @@ JudgeIdentity(VerdictJob *job, const VerdictIdentity *identity, StringInfo out)
 	{
 		PG_TRY();
 		{
-			bool		once_more;
-			int			status;
+			bool once_more;
+			int status;
 
 			out->len = start;
 			status = JudgeInTransaction(job, identity, attempt++ >= 2, out, &once_more);
@@ -310,7 +312,7 @@ JudgeIdentity(VerdictJob *job, const VerdictIdentity *identity, StringInfo out)
 		}
 		PG_CATCH();
 		{
-			ErrorData  *error;
+			ErrorData *error;
 
 			HOLD_CANCEL_INTERRUPTS();
 			MemoryContextSwitchTo(query_job_context);
@@ -339,7 +341,7 @@ JudgeIdentity(VerdictJob *job, const VerdictIdentity *identity, StringInfo out)
 static void
 ReadVerdictRows(VerdictJob *job, WireReader *body)
 {
-	uint32		i;
+	uint32 i;
 
 	job->nrows = WireGetU32(body);
 	if (job->nrows > body->length)
@@ -349,7 +351,7 @@ ReadVerdictRows(VerdictJob *job, WireReader *body)
 	job->rows = palloc0(sizeof(VerdictRow) * Max(job->nrows, 1));
 	for (i = 0; i < job->nrows && !body->failed; i++)
 	{
-		WireBytes	bytes = WireGetBytes(body);
+		WireBytes bytes = WireGetBytes(body);
 
 		/* Tuples want to be aligned. */
 		job->rows[i].data = palloc(Max(bytes.length, 1));
@@ -362,7 +364,7 @@ ReadVerdictRows(VerdictJob *job, WireReader *body)
 static void
 ReadVerdictIdentity(const VerdictJob *job, WireReader *body, VerdictIdentity *identity)
 {
-	uint32		i;
+	uint32 i;
 
 	identity->role = WireGetU32(body);
 	identity->claims = QueryCopyBytes(WireGetBytes(body));
@@ -384,12 +386,12 @@ ReadVerdictIdentity(const VerdictJob *job, WireReader *body, VerdictIdentity *id
 void
 QueryRunVerdicts(WireReader *body)
 {
-	VerdictJob	job = {0};
-	WireBytes	bytes;
-	char	   *description;
+	VerdictJob job = {0};
+	WireBytes bytes;
+	char *description;
 	VerdictIdentity *identities = NULL;
-	uint32		nidentities;
-	uint32		i;
+	uint32 nidentities;
+	uint32 i;
 	StringInfoData list;
 	StringInfoData message;
 
@@ -414,11 +416,11 @@ QueryRunVerdicts(WireReader *body)
 	/* Optional. */
 	if (!body->failed && body->offset < body->length)
 	{
-		uint32		n = WireGetU32(body);
+		uint32 n = WireGetU32(body);
 
 		while (n-- > 0 && !body->failed)
 		{
-			uint32		row = WireGetU32(body);
+			uint32 row = WireGetU32(body);
 
 			if (row >= job.nrows)
 				body->failed = true;
@@ -428,8 +430,7 @@ QueryRunVerdicts(WireReader *body)
 	}
 	if (!WireAtEnd(body))
 		ereport(ERROR,
-				(errcode(ERRCODE_DATA_CORRUPTED),
-				 errmsg("malformed job for a query worker")));
+				(errcode(ERRCODE_DATA_CORRUPTED), errmsg("malformed job for a query worker")));
 
 	pgstat_report_activity(STATE_RUNNING,
 						   psprintf("judging changes of %s.%s", job.desc->schema, job.desc->name));

@@ -68,12 +68,12 @@
 /* What may become of a role, as long as no role changes. */
 typedef struct RoleCheck
 {
-	Oid			role;			/* hash key */
-	bool		allowed;
+	Oid role; /* hash key */
+	bool allowed;
 } RoleCheck;
 
-uint32		query_generation;
-uint64		query_job;
+uint32 query_generation;
+uint64 query_job;
 MemoryContext query_job_context;
 
 static QuerySegment *segment;
@@ -85,11 +85,11 @@ static HTAB *role_checks;
 static bool role_checks_valid;
 
 static TimeoutId limit_timeout;
-static int	limit_ms;
+static int limit_ms;
 static volatile sig_atomic_t limit_hits;
 
 /* The search_path of one role, for the transaction that it was read in. */
-static Oid	search_path_role;
+static Oid search_path_role;
 static char *search_path_value;
 
 /* ---- Messages ---- */
@@ -126,8 +126,8 @@ QuerySend(StringInfo message)
 void
 QueryCheckPeer(void)
 {
-	Size		length;
-	void	   *data;
+	Size length;
+	void *data;
 
 	/* Nobody sends a job before the end of this one: it is empty or gone. */
 	if (shm_mq_receive(jobs, &length, &data, true) == SHM_MQ_DETACHED)
@@ -147,7 +147,9 @@ SendError(const ErrorData *error)
 	{
 		WirePutString(&message, unpack_sql_state(error->sqlerrcode));
 		WirePutString(&message, psprintf("the query took longer than %d ms", limit_ms));
-		WirePutString(&message, "Simplify the policies of the table or support them by indexes, or raise changefeed.policy_timeout.");
+		WirePutString(
+			&message,
+			"Simplify the policies of the table or support them by indexes, or raise changefeed.policy_timeout.");
 	}
 	else
 	{
@@ -185,11 +187,13 @@ static void
 ReportTimeLimit(int code, Datum arg)
 {
 	if (segment != NULL && pg_atomic_read_u32(&segment->timed_out) != 0)
-		ereport(LOG,
-				(errcode(ERRCODE_QUERY_CANCELED),
-				 errmsg("query worker ends because a policy, or a function that it calls, ignored that its time was up"),
-				 errdetail("It was cancelled after %d ms and once more.", limit_ms),
-				 errhint("Look for exception handlers with WHEN query_canceled.")));
+		ereport(
+			LOG,
+			(errcode(ERRCODE_QUERY_CANCELED),
+			 errmsg(
+				 "query worker ends because a policy, or a function that it calls, ignored that its time was up"),
+			 errdetail("It was cancelled after %d ms and once more.", limit_ms),
+			 errhint("Look for exception handlers with WHEN query_canceled.")));
 }
 
 /* ---- Transactions ---- */
@@ -197,14 +201,14 @@ ReportTimeLimit(int code, Datum arg)
 static void
 SetLocal(const char *name, const char *value)
 {
-	(void) set_config_option(name, value, PGC_SUSET, PGC_S_SESSION,
-							 GUC_ACTION_LOCAL, true, 0, false);
+	(void) set_config_option(name, value, PGC_SUSET, PGC_S_SESSION, GUC_ACTION_LOCAL, true, 0,
+							 false);
 }
 
 void
 QueryTransactionBegin(int lock_timeout, int64 time_limit)
 {
-	char		text[32];
+	char text[32];
 
 	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
@@ -257,10 +261,10 @@ RolesChanged(Datum arg, int cacheid, uint32 hashvalue)
 static bool
 RoleIsPowerful(Oid role)
 {
-	Relation	rel = table_open(AuthIdRelationId, AccessShareLock);
+	Relation rel = table_open(AuthIdRelationId, AccessShareLock);
 	SysScanDesc scan = systable_beginscan(rel, InvalidOid, false, NULL, 0, NULL);
-	HeapTuple	tuple;
-	bool		found = false;
+	HeapTuple tuple;
+	bool found = false;
 
 	while (!found && HeapTupleIsValid(tuple = systable_getnext(scan)))
 	{
@@ -277,12 +281,12 @@ RoleIsPowerful(Oid role)
 static void
 CheckRole(Oid role)
 {
-	RoleCheck  *check;
-	bool		found;
+	RoleCheck *check;
+	bool found;
 
 	if (!role_checks_valid)
 	{
-		HASHCTL		ctl = {0};
+		HASHCTL ctl = {0};
 
 		if (role_checks != NULL)
 			hash_destroy(role_checks);
@@ -297,12 +301,11 @@ CheckRole(Oid role)
 	check = hash_search(role_checks, &role, HASH_FIND, NULL);
 	if (check == NULL)
 	{
-		bool		allowed;
+		bool allowed;
 
 		if (!SearchSysCacheExists1(AUTHOID, ObjectIdGetDatum(role)))
-			ereport(ERROR,
-					(errcode(ERRCODE_UNDEFINED_OBJECT),
-					 errmsg("role with OID %u does not exist", role)));
+			ereport(ERROR, (errcode(ERRCODE_UNDEFINED_OBJECT),
+							errmsg("role with OID %u does not exist", role)));
 		allowed = !RoleIsPowerful(role);
 		check = hash_search(role_checks, &role, HASH_ENTER, &found);
 		check->allowed = allowed;
@@ -311,7 +314,8 @@ CheckRole(Oid role)
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 				 errmsg("role \"%s\" must not read feeds", GetUserNameFromId(role, true)),
-				 errdetail("It is, or is a member of, a role with SUPERUSER, BYPASSRLS or REPLICATION."),
+				 errdetail(
+					 "It is, or is a member of, a role with SUPERUSER, BYPASSRLS or REPLICATION."),
 				 errhint("Use a role that row security applies to.")));
 }
 
@@ -319,36 +323,36 @@ CheckRole(Oid role)
 static char *
 StoredSetting(Relation rel, Oid database, Oid role, const char *name)
 {
-	Size		length = strlen(name);
+	Size length = strlen(name);
 	ScanKeyData keys[2];
 	SysScanDesc scan;
-	HeapTuple	tuple;
-	char	   *value = NULL;
+	HeapTuple tuple;
+	char *value = NULL;
 
-	ScanKeyInit(&keys[0], Anum_pg_db_role_setting_setdatabase, BTEqualStrategyNumber,
-				F_OIDEQ, ObjectIdGetDatum(database));
-	ScanKeyInit(&keys[1], Anum_pg_db_role_setting_setrole, BTEqualStrategyNumber,
-				F_OIDEQ, ObjectIdGetDatum(role));
+	ScanKeyInit(&keys[0], Anum_pg_db_role_setting_setdatabase, BTEqualStrategyNumber, F_OIDEQ,
+				ObjectIdGetDatum(database));
+	ScanKeyInit(&keys[1], Anum_pg_db_role_setting_setrole, BTEqualStrategyNumber, F_OIDEQ,
+				ObjectIdGetDatum(role));
 	scan = systable_beginscan(rel, DbRoleSettingDatidRolidIndexId, true, NULL, 2, keys);
 	tuple = systable_getnext(scan);
 	if (HeapTupleIsValid(tuple))
 	{
-		bool		isnull;
-		Datum		datum = heap_getattr(tuple, Anum_pg_db_role_setting_setconfig,
-										 RelationGetDescr(rel), &isnull);
+		bool isnull;
+		Datum datum = heap_getattr(tuple, Anum_pg_db_role_setting_setconfig, RelationGetDescr(rel),
+								   &isnull);
 
 		if (!isnull)
 		{
-			Datum	   *elements;
-			bool	   *nulls;
-			int			n;
-			int			i;
+			Datum *elements;
+			bool *nulls;
+			int n;
+			int i;
 
 			deconstruct_array(DatumGetArrayTypeP(datum), TEXTOID, -1, false, TYPALIGN_INT,
 							  &elements, &nulls, &n);
 			for (i = 0; i < n && value == NULL; i++)
 			{
-				char	   *item;
+				char *item;
 
 				if (nulls[i])
 					continue;
@@ -369,8 +373,8 @@ StoredSetting(Relation rel, Oid database, Oid role, const char *name)
 char *
 QueryRoleSetting(Oid role, const char *name)
 {
-	Relation	rel = table_open(DbRoleSettingRelationId, AccessShareLock);
-	char	   *value = StoredSetting(rel, MyDatabaseId, role, name);
+	Relation rel = table_open(DbRoleSettingRelationId, AccessShareLock);
+	char *value = StoredSetting(rel, MyDatabaseId, role, name);
 
 	if (value == NULL)
 		value = StoredSetting(rel, InvalidOid, role, name);
@@ -388,7 +392,7 @@ QuerySearchPath(Oid role)
 	if (search_path_role != role)
 	{
 		MemoryContext old = MemoryContextSwitchTo(TopTransactionContext);
-		char	   *value = QueryRoleSetting(role, "search_path");
+		char *value = QueryRoleSetting(role, "search_path");
 
 		search_path_value = value != NULL ? value : default_search_path;
 		search_path_role = role;
@@ -405,8 +409,8 @@ QuerySearchPath(Oid role)
 static void
 FindDefaultSearchPath(void)
 {
-	Relation	rel;
-	Oid			user = GetSessionUserId();
+	Relation rel;
+	Oid user = GetSessionUserId();
 	const char *value = GetConfigOption("search_path", false, false);
 
 	StartTransactionCommand();
@@ -428,8 +432,8 @@ FindDefaultSearchPath(void)
 void
 QueryEnterIdentity(Oid role, const char *claims)
 {
-	Oid			user;
-	int			sec_context;
+	Oid user;
+	int sec_context;
 
 	CheckRole(role);
 
@@ -446,7 +450,7 @@ QueryEnterIdentity(Oid role, const char *claims)
 	 */
 	GetUserIdAndSecContext(&user, &sec_context);
 	SetUserIdAndSecContext(role, sec_context | SECURITY_LOCAL_USERID_CHANGE |
-						   SECURITY_RESTRICTED_OPERATION);
+									 SECURITY_RESTRICTED_OPERATION);
 }
 
 /* ---- Jobs ---- */
@@ -454,7 +458,7 @@ QueryEnterIdentity(Oid role, const char *claims)
 static void
 RunJob(char *data, Size length)
 {
-	WireReader	body = WireReaderInit(data, length);
+	WireReader body = WireReaderInit(data, length);
 	volatile QueryKind kind;
 	StringInfoData done;
 
@@ -485,7 +489,7 @@ RunJob(char *data, Size length)
 	}
 	PG_CATCH();
 	{
-		ErrorData  *error;
+		ErrorData *error;
 
 		HOLD_CANCEL_INTERRUPTS();
 		MemoryContextSwitchTo(query_job_context);
@@ -493,8 +497,7 @@ RunJob(char *data, Size length)
 		FlushErrorState();
 		QueryTransactionEnd();
 		QueryPagesCleanup();
-		ereport(DEBUG1,
-				(errmsg_internal("query job failed: %s", error->message)));
+		ereport(DEBUG1, (errmsg_internal("query job failed: %s", error->message)));
 		SendError(error);
 		RESUME_CANCEL_INTERRUPTS();
 	}
@@ -507,19 +510,19 @@ RunJob(char *data, Size length)
 static void
 TakeJobs(void)
 {
-	uint32		wait_event = compat_wait_event("ChangefeedQueryMain");
+	uint32 wait_event = compat_wait_event("ChangefeedQueryMain");
 
 	for (;;)
 	{
-		Size		length;
-		void	   *data;
+		Size length;
+		void *data;
 		shm_mq_result result = shm_mq_receive(jobs, &length, &data, true);
 
 		if (result == SHM_MQ_DETACHED)
 			break;
 		if (result == SHM_MQ_SUCCESS)
 		{
-			char	   *copy;
+			char *copy;
 
 			/* QueryCheckPeer looks into the queue while the job runs. */
 			copy = MemoryContextAllocHuge(query_job_context, Max(length, 1));
@@ -551,8 +554,8 @@ static void
 AttachQueues(const QueryWorkerExtra *extra)
 {
 	dsm_segment *seg = dsm_attach(extra->segment);
-	char	   *base;
-	shm_mq	   *mq;
+	char *base;
+	shm_mq *mq;
 
 	/* The feed worker has gone in the meantime. */
 	if (seg == NULL)
@@ -563,8 +566,7 @@ AttachQueues(const QueryWorkerExtra *extra)
 	segment = (QuerySegment *) base;
 	if (segment->magic != QUERY_SEGMENT_MAGIC)
 		ereport(ERROR,
-				(errcode(ERRCODE_DATA_CORRUPTED),
-				 errmsg("query worker found an unknown segment")));
+				(errcode(ERRCODE_DATA_CORRUPTED), errmsg("query worker found an unknown segment")));
 
 	mq = (shm_mq *) (base + QUERY_JOBS_OFFSET);
 	shm_mq_set_receiver(mq, MyProc);

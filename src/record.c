@@ -28,7 +28,7 @@
  * The fixed eight is the contract; on a machine with a smaller MAXALIGN it
  * costs a few bytes.
  */
-#define RECORD_ALIGN(n)		(((n) + 7) & ~((uint64) 7))
+#define RECORD_ALIGN(n) (((n) + 7) & ~((uint64) 7))
 
 StaticAssertDecl(sizeof(RecordHeader) == 8, "the body of a record is aligned by its header");
 StaticAssertDecl(MAXIMUM_ALIGNOF <= 8, "tuples in records are aligned to eight bytes");
@@ -53,9 +53,8 @@ StartRecord(StringInfo out, RecordKind kind)
 }
 
 void
-RecordWriteDescription(StringInfo out, uint32 version, Oid relid, char identity,
-					   const char *schema, const char *name, TupleDesc tupdesc,
-					   const uint8 *flags)
+RecordWriteDescription(StringInfo out, uint32 version, Oid relid, char identity, const char *schema,
+					   const char *name, TupleDesc tupdesc, const uint8 *flags)
 {
 	StartRecord(out, RECORD_DESCRIPTION);
 	WirePutU32(out, version);
@@ -81,11 +80,11 @@ RecordWriteDescription(StringInfo out, uint32 version, Oid relid, char identity,
 }
 
 void
-RecordFillChangeHead(char *head, uint32 version, char operation, uint8 has_old,
-					 HeapTuple old_tuple, HeapTuple new_tuple)
+RecordFillChangeHead(char *head, uint32 version, char operation, uint8 has_old, HeapTuple old_tuple,
+					 HeapTuple new_tuple)
 {
-	uint32		old_length = old_tuple != NULL ? old_tuple->t_len : 0;
-	uint32		new_length = new_tuple != NULL ? new_tuple->t_len : 0;
+	uint32 old_length = old_tuple != NULL ? old_tuple->t_len : 0;
+	uint32 new_length = new_tuple != NULL ? new_tuple->t_len : 0;
 	RecordHeader header = {0};
 
 	header.kind = RECORD_CHANGE;
@@ -103,7 +102,7 @@ void
 RecordWriteChange(StringInfo out, uint32 version, char operation, uint8 has_old,
 				  HeapTuple old_tuple, HeapTuple new_tuple)
 {
-	char		head[RECORD_CHANGE_HEAD];
+	char head[RECORD_CHANGE_HEAD];
 
 	RecordFillChangeHead(head, version, operation, has_old, old_tuple, new_tuple);
 	resetStringInfo(out);
@@ -159,8 +158,8 @@ RecordWriteCommit(StringInfo out, const RecordCommit *commit)
 static WireReader
 OpenRecord(const char *data, Size length, RecordKind kind, RecordKind other)
 {
-	WireReader	in = WireReaderInit(data, length);
-	uint8		found = WireGetU8(&in);
+	WireReader in = WireReaderInit(data, length);
+	uint8 found = WireGetU8(&in);
 
 	(void) WireTake(&in, sizeof(RecordHeader) - 1);
 	if (in.failed || (found != kind && found != other))
@@ -175,15 +174,14 @@ static void
 CloseRecord(bool complete, RecordKind kind)
 {
 	if (!complete)
-		ereport(ERROR,
-				(errcode(ERRCODE_DATA_CORRUPTED),
-				 errmsg_internal("malformed change record of kind %d", kind)));
+		ereport(ERROR, (errcode(ERRCODE_DATA_CORRUPTED),
+						errmsg_internal("malformed change record of kind %d", kind)));
 }
 
 static char *
 CopyBytes(WireBytes bytes, MemoryContext context)
 {
-	char	   *copy = MemoryContextAlloc(context, bytes.length + 1);
+	char *copy = MemoryContextAlloc(context, bytes.length + 1);
 
 	if (bytes.length > 0)
 		memcpy(copy, bytes.data, bytes.length);
@@ -198,12 +196,12 @@ CopyBytes(WireBytes bytes, MemoryContext context)
 RecordDescription *
 RecordReadDescription(const char *data, Size length, MemoryContext context)
 {
-	WireReader	in = OpenRecord(data, length, RECORD_DESCRIPTION, RECORD_DESCRIPTION);
+	WireReader in = OpenRecord(data, length, RECORD_DESCRIPTION, RECORD_DESCRIPTION);
 	MemoryContext old_context = MemoryContextSwitchTo(context);
 	RecordDescription *desc = palloc0(sizeof(RecordDescription));
-	WireBytes	schema;
-	WireBytes	name;
-	int			natts;
+	WireBytes schema;
+	WireBytes name;
+	int natts;
 
 	desc->version = WireGetU32(&in);
 	desc->relid = WireGetU32(&in);
@@ -220,7 +218,7 @@ RecordReadDescription(const char *data, Size length, MemoryContext context)
 	for (int i = 0; i < natts; i++)
 	{
 		Form_pg_attribute att = TupleDescAttr(desc->tupdesc, i);
-		WireBytes	attname = WireGetBytes(&in);
+		WireBytes attname = WireGetBytes(&in);
 
 		MemSet(att, 0, ATTRIBUTE_FIXED_PART_SIZE);
 		if (attname.length < NAMEDATALEN && attname.length > 0)
@@ -251,7 +249,7 @@ RecordReadDescription(const char *data, Size length, MemoryContext context)
 void
 RecordReadChange(const char *data, Size length, RecordChange *change)
 {
-	WireReader	in = OpenRecord(data, length, RECORD_CHANGE, RECORD_CHANGE);
+	WireReader in = OpenRecord(data, length, RECORD_CHANGE, RECORD_CHANGE);
 
 	memset(change, 0, sizeof(*change));
 	change->version = WireGetU32(&in);
@@ -274,8 +272,8 @@ RecordReadChange(const char *data, Size length, RecordChange *change)
 Oid
 RecordReadRelation(const char *data, Size length)
 {
-	WireReader	in = OpenRecord(data, length, RECORD_TOUCH, RECORD_TRUNCATE);
-	Oid			relid = WireGetU32(&in);
+	WireReader in = OpenRecord(data, length, RECORD_TOUCH, RECORD_TRUNCATE);
+	Oid relid = WireGetU32(&in);
 
 	CloseRecord(WireAtEnd(&in), RECORD_TOUCH);
 	return relid;
@@ -284,7 +282,7 @@ RecordReadRelation(const char *data, Size length)
 void
 RecordReadBarrier(const char *data, Size length, RecordBarrierKind *kind, Oid *relid)
 {
-	WireReader	in = OpenRecord(data, length, RECORD_BARRIER, RECORD_BARRIER);
+	WireReader in = OpenRecord(data, length, RECORD_BARRIER, RECORD_BARRIER);
 
 	*kind = WireGetU8(&in);
 	*relid = WireGetU32(&in);
@@ -294,7 +292,7 @@ RecordReadBarrier(const char *data, Size length, RecordBarrierKind *kind, Oid *r
 void
 RecordReadCommit(const char *data, Size length, RecordCommit *commit)
 {
-	WireReader	in = OpenRecord(data, length, RECORD_COMMIT, RECORD_COMMIT);
+	WireReader in = OpenRecord(data, length, RECORD_COMMIT, RECORD_COMMIT);
 
 	commit->xid = WireGetU64(&in);
 	commit->lsn = WireGetU64(&in);
@@ -304,14 +302,14 @@ RecordReadCommit(const char *data, Size length, RecordCommit *commit)
 }
 
 void
-RecordDeform(const RecordDescription *desc, const char *data, uint32 length,
-			 Datum *values, bool *isnull)
+RecordDeform(const RecordDescription *desc, const char *data, uint32 length, Datum *values,
+			 bool *isnull)
 {
 	HeapTupleData tuple;
 
 	Assert(PointerIsAligned(data, uint64));
-	CloseRecord(length >= SizeofHeapTupleHeader &&
-				((HeapTupleHeader) data)->t_hoff <= length, RECORD_CHANGE);
+	CloseRecord(length >= SizeofHeapTupleHeader && ((HeapTupleHeader) data)->t_hoff <= length,
+				RECORD_CHANGE);
 
 	tuple.t_len = length;
 	ItemPointerSetInvalid(&tuple.t_self);
@@ -326,5 +324,5 @@ RecordValueIsUnchanged(const RecordDescription *desc, int attno, Datum value)
 	Form_pg_attribute att = TupleDescAttr(desc->tupdesc, attno - 1);
 
 	return att->attlen == -1 && !att->attisdropped &&
-		VARATT_IS_EXTERNAL_ONDISK(DatumGetPointer(value));
+		   VARATT_IS_EXTERNAL_ONDISK(DatumGetPointer(value));
 }

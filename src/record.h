@@ -85,64 +85,64 @@ typedef enum RecordKind
 
 typedef enum RecordBarrierKind
 {
-	BARRIER_RELATION = 1,		/* relcache invalidation of relid */
-	BARRIER_CATALOG = 2,		/* the channel catalog was changed */
-	BARRIER_ROLES = 3,			/* roles or memberships */
-	BARRIER_ALL = 4				/* functions, types, operators, or too much to
+	BARRIER_RELATION = 1, /* relcache invalidation of relid */
+	BARRIER_CATALOG = 2,  /* the channel catalog was changed */
+	BARRIER_ROLES = 3,	  /* roles or memberships */
+	BARRIER_ALL = 4		  /* functions, types, operators, or too much to
 								 * tell */
 } RecordBarrierKind;
 
-#define RECORD_ATT_DROPPED		1
-#define RECORD_ATT_GENERATED	2	/* stored */
-#define RECORD_ATT_VIRTUAL		4	/* virtual generated column (18) */
-#define RECORD_ATT_IDENTITY		8	/* in the replica identity index */
+#define RECORD_ATT_DROPPED	 1
+#define RECORD_ATT_GENERATED 2 /* stored */
+#define RECORD_ATT_VIRTUAL	 4 /* virtual generated column (18) */
+#define RECORD_ATT_IDENTITY	 8 /* in the replica identity index */
 
 typedef struct RecordHeader
 {
-	uint8		kind;			/* RecordKind */
-	uint8		unused[7];		/* keeps the body aligned */
+	uint8 kind;		 /* RecordKind */
+	uint8 unused[7]; /* keeps the body aligned */
 } RecordHeader;
 
 /* A description, as the receiver keeps it. */
 typedef struct RecordDescription
 {
-	uint32		version;
-	Oid			relid;
-	char		identity;
-	char	   *schema;
-	char	   *name;
-	TupleDesc	tupdesc;		/* with the attributes' names and types; no
+	uint32 version;
+	Oid relid;
+	char identity;
+	char *schema;
+	char *name;
+	TupleDesc tupdesc; /* with the attributes' names and types; no
 								 * constraints, no defaults; reltype RECORD,
 								 * blessed is not needed */
-	uint8	   *flags;			/* RECORD_ATT_* per attribute */
-	char	   *bytes;			/* the message itself, to be passed on */
-	Size		length;
+	uint8 *flags;	   /* RECORD_ATT_* per attribute */
+	char *bytes;	   /* the message itself, to be passed on */
+	Size length;
 } RecordDescription;
 
 typedef struct RecordChange
 {
-	uint32		version;
-	char		operation;
-	uint8		has_old;
-	bool		has_new;
-	const char *old_data;		/* HeapTupleHeader bytes within the message */
-	uint32		old_length;
+	uint32 version;
+	char operation;
+	uint8 has_old;
+	bool has_new;
+	const char *old_data; /* HeapTupleHeader bytes within the message */
+	uint32 old_length;
 	const char *new_data;
-	uint32		new_length;
+	uint32 new_length;
 } RecordChange;
 
 typedef struct RecordCommit
 {
-	uint64		xid;			/* FullTransactionId */
-	XLogRecPtr	lsn;			/* start of the commit record: names it */
-	XLogRecPtr	end_lsn;
+	uint64 xid;		/* FullTransactionId */
+	XLogRecPtr lsn; /* start of the commit record: names it */
+	XLogRecPtr end_lsn;
 	TimestampTz time;
 } RecordCommit;
 
 /* Writing (decoder): each fills `out`, which is reset first. */
-extern void RecordWriteDescription(StringInfo out, uint32 version, Oid relid, char identity,
-								   const char *schema, const char *name, TupleDesc tupdesc,
-								   const uint8 *flags);
+extern void
+RecordWriteDescription(StringInfo out, uint32 version, Oid relid, char identity, const char *schema,
+					   const char *name, TupleDesc tupdesc, const uint8 *flags);
 extern void RecordWriteChange(StringInfo out, uint32 version, char operation, uint8 has_old,
 							  HeapTuple old_tuple, HeapTuple new_tuple);
 extern void RecordWriteRelation(StringInfo out, RecordKind kind, Oid relid);
@@ -154,7 +154,7 @@ extern void RecordWriteCommit(StringInfo out, const RecordCommit *commit);
  * What precedes the tuples of a CHANGE, its padding included, for a sender
  * that gathers the tuples itself.
  */
-#define RECORD_CHANGE_HEAD		24
+#define RECORD_CHANGE_HEAD 24
 extern void RecordFillChangeHead(char *head, uint32 version, char operation, uint8 has_old,
 								 HeapTuple old_tuple, HeapTuple new_tuple);
 
@@ -162,10 +162,10 @@ extern void RecordFillChangeHead(char *head, uint32 version, char operation, uin
  * Reading.  `data` is a whole message; a malformed one raises an error
  * (ERRCODE_DATA_CORRUPTED), since both sides are ours.
  */
-extern RecordDescription *RecordReadDescription(const char *data, Size length,
-												MemoryContext context);
+extern RecordDescription *
+RecordReadDescription(const char *data, Size length, MemoryContext context);
 extern void RecordReadChange(const char *data, Size length, RecordChange *change);
-extern Oid	RecordReadRelation(const char *data, Size length);
+extern Oid RecordReadRelation(const char *data, Size length);
 extern void RecordReadBarrier(const char *data, Size length, RecordBarrierKind *kind, Oid *relid);
 extern void RecordReadCommit(const char *data, Size length, RecordCommit *commit);
 
@@ -180,4 +180,4 @@ extern void RecordDeform(const RecordDescription *desc, const char *data, uint32
 /* A non-null value that the change did not carry (unchanged TOAST). */
 extern bool RecordValueIsUnchanged(const RecordDescription *desc, int attno, Datum value);
 
-#endif							/* CHANGEFEED_RECORD_H */
+#endif /* CHANGEFEED_RECORD_H */

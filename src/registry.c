@@ -23,8 +23,8 @@
 
 typedef struct ConnectionKey
 {
-	uint32		gateway;		/* Gateway's serial number */
-	uint32		number;
+	uint32 gateway; /* Gateway's serial number */
+	uint32 number;
 } ConnectionKey;
 
 typedef struct ConnectionEntry
@@ -35,25 +35,25 @@ typedef struct ConnectionEntry
 
 typedef struct ConnectionIdEntry
 {
-	uint64		id;
+	uint64 id;
 	Connection *connection;
 } ConnectionIdEntry;
 
 typedef struct IdentityEntry
 {
-	uint64		hash;
-	Identity   *first;
+	uint64 hash;
+	Identity *first;
 } IdentityEntry;
 
 typedef struct InstanceEntry
 {
-	uint64		hash;
-	List	   *instances;		/* of Instance with that hash: nearly always one */
+	uint64 hash;
+	List *instances; /* of Instance with that hash: nearly always one */
 } InstanceEntry;
 
-dlist_head	all_connections_behind = DLIST_STATIC_INIT(all_connections_behind);
-dlist_head	all_subscriptions_working = DLIST_STATIC_INIT(all_subscriptions_working);
-dlist_head	all_identities = DLIST_STATIC_INIT(all_identities);
+dlist_head all_connections_behind = DLIST_STATIC_INIT(all_connections_behind);
+dlist_head all_subscriptions_working = DLIST_STATIC_INIT(all_subscriptions_working);
+dlist_head all_identities = DLIST_STATIC_INIT(all_identities);
 
 static MemoryContext registry_context;
 static HTAB *connections;
@@ -61,17 +61,17 @@ static HTAB *connection_ids;
 static HTAB *identities;
 static HTAB *instances;
 static HTAB *dependencies;
-static List *starred;			/* instances with a "*" */
+static List *starred; /* instances with a "*" */
 static uint64 next_connection_id;
 static uint32 next_subscription_id;
 static uint64 next_identity_serial;
-static int	connection_count;
-static int	subscription_count;
+static int connection_count;
+static int subscription_count;
 
 void
 RegistryInit(void)
 {
-	HASHCTL		ctl;
+	HASHCTL ctl;
 
 	registry_context = AllocSetContextCreate(TopMemoryContext, "changefeed registry",
 											 ALLOCSET_DEFAULT_SIZES);
@@ -103,7 +103,7 @@ ConnectionCreate(struct Gateway *gateway, uint32 number)
 	Connection *connection;
 	ConnectionEntry *entry;
 	ConnectionIdEntry *by_id;
-	bool		found;
+	bool found;
 
 	entry = hash_search(connections, &key, HASH_ENTER, &found);
 	if (found)
@@ -141,7 +141,7 @@ ConnectionById(uint64 id)
 }
 
 void
-ConnectionForEach(void (*callback) (Connection *connection))
+ConnectionForEach(void (*callback)(Connection *connection))
 {
 	HASH_SEQ_STATUS status;
 	ConnectionEntry *entry;
@@ -157,8 +157,8 @@ ConnectionFree(Connection *connection)
 	ConnectionKey key = {connection->gateway->serial, connection->number};
 
 	while (!dlist_is_empty(&connection->subscriptions))
-		SubscriptionFree(dlist_head_element(Subscription, connection_node,
-											&connection->subscriptions));
+		SubscriptionFree(
+			dlist_head_element(Subscription, connection_node, &connection->subscriptions));
 	ConnectionSetLive(connection);
 	ConnectionSetIdentity(connection, NULL);
 	hash_search(connections, &key, HASH_REMOVE, NULL);
@@ -174,7 +174,7 @@ ConnectionFree(Connection *connection)
 void
 ConnectionSetIdentity(Connection *connection, Identity *identity)
 {
-	Identity   *before = connection->identity;
+	Identity *before = connection->identity;
 
 	if (identity == before)
 		return;
@@ -228,9 +228,9 @@ SubscriptionCount(void)
 Identity *
 IdentityIntern(const IdentityInfo *info)
 {
-	Identity   *identity;
+	Identity *identity;
 	IdentityEntry *entry;
-	bool		found;
+	bool found;
 	MemoryContext old;
 
 	/* The hash is a cryptographic one, but claims decide about rows. */
@@ -238,8 +238,7 @@ IdentityIntern(const IdentityInfo *info)
 	if (!found)
 		entry->first = NULL;
 	for (identity = entry->first; identity != NULL; identity = identity->next)
-		if (identity->info.role == info->role &&
-			strcmp(identity->info.claims, info->claims) == 0)
+		if (identity->info.role == info->role && strcmp(identity->info.claims, info->claims) == 0)
 			return identity;
 
 	old = MemoryContextSwitchTo(registry_context);
@@ -263,7 +262,7 @@ void
 IdentityRelease(Identity *identity)
 {
 	IdentityEntry *entry;
-	Identity  **link;
+	Identity **link;
 
 	if (--identity->refcount > 0)
 		return;
@@ -286,17 +285,17 @@ static bool
 SameView(const View *a, const View *b)
 {
 	return a->source_id == b->source_id && a->relid == b->relid && a->rls == b->rls &&
-		a->fingerprint == b->fingerprint &&
-		a->ncolumns == b->ncolumns && a->nkey == b->nkey && a->ndependencies == b->ndependencies &&
-		memcmp(a->columns, b->columns, sizeof(int16) * a->ncolumns) == 0 &&
-		memcmp(a->key, b->key, sizeof(int16) * a->nkey) == 0 &&
-		memcmp(a->dependencies, b->dependencies, sizeof(Oid) * a->ndependencies) == 0;
+		   a->fingerprint == b->fingerprint && a->ncolumns == b->ncolumns && a->nkey == b->nkey &&
+		   a->ndependencies == b->ndependencies &&
+		   memcmp(a->columns, b->columns, sizeof(int16) * a->ncolumns) == 0 &&
+		   memcmp(a->key, b->key, sizeof(int16) * a->nkey) == 0 &&
+		   memcmp(a->dependencies, b->dependencies, sizeof(Oid) * a->ndependencies) == 0;
 }
 
 static void *
 Copy(const void *data, Size size)
 {
-	void	   *copy = palloc(Max(size, 1));
+	void *copy = palloc(Max(size, 1));
 
 	if (size > 0)
 		memcpy(copy, data, size);
@@ -306,18 +305,18 @@ Copy(const void *data, Size size)
 /* How many views depend on a table. */
 typedef struct DependencyEntry
 {
-	Oid			relid;
-	int			views;
+	Oid relid;
+	int views;
 } DependencyEntry;
 
 static void
 CountDependencies(const View *view, int step)
 {
-	int			i;
+	int i;
 
 	if (dependencies == NULL)
 	{
-		HASHCTL		ctl;
+		HASHCTL ctl;
 
 		ctl.keysize = sizeof(Oid);
 		ctl.entrysize = sizeof(DependencyEntry);
@@ -327,9 +326,9 @@ CountDependencies(const View *view, int step)
 	}
 	for (i = 0; i < view->ndependencies; i++)
 	{
-		bool		found;
-		DependencyEntry *entry = hash_search(dependencies, &view->dependencies[i],
-											 HASH_ENTER, &found);
+		bool found;
+		DependencyEntry *entry = hash_search(dependencies, &view->dependencies[i], HASH_ENTER,
+											 &found);
 
 		entry->views = (found ? entry->views : 0) + step;
 		if (entry->views <= 0)
@@ -347,13 +346,13 @@ ViewsDependOn(Oid relid)
 View *
 ViewIntern(Identity *identity, const View *view)
 {
-	ListCell   *lc;
-	View	   *copy;
+	ListCell *lc;
+	View *copy;
 	MemoryContext old;
 
 	foreach(lc, identity->views)
 	{
-		View	   *other = lfirst(lc);
+		View *other = lfirst(lc);
 
 		if (SameView(other, view))
 		{
@@ -398,7 +397,7 @@ static char *
 InstanceKey(Channel *channel, char *const *params, int *length)
 {
 	StringInfoData s;
-	int			i;
+	int i;
 
 	initStringInfo(&s);
 	appendBinaryStringInfo(&s, (char *) &channel->id, sizeof(channel->id));
@@ -421,15 +420,15 @@ InstanceKey(Channel *channel, char *const *params, int *length)
 static Instance *
 Lookup(const char *key, int length, InstanceEntry **entry)
 {
-	uint64		hash = hash_bytes_extended((const unsigned char *) key, length, 0);
-	ListCell   *lc;
+	uint64 hash = hash_bytes_extended((const unsigned char *) key, length, 0);
+	ListCell *lc;
 
 	*entry = hash_search(instances, &hash, HASH_FIND, NULL);
 	if (*entry == NULL)
 		return NULL;
 	foreach(lc, (*entry)->instances)
 	{
-		Instance   *instance = lfirst(lc);
+		Instance *instance = lfirst(lc);
 
 		if (instance->key_length == length && memcmp(instance->key, key, length) == 0)
 			return instance;
@@ -441,9 +440,9 @@ Instance *
 InstanceFind(Channel *channel, char *const *params)
 {
 	InstanceEntry *entry;
-	int			length;
-	char	   *key = InstanceKey(channel, params, &length);
-	Instance   *instance = Lookup(key, length, &entry);
+	int length;
+	char *key = InstanceKey(channel, params, &length);
+	Instance *instance = Lookup(key, length, &entry);
 
 	pfree(key);
 	return instance;
@@ -453,11 +452,11 @@ Instance *
 InstanceIntern(Channel *channel, char *const *params)
 {
 	InstanceEntry *entry;
-	int			length;
-	char	   *key = InstanceKey(channel, params, &length);
-	Instance   *instance = Lookup(key, length, &entry);
+	int length;
+	char *key = InstanceKey(channel, params, &length);
+	Instance *instance = Lookup(key, length, &entry);
 	MemoryContext old;
-	int			i;
+	int i;
 
 	if (instance != NULL)
 		return instance;
@@ -478,8 +477,8 @@ InstanceIntern(Channel *channel, char *const *params)
 	dlist_init(&instance->subscriptions);
 	if (entry == NULL)
 	{
-		uint64		hash = hash_bytes_extended((const unsigned char *) key, length, 0);
-		bool		found;
+		uint64 hash = hash_bytes_extended((const unsigned char *) key, length, 0);
+		bool found;
 
 		entry = hash_search(instances, &hash, HASH_ENTER, &found);
 		entry->instances = NIL;
@@ -494,10 +493,10 @@ InstanceIntern(Channel *channel, char *const *params)
 static void
 InstanceFree(Instance *instance)
 {
-	uint64		hash = hash_bytes_extended((const unsigned char *) instance->key,
-										   instance->key_length, 0);
+	uint64 hash = hash_bytes_extended((const unsigned char *) instance->key, instance->key_length,
+									  0);
 	InstanceEntry *entry = hash_search(instances, &hash, HASH_FIND, NULL);
-	ListCell   *lc;
+	ListCell *lc;
 
 	if (entry != NULL)
 	{
@@ -522,8 +521,8 @@ InstanceFree(Instance *instance)
 List *
 InstancesStarred(Channel *channel)
 {
-	List	   *result = NIL;
-	ListCell   *lc;
+	List *result = NIL;
+	ListCell *lc;
 
 	foreach(lc, starred)
 		if (((Instance *) lfirst(lc))->channel == channel)
@@ -534,7 +533,7 @@ InstancesStarred(Channel *channel)
 bool
 InstanceMatches(const Instance *instance, char *const *params)
 {
-	int			i;
+	int i;
 
 	for (i = 0; i < instance->channel->template->nparams; i++)
 		if (instance->params[i] != NULL && strcmp(instance->params[i], params[i]) != 0)
@@ -549,8 +548,8 @@ SpellingIntern(Instance *instance, const char *name, Size length)
 {
 	MemoryContext old = MemoryContextSwitchTo(registry_context);
 	StringInfoData json;
-	ListCell   *lc;
-	Spelling   *spelling;
+	ListCell *lc;
+	Spelling *spelling;
 
 	initStringInfo(&json);
 	EncodeString(&json, name, length);
@@ -606,7 +605,7 @@ Subscription *
 SubscriptionFind(Connection *connection, const char *name, Size length)
 {
 	StringInfoData json;
-	dlist_iter	iter;
+	dlist_iter iter;
 
 	initStringInfo(&json);
 	EncodeString(&json, name, length);
@@ -623,7 +622,7 @@ SubscriptionFind(Connection *connection, const char *name, Size length)
 Subscription *
 SubscriptionById(Connection *connection, uint32 id)
 {
-	dlist_iter	iter;
+	dlist_iter iter;
 
 	dlist_foreach(iter, &connection->subscriptions)
 	{
@@ -638,8 +637,8 @@ SubscriptionById(Connection *connection, uint32 id)
 void
 SubscriptionSetState(Subscription *s, SubscriptionState state)
 {
-	bool		was_working = s->state != SUB_READY;
-	bool		works = state != SUB_READY;
+	bool was_working = s->state != SUB_READY;
+	bool works = state != SUB_READY;
 
 	if (was_working && !works)
 	{
@@ -663,17 +662,17 @@ SubscriptionSetState(Subscription *s, SubscriptionState state)
 void
 SubscriptionMove(Subscription *s, Instance *instance)
 {
-	Instance   *before = s->instance;
-	char	   *name = pnstrdup(s->name->json, s->name->length);
-	int			length = s->name->length;
+	Instance *before = s->instance;
+	char *name = pnstrdup(s->name->json, s->name->length);
+	int length = s->name->length;
 	MemoryContext old = MemoryContextSwitchTo(registry_context);
-	Spelling   *spelling = NULL;
-	ListCell   *lc;
+	Spelling *spelling = NULL;
+	ListCell *lc;
 
 	/* The text is JSON already. */
 	foreach(lc, instance->spellings)
 	{
-		Spelling   *other = lfirst(lc);
+		Spelling *other = lfirst(lc);
 
 		if (other->length == length && memcmp(other->json, name, length) == 0)
 			spelling = other;
@@ -725,12 +724,12 @@ SubscriptionFree(Subscription *s)
 }
 
 void
-SubscriptionForEach(Channel *channel, void (*callback) (Subscription *s, void *arg), void *arg)
+SubscriptionForEach(Channel *channel, void (*callback)(Subscription *s, void *arg), void *arg)
 {
 	HASH_SEQ_STATUS status;
 	InstanceEntry *entry;
-	List	   *found = NIL;
-	ListCell   *lc;
+	List *found = NIL;
+	ListCell *lc;
 
 	/* Collected first: the callback may free subscriptions and instances. */
 	hash_seq_init(&status, instances);
@@ -738,8 +737,8 @@ SubscriptionForEach(Channel *channel, void (*callback) (Subscription *s, void *a
 	{
 		foreach(lc, entry->instances)
 		{
-			Instance   *instance = lfirst(lc);
-			dlist_iter	iter;
+			Instance *instance = lfirst(lc);
+			dlist_iter iter;
 
 			if (channel != NULL && instance->channel != channel)
 				continue;

@@ -34,8 +34,8 @@
 
 typedef struct StateEntry
 {
-	Oid			relid;
-	uint64		state;
+	Oid relid;
+	uint64 state;
 } StateEntry;
 
 static HTAB *states;
@@ -43,7 +43,7 @@ static HTAB *states;
 static uint64
 Mix(uint64 state, uint32 oid, HeapTuple tuple)
 {
-	uint32		key[2] = {oid, HeapTupleHeaderGetRawXmin(tuple->t_data)};
+	uint32 key[2] = {oid, HeapTupleHeaderGetRawXmin(tuple->t_data)};
 
 	return hash_combine64(state, hash_bytes_extended((unsigned char *) key, sizeof(key), 0));
 }
@@ -52,10 +52,10 @@ Mix(uint64 state, uint32 oid, HeapTuple tuple)
 static uint64
 MixRows(uint64 state, Oid catalog, Oid index, AttrNumber column, Oid relid)
 {
-	Relation	rel = table_open(catalog, AccessShareLock);
+	Relation rel = table_open(catalog, AccessShareLock);
 	ScanKeyData key;
 	SysScanDesc scan;
-	HeapTuple	tuple;
+	HeapTuple tuple;
 
 	ScanKeyInit(&key, column, BTEqualStrategyNumber, F_OIDEQ, ObjectIdGetDatum(relid));
 	scan = systable_beginscan(rel, index, true, NULL, 1, &key);
@@ -69,14 +69,15 @@ MixRows(uint64 state, Oid catalog, Oid index, AttrNumber column, Oid relid)
 static uint64
 State(Oid relid)
 {
-	HeapTuple	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(relid));
-	HeapTuple	namespace;
-	uint64		state = 0;
+	HeapTuple tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(relid));
+	HeapTuple namespace;
+	uint64 state = 0;
 
 	if (!HeapTupleIsValid(tuple))
 		return 0;
 	state = Mix(1, relid, tuple);
-	namespace = SearchSysCache1(NAMESPACEOID, ObjectIdGetDatum(((Form_pg_class) GETSTRUCT(tuple))->relnamespace));
+	namespace = SearchSysCache1(NAMESPACEOID,
+								ObjectIdGetDatum(((Form_pg_class) GETSTRUCT(tuple))->relnamespace));
 	if (HeapTupleIsValid(namespace))
 	{
 		state = Mix(state, 0, namespace);
@@ -85,12 +86,12 @@ State(Oid relid)
 	ReleaseSysCache(tuple);
 	state = MixRows(state, AttributeRelationId, AttributeRelidNumIndexId,
 					Anum_pg_attribute_attrelid, relid);
-	state = MixRows(state, PolicyRelationId, PolicyPolrelidPolnameIndexId,
-					Anum_pg_policy_polrelid, relid);
+	state = MixRows(state, PolicyRelationId, PolicyPolrelidPolnameIndexId, Anum_pg_policy_polrelid,
+					relid);
 
 	/* Partitions that come or go bring and take rows. */
-	state = MixRows(state, InheritsRelationId, InheritsParentIndexId,
-					Anum_pg_inherits_inhparent, relid);
+	state = MixRows(state, InheritsRelationId, InheritsParentIndexId, Anum_pg_inherits_inhparent,
+					relid);
 	return state;
 }
 
@@ -99,7 +100,7 @@ Find(Oid relid, bool *found)
 {
 	if (states == NULL)
 	{
-		HASHCTL		ctl;
+		HASHCTL ctl;
 
 		ctl.keysize = sizeof(Oid);
 		ctl.entrysize = sizeof(StateEntry);
@@ -111,7 +112,7 @@ Find(Oid relid, bool *found)
 void
 RelationNote(Oid relid)
 {
-	bool		found;
+	bool found;
 	StateEntry *entry = Find(relid, &found);
 
 	if (!found)
@@ -121,10 +122,10 @@ RelationNote(Oid relid)
 bool
 RelationChanged(Oid relid)
 {
-	uint64		state = State(relid);
-	bool		found;
+	uint64 state = State(relid);
+	bool found;
 	StateEntry *entry = Find(relid, &found);
-	bool		changed = !found || entry->state != state;
+	bool changed = !found || entry->state != state;
 
 	entry->state = state;
 	return changed;
@@ -135,14 +136,14 @@ RelationsChanged(void)
 {
 	HASH_SEQ_STATUS status;
 	StateEntry *entry;
-	List	   *changed = NIL;
+	List *changed = NIL;
 
 	if (states == NULL)
 		return NIL;
 	hash_seq_init(&status, states);
 	while ((entry = hash_seq_search(&status)) != NULL)
 	{
-		uint64		state = State(entry->relid);
+		uint64 state = State(entry->relid);
 
 		if (state != entry->state)
 			changed = lappend_oid(changed, entry->relid);
@@ -154,7 +155,7 @@ RelationsChanged(void)
 char *
 RelationColumnName(Oid relid, int16 attno)
 {
-	char	   *name = get_attname(relid, attno, true);
+	char *name = get_attname(relid, attno, true);
 
 	return name != NULL ? name : "";
 }

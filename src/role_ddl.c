@@ -64,9 +64,9 @@ RoleDanger(const FormData_pg_authid *role)
 static void
 RequireHarmlessRole(Oid role, const char *name)
 {
-	Relation	rel = table_open(AuthIdRelationId, AccessShareLock);
+	Relation rel = table_open(AuthIdRelationId, AccessShareLock);
 	SysScanDesc scan = systable_beginscan(rel, InvalidOid, false, NULL, 0, NULL);
-	HeapTuple	tuple;
+	HeapTuple tuple;
 
 	while (HeapTupleIsValid(tuple = systable_getnext(scan)))
 	{
@@ -79,19 +79,21 @@ RequireHarmlessRole(Oid role, const char *name)
 		 */
 		if (danger == NULL || !is_member_of_role_nosuper(role, form->oid))
 			continue;
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("role \"%s\" cannot be allowed for clients", name),
-				 *danger == '\0' ?
-				 (form->oid == role ?
-				  errdetail("It may access all data or the server itself.") :
-				  errdetail("It is a member of \"%s\", which may access all data or the server itself.",
-							NameStr(form->rolname))) :
-				 (form->oid == role ?
-				  errdetail("It has the attribute %s.", danger) :
-				  errdetail("It is a member of \"%s\", which has the attribute %s.",
-							NameStr(form->rolname), danger)),
-				 errhint("Create a role for clients that has only the privileges that they need.")));
+		ereport(
+			ERROR,
+			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+			 errmsg("role \"%s\" cannot be allowed for clients", name),
+			 *danger == '\0'
+				 ? (form->oid == role
+						? errdetail("It may access all data or the server itself.")
+						: errdetail(
+							  "It is a member of \"%s\", which may access all data or the server itself.",
+							  NameStr(form->rolname)))
+				 : (form->oid == role
+						? errdetail("It has the attribute %s.", danger)
+						: errdetail("It is a member of \"%s\", which has the attribute %s.",
+									NameStr(form->rolname), danger)),
+			 errhint("Create a role for clients that has only the privileges that they need.")));
 	}
 	systable_endscan(scan);
 	table_close(rel, AccessShareLock);
@@ -101,10 +103,9 @@ static void
 RequireSuperuser(const char *what)
 {
 	if (!superuser())
-		ereport(ERROR,
-				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 errmsg("permission denied to call %s", what),
-				 errdetail("Only superusers may say which roles clients can have.")));
+		ereport(ERROR, (errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+						errmsg("permission denied to call %s", what),
+						errdetail("Only superusers may say which roles clients can have.")));
 }
 
 /* Rows of roles that were dropped, whose numbers may come again. */
@@ -121,11 +122,11 @@ ForgetDroppedRoles(void)
 Datum
 changefeed_allow_role(PG_FUNCTION_ARGS)
 {
-	DdlAccess	access;
-	Oid			types[1] = {OIDOID};
-	Datum		values[1];
-	char	   *name;
-	Oid			role;
+	DdlAccess access;
+	Oid types[1] = {OIDOID};
+	Datum values[1];
+	char *name;
+	Oid role;
 
 	PreventCommandIfReadOnly("allow_role()");
 	RequireSuperuser("allow_role");
@@ -133,17 +134,16 @@ changefeed_allow_role(PG_FUNCTION_ARGS)
 	role = PG_GETARG_OID(0);
 	name = GetUserNameFromId(role, true);
 	if (name == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_OBJECT),
-				 errmsg("role with OID %u does not exist", role)));
+		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_OBJECT),
+						errmsg("role with OID %u does not exist", role)));
 	RequireHarmlessRole(role, name);
 
 	DdlLock();
 	DdlBegin(&access);
 	ForgetDroppedRoles();
 	values[0] = ObjectIdGetDatum(role);
-	(void) DdlWrite("INSERT INTO changefeed.role (role) VALUES ($1) ON CONFLICT DO NOTHING",
-					1, types, values, NULL);
+	(void) DdlWrite("INSERT INTO changefeed.role (role) VALUES ($1) ON CONFLICT DO NOTHING", 1,
+					types, values, NULL);
 	DdlEnd(&access);
 	PG_RETURN_VOID();
 }
@@ -152,10 +152,10 @@ changefeed_allow_role(PG_FUNCTION_ARGS)
 Datum
 changefeed_disallow_role(PG_FUNCTION_ARGS)
 {
-	DdlAccess	access;
-	Oid			types[1] = {OIDOID};
-	Datum		values[1];
-	Oid			role;
+	DdlAccess access;
+	Oid types[1] = {OIDOID};
+	Datum values[1];
+	Oid role;
 
 	PreventCommandIfReadOnly("disallow_role()");
 	RequireSuperuser("disallow_role");
@@ -168,12 +168,11 @@ changefeed_disallow_role(PG_FUNCTION_ARGS)
 	if (DdlWrite("DELETE FROM changefeed.role WHERE role::pg_catalog.oid OPERATOR(pg_catalog.=) $1",
 				 1, types, values, NULL) == 0)
 	{
-		char	   *name = GetUserNameFromId(role, true);
+		char *name = GetUserNameFromId(role, true);
 
 		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_OBJECT),
-				 errmsg("role \"%s\" is not allowed for clients",
-						name ? name : psprintf("%u", role))));
+				(errcode(ERRCODE_UNDEFINED_OBJECT), errmsg("role \"%s\" is not allowed for clients",
+														   name ? name : psprintf("%u", role))));
 	}
 	ForgetDroppedRoles();
 	DdlEnd(&access);
@@ -185,9 +184,8 @@ static int64
 EpochSeconds(TimestampTz time)
 {
 	if (TIMESTAMP_NOT_FINITE(time))
-		ereport(ERROR,
-				(errcode(ERRCODE_DATETIME_VALUE_OUT_OF_RANGE),
-				 errmsg("the time of expiry is out of range")));
+		ereport(ERROR, (errcode(ERRCODE_DATETIME_VALUE_OUT_OF_RANGE),
+						errmsg("the time of expiry is out of range")));
 	return (time - SetEpochTimestamp()) / USECS_PER_SEC;
 }
 
@@ -197,26 +195,22 @@ changefeed_make_token(PG_FUNCTION_ARGS)
 {
 	TimestampTz now = GetCurrentTimestamp();
 	TimestampTz expires;
-	Jsonb	   *claims;
-	Datum		defaults;
-	char	   *token;
+	Jsonb *claims;
+	Datum defaults;
+	char *token;
 
 	DdlRequireArgument(fcinfo, 0, "claims");
 	DdlRequireArgument(fcinfo, 1, "expires_in");
 	claims = PG_GETARG_JSONB_P(0);
 	if (!JB_ROOT_IS_OBJECT(claims))
 		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("claims must be a JSON object")));
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("claims must be a JSON object")));
 
-	expires = DatumGetTimestampTz(DirectFunctionCall2(timestamptz_pl_interval,
-													  TimestampTzGetDatum(now),
-													  PG_GETARG_DATUM(1)));
-	defaults = DirectFunctionCall1(jsonb_in,
-								   CStringGetDatum(psprintf("{\"iat\": " INT64_FORMAT
-															", \"exp\": " INT64_FORMAT "}",
-															EpochSeconds(now),
-															EpochSeconds(expires))));
+	expires = DatumGetTimestampTz(
+		DirectFunctionCall2(timestamptz_pl_interval, TimestampTzGetDatum(now), PG_GETARG_DATUM(1)));
+	defaults = DirectFunctionCall1(
+		jsonb_in, CStringGetDatum(psprintf("{\"iat\": " INT64_FORMAT ", \"exp\": " INT64_FORMAT "}",
+										   EpochSeconds(now), EpochSeconds(expires))));
 
 	/* What the caller gave wins. */
 	claims = DatumGetJsonbP(DirectFunctionCall2(jsonb_concat, defaults, JsonbPGetDatum(claims)));

@@ -25,34 +25,34 @@
 
 #include "utils/guc.h"
 
-int			setting_port;
-char	   *setting_listen_addresses;
-char	   *setting_allowed_origins;
-char	   *setting_allowed_hosts;
-char	   *setting_jwt_secret_file;
-char	   *setting_jwt_public_key_file;
-char	   *setting_jwks_file;
-char	   *setting_jwt_audience;
-char	   *setting_jwt_role_claim;
-char	   *setting_identity_claims;
-char	   *setting_anon_role;
-int			setting_gateways;
-int			setting_query_workers;
-int			setting_worker_memory;
-int			setting_history_size;
-int			setting_history_age;
-int			setting_history_wal_size;
-int			setting_max_transaction;
-int			setting_send_buffer;
-int			setting_max_frame;
-int			setting_max_message;
-int			setting_max_connections;
-int			setting_max_subscriptions;
-int			setting_policy_timeout;
-int			setting_heartbeat;
-int			setting_connect_timeout;
+int setting_port;
+char *setting_listen_addresses;
+char *setting_allowed_origins;
+char *setting_allowed_hosts;
+char *setting_jwt_secret_file;
+char *setting_jwt_public_key_file;
+char *setting_jwks_file;
+char *setting_jwt_audience;
+char *setting_jwt_role_claim;
+char *setting_identity_claims;
+char *setting_anon_role;
+int setting_gateways;
+int setting_query_workers;
+int setting_worker_memory;
+int setting_history_size;
+int setting_history_age;
+int setting_history_wal_size;
+int setting_max_transaction;
+int setting_send_buffer;
+int setting_max_frame;
+int setting_max_message;
+int setting_max_connections;
+int setting_max_subscriptions;
+int setting_policy_timeout;
+int setting_heartbeat;
+int setting_connect_timeout;
 
-#define MAX_KB	(1024 * 1024 * 1024)	/* 1 TB: no overflow when made bytes */
+#define MAX_KB (1024 * 1024 * 1024) /* 1 TB: no overflow when made bytes */
 
 /* ---- Lists: elements between commas, with blanks around them ---- */
 
@@ -94,7 +94,7 @@ IsBlank(const char *value)
 static bool
 HostIsValid(const char *host, int length, bool port_allowed)
 {
-	int			i = 0;
+	int i = 0;
 
 	if (length > 0 && host[0] == '[')
 	{
@@ -120,8 +120,8 @@ HostIsValid(const char *host, int length, bool port_allowed)
 
 	if (i < length)
 	{
-		int			port = 0;
-		int			digits = 0;
+		int port = 0;
+		int digits = 0;
 
 		if (!port_allowed || host[i] != ':')
 			return false;
@@ -142,11 +142,11 @@ CheckListenAddresses(char **newval, void **extra, GucSource source)
 {
 	const char *at = IsBlank(*newval) ? NULL : *newval;
 	const char *element;
-	int			length;
+	int length;
 
 	while (NextElement(&at, &element, &length))
 	{
-		bool		valid = length > 0;
+		bool valid = length > 0;
 
 		/* A bare IPv6 address has colons, a port has no place here. */
 		for (int i = 0; i < length; i++)
@@ -172,25 +172,26 @@ CheckAllowedOrigins(char **newval, void **extra, GucSource source)
 {
 	const char *at = IsBlank(*newval) ? NULL : *newval;
 	const char *element;
-	int			length;
+	int length;
 
 	while (NextElement(&at, &element, &length))
 	{
-		bool		valid = false;
-		int			scheme = 0;
+		bool valid = false;
+		int scheme = 0;
 
 		if (length == 1 && element[0] == '*')
 			continue;
-		while (scheme < length && (isalnum((unsigned char) element[scheme]) ||
-								   strchr("+-.", element[scheme]) != NULL))
+		while (scheme < length &&
+			   (isalnum((unsigned char) element[scheme]) || strchr("+-.", element[scheme]) != NULL))
 			scheme++;
-		if (scheme > 0 && isalpha((unsigned char) element[0]) &&
-			length - scheme > 3 && strncmp(element + scheme, "://", 3) == 0)
+		if (scheme > 0 && isalpha((unsigned char) element[0]) && length - scheme > 3 &&
+			strncmp(element + scheme, "://", 3) == 0)
 			valid = HostIsValid(element + scheme + 3, length - scheme - 3, true);
 		if (!valid)
 		{
 			GUC_check_errdetail("\"%.*s\" is not an origin.", length, element);
-			GUC_check_errhint("Write scheme://host or scheme://host:port without a path, such as https://app.example.com, or * for every origin.");
+			GUC_check_errhint(
+				"Write scheme://host or scheme://host:port without a path, such as https://app.example.com, or * for every origin.");
 			return false;
 		}
 	}
@@ -202,7 +203,7 @@ CheckAllowedHosts(char **newval, void **extra, GucSource source)
 {
 	const char *at = IsBlank(*newval) ? NULL : *newval;
 	const char *element;
-	int			length;
+	int length;
 
 	while (NextElement(&at, &element, &length))
 	{
@@ -211,7 +212,8 @@ CheckAllowedHosts(char **newval, void **extra, GucSource source)
 		if (!HostIsValid(element, length, true))
 		{
 			GUC_check_errdetail("\"%.*s\" is not a host name.", length, element);
-			GUC_check_errhint("Write host or host:port, such as feed.example.com, or * for every host.");
+			GUC_check_errhint(
+				"Write host or host:port, such as feed.example.com, or * for every host.");
 			return false;
 		}
 	}
@@ -223,7 +225,7 @@ CheckIdentityClaims(char **newval, void **extra, GucSource source)
 {
 	const char *at = IsBlank(*newval) ? NULL : *newval;
 	const char *element;
-	int			length;
+	int length;
 
 	while (NextElement(&at, &element, &length))
 	{
@@ -252,249 +254,186 @@ CheckRoleClaim(char **newval, void **extra, GucSource source)
 static void
 DefineNetworkSettings(void)
 {
-	DefineCustomIntVariable("changefeed.port",
-							"Port on which the change feed of a database accepts clients.",
-							"WebSocket and the console share it. The port belongs to one database: with "
-							"change feeds in several databases give each its own with ALTER DATABASE ... SET. "
-							"Takes effect when the feed worker starts.",
-							&setting_port,
-							8040, 1, 65535,
-							PGC_SUSET, 0,
-							NULL, NULL, NULL);
+	DefineCustomIntVariable(
+		"changefeed.port", "Port on which the change feed of a database accepts clients.",
+		"WebSocket and the console share it. The port belongs to one database: with "
+		"change feeds in several databases give each its own with ALTER DATABASE ... SET. "
+		"Takes effect when the feed worker starts.",
+		&setting_port, 8040, 1, 65535, PGC_SUSET, 0, NULL, NULL, NULL);
 
-	DefineCustomStringVariable("changefeed.listen_addresses",
-							   "Host names or IP addresses on which the change feed accepts clients.",
-							   "A list separated by commas; * means all addresses, an empty list means none, which turns the "
-							   "network off. Before you open it beyond this machine, set changefeed.allowed_hosts and "
-							   "changefeed.allowed_origins. Takes effect when the feed worker starts.",
-							   &setting_listen_addresses,
-							   "localhost",
-							   PGC_SUSET, GUC_LIST_INPUT,
-							   CheckListenAddresses, NULL, NULL);
+	DefineCustomStringVariable(
+		"changefeed.listen_addresses",
+		"Host names or IP addresses on which the change feed accepts clients.",
+		"A list separated by commas; * means all addresses, an empty list means none, which turns the "
+		"network off. Before you open it beyond this machine, set changefeed.allowed_hosts and "
+		"changefeed.allowed_origins. Takes effect when the feed worker starts.",
+		&setting_listen_addresses, "localhost", PGC_SUSET, GUC_LIST_INPUT, CheckListenAddresses,
+		NULL, NULL);
 
-	DefineCustomStringVariable("changefeed.allowed_origins",
-							   "Web origins whose pages may use the change feed from a browser.",
-							   "A list separated by commas of scheme://host[:port], such as https://app.example.com; * means "
-							   "every origin. Requests from other origins are refused; clients that are not browsers send no "
-							   "origin and are not concerned.",
-							   &setting_allowed_origins,
-							   "",
-							   PGC_SUSET, GUC_LIST_INPUT,
-							   CheckAllowedOrigins, NULL, NULL);
+	DefineCustomStringVariable(
+		"changefeed.allowed_origins",
+		"Web origins whose pages may use the change feed from a browser.",
+		"A list separated by commas of scheme://host[:port], such as https://app.example.com; * means "
+		"every origin. Requests from other origins are refused; clients that are not browsers send no "
+		"origin and are not concerned.",
+		&setting_allowed_origins, "", PGC_SUSET, GUC_LIST_INPUT, CheckAllowedOrigins, NULL, NULL);
 
-	DefineCustomStringVariable("changefeed.allowed_hosts",
-							   "Host names under which clients may address the change feed.",
-							   "A list separated by commas of host[:port], compared with the Host header; * means every name. "
-							   "localhost and IP addresses are always accepted. Refusing other names keeps foreign web pages "
-							   "from reaching a local server through a name of their own (DNS rebinding).",
-							   &setting_allowed_hosts,
-							   "",
-							   PGC_SUSET, GUC_LIST_INPUT,
-							   CheckAllowedHosts, NULL, NULL);
+	DefineCustomStringVariable(
+		"changefeed.allowed_hosts", "Host names under which clients may address the change feed.",
+		"A list separated by commas of host[:port], compared with the Host header; * means every name. "
+		"localhost and IP addresses are always accepted. Refusing other names keeps foreign web pages "
+		"from reaching a local server through a name of their own (DNS rebinding).",
+		&setting_allowed_hosts, "", PGC_SUSET, GUC_LIST_INPUT, CheckAllowedHosts, NULL, NULL);
 
-	DefineCustomIntVariable("changefeed.gateways",
-							"Number of gateway processes that hold client connections of a database.",
-							"One serves thousands of connections on one processor core. Several share the port. "
-							"Takes effect when the feed worker starts.",
-							&setting_gateways,
-							1, 1, 64,
-							PGC_SUSET, 0,
-							NULL, NULL, NULL);
+	DefineCustomIntVariable(
+		"changefeed.gateways",
+		"Number of gateway processes that hold client connections of a database.",
+		"One serves thousands of connections on one processor core. Several share the port. "
+		"Takes effect when the feed worker starts.",
+		&setting_gateways, 1, 1, 64, PGC_SUSET, 0, NULL, NULL, NULL);
 
-	DefineCustomIntVariable("changefeed.max_connections",
-							"Largest number of client connections to a database's change feed.",
-							"Further clients are refused with an error. The gateway needs one file descriptor for each.",
-							&setting_max_connections,
-							10000, 1, 1000000,
-							PGC_SUSET, 0,
-							NULL, NULL, NULL);
+	DefineCustomIntVariable(
+		"changefeed.max_connections",
+		"Largest number of client connections to a database's change feed.",
+		"Further clients are refused with an error. The gateway needs one file descriptor for each.",
+		&setting_max_connections, 10000, 1, 1000000, PGC_SUSET, 0, NULL, NULL, NULL);
 
-	DefineCustomIntVariable("changefeed.max_subscriptions",
-							"Largest number of subscriptions of one client connection.",
-							"Further ones are refused with an error; the connection goes on.",
-							&setting_max_subscriptions,
-							1000, 1, 1000000,
-							PGC_SUSET, 0,
-							NULL, NULL, NULL);
+	DefineCustomIntVariable(
+		"changefeed.max_subscriptions", "Largest number of subscriptions of one client connection.",
+		"Further ones are refused with an error; the connection goes on.",
+		&setting_max_subscriptions, 1000, 1, 1000000, PGC_SUSET, 0, NULL, NULL, NULL);
 
-	DefineCustomIntVariable("changefeed.max_message",
-							"Largest message that a client may send.",
-							"A connection that sends a larger one is closed.",
-							&setting_max_message,
-							64, 1, 16 * 1024,
-							PGC_SUSET, GUC_UNIT_KB,
-							NULL, NULL, NULL);
+	DefineCustomIntVariable("changefeed.max_message", "Largest message that a client may send.",
+							"A connection that sends a larger one is closed.", &setting_max_message,
+							64, 1, 16 * 1024, PGC_SUSET, GUC_UNIT_KB, NULL, NULL, NULL);
 
-	DefineCustomIntVariable("changefeed.max_frame",
-							"Largest message that a client is sent.",
-							"Larger transactions and snapshots come in parts, which the client applies as a whole. A single row "
-							"that is larger comes in a message of its own.",
-							&setting_max_frame,
-							1024, 16, 64 * 1024,
-							PGC_SUSET, GUC_UNIT_KB,
-							NULL, NULL, NULL);
+	DefineCustomIntVariable(
+		"changefeed.max_frame", "Largest message that a client is sent.",
+		"Larger transactions and snapshots come in parts, which the client applies as a whole. A single row "
+		"that is larger comes in a message of its own.",
+		&setting_max_frame, 1024, 16, 64 * 1024, PGC_SUSET, GUC_UNIT_KB, NULL, NULL, NULL);
 
-	DefineCustomIntVariable("changefeed.send_buffer",
-							"Changes that are buffered in the gateway for one client that reads too slowly.",
-							"Beyond this the client is behind: it gets the changes from the history as it catches up, or a fresh "
-							"snapshot when the history does not reach back far enough. Bounds the gateway's memory "
-							"to this times the number of slow clients.",
-							&setting_send_buffer,
-							1024, 64, 1024 * 1024,
-							PGC_SUSET, GUC_UNIT_KB,
-							NULL, NULL, NULL);
+	DefineCustomIntVariable(
+		"changefeed.send_buffer",
+		"Changes that are buffered in the gateway for one client that reads too slowly.",
+		"Beyond this the client is behind: it gets the changes from the history as it catches up, or a fresh "
+		"snapshot when the history does not reach back far enough. Bounds the gateway's memory "
+		"to this times the number of slow clients.",
+		&setting_send_buffer, 1024, 64, 1024 * 1024, PGC_SUSET, GUC_UNIT_KB, NULL, NULL, NULL);
 
-	DefineCustomIntVariable("changefeed.heartbeat",
-							"Time between two heartbeats to a client.",
-							"A client that does not answer within this time and 10 seconds more is disconnected. Shorter than the "
-							"idle time-out of any proxy on the way.",
-							&setting_heartbeat,
-							25 * 1000, 1000, 3600 * 1000,
-							PGC_SUSET, GUC_UNIT_MS,
-							NULL, NULL, NULL);
+	DefineCustomIntVariable(
+		"changefeed.heartbeat", "Time between two heartbeats to a client.",
+		"A client that does not answer within this time and 10 seconds more is disconnected. Shorter than the "
+		"idle time-out of any proxy on the way.",
+		&setting_heartbeat, 25 * 1000, 1000, 3600 * 1000, PGC_SUSET, GUC_UNIT_MS, NULL, NULL, NULL);
 
-	DefineCustomIntVariable("changefeed.connect_timeout",
-							"Time in which a new connection has to present itself.",
-							"A connection that sends no valid \"connect\" message within this time is closed.",
-							&setting_connect_timeout,
-							10 * 1000, 100, 600 * 1000,
-							PGC_SUSET, GUC_UNIT_MS,
-							NULL, NULL, NULL);
+	DefineCustomIntVariable(
+		"changefeed.connect_timeout", "Time in which a new connection has to present itself.",
+		"A connection that sends no valid \"connect\" message within this time is closed.",
+		&setting_connect_timeout, 10 * 1000, 100, 600 * 1000, PGC_SUSET, GUC_UNIT_MS, NULL, NULL,
+		NULL);
 }
 
 static void
 DefineIdentitySettings(void)
 {
-	DefineCustomStringVariable("changefeed.jwt_secret_file",
-							   "File with the secret that signs tokens (HS256).",
-							   "The file has to belong to the user that runs the server and be closed to everybody else (mode "
-							   "0600). A relative name starts at the data directory. The secret itself is never kept in a "
-							   "setting or table. Reload the configuration after the file was changed.",
-							   &setting_jwt_secret_file,
-							   "",
-							   PGC_SIGHUP, GUC_SUPERUSER_ONLY,
-							   NULL, NULL, NULL);
+	DefineCustomStringVariable(
+		"changefeed.jwt_secret_file", "File with the secret that signs tokens (HS256).",
+		"The file has to belong to the user that runs the server and be closed to everybody else (mode "
+		"0600). A relative name starts at the data directory. The secret itself is never kept in a "
+		"setting or table. Reload the configuration after the file was changed.",
+		&setting_jwt_secret_file, "", PGC_SIGHUP, GUC_SUPERUSER_ONLY, NULL, NULL, NULL);
 
-	DefineCustomStringVariable("changefeed.jwt_public_key_file",
-							   "File with the public key, in PEM format, that verifies tokens.",
-							   "For tokens signed with RS256 (RSA) or ES256 (P-256). A relative name starts at the data "
-							   "directory. Reload the configuration after the file was changed.",
-							   &setting_jwt_public_key_file,
-							   "",
-							   PGC_SIGHUP, GUC_SUPERUSER_ONLY,
-							   NULL, NULL, NULL);
+	DefineCustomStringVariable(
+		"changefeed.jwt_public_key_file",
+		"File with the public key, in PEM format, that verifies tokens.",
+		"For tokens signed with RS256 (RSA) or ES256 (P-256). A relative name starts at the data "
+		"directory. Reload the configuration after the file was changed.",
+		&setting_jwt_public_key_file, "", PGC_SIGHUP, GUC_SUPERUSER_ONLY, NULL, NULL, NULL);
 
-	DefineCustomStringVariable("changefeed.jwks_file",
-							   "File with a JSON Web Key Set that verifies tokens.",
-							   "For issuers with several or changing keys; a token's \"kid\" chooses among them. The server fetches "
-							   "nothing from the network: keep the file up to date by other means and reload the configuration. "
-							   "A relative name starts at the data directory.",
-							   &setting_jwks_file,
-							   "",
-							   PGC_SIGHUP, GUC_SUPERUSER_ONLY,
-							   NULL, NULL, NULL);
+	DefineCustomStringVariable(
+		"changefeed.jwks_file", "File with a JSON Web Key Set that verifies tokens.",
+		"For issuers with several or changing keys; a token's \"kid\" chooses among them. The server fetches "
+		"nothing from the network: keep the file up to date by other means and reload the configuration. "
+		"A relative name starts at the data directory.",
+		&setting_jwks_file, "", PGC_SIGHUP, GUC_SUPERUSER_ONLY, NULL, NULL, NULL);
 
-	DefineCustomStringVariable("changefeed.jwt_audience",
-							   "Audience that a token has to name in its \"aud\" claim.",
-							   "Empty: the claim is not looked at. Set it when the same issuer signs tokens for other services.",
-							   &setting_jwt_audience,
-							   "",
-							   PGC_SIGHUP, GUC_SUPERUSER_ONLY,
-							   NULL, NULL, NULL);
+	DefineCustomStringVariable(
+		"changefeed.jwt_audience", "Audience that a token has to name in its \"aud\" claim.",
+		"Empty: the claim is not looked at. Set it when the same issuer signs tokens for other services.",
+		&setting_jwt_audience, "", PGC_SIGHUP, GUC_SUPERUSER_ONLY, NULL, NULL, NULL);
 
-	DefineCustomStringVariable("changefeed.jwt_role_claim",
-							   "Claim of a token that names the client's database role.",
-							   "The role has to be admitted with changefeed.allow_role.",
-							   &setting_jwt_role_claim,
-							   "role",
-							   PGC_SIGHUP, GUC_SUPERUSER_ONLY,
-							   CheckRoleClaim, NULL, NULL);
+	DefineCustomStringVariable(
+		"changefeed.jwt_role_claim", "Claim of a token that names the client's database role.",
+		"The role has to be admitted with changefeed.allow_role.", &setting_jwt_role_claim, "role",
+		PGC_SIGHUP, GUC_SUPERUSER_ONLY, CheckRoleClaim, NULL, NULL);
 
-	DefineCustomStringVariable("changefeed.identity_claims",
-							   "Claims that differ from token to token and are left out of a client's identity.",
-							   "A list separated by commas. The other claims and the role are the identity: clients with the "
-							   "same identity see the same rows and share the work of finding out which. Policies "
-							   "see only these other claims in request.jwt.claims. Takes effect when the feed worker starts.",
-							   &setting_identity_claims,
-							   "exp,iat,nbf,jti,session_id",
-							   PGC_SUSET, GUC_LIST_INPUT,
-							   CheckIdentityClaims, NULL, NULL);
+	DefineCustomStringVariable(
+		"changefeed.identity_claims",
+		"Claims that differ from token to token and are left out of a client's identity.",
+		"A list separated by commas. The other claims and the role are the identity: clients with the "
+		"same identity see the same rows and share the work of finding out which. Policies "
+		"see only these other claims in request.jwt.claims. Takes effect when the feed worker starts.",
+		&setting_identity_claims, "exp,iat,nbf,jti,session_id", PGC_SUSET, GUC_LIST_INPUT,
+		CheckIdentityClaims, NULL, NULL);
 
-	DefineCustomStringVariable("changefeed.anon_role",
-							   "Database role of clients that present no token.",
-							   "Empty: such clients are refused. The role has to be admitted with changefeed.allow_role.",
-							   &setting_anon_role,
-							   "",
-							   PGC_SUSET, 0,
-							   NULL, NULL, NULL);
+	DefineCustomStringVariable(
+		"changefeed.anon_role", "Database role of clients that present no token.",
+		"Empty: such clients are refused. The role has to be admitted with changefeed.allow_role.",
+		&setting_anon_role, "", PGC_SUSET, 0, NULL, NULL, NULL);
 
-	DefineCustomIntVariable("changefeed.policy_timeout",
-							"Longest time that a check of policies for one batch of rows may take.",
-							"A client whose policies take longer gets an error and loses the subscription; other clients are not "
-							"concerned.",
-							&setting_policy_timeout,
-							1000, 10, 600 * 1000,
-							PGC_SUSET, GUC_UNIT_MS,
-							NULL, NULL, NULL);
+	DefineCustomIntVariable(
+		"changefeed.policy_timeout",
+		"Longest time that a check of policies for one batch of rows may take.",
+		"A client whose policies take longer gets an error and loses the subscription; other clients are not "
+		"concerned.",
+		&setting_policy_timeout, 1000, 10, 600 * 1000, PGC_SUSET, GUC_UNIT_MS, NULL, NULL, NULL);
 }
 
 static void
 DefineWorkSettings(void)
 {
-	DefineCustomIntVariable("changefeed.query_workers",
-							"Number of background workers that run queries for the change feed of a database.",
-							"They take snapshots and check policies that read other tables or call functions. Each "
-							"counts against max_worker_processes, as do two more workers for each database, and one more "
-							"while there are snapshots that take long. "
-							"Takes effect when the feed worker starts.",
-							&setting_query_workers,
-							2, 1, 64,
-							PGC_SUSET, 0,
-							NULL, NULL, NULL);
+	DefineCustomIntVariable(
+		"changefeed.query_workers",
+		"Number of background workers that run queries for the change feed of a database.",
+		"They take snapshots and check policies that read other tables or call functions. Each "
+		"counts against max_worker_processes, as do two more workers for each database, and one more "
+		"while there are snapshots that take long. "
+		"Takes effect when the feed worker starts.",
+		&setting_query_workers, 2, 1, 64, PGC_SUSET, 0, NULL, NULL, NULL);
 
-	DefineCustomIntVariable("changefeed.worker_memory",
-							"Memory that the feed worker of a database may use.",
-							"For the history, subscriptions and identities. When it is used up the history is "
-							"shortened first, then new subscriptions are refused, then new connections.",
-							&setting_worker_memory,
-							256 * 1024, 16 * 1024, MAX_KB,
-							PGC_SUSET, GUC_UNIT_KB,
-							NULL, NULL, NULL);
+	DefineCustomIntVariable(
+		"changefeed.worker_memory", "Memory that the feed worker of a database may use.",
+		"For the history, subscriptions and identities. When it is used up the history is "
+		"shortened first, then new subscriptions are refused, then new connections.",
+		&setting_worker_memory, 256 * 1024, 16 * 1024, MAX_KB, PGC_SUSET, GUC_UNIT_KB, NULL, NULL,
+		NULL);
 
-	DefineCustomIntVariable("changefeed.history_size",
-							"Memory for recent changes, from which clients catch up.",
-							"A client that was away, or reads slowly, for longer than the history reaches gets a fresh snapshot. "
-							"Part of changefeed.worker_memory.",
-							&setting_history_size,
-							64 * 1024, 1024, MAX_KB,
-							PGC_SUSET, GUC_UNIT_KB,
-							NULL, NULL, NULL);
+	DefineCustomIntVariable(
+		"changefeed.history_size", "Memory for recent changes, from which clients catch up.",
+		"A client that was away, or reads slowly, for longer than the history reaches gets a fresh snapshot. "
+		"Part of changefeed.worker_memory.",
+		&setting_history_size, 64 * 1024, 1024, MAX_KB, PGC_SUSET, GUC_UNIT_KB, NULL, NULL, NULL);
 
-	DefineCustomIntVariable("changefeed.history_age",
-							"Time for which recent changes are kept, so that clients can catch up.",
-							"changefeed.history_size and changefeed.history_wal_size may end it earlier.",
-							&setting_history_age,
-							300, 1, 7 * 24 * 3600,
-							PGC_SUSET, GUC_UNIT_S,
-							NULL, NULL, NULL);
+	DefineCustomIntVariable(
+		"changefeed.history_age",
+		"Time for which recent changes are kept, so that clients can catch up.",
+		"changefeed.history_size and changefeed.history_wal_size may end it earlier.",
+		&setting_history_age, 300, 1, 7 * 24 * 3600, PGC_SUSET, GUC_UNIT_S, NULL, NULL, NULL);
 
-	DefineCustomIntVariable("changefeed.history_wal_size",
-							"WAL that the change feed of a database may keep from being removed.",
-							"When it is exceeded, because of a transaction that stays open or a standby that does not confirm, the "
-							"replication slot is given up and every client gets a fresh snapshot, so that the disk does not "
-							"fill.",
-							&setting_history_wal_size,
-							1024, 64, INT_MAX,
-							PGC_SUSET, GUC_UNIT_MB,
-							NULL, NULL, NULL);
+	DefineCustomIntVariable(
+		"changefeed.history_wal_size",
+		"WAL that the change feed of a database may keep from being removed.",
+		"When it is exceeded, because of a transaction that stays open or a standby that does not confirm, the "
+		"replication slot is given up and every client gets a fresh snapshot, so that the disk does not "
+		"fill.",
+		&setting_history_wal_size, 1024, 64, INT_MAX, PGC_SUSET, GUC_UNIT_MB, NULL, NULL, NULL);
 
 	DefineCustomIntVariable("changefeed.max_transaction",
 							"Largest transaction that is sent as single changes.",
 							"The subscriptions concerned by a larger one get a fresh snapshot.",
-							&setting_max_transaction,
-							16 * 1024, 64, 1024 * 1024,
-							PGC_SUSET, GUC_UNIT_KB,
-							NULL, NULL, NULL);
+							&setting_max_transaction, 16 * 1024, 64, 1024 * 1024, PGC_SUSET,
+							GUC_UNIT_KB, NULL, NULL, NULL);
 }
 
 void

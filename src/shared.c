@@ -132,7 +132,7 @@ SharedFree(DatabaseFeed *feed)
 static void
 SharedStartupHook(void)
 {
-	bool		found;
+	bool found;
 
 	if (prev_shmem_startup_hook)
 		prev_shmem_startup_hook();
@@ -174,7 +174,7 @@ SharedFeedOfMyDatabase(void)
 {
 	static uint32 known_assignments = 0;
 	static DatabaseFeed *known_feed = NULL;
-	uint32		assignments;
+	uint32 assignments;
 
 	if (shared_feeds == NULL || !OidIsValid(MyDatabaseId))
 		return NULL;
@@ -204,7 +204,7 @@ SharedFeedOfMyDatabase(void)
 static uint32
 WorkerGeneration(void)
 {
-	uint32		generation;
+	uint32 generation;
 
 	memcpy(&generation, MyBgworkerEntry->bgw_extra, sizeof(generation));
 	return generation;
@@ -213,9 +213,9 @@ WorkerGeneration(void)
 DatabaseFeed *
 SharedFeedOfWorker(Datum main_arg)
 {
-	int			index = DatumGetInt32(main_arg);
+	int index = DatumGetInt32(main_arg);
 	DatabaseFeed *feed;
-	bool		current;
+	bool current;
 
 	if (shared_feeds == NULL || MyBgworkerEntry == NULL || index < 0 || index >= MAX_DATABASES)
 		elog(ERROR, "not started by the launcher");
@@ -250,14 +250,13 @@ MergeRequests(FeedRequest old, FeedRequest new)
 static void
 AddRequest(Oid database, FeedRequest what)
 {
-	int			i;
+	int i;
 
 	for (i = 0; i < shared_feeds->nrequests; i++)
 	{
 		if (shared_feeds->requests[i].database == database)
 		{
-			shared_feeds->requests[i].what =
-				MergeRequests(shared_feeds->requests[i].what, what);
+			shared_feeds->requests[i].what = MergeRequests(shared_feeds->requests[i].what, what);
 			break;
 		}
 	}
@@ -296,12 +295,12 @@ SharedRequest(Oid database, FeedRequest what)
 bool
 SharedReportExtension(void)
 {
-	bool		present;
-	bool		reported = false;
+	bool present;
+	bool reported = false;
 
 	do
 	{
-		uint64		request_count;
+		uint64 request_count;
 
 		CHECK_FOR_INTERRUPTS();
 
@@ -329,7 +328,7 @@ SharedReportExtension(void)
 FeedState
 SharedStateOfDatabase(Oid database)
 {
-	FeedState	state = FEED_UNUSED;
+	FeedState state = FEED_UNUSED;
 
 	if (shared_feeds == NULL)
 		return FEED_UNUSED;
@@ -366,7 +365,7 @@ SharedStateOfDatabase(Oid database)
 void
 SharedWake(pg_atomic_uint32 *procno)
 {
-	uint32		number = pg_atomic_read_u32(procno);
+	uint32 number = pg_atomic_read_u32(procno);
 
 	if (number < ProcGlobal->allProcCount)
 		SetLatch(&ProcGlobal->allProcs[number].procLatch);
@@ -380,7 +379,7 @@ static void
 ForgetProcess(int code, Datum arg)
 {
 	pg_atomic_uint32 *procno = (pg_atomic_uint32 *) DatumGetPointer(arg);
-	uint32		mine = compat_my_procno();
+	uint32 mine = compat_my_procno();
 
 	/* Somebody else's number stays. */
 	(void) pg_atomic_compare_exchange_u32(procno, &mine, PG_UINT32_MAX);
@@ -394,7 +393,7 @@ SharedRegisterProcess(pg_atomic_uint32 *procno)
 {
 	const char *address = (const char *) procno;
 	const char *feeds = (const char *) shared_feeds->feeds;
-	bool		current = true;
+	bool current = true;
 
 	/*
 	 * The launcher ends a generation under the exclusive lock and then waits
@@ -421,7 +420,7 @@ SharedRegisterProcess(pg_atomic_uint32 *procno)
 void
 SharedAdvance(pg_atomic_uint64 *lsn, XLogRecPtr to)
 {
-	uint64		now = pg_atomic_read_u64(lsn);
+	uint64 now = pg_atomic_read_u64(lsn);
 
 	/* A failed exchange has read the value again. */
 	while (now < to && !pg_atomic_compare_exchange_u64(lsn, &now, to))
@@ -431,7 +430,7 @@ SharedAdvance(pg_atomic_uint64 *lsn, XLogRecPtr to)
 XLogRecPtr
 SharedInsertLsn(void)
 {
-	XLogRecPtr	lsn;
+	XLogRecPtr lsn;
 
 	if (RecoveryInProgress())
 		return GetXLogReplayRecPtr(NULL);
@@ -464,9 +463,9 @@ SharedQueueCreate(Size size)
 struct shm_mq_handle *
 SharedQueueAttach(DatabaseFeed *feed, bool sender)
 {
-	dsm_handle	handle = DSM_HANDLE_INVALID;
+	dsm_handle handle = DSM_HANDLE_INVALID;
 	dsm_segment *segment;
-	shm_mq	   *queue;
+	shm_mq *queue;
 	shm_mq_handle *result;
 	MemoryContext old_context;
 
@@ -480,9 +479,8 @@ SharedQueueAttach(DatabaseFeed *feed, bool sender)
 
 	segment = dsm_attach(handle);
 	if (segment == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("the queue between decoder and feed worker is gone")));
+		ereport(ERROR, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+						errmsg("the queue between decoder and feed worker is gone")));
 	dsm_pin_mapping(segment);
 
 	queue = (shm_mq *) dsm_segment_address(segment);

@@ -28,45 +28,45 @@
 #include "storage/dsm.h"
 #include "storage/lwlock.h"
 
-#define MAX_DATABASES	64
+#define MAX_DATABASES 64
 
 typedef enum FeedState
 {
-	FEED_UNUSED = 0,			/* entry is free */
-	FEED_WANTED,				/* the extension is there; workers are to run */
-	FEED_STOPPING				/* the extension was dropped; workers are to
+	FEED_UNUSED = 0, /* entry is free */
+	FEED_WANTED,	 /* the extension is there; workers are to run */
+	FEED_STOPPING	 /* the extension was dropped; workers are to
 								 * end, the slot is to be dropped */
 } FeedState;
 
 /* What somebody asks of the launcher; the first two read as booleans. */
 typedef enum FeedRequest
 {
-	REQUEST_STOP = 0,			/* the extension is gone */
-	REQUEST_START = 1,			/* the extension is there */
-	REQUEST_RESTART,			/* dropped and created again: begin anew */
-	REQUEST_LOOK				/* the database is new or was altered: scan it */
+	REQUEST_STOP = 0,  /* the extension is gone */
+	REQUEST_START = 1, /* the extension is there */
+	REQUEST_RESTART,   /* dropped and created again: begin anew */
+	REQUEST_LOOK	   /* the database is new or was altered: scan it */
 } FeedRequest;
 
 typedef struct DatabaseFeed
 {
 	/* Written by launcher under the lock; read by all. */
-	Oid			database;
-	FeedState	state;
-	uint32		generation;		/* of the pair decoder + feed worker; changes
+	Oid database;
+	FeedState state;
+	uint32 generation;		  /* of the pair decoder + feed worker; changes
 								 * with every start */
-	dsm_handle	queue_segment;	/* of this generation: one shm_mq, see
+	dsm_handle queue_segment; /* of this generation: one shm_mq, see
 								 * SharedQueueAttach */
 
 	/*
 	 * The slot, which carries the epoch in its name.  Written by the decoder
 	 * (under the lock) before it queues its first record of a generation.
 	 */
-	NameData	slot_name;
+	NameData slot_name;
 	pg_atomic_uint64 epoch;		/* 0: no slot yet */
 	pg_atomic_uint64 start_lsn; /* decoding began here in this generation */
 
 	/* Process numbers for SetLatch, -1: none.  Each set by its own process. */
-	pg_atomic_uint32 decoder_proc;	/* PG_UINT32_MAX: none */
+	pg_atomic_uint32 decoder_proc; /* PG_UINT32_MAX: none */
 	pg_atomic_uint32 feed_proc;
 
 	/*
@@ -107,22 +107,22 @@ typedef struct DatabaseFeed
 	/* Counters for the views; each written by one process. */
 	pg_atomic_uint64 decoder_transactions;
 	pg_atomic_uint64 decoder_changes;
-	pg_atomic_uint64 decoder_bytes; /* put into the queue */
-	pg_atomic_uint64 feed_published;	/* LSN of the last published commit */
+	pg_atomic_uint64 decoder_bytes;	 /* put into the queue */
+	pg_atomic_uint64 feed_published; /* LSN of the last published commit */
 	pg_atomic_uint64 feed_connections;
 	pg_atomic_uint64 feed_subscriptions;
-	pg_atomic_uint64 feed_frames;	/* transactions sent to the gateways */
+	pg_atomic_uint64 feed_frames; /* transactions sent to the gateways */
 	pg_atomic_uint64 feed_resyncs;
 	pg_atomic_uint64 feed_denials;
 	pg_atomic_uint64 feed_log_bytes;
-	pg_atomic_uint32 feed_port; /* bound port, 0: not listening */
-	pg_atomic_uint32 feed_gateway_pid;	/* of the first gateway */
+	pg_atomic_uint32 feed_port;		   /* bound port, 0: not listening */
+	pg_atomic_uint32 feed_gateway_pid; /* of the first gateway */
 	pg_atomic_uint64 feed_gateway_starts;
 } DatabaseFeed;
 
 typedef struct SharedFeeds
 {
-	LWLock	   *lock;
+	LWLock *lock;
 	pg_atomic_uint32 launcher_proc; /* PG_UINT32_MAX: none */
 
 	/*
@@ -145,19 +145,19 @@ typedef struct SharedFeeds
 	 * something: the launcher takes the requests.  At most one a database.
 	 * Guarded by lock.
 	 */
-	uint64		request_count;	/* of all times; see SharedReportExtension */
-	bool		rescan;			/* look at all databases again */
-	int			nrequests;		/* databases whose extension came or went */
+	uint64 request_count; /* of all times; see SharedReportExtension */
+	bool rescan;		  /* look at all databases again */
+	int nrequests;		  /* databases whose extension came or went */
 	struct
 	{
-		Oid			database;
+		Oid database;
 		FeedRequest what;
-		uint64		serial;		/* request_count when it was last changed */
-	}			requests[MAX_DATABASES];
+		uint64 serial; /* request_count when it was last changed */
+	} requests[MAX_DATABASES];
 	DatabaseFeed feeds[MAX_DATABASES];
 } SharedFeeds;
 
-extern SharedFeeds *shared_feeds;	/* NULL when not preloaded */
+extern SharedFeeds *shared_feeds; /* NULL when not preloaded */
 
 /* Installs the shmem hooks; only from _PG_init while preloading. */
 extern void SharedMemoryRequest(void);
@@ -223,4 +223,4 @@ struct shm_mq_handle;
 extern dsm_segment *SharedQueueCreate(Size size);
 extern struct shm_mq_handle *SharedQueueAttach(DatabaseFeed *feed, bool sender);
 
-#endif							/* CHANGEFEED_SHARED_H */
+#endif /* CHANGEFEED_SHARED_H */

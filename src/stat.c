@@ -25,14 +25,14 @@
 
 PG_FUNCTION_INFO_V1(changefeed_stat_feed);
 
-#define STAT_FEED_COLUMNS	22
+#define STAT_FEED_COLUMNS 22
 
 /* A row under construction; columns are filled from left to right. */
 typedef struct StatRow
 {
-	int			n;
-	Datum		values[STAT_FEED_COLUMNS];
-	bool		nulls[STAT_FEED_COLUMNS];
+	int n;
+	Datum values[STAT_FEED_COLUMNS];
+	bool nulls[STAT_FEED_COLUMNS];
 } StatRow;
 
 static void
@@ -52,7 +52,7 @@ AddCount(StatRow *row, pg_atomic_uint64 *counter)
 static void
 AddLsn(StatRow *row, pg_atomic_uint64 *lsn)
 {
-	XLogRecPtr	value = pg_atomic_read_u64(lsn);
+	XLogRecPtr value = pg_atomic_read_u64(lsn);
 
 	Add(row, LSNGetDatum(value), XLogRecPtrIsInvalid(value));
 }
@@ -68,7 +68,7 @@ AddNumber(StatRow *row, int number)
 static int
 ProcessPid(pg_atomic_uint32 *procno)
 {
-	uint32		number = pg_atomic_read_u32(procno);
+	uint32 number = pg_atomic_read_u32(procno);
 
 	if (number >= ProcGlobal->allProcCount)
 		return 0;
@@ -79,9 +79,9 @@ ProcessPid(pg_atomic_uint32 *procno)
 static int64
 WalHeld(const char *slot_name)
 {
-	XLogRecPtr	restart_lsn = InvalidXLogRecPtr;
-	XLogRecPtr	end = RecoveryInProgress() ? GetXLogReplayRecPtr(NULL) : GetXLogWriteRecPtr();
-	int			i;
+	XLogRecPtr restart_lsn = InvalidXLogRecPtr;
+	XLogRecPtr end = RecoveryInProgress() ? GetXLogReplayRecPtr(NULL) : GetXLogWriteRecPtr();
+	int i;
 
 	LWLockAcquire(ReplicationSlotControlLock, LW_SHARED);
 	for (i = 0; i < max_replication_slots; i++)
@@ -126,15 +126,15 @@ Datum
 changefeed_stat_feed(PG_FUNCTION_ARGS)
 {
 	DatabaseFeed *feed = shared_feeds != NULL ? SharedFeedOfMyDatabase() : NULL;
-	TupleDesc	tupdesc;
-	StatRow		row;
-	FeedState	state;
-	uint32		generation;
-	NameData	slot_name;
-	uint64		epoch;
-	int			decoder_pid;
-	int			feed_pid;
-	int64		wal_held = -1;
+	TupleDesc tupdesc;
+	StatRow row;
+	FeedState state;
+	uint32 generation;
+	NameData slot_name;
+	uint64 epoch;
+	int decoder_pid;
+	int feed_pid;
+	int64 wal_held = -1;
 
 	if (get_call_result_type(fcinfo, NULL, &tupdesc) != TYPEFUNC_COMPOSITE ||
 		tupdesc->natts != STAT_FEED_COLUMNS)

@@ -35,13 +35,13 @@
 #include "utils/memutils.h"
 
 /* A snapshot that keeps failing for passing reasons is tried this often. */
-#define MAX_ATTEMPTS	30
+#define MAX_ATTEMPTS 30
 
 /* Bytes of catching up before the client has to have taken them. */
-#define CATCHUP_WINDOW	(64 * 1024)
+#define CATCHUP_WINDOW (64 * 1024)
 
 /* So close to its connection, it makes it wait rather than chase it. */
-#define CHASE_LIMIT		1000
+#define CHASE_LIMIT 1000
 
 static void OnResult(void *arg, uint64 job, QueryKind kind, WireReader *body);
 
@@ -55,7 +55,7 @@ static char *
 FilterOf(Instance *instance, Source *source)
 {
 	StringInfoData filter;
-	int			k;
+	int k;
 
 	initStringInfo(&filter);
 	if (source->filter != NULL)
@@ -75,13 +75,13 @@ FilterOf(Instance *instance, Source *source)
 static void
 Submit(Subscription *s)
 {
-	Instance   *instance = s->instance;
-	Channel    *channel = instance->channel;
-	Identity   *identity = s->connection->identity;
+	Instance *instance = s->instance;
+	Channel *channel = instance->channel;
+	Identity *identity = s->connection->identity;
 	StringInfoData body;
-	bool		rows = !s->no_snapshot && !s->from_position;
-	int			i;
-	int			k;
+	bool rows = !s->no_snapshot && !s->from_position;
+	int i;
+	int k;
 
 	initStringInfo(&body);
 	WirePutU32(&body, identity->info.role);
@@ -90,8 +90,8 @@ Submit(Subscription *s)
 	WirePutU16(&body, channel->nsources);
 	for (i = 0; i < channel->nsources; i++)
 	{
-		Source	   *source = channel->sources[i];
-		int			nparams = 0;
+		Source *source = channel->sources[i];
+		int nparams = 0;
 
 		/* From now on a barrier of this table is noticed. */
 		RelationNote(source->relid);
@@ -128,8 +128,7 @@ SubscribeStart(Subscription *s, const Position *from)
 	const char *reason;
 
 	s->from_position = false;
-	if (from != NULL &&
-		memcmp(from->tag, s->connection->identity->tag, POSITION_TAG) == 0 &&
+	if (from != NULL && memcmp(from->tag, s->connection->identity->tag, POSITION_TAG) == 0 &&
 		LogFind(from, &s->from, &reason))
 		s->from_position = true;
 }
@@ -139,17 +138,16 @@ SubscribeStart(Subscription *s, const Position *from)
 static void
 ReadDescribe(Subscription *s, WireReader *r)
 {
-	Channel    *channel = s->instance->channel;
-	uint16		index = WireGetU16(r);
-	View		view = {0};
-	int			i;
+	Channel *channel = s->instance->channel;
+	uint16 index = WireGetU16(r);
+	View view = {0};
+	int i;
 
 	if (s->views == NULL)
 		s->views = MemoryContextAllocZero(feed_context, sizeof(View *) * Max(channel->nsources, 1));
 	if (r->failed || index >= channel->nsources || s->views[index] != NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_PROTOCOL_VIOLATION),
-				 errmsg("malformed description from a query worker")));
+		ereport(ERROR, (errcode(ERRCODE_PROTOCOL_VIOLATION),
+						errmsg("malformed description from a query worker")));
 	view.source_id = channel->sources[index]->id;
 	view.relid = channel->sources[index]->relid;
 	view.ncolumns = WireGetU16(r);
@@ -164,9 +162,8 @@ ReadDescribe(Subscription *s, WireReader *r)
 	view.fingerprint = WireGetU64(r);
 	view.ndependencies = WireGetU32(r);
 	if (r->failed || view.ndependencies > r->length)
-		ereport(ERROR,
-				(errcode(ERRCODE_PROTOCOL_VIOLATION),
-				 errmsg("malformed description from a query worker")));
+		ereport(ERROR, (errcode(ERRCODE_PROTOCOL_VIOLATION),
+						errmsg("malformed description from a query worker")));
 	view.dependencies = palloc(sizeof(Oid) * Max(view.ndependencies, 1));
 	for (i = 0; i < view.ndependencies; i++)
 		view.dependencies[i] = WireGetU32(r);
@@ -176,15 +173,14 @@ ReadDescribe(Subscription *s, WireReader *r)
 static void
 ReadSnapshot(Subscription *s, WireReader *r)
 {
-	int			i;
+	int i;
 
 	s->xmin = WireGetU32(r);
 	s->xmax = WireGetU32(r);
 	s->nxip = WireGetU32(r);
 	if (r->failed || s->nxip > r->length)
-		ereport(ERROR,
-				(errcode(ERRCODE_PROTOCOL_VIOLATION),
-				 errmsg("malformed snapshot from a query worker")));
+		ereport(ERROR, (errcode(ERRCODE_PROTOCOL_VIOLATION),
+						errmsg("malformed snapshot from a query worker")));
 	s->xip = MemoryContextAlloc(feed_context, sizeof(TransactionId) * Max(s->nxip, 1));
 	for (i = 0; i < s->nxip; i++)
 		s->xip[i] = WireGetU32(r);
@@ -197,7 +193,7 @@ static bool
 MayRetry(const char *sqlstate)
 {
 	return strcmp(sqlstate, "55P03") == 0 || strcmp(sqlstate, "57P01") == 0 ||
-		strncmp(sqlstate, "40", 2) == 0;
+		   strncmp(sqlstate, "40", 2) == 0;
 }
 
 static void
@@ -221,44 +217,44 @@ OnResult(void *arg, uint64 job, QueryKind kind, WireReader *body)
 			ReadSnapshot(s, body);
 			break;
 		case QUERY_PAGE:
-			{
-				uint16		index = WireGetU16(body);
-				WireBytes	rows = WireGetBytes(body);
-				MemoryContext old = MemoryContextSwitchTo(feed_context);
+		{
+			uint16 index = WireGetU16(body);
+			WireBytes rows = WireGetBytes(body);
+			MemoryContext old = MemoryContextSwitchTo(feed_context);
 
-				if (s->pages.data == NULL)
-					initStringInfo(&s->pages);
-				WirePutU32(&s->pages, index);
-				WirePutU32(&s->pages, rows.length);
-				appendBinaryStringInfo(&s->pages, rows.data, (int) rows.length);
-				s->npages++;
-				MemoryContextSwitchTo(old);
-			}
-			break;
+			if (s->pages.data == NULL)
+				initStringInfo(&s->pages);
+			WirePutU32(&s->pages, index);
+			WirePutU32(&s->pages, rows.length);
+			appendBinaryStringInfo(&s->pages, rows.data, (int) rows.length);
+			s->npages++;
+			MemoryContextSwitchTo(old);
+		}
+		break;
 		case QUERY_FILE:
-			{
-				WireBytes	path = WireGetBytes(body);
+		{
+			WireBytes path = WireGetBytes(body);
 
-				s->file = MemoryContextAllocZero(feed_context, path.length + 1);
-				memcpy(s->file, path.data, path.length);
-			}
-			break;
+			s->file = MemoryContextAllocZero(feed_context, path.length + 1);
+			memcpy(s->file, path.data, path.length);
+		}
+		break;
 		case QUERY_ERROR:
-			{
-				WireBytes	sqlstate = WireGetBytes(body);
-				WireBytes	message = WireGetBytes(body);
-				WireBytes	hint = WireGetBytes(body);
-				char	   *state = pnstrdup(sqlstate.data, sqlstate.length);
+		{
+			WireBytes sqlstate = WireGetBytes(body);
+			WireBytes message = WireGetBytes(body);
+			WireBytes hint = WireGetBytes(body);
+			char *state = pnstrdup(sqlstate.data, sqlstate.length);
 
-				s->job = 0;
-				SubscribeForget(s);
-				if (MayRetry(state) && ++s->attempts < MAX_ATTEMPTS)
-					Delay(s);
-				else
-					SubscribeEnd(s, "error", state, pnstrdup(message.data, message.length),
-								 hint.length > 0 ? pnstrdup(hint.data, hint.length) : NULL);
-			}
-			break;
+			s->job = 0;
+			SubscribeForget(s);
+			if (MayRetry(state) && ++s->attempts < MAX_ATTEMPTS)
+				Delay(s);
+			else
+				SubscribeEnd(s, "error", state, pnstrdup(message.data, message.length),
+							 hint.length > 0 ? pnstrdup(hint.data, hint.length) : NULL);
+		}
+		break;
 		case QUERY_DONE:
 			s->job = 0;
 			s->answered = true;
@@ -274,15 +270,15 @@ OnResult(void *arg, uint64 job, QueryKind kind, WireReader *body)
 static void
 AppendEntities(Subscription *s, StringInfo m)
 {
-	Channel    *channel = s->instance->channel;
-	int			i;
-	int			k;
+	Channel *channel = s->instance->channel;
+	int i;
+	int k;
 
 	appendStringInfoString(m, "\"entities\":{");
 	for (i = 0; i < channel->nsources; i++)
 	{
-		Source	   *source = channel->sources[i];
-		View	   *view = s->views[i];
+		Source *source = channel->sources[i];
+		View *view = s->views[i];
 
 		if (i > 0)
 			appendStringInfoChar(m, ',');
@@ -297,7 +293,7 @@ AppendEntities(Subscription *s, StringInfo m)
 		appendStringInfoString(m, "],\"columns\":[");
 		for (k = 0; k < view->ncolumns; k++)
 		{
-			char	   *name = RelationColumnName(source->relid, view->columns[k]);
+			char *name = RelationColumnName(source->relid, view->columns[k]);
 
 			if (k > 0)
 				appendStringInfoChar(m, ',');
@@ -342,22 +338,21 @@ PagePrefix(Subscription *s, int source, StringInfo out)
 static void
 SendPages(Subscription *s)
 {
-	Channel    *channel = s->instance->channel;
-	StringInfo	prefixes = palloc(sizeof(StringInfoData) * Max(channel->nsources, 1));
-	int			i;
+	Channel *channel = s->instance->channel;
+	StringInfo prefixes = palloc(sizeof(StringInfoData) * Max(channel->nsources, 1));
+	int i;
 
 	for (i = 0; i < channel->nsources; i++)
 		PagePrefix(s, i, &prefixes[i]);
 
 	if (s->file != NULL)
 	{
-		int			fd = OpenTransientFile(s->file, O_RDONLY | PG_BINARY);
+		int fd = OpenTransientFile(s->file, O_RDONLY | PG_BINARY);
 
 		if (fd < 0)
 		{
-			ereport(LOG,
-					(errcode_for_file_access(),
-					 errmsg("could not open snapshot file \"%s\": %m", s->file)));
+			ereport(LOG, (errcode_for_file_access(),
+						  errmsg("could not open snapshot file \"%s\": %m", s->file)));
 			SubscribeForget(s);
 			SubscriptionSetState(s, SUB_QUERYING);
 			Delay(s);
@@ -374,12 +369,12 @@ SendPages(Subscription *s)
 
 	if (s->pages.data != NULL)
 	{
-		WireReader	r = WireReaderInit(s->pages.data, s->pages.len);
+		WireReader r = WireReaderInit(s->pages.data, s->pages.len);
 
 		while (!WireAtEnd(&r))
 		{
-			uint32		source = WireGetU32(&r);
-			WireBytes	rows = WireGetBytes(&r);
+			uint32 source = WireGetU32(&r);
+			WireBytes rows = WireGetBytes(&r);
 			StringInfoData m;
 
 			if (r.failed || source >= (uint32) channel->nsources)
@@ -401,9 +396,9 @@ static void
 SendReady(Subscription *s)
 {
 	StringInfoData m;
-	char		position[POSITION_LENGTH + 1];
-	uint64		number = Max(s->cursor, s->since);
-	int			i;
+	char position[POSITION_LENGTH + 1];
+	uint64 number = Max(s->cursor, s->since);
+	int i;
 
 	LogPosition(number, position);
 	memcpy(position + POSITION_COMMON, s->connection->identity->tag, POSITION_TAG);
@@ -414,10 +409,13 @@ SendReady(Subscription *s)
 	appendStringInfo(&m, ",\"position\":\"%s\"", position);
 	if (s->has_snapshot)
 	{
-		appendStringInfo(&m, ",\"snapshot\":{\"xmin\":\"" UINT64_FORMAT "\",\"xmax\":\"" UINT64_FORMAT "\",\"xip\":[",
+		appendStringInfo(&m,
+						 ",\"snapshot\":{\"xmin\":\"" UINT64_FORMAT "\",\"xmax\":\"" UINT64_FORMAT
+						 "\",\"xip\":[",
 						 LogFullXid(s->xmin), LogFullXid(s->xmax));
 		for (i = 0; i < s->nxip; i++)
-			appendStringInfo(&m, "%s\"" UINT64_FORMAT "\"", i > 0 ? "," : "", LogFullXid(s->xip[i]));
+			appendStringInfo(&m, "%s\"" UINT64_FORMAT "\"", i > 0 ? "," : "",
+							 LogFullXid(s->xip[i]));
 		appendStringInfoString(&m, "]}");
 	}
 
@@ -438,7 +436,7 @@ SendReady(Subscription *s)
 void
 SubscribeForget(Subscription *s)
 {
-	int			i;
+	int i;
 
 	if (s->job != 0)
 	{
@@ -509,8 +507,8 @@ SubscribeResync(Subscription *s, const char *reason)
 }
 
 void
-SubscribeEnd(Subscription *s, const char *reason, const char *sqlstate,
-			 const char *message, const char *hint)
+SubscribeEnd(Subscription *s, const char *reason, const char *sqlstate, const char *message,
+			 const char *hint)
 {
 	StringInfoData m;
 
@@ -541,9 +539,9 @@ SubscribeEnd(Subscription *s, const char *reason, const char *sqlstate,
 static void
 MoveOrEnd(Subscription *s, void *arg)
 {
-	Channel    *old = arg;
-	Channel    *replacement = old->replacement;
-	bool		was_ready = s->state == SUB_READY;
+	Channel *old = arg;
+	Channel *replacement = old->replacement;
+	bool was_ready = s->state == SUB_READY;
 
 	if (replacement == NULL || strcmp(replacement->name, old->name) != 0)
 	{
@@ -583,7 +581,7 @@ static bool
 InSnapshot(Subscription *s, LogTransaction *transaction)
 {
 	TransactionId xid = (TransactionId) transaction->commit.xid;
-	int			i;
+	int i;
 
 	if (TransactionIdPrecedes(xid, s->xmin))
 		return true;
@@ -602,7 +600,7 @@ InSnapshot(Subscription *s, LogTransaction *transaction)
 static void
 UseAnswer(Subscription *s)
 {
-	uint64		number;
+	uint64 number;
 
 	if (s->from_position)
 	{
@@ -615,7 +613,7 @@ UseAnswer(Subscription *s)
 			{
 				SubscribeForget(s);
 				s->from_position = false;
-				return;			/* asks for a snapshot in the next turn */
+				return; /* asks for a snapshot in the next turn */
 			}
 		}
 		s->cursor = s->from;
@@ -629,7 +627,7 @@ UseAnswer(Subscription *s)
 
 	if (s->has_snapshot)
 	{
-		uint64		until;
+		uint64 until;
 
 		if (!LogReached(s->snapshot_lsn))
 			return;
@@ -665,8 +663,8 @@ static void
 CatchUp(Subscription *s)
 {
 	Connection *connection = s->connection;
-	uint64		target = connection->live ? LogPublished() : connection->cursor;
-	Size		sent = 0;
+	uint64 target = connection->live ? LogPublished() : connection->cursor;
+	Size sent = 0;
 
 	/* The connection itself is further back: it has to come here first. */
 	if (target < s->since || connection->mark != 0)
@@ -720,7 +718,7 @@ CatchUp(Subscription *s)
 long
 SubscribeAdvance(void)
 {
-	long		wait = -1;
+	long wait = -1;
 	dlist_mutable_iter iter;
 
 	dlist_foreach_modify(iter, &all_subscriptions_working)
@@ -739,7 +737,7 @@ SubscribeAdvance(void)
 					Submit(s);
 				else
 				{
-					long		ms = Max(TimestampDifferenceMilliseconds(feed_now, s->retry_at), 1);
+					long ms = Max(TimestampDifferenceMilliseconds(feed_now, s->retry_at), 1);
 
 					wait = wait < 0 ? ms : Min(wait, ms);
 				}

@@ -30,7 +30,7 @@ static bool
 AlwaysRaw(unsigned char c)
 {
 	return c >= 0x80 || (c >= '0' && c <= '9') || (c >= 'a' && c <= 'z') ||
-		(c >= 'A' && c <= 'Z') || c == '-' || c == '_' || c == '~';
+		   (c >= 'A' && c <= 'Z') || c == '-' || c == '_' || c == '~';
 }
 
 static int
@@ -49,7 +49,7 @@ HexDigit(unsigned char c)
 static void
 FindRawCharacters(ChannelTemplate *template)
 {
-	int			i;
+	int i;
 
 	for (i = 0; i < 256; i++)
 		template->raw[i] = !Forbidden((unsigned char) i);
@@ -68,23 +68,21 @@ static const char *
 ParseParameter(ChannelTemplate *template, const char *name, const char *start)
 {
 	const char *end = start + strcspn(start, "{}");
-	char	   *param;
-	int			i;
+	char *param;
+	int i;
 
 	if (*end != '}')
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_NAME),
 				 errmsg("channel name \"%s\" has an opening brace without a closing one", name)));
 	if (end == start)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_NAME),
-				 errmsg("channel name \"%s\" has a parameter without a name", name),
-				 errhint("Write the name of a column between the braces.")));
+		ereport(ERROR, (errcode(ERRCODE_INVALID_NAME),
+						errmsg("channel name \"%s\" has a parameter without a name", name),
+						errhint("Write the name of a column between the braces.")));
 	if (template->nparams == CHANNEL_PARAMS_MAX)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_NAME),
-				 errmsg("channel name \"%s\" has too many parameters", name),
-				 errdetail("The limit is %d.", CHANNEL_PARAMS_MAX)));
+		ereport(ERROR, (errcode(ERRCODE_INVALID_NAME),
+						errmsg("channel name \"%s\" has too many parameters", name),
+						errdetail("The limit is %d.", CHANNEL_PARAMS_MAX)));
 
 	param = pnstrdup(start, end - start);
 	for (i = 0; i < template->nparams; i++)
@@ -96,12 +94,12 @@ ParseParameter(ChannelTemplate *template, const char *name, const char *start)
 
 	end++;
 	if (*end != '\0' && *end != '}' && (*end == '{' || AlwaysRaw((unsigned char) *end)))
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_NAME),
-				 errmsg("channel name \"%s\" needs a separator behind the parameter {%s}",
-						name, param),
-				 errdetail("Otherwise it could not be told where the parameter's value ends."),
-				 errhint("Put a character such as \":\", \"/\" or \".\" between them.")));
+		ereport(
+			ERROR,
+			(errcode(ERRCODE_INVALID_NAME),
+			 errmsg("channel name \"%s\" needs a separator behind the parameter {%s}", name, param),
+			 errdetail("Otherwise it could not be told where the parameter's value ends."),
+			 errhint("Put a character such as \":\", \"/\" or \".\" between them.")));
 	return end;
 }
 
@@ -112,13 +110,10 @@ TemplateParse(const char *name)
 	const char *c = name;
 
 	if (*name == '\0')
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_NAME),
-				 errmsg("channel name must not be empty")));
+		ereport(ERROR, (errcode(ERRCODE_INVALID_NAME), errmsg("channel name must not be empty")));
 	if (strlen(name) > CHANNEL_NAME_MAX)
 		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_NAME),
-				 errmsg("channel name is too long"),
+				(errcode(ERRCODE_INVALID_NAME), errmsg("channel name is too long"),
 				 errdetail("It has %zu bytes, the limit is %d.", strlen(name), CHANNEL_NAME_MAX)));
 
 	for (;;)
@@ -132,15 +127,15 @@ TemplateParse(const char *name)
 		if (*c == '\0')
 			break;
 		if (*c == '}')
-			ereport(ERROR,
-					(errcode(ERRCODE_INVALID_NAME),
-					 errmsg("channel name \"%s\" has a closing brace without an opening one",
-							name)));
+			ereport(ERROR, (errcode(ERRCODE_INVALID_NAME),
+							errmsg("channel name \"%s\" has a closing brace without an opening one",
+								   name)));
 		if (*c != '{')
 			ereport(ERROR,
 					(errcode(ERRCODE_INVALID_NAME),
 					 errmsg("channel name \"%s\" contains a character that is not allowed", name),
-					 errdetail("Control characters, spaces, \"%%\", \"?\" and \"*\" are not allowed.")));
+					 errdetail(
+						 "Control characters, spaces, \"%%\", \"?\" and \"*\" are not allowed.")));
 		c = ParseParameter(template, name, c + 1);
 	}
 
@@ -155,8 +150,8 @@ TemplateParse(const char *name)
 static const char *
 MatchValue(const ChannelTemplate *template, const char *from, const char *end, char **value)
 {
-	char	   *decoded;
-	int			n = 0;
+	char *decoded;
+	int n = 0;
 
 	if (from < end && *from == '*')
 	{
@@ -171,8 +166,8 @@ MatchValue(const ChannelTemplate *template, const char *from, const char *end, c
 
 		if (c == '%')
 		{
-			int			high;
-			int			low;
+			int high;
+			int low;
 
 			if (end - from < 3 || (high = HexDigit((unsigned char) from[1])) < 0 ||
 				(low = HexDigit((unsigned char) from[2])) < 0 || (high == 0 && low == 0))
@@ -202,7 +197,7 @@ bool
 TemplateMatch(const ChannelTemplate *template, const char *name, Size length, char **values)
 {
 	const char *end = name + length;
-	int			i;
+	int i;
 
 	if (length > CHANNEL_NAME_MAX)
 		return false;
@@ -210,8 +205,8 @@ TemplateMatch(const ChannelTemplate *template, const char *name, Size length, ch
 	for (i = 0;; i++)
 	{
 		const char *literal = template->literals[i];
-		Size		literal_length = strlen(literal);
-		char	   *value;
+		Size literal_length = strlen(literal);
+		char *value;
 
 		if ((Size) (end - name) < literal_length || memcmp(name, literal, literal_length) != 0)
 			return false;
@@ -238,7 +233,7 @@ void
 TemplateFormat(StringInfo out, const ChannelTemplate *template, char *const *values)
 {
 	static const char hex[] = "0123456789ABCDEF";
-	int			i;
+	int i;
 
 	for (i = 0;; i++)
 	{
@@ -270,14 +265,14 @@ TemplateFormat(StringInfo out, const ChannelTemplate *template, char *const *val
  * A template as a sequence of tokens: the bytes of its literals, and
  * PARAMETER.  Returns their number.
  */
-#define PARAMETER	(-1)
-#define TOKENS_MAX	(CHANNEL_NAME_MAX + 1)
+#define PARAMETER  (-1)
+#define TOKENS_MAX (CHANNEL_NAME_MAX + 1)
 
 static int
 Tokenize(const ChannelTemplate *template, int16 *tokens)
 {
-	int			n = 0;
-	int			i;
+	int n = 0;
+	int i;
 
 	for (i = 0;; i++)
 	{
@@ -305,14 +300,14 @@ Tokenize(const ChannelTemplate *template, int16 *tokens)
 bool
 TemplatesOverlap(const ChannelTemplate *a, const ChannelTemplate *b)
 {
-	int16		ta[TOKENS_MAX];
-	int16		tb[TOKENS_MAX];
-	bool		overlap[TOKENS_MAX + 1];
-	int			na = Tokenize(a, ta);
-	int			nb = Tokenize(b, tb);
-	int			start = 0;
-	int			i;
-	int			j;
+	int16 ta[TOKENS_MAX];
+	int16 tb[TOKENS_MAX];
+	bool overlap[TOKENS_MAX + 1];
+	int na = Tokenize(a, ta);
+	int nb = Tokenize(b, tb);
+	int start = 0;
+	int i;
+	int j;
 
 	/* Most pairs differ in their first literal. */
 	while (start < na && start < nb && ta[start] != PARAMETER && tb[start] != PARAMETER)
@@ -324,13 +319,13 @@ TemplatesOverlap(const ChannelTemplate *a, const ChannelTemplate *b)
 
 	for (i = na; i >= start; i--)
 	{
-		bool		diagonal = false;	/* overlap(i+1, j+1) */
+		bool diagonal = false; /* overlap(i+1, j+1) */
 
 		for (j = nb; j >= start; j--)
 		{
-			bool		below = (i < na) ? overlap[j] : false;	/* overlap(i+1, j) */
-			bool		right = (j < nb) ? overlap[j + 1] : false;	/* overlap(i, j+1) */
-			bool		result;
+			bool below = (i < na) ? overlap[j] : false;		/* overlap(i+1, j) */
+			bool right = (j < nb) ? overlap[j + 1] : false; /* overlap(i, j+1) */
+			bool result;
 
 			if (i == na && j == nb)
 				result = true;
@@ -361,10 +356,10 @@ PG_FUNCTION_INFO_V1(changefeed_template_format);
 static Datum
 TextArray(char *const *strings, int n)
 {
-	Datum		values[CHANNEL_PARAMS_MAX];
-	bool		nulls[CHANNEL_PARAMS_MAX];
-	int			lower = 1;
-	int			i;
+	Datum values[CHANNEL_PARAMS_MAX];
+	bool nulls[CHANNEL_PARAMS_MAX];
+	int lower = 1;
+	int i;
 
 	if (n == 0)
 		return PointerGetDatum(construct_empty_array(TEXTOID));
@@ -373,8 +368,8 @@ TextArray(char *const *strings, int n)
 		nulls[i] = strings[i] == NULL;
 		values[i] = nulls[i] ? (Datum) 0 : CStringGetTextDatum(strings[i]);
 	}
-	return PointerGetDatum(construct_md_array(values, nulls, 1, &n, &lower, TEXTOID, -1, false,
-											  TYPALIGN_INT));
+	return PointerGetDatum(
+		construct_md_array(values, nulls, 1, &n, &lower, TEXTOID, -1, false, TYPALIGN_INT));
 }
 
 /* _parameters(template text) returns text[] */
@@ -391,8 +386,8 @@ Datum
 changefeed_template_match(PG_FUNCTION_ARGS)
 {
 	ChannelTemplate *template = TemplateParse(text_to_cstring(PG_GETARG_TEXT_PP(0)));
-	text	   *name = PG_GETARG_TEXT_PP(1);
-	char	   *values[CHANNEL_PARAMS_MAX];
+	text *name = PG_GETARG_TEXT_PP(1);
+	char *values[CHANNEL_PARAMS_MAX];
 
 	if (!TemplateMatch(template, VARDATA_ANY(name), VARSIZE_ANY_EXHDR(name), values))
 		PG_RETURN_NULL();
@@ -404,20 +399,19 @@ Datum
 changefeed_template_format(PG_FUNCTION_ARGS)
 {
 	ChannelTemplate *template = TemplateParse(text_to_cstring(PG_GETARG_TEXT_PP(0)));
-	char	   *values[CHANNEL_PARAMS_MAX];
-	Datum	   *elements;
-	bool	   *nulls;
+	char *values[CHANNEL_PARAMS_MAX];
+	Datum *elements;
+	bool *nulls;
 	StringInfoData out;
-	int			n;
-	int			i;
+	int n;
+	int i;
 
-	deconstruct_array(PG_GETARG_ARRAYTYPE_P(1), TEXTOID, -1, false, TYPALIGN_INT,
-					  &elements, &nulls, &n);
+	deconstruct_array(PG_GETARG_ARRAYTYPE_P(1), TEXTOID, -1, false, TYPALIGN_INT, &elements, &nulls,
+					  &n);
 	if (n != template->nparams)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("wrong number of values for the name of a channel"),
-				 errdetail("Parameters: %d, values: %d.", template->nparams, n)));
+		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+						errmsg("wrong number of values for the name of a channel"),
+						errdetail("Parameters: %d, values: %d.", template->nparams, n)));
 	for (i = 0; i < n; i++)
 		values[i] = nulls[i] ? NULL : TextDatumGetCString(elements[i]);
 	initStringInfo(&out);

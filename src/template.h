@@ -39,15 +39,15 @@
 
 #include "lib/stringinfo.h"
 
-#define CHANNEL_NAME_MAX	512 /* bytes of a template and of a concrete name */
-#define CHANNEL_PARAMS_MAX	8
+#define CHANNEL_NAME_MAX   512 /* bytes of a template and of a concrete name */
+#define CHANNEL_PARAMS_MAX 8
 
 typedef struct ChannelTemplate
 {
-	int			nparams;
-	char	   *params[CHANNEL_PARAMS_MAX]; /* column names */
-	char	   *literals[CHANNEL_PARAMS_MAX + 1];	/* before, between, behind */
-	bool		raw[256];		/* bytes that stand for themselves in values */
+	int nparams;
+	char *params[CHANNEL_PARAMS_MAX];		/* column names */
+	char *literals[CHANNEL_PARAMS_MAX + 1]; /* before, between, behind */
+	bool raw[256];							/* bytes that stand for themselves in values */
 } ChannelTemplate;
 
 /* Parses what create_channel was given; errors name what is wrong and why. */
@@ -58,8 +58,8 @@ extern ChannelTemplate *TemplateParse(const char *name);
  * NULL to skip) get the decoded parameters, NULL for a "*".  When the answer
  * is no, `values` is left in an undefined state.
  */
-extern bool TemplateMatch(const ChannelTemplate *template, const char *name, Size length,
-						  char **values);
+extern bool
+TemplateMatch(const ChannelTemplate *template, const char *name, Size length, char **values);
 
 /*
  * The concrete name for those values, appended; a NULL value gives "*".  It
@@ -70,4 +70,4 @@ extern void TemplateFormat(StringInfo out, const ChannelTemplate *template, char
 /* Could both produce the same name? */
 extern bool TemplatesOverlap(const ChannelTemplate *a, const ChannelTemplate *b);
 
-#endif							/* CHANGEFEED_TEMPLATE_H */
+#endif /* CHANGEFEED_TEMPLATE_H */

@@ -28,52 +28,52 @@
 #include "utils/hsearch.h"
 #include "utils/memutils.h"
 
-#define MAX_BATCH_ROWS			2000
-#define MAX_BATCH_QUESTIONS		20000
+#define MAX_BATCH_ROWS		2000
+#define MAX_BATCH_QUESTIONS 20000
 
 /* One identity's question about one row. */
 typedef struct Question
 {
-	uint64		number;			/* transaction */
-	int			image;
-	Identity   *identity;		/* referenced */
-	Oid			relid;
-	uint32		version;		/* of the row's description */
-	uint64		fingerprint;
+	uint64 number; /* transaction */
+	int image;
+	Identity *identity; /* referenced */
+	Oid relid;
+	uint32 version; /* of the row's description */
+	uint64 fingerprint;
 } Question;
 
 typedef struct Batch
 {
 	MemoryContext context;
-	uint64		job;
-	Oid			relid;
-	int			nquestions;
-	Question   *questions;		/* sorted by identity */
-	int			nidentities;
-	int		   *first;			/* index of each identity's first question */
-	XLogRecPtr	lsn;			/* noted after the last snapshot used */
-	bool		answered;
-	bool		failed;
-	char	   *answer;			/* QUERY_VERDICT_LIST's body behind the LSN */
-	Size		answer_length;
+	uint64 job;
+	Oid relid;
+	int nquestions;
+	Question *questions; /* sorted by identity */
+	int nidentities;
+	int *first;		/* index of each identity's first question */
+	XLogRecPtr lsn; /* noted after the last snapshot used */
+	bool answered;
+	bool failed;
+	char *answer; /* QUERY_VERDICT_LIST's body behind the LSN */
+	Size answer_length;
 } Batch;
 
 /* Questions of this turn and those waiting for a free worker. */
 static Question *questions;
-static int	nquestions;
-static int	maxquestions;
-static List *batches;			/* in flight, or answered and to be accepted */
+static int nquestions;
+static int maxquestions;
+static List *batches; /* in flight, or answered and to be accepted */
 
 static VerdictSet *
 FindSet(TransactionMap *map, Identity *identity, Oid relid, bool create)
 {
-	VerdictSet	sought;
+	VerdictSet sought;
 	VerdictSet *set;
-	bool		found;
+	bool found;
 
 	if (map->verdicts == NULL)
 	{
-		HASHCTL		ctl;
+		HASHCTL ctl;
 
 		if (!create)
 			return NULL;
@@ -103,7 +103,7 @@ void
 VerdictAsk(TransactionMap *map, Identity *identity, View *view, int image)
 {
 	VerdictSet *set = FindSet(map, identity, view->relid, true);
-	Question   *q;
+	Question *q;
 
 	if (set->states[image] != VERDICT_UNKNOWN)
 		return;
@@ -158,14 +158,14 @@ CompareQuestions(const void *a, const void *b)
 /* The rows that the questions of a batch are about, each once. */
 typedef struct RowKey
 {
-	uint64		number;
-	uint64		image;
+	uint64 number;
+	uint64 image;
 } RowKey;
 
 typedef struct RowEntry
 {
-	RowKey		key;
-	uint32		index;
+	RowKey key;
+	uint32 index;
 } RowEntry;
 
 static void OnAnswer(void *arg, uint64 job, QueryKind kind, WireReader *body);
@@ -177,15 +177,15 @@ SubmitBatch(Oid relid, uint32 version)
 	MemoryContext context = AllocSetContextCreate(feed_context, "changefeed verdicts",
 												  ALLOCSET_SMALL_SIZES);
 	MemoryContext old = MemoryContextSwitchTo(context);
-	Batch	   *batch = palloc0(sizeof(Batch));
+	Batch *batch = palloc0(sizeof(Batch));
 	const RecordDescription *desc = LogDescription(version);
 	StringInfoData body;
 	StringInfoData rows;
-	HASHCTL		ctl;
-	HTAB	   *table;
-	uint32		nrows = 0;
-	int			kept = 0;
-	int			i;
+	HASHCTL ctl;
+	HTAB *table;
+	uint32 nrows = 0;
+	int kept = 0;
+	int i;
 
 	batch->context = context;
 	batch->relid = relid;
@@ -198,10 +198,10 @@ SubmitBatch(Oid relid, uint32 version)
 
 	for (i = 0; i < nquestions; i++)
 	{
-		Question   *q = &questions[i];
-		RowKey		key = {q->number, (uint64) q->image};
-		RowEntry   *entry;
-		bool		found;
+		Question *q = &questions[i];
+		RowKey key = {q->number, (uint64) q->image};
+		RowEntry *entry;
+		bool found;
 
 		if (q->relid != relid || q->version != version ||
 			batch->nquestions >= MAX_BATCH_QUESTIONS || nrows >= MAX_BATCH_ROWS)
@@ -220,7 +220,7 @@ SubmitBatch(Oid relid, uint32 version)
 		if (!found)
 		{
 			const char *data;
-			uint32		length;
+			uint32 length;
 
 			entry->index = nrows++;
 			MapImageTuple(&LogGet(q->number)->map->images[q->image], &data, &length);
@@ -252,8 +252,8 @@ SubmitBatch(Oid relid, uint32 version)
 	WirePutU32(&body, batch->nidentities);
 	for (i = 0; i < batch->nidentities; i++)
 	{
-		Identity   *identity = batch->questions[batch->first[i]].identity;
-		int			k;
+		Identity *identity = batch->questions[batch->first[i]].identity;
+		int k;
 
 		WirePutU32(&body, identity->info.role);
 		WirePutBytes(&body, identity->info.claims, strlen(identity->info.claims));
@@ -262,8 +262,8 @@ SubmitBatch(Oid relid, uint32 version)
 		WirePutU32(&body, batch->first[i + 1] - batch->first[i]);
 		for (k = batch->first[i]; k < batch->first[i + 1]; k++)
 		{
-			RowKey		key = {batch->questions[k].number, (uint64) batch->questions[k].image};
-			RowEntry   *entry = hash_search(table, &key, HASH_FIND, NULL);
+			RowKey key = {batch->questions[k].number, (uint64) batch->questions[k].image};
+			RowEntry *entry = hash_search(table, &key, HASH_FIND, NULL);
 
 			WirePutU32(&body, entry->index);
 		}
@@ -280,7 +280,7 @@ SubmitBatch(Oid relid, uint32 version)
 static void
 OnAnswer(void *arg, uint64 job, QueryKind kind, WireReader *body)
 {
-	Batch	   *batch = arg;
+	Batch *batch = arg;
 
 	switch (kind)
 	{
@@ -306,7 +306,7 @@ OnAnswer(void *arg, uint64 job, QueryKind kind, WireReader *body)
 static void
 Wake(Identity *identity)
 {
-	dlist_iter	iter;
+	dlist_iter iter;
 
 	dlist_foreach(iter, &identity->connections)
 		dlist_container(Connection, identity_node, iter.cur)->waits_verdict = false;
@@ -315,10 +315,10 @@ Wake(Identity *identity)
 static List *
 SubscriptionsOf(Identity *identity, Oid relid)
 {
-	List	   *result = NIL;
-	dlist_iter	iter;
-	dlist_iter	iter2;
-	int			i;
+	List *result = NIL;
+	dlist_iter iter;
+	dlist_iter iter2;
+	int i;
 
 	dlist_foreach(iter, &identity->connections)
 	{
@@ -345,11 +345,11 @@ SubscriptionsOf(Identity *identity, Oid relid)
 static void
 PutBack(Question *from, int n)
 {
-	int			i;
+	int i;
 
 	for (i = 0; i < n; i++)
 	{
-		uint8	   *state = StateOf(&from[i]);
+		uint8 *state = StateOf(&from[i]);
 
 		if (state != NULL && *state == VERDICT_ASKED)
 			*state = VERDICT_UNKNOWN;
@@ -359,7 +359,7 @@ PutBack(Question *from, int n)
 static void
 ResyncAll(Identity *identity, Oid relid, const char *reason)
 {
-	ListCell   *lc;
+	ListCell *lc;
 
 	foreach(lc, SubscriptionsOf(identity, relid))
 		SubscribeResync(lfirst(lc), reason);
@@ -369,76 +369,75 @@ ResyncAll(Identity *identity, Oid relid, const char *reason)
 static void
 AcceptIdentity(Batch *batch, int index, WireReader *r)
 {
-	Question   *from = &batch->questions[batch->first[index]];
-	int			n = batch->first[index + 1] - batch->first[index];
-	Identity   *identity = from->identity;
-	uint8		status = WireGetU8(r);
-	ListCell   *lc;
-	int			i;
+	Question *from = &batch->questions[batch->first[index]];
+	int n = batch->first[index + 1] - batch->first[index];
+	Identity *identity = from->identity;
+	uint8 status = WireGetU8(r);
+	ListCell *lc;
+	int i;
 
 	switch (status)
 	{
 		case 0:
+		{
+			uint32 ndependencies;
+			Oid *dependencies;
+			WireBytes bits;
+			bool outdated = false;
+
+			(void) WireGetU64(r);
+			ndependencies = WireGetU32(r);
+			if (r->failed || ndependencies > r->length)
+				break;
+			dependencies = palloc(sizeof(Oid) * Max(ndependencies, 1));
+			for (i = 0; i < (int) ndependencies; i++)
+				dependencies[i] = WireGetU32(r);
+			bits = WireGetBytes(r);
+			if (r->failed || bits.length * 8 < (size_t) n)
+				break;
+
+			for (i = 0; i < n && !outdated; i++)
 			{
-				uint32		ndependencies;
-				Oid		   *dependencies;
-				WireBytes	bits;
-				bool		outdated = false;
+				LogTransaction *transaction = LogGet(from[i].number);
+				int k;
 
-				(void) WireGetU64(r);
-				ndependencies = WireGetU32(r);
-				if (r->failed || ndependencies > r->length)
-					break;
-				dependencies = palloc(sizeof(Oid) * Max(ndependencies, 1));
-				for (i = 0; i < (int) ndependencies; i++)
-					dependencies[i] = WireGetU32(r);
-				bits = WireGetBytes(r);
-				if (r->failed || bits.length * 8 < (size_t) n)
-					break;
-
-				for (i = 0; i < n && !outdated; i++)
-				{
-					LogTransaction *transaction = LogGet(from[i].number);
-					int			k;
-
-					for (k = 0; transaction != NULL && k < (int) ndependencies; k++)
-						if (LogLastTouch(dependencies[k]) > transaction->commit.lsn)
-							outdated = true;
-				}
-				if (outdated)
-				{
-					PutBack(from, n);
-					ResyncAll(identity, batch->relid, "dependency_changed");
-					Wake(identity);
-					return;
-				}
-				for (i = 0; i < n; i++)
-				{
-					uint8	   *state = StateOf(&from[i]);
-					bool		visible = ((uint8) bits.data[i / 8] & (1 << (i % 8))) != 0;
-
-					if (state != NULL)
-						*state = visible ? VERDICT_VISIBLE : VERDICT_HIDDEN;
-				}
-				Wake(identity);
-				return;
+				for (k = 0; transaction != NULL && k < (int) ndependencies; k++)
+					if (LogLastTouch(dependencies[k]) > transaction->commit.lsn)
+						outdated = true;
 			}
-		case 1:
+			if (outdated)
 			{
-				WireBytes	sqlstate = WireGetBytes(r);
-				WireBytes	message = WireGetBytes(r);
-
-				if (r->failed)
-					break;
 				PutBack(from, n);
-				foreach(lc, SubscriptionsOf(identity, batch->relid))
-					SubscribeEnd(lfirst(lc), "policy_error",
-								 pnstrdup(sqlstate.data, sqlstate.length),
-								 pnstrdup(message.data, message.length), NULL);
-				pg_atomic_fetch_add_u64(&feed_shared->feed_denials, 1);
+				ResyncAll(identity, batch->relid, "dependency_changed");
 				Wake(identity);
 				return;
 			}
+			for (i = 0; i < n; i++)
+			{
+				uint8 *state = StateOf(&from[i]);
+				bool visible = ((uint8) bits.data[i / 8] & (1 << (i % 8))) != 0;
+
+				if (state != NULL)
+					*state = visible ? VERDICT_VISIBLE : VERDICT_HIDDEN;
+			}
+			Wake(identity);
+			return;
+		}
+		case 1:
+		{
+			WireBytes sqlstate = WireGetBytes(r);
+			WireBytes message = WireGetBytes(r);
+
+			if (r->failed)
+				break;
+			PutBack(from, n);
+			foreach(lc, SubscriptionsOf(identity, batch->relid))
+				SubscribeEnd(lfirst(lc), "policy_error", pnstrdup(sqlstate.data, sqlstate.length),
+							 pnstrdup(message.data, message.length), NULL);
+			pg_atomic_fetch_add_u64(&feed_shared->feed_denials, 1);
+			Wake(identity);
+			return;
+		}
 		case 2:
 			PutBack(from, n);
 			ResyncAll(identity, batch->relid, "policy_changed");
@@ -458,25 +457,24 @@ AcceptIdentity(Batch *batch, int index, WireReader *r)
 		default:
 			break;
 	}
-	ereport(ERROR,
-			(errcode(ERRCODE_PROTOCOL_VIOLATION),
-			 errmsg("malformed verdicts from a query worker")));
+	ereport(ERROR, (errcode(ERRCODE_PROTOCOL_VIOLATION),
+					errmsg("malformed verdicts from a query worker")));
 }
 
 /* Did any verdict read tables?  Others need not wait for the stream. */
 static bool
 HasDependencies(Batch *batch)
 {
-	WireReader	r = WireReaderInit(batch->answer, batch->answer_length);
-	int			i;
+	WireReader r = WireReaderInit(batch->answer, batch->answer_length);
+	int i;
 
 	for (i = 0; i < batch->nidentities; i++)
 	{
-		uint8		status = WireGetU8(&r);
+		uint8 status = WireGetU8(&r);
 
 		if (status == 0)
 		{
-			uint32		n;
+			uint32 n;
 
 			(void) WireGetU64(&r);
 			n = WireGetU32(&r);
@@ -496,13 +494,13 @@ HasDependencies(Batch *batch)
 static void
 Accept(Batch *batch)
 {
-	int			i;
+	int i;
 
 	if (batch->failed || batch->answer == NULL)
 	{
 		for (i = 0; i < batch->nidentities; i++)
 		{
-			Question   *from = &batch->questions[batch->first[i]];
+			Question *from = &batch->questions[batch->first[i]];
 
 			PutBack(from, batch->first[i + 1] - batch->first[i]);
 			ResyncAll(from->identity, batch->relid, "policy_undecided");
@@ -511,7 +509,7 @@ Accept(Batch *batch)
 	}
 	else
 	{
-		WireReader	r = WireReaderInit(batch->answer, batch->answer_length);
+		WireReader r = WireReaderInit(batch->answer, batch->answer_length);
 
 		for (i = 0; i < batch->nidentities; i++)
 			AcceptIdentity(batch, i, &r);
@@ -524,12 +522,12 @@ Accept(Batch *batch)
 long
 VerdictsAdvance(void)
 {
-	ListCell   *lc;
-	int			running = 0;
+	ListCell *lc;
+	int running = 0;
 
 	foreach(lc, batches)
 	{
-		Batch	   *batch = lfirst(lc);
+		Batch *batch = lfirst(lc);
 
 		if (!batch->answered)
 		{

@@ -28,22 +28,22 @@
 typedef struct WireReader
 {
 	const char *data;
-	size_t		length;
-	size_t		offset;
-	bool		failed;			/* a read went past the end */
+	size_t length;
+	size_t offset;
+	bool failed; /* a read went past the end */
 } WireReader;
 
 /* A string inside a message: not NUL-terminated. */
 typedef struct WireBytes
 {
 	const char *data;
-	size_t		length;
+	size_t length;
 } WireBytes;
 
 static inline WireReader
 WireReaderInit(const void *data, size_t length)
 {
-	WireReader	r = {(const char *) data, length, 0, false};
+	WireReader r = {(const char *) data, length, 0, false};
 
 	return r;
 }
@@ -63,14 +63,14 @@ WireTake(WireReader *r, size_t n)
 	return p;
 }
 
-#define WIRE_GETTER(name, type) \
-	static inline type name(WireReader *r) \
-	{ \
-		type v = 0; \
+#define WIRE_GETTER(name, type)                    \
+	static inline type name(WireReader *r)         \
+	{                                              \
+		type v = 0;                                \
 		const char *p = WireTake(r, sizeof(type)); \
-		if (p != NULL) \
-			memcpy(&v, p, sizeof(type)); \
-		return v; \
+		if (p != NULL)                             \
+			memcpy(&v, p, sizeof(type));           \
+		return v;                                  \
 	}
 
 WIRE_GETTER(WireGetU8, uint8_t)
@@ -82,8 +82,8 @@ WIRE_GETTER(WireGetU64, uint64_t)
 static inline WireBytes
 WireGetBytes(WireReader *r)
 {
-	WireBytes	b = {NULL, 0};
-	uint32_t	n = WireGetU32(r);
+	WireBytes b = {NULL, 0};
+	uint32_t n = WireGetU32(r);
 	const char *p = WireTake(r, n);
 
 	if (p != NULL)
@@ -100,4 +100,4 @@ WireAtEnd(const WireReader *r)
 	return !r->failed && r->offset == r->length;
 }
 
-#endif							/* CHANGEFEED_WIRE_H */
+#endif /* CHANGEFEED_WIRE_H */

@@ -51,4 +51,4 @@ WirePutString(StringInfo out, const char *text)
 	WirePutBytes(out, text, strlen(text));
 }
 
-#endif							/* CHANGEFEED_WIRE_WRITE_H */
+#endif /* CHANGEFEED_WIRE_WRITE_H */

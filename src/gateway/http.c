@@ -333,8 +333,7 @@ HostIsAllowed(struct lws *wsi, Refusal *refusal)
 	length = (size_t) (end - header_text);
 
 	if ((length == 9 && strncasecmp(header_text, "localhost", 9) == 0) ||
-		IsAddress(header_text, length) ||
-		IsListed(&gateway.allowed_hosts, header_text, length))
+		IsAddress(header_text, length) || IsListed(&gateway.allowed_hosts, header_text, length))
 		return true;
 
 	snprintf(message_text, sizeof(message_text), "host \"%.*s\" is not allowed",
