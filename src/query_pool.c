@@ -18,9 +18,7 @@
  * and in the end the worker is terminated: whatever a policy does with cancels,
  * it cannot keep a worker.
  *
- * A job whose worker died is tried once more.  A job of verdicts is then given
- * out again identity by identity: the one that kills workers gets an error, and
- * the others their verdicts.
+ * What becomes of the job of a worker that died is in query_jobs.c.
  *
  * Process: feed worker.  Nothing here blocks.  Locks: none.  Memory: a context
  * of the pool's own below TopMemoryContext; jobs are freed one by one.
@@ -30,6 +28,7 @@
 #include "postgres.h"
 
 #include "query_internal.h"
+#include "query_jobs.h"
 
 #include <signal.h>
 #include <unistd.h>
@@ -53,40 +52,6 @@
 #define MESSAGES_PER_TURN 32	/* of one worker */
 #define INTERRUPTS		  3		/* before a worker is terminated */
 
-/* Internal priority: the lane of slow snapshots. */
-#define QUERY_SLOW (QUERY_LATER + 1)
-
-typedef struct PoolJob
-{
-	uint64 id;
-	dlist_node node; /* in a list of waiting jobs */
-	bool in_list;
-	TimestampTz submitted;
-	QueryKind kind;
-	int priority; /* QueryPriority or QUERY_SLOW */
-	bool takes_rows;
-	bool preempted;			/* interrupted, to go on in the slow lane */
-	QueryCallback callback; /* NULL: cancelled */
-	void *arg;
-	char *body;
-	Size length;
-	int deaths;		/* of workers that ran it */
-	bool delivered; /* a result went to the callback */
-
-	/* QUERY_VERDICTS, given out identity by identity: */
-	bool split;
-	uint32 part; /* the identity that is next or running */
-	uint32 nparts;
-	XLogRecPtr lsn;		   /* highest of the parts */
-	bool part_done;		   /* its verdict has come */
-	StringInfoData merged; /* the verdicts of the parts before */
-} PoolJob;
-
-typedef struct JobEntry
-{
-	uint64 id; /* hash key */
-	PoolJob *job;
-} JobEntry;
 
 typedef struct PoolWorker
 {
@@ -110,132 +75,11 @@ typedef struct PoolWorker
 
 static DatabaseFeed *pool_feed;
 static int pool_feed_index;
-static MemoryContext pool_context;
 static PoolWorker *workers;
 static int nworkers; /* without the one of the slow lane, the last */
-static HTAB *job_table;
-static dlist_head waiting[QUERY_SLOW + 1]; /* by priority */
-static uint64 last_job;
 static bool last_was_later;			/* the job given out last */
 static bool register_failed;		/* and said so */
 static TimestampTz no_worker_since; /* 0: there is one */
-
-/* ---- Jobs ---- */
-
-static PoolJob *
-FindJob(uint64 id)
-{
-	JobEntry *entry = hash_search(job_table, &id, HASH_FIND, NULL);
-
-	return entry != NULL ? entry->job : NULL;
-}
-
-static void
-FreeJob(PoolJob *job)
-{
-	(void) hash_search(job_table, &job->id, HASH_REMOVE, NULL);
-	if (job->merged.data != NULL)
-		pfree(job->merged.data);
-	pfree(job->body);
-	pfree(job);
-}
-
-static void
-EnqueueJob(PoolJob *job, bool first)
-{
-	job->in_list = true;
-	if (first)
-		dlist_push_head(&waiting[job->priority], &job->node);
-	else
-		dlist_push_tail(&waiting[job->priority], &job->node);
-}
-
-/*
- * Hands a result on.  With the last one the job, which must be in no list and
- * at no worker any more, is freed: the callback may submit and cancel jobs.
- */
-static void
-DeliverResult(PoolJob *job, QueryKind kind, const char *body, Size length)
-{
-	QueryCallback callback = job->callback;
-	void *arg = job->arg;
-	uint64 id = job->id;
-	WireReader reader = WireReaderInit(body, length);
-
-	job->delivered = true;
-	if (kind == QUERY_DONE || kind == QUERY_ERROR)
-		FreeJob(job);
-	if (callback != NULL)
-		callback(arg, id, kind, &reader);
-	else if (kind == QUERY_FILE)
-	{
-		/* Nobody wants it any more. */
-		WireBytes path = WireGetBytes(&reader);
-
-		if (path.data != NULL && path.length < MAXPGPATH)
-		{
-			char name[MAXPGPATH];
-
-			memcpy(name, path.data, path.length);
-			name[path.length] = '\0';
-			(void) unlink(name);
-		}
-	}
-}
-
-static void
-DeliverError(PoolJob *job, int sqlerrcode, const char *message, const char *hint)
-{
-	StringInfoData body;
-
-	initStringInfo(&body);
-	WirePutString(&body, unpack_sql_state(sqlerrcode));
-	WirePutString(&body, message);
-	WirePutString(&body, hint);
-	DeliverResult(job, QUERY_ERROR, body.data, body.len);
-	pfree(body.data);
-}
-
-static PoolJob *
-PopJob(dlist_head *list)
-{
-	PoolJob *job = dlist_container(PoolJob, node, dlist_pop_head_node(list));
-
-	job->in_list = false;
-	return job;
-}
-
-uint64
-QuerySubmit(QueryKind kind, const char *body, Size length, QueryPriority priority,
-			QueryCallback callback, void *arg)
-{
-	PoolJob *job = MemoryContextAllocZero(pool_context, sizeof(PoolJob));
-	JobEntry *entry;
-	bool found;
-
-	job->id = ++last_job;
-	job->kind = kind;
-	job->priority = priority;
-	job->submitted = GetCurrentTimestamp();
-	job->callback = callback;
-	job->arg = arg;
-	job->length = length;
-	job->body = MemoryContextAllocHuge(pool_context, Max(length, 1));
-	memcpy(job->body, body, length);
-	if (kind == QUERY_SUBSCRIBE)
-	{
-		WireReader reader = WireReaderInit(body, length);
-
-		(void) WireGetU32(&reader);
-		(void) WireGetBytes(&reader);
-		job->takes_rows = (WireGetU8(&reader) & QUERY_WITH_ROWS) != 0;
-	}
-
-	entry = hash_search(job_table, &job->id, HASH_ENTER, &found);
-	entry->job = job;
-	EnqueueJob(job, false);
-	return job->id;
-}
 
 /*
  * Ends the job at hand.  Verdicts are short, and have a time limit of their
@@ -258,7 +102,7 @@ InterruptWorker(PoolWorker *worker)
 void
 QueryCancel(uint64 id)
 {
-	PoolJob *job = FindJob(id);
+	PoolJob *job = JobFind(id);
 	int i;
 
 	if (job == NULL || job->callback == NULL)
@@ -266,7 +110,7 @@ QueryCancel(uint64 id)
 	if (job->in_list)
 	{
 		dlist_delete(&job->node);
-		FreeJob(job);
+		JobFree(job);
 		return;
 	}
 
@@ -275,81 +119,6 @@ QueryCancel(uint64 id)
 	for (i = 0; i <= nworkers; i++)
 		if (workers[i].job == job && workers[i].message == NULL)
 			InterruptWorker(&workers[i]);
-}
-
-int
-QueryPoolBacklog(void)
-{
-	return job_table != NULL ? (int) hash_get_num_entries(job_table) : 0;
-}
-
-/* ---- Verdicts, identity by identity ---- */
-
-static void
-MergeError(PoolJob *job, const char *sqlstate, Size sqlstate_length, const char *message,
-		   Size length)
-{
-	WirePutU8(&job->merged, 1);
-	WirePutBytes(&job->merged, sqlstate, sqlstate_length);
-	WirePutBytes(&job->merged, message, length);
-	job->part_done = true;
-}
-
-/* The part is through: on to the next one, or done.  The job is at no worker. */
-static void
-NextPart(PoolJob *job)
-{
-	StringInfoData list;
-
-	if (job->callback == NULL)
-	{
-		FreeJob(job);
-		return;
-	}
-	job->part++;
-	job->part_done = false;
-	job->deaths = 0;
-	if (job->part < job->nparts)
-	{
-		EnqueueJob(job, true);
-		return;
-	}
-
-	initStringInfo(&list);
-	WirePutU64(&list, job->lsn);
-	appendBinaryStringInfo(&list, job->merged.data, job->merged.len);
-	DeliverResult(job, QUERY_VERDICT_LIST, list.data, list.len);
-	pfree(list.data);
-	DeliverResult(job, QUERY_DONE, "", 0);
-}
-
-static void
-PartResult(PoolWorker *worker, PoolJob *job, QueryKind kind, WireReader *body)
-{
-	if (kind == QUERY_VERDICT_LIST && !job->part_done)
-	{
-		XLogRecPtr lsn = WireGetU64(body);
-
-		job->lsn = Max(job->lsn, lsn);
-		appendBinaryStringInfo(&job->merged, body->data + body->offset,
-							   (int) (body->length - body->offset));
-		job->part_done = true;
-	}
-	else if (kind == QUERY_ERROR || kind == QUERY_DONE)
-	{
-		worker->job = NULL;
-		if (!job->part_done)
-		{
-			WireBytes sqlstate = WireGetBytes(body);
-			WireBytes message = WireGetBytes(body);
-
-			if (kind == QUERY_DONE || body->failed)
-				MergeError(job, "XX000", 5, "no verdict", 10);
-			else
-				MergeError(job, sqlstate.data, sqlstate.length, message.data, message.length);
-		}
-		NextPart(job);
-	}
 }
 
 /* ---- Workers ---- */
@@ -468,89 +237,6 @@ StartWorker(PoolWorker *worker, TimestampTz now)
 	MemoryContextSwitchTo(old);
 }
 
-/* The identities of a job of verdicts are tried one by one from now on. */
-static bool
-SplitJob(PoolJob *job)
-{
-	MemoryContext old;
-
-	if (!QuerySplitVerdicts(job->body, job->length, 0, NULL, &job->nparts) || job->nparts == 0)
-		return false;
-	job->split = true;
-	old = MemoryContextSwitchTo(pool_context);
-	initStringInfo(&job->merged);
-	MemoryContextSwitchTo(old);
-	return true;
-}
-
-static void
-VerdictsLostWorker(PoolJob *job, bool timed_out)
-{
-	if (job->split && job->part_done)
-	{
-		NextPart(job);
-		return;
-	}
-	if (job->delivered)
-	{
-		DeliverResult(job, QUERY_DONE, "", 0);
-		return;
-	}
-	if (!job->split)
-	{
-		if (!SplitJob(job))
-		{
-			DeliverError(job, ERRCODE_DATA_CORRUPTED, "malformed job for a query worker", "");
-			return;
-		}
-		/* Among several it is not known who it was. */
-		if (job->nparts > 1)
-		{
-			job->deaths = 0;
-			timed_out = false;
-		}
-	}
-
-	if (timed_out)
-	{
-		char *message = psprintf(
-			"policies took longer than changefeed.policy_timeout (%d ms) and went on when cancelled",
-			setting_policy_timeout);
-
-		MergeError(job, unpack_sql_state(ERRCODE_QUERY_CANCELED), 5, message, strlen(message));
-		pfree(message);
-		NextPart(job);
-	}
-	else if (job->deaths >= 2)
-	{
-		const char *message = "two query workers ended while judging changes for this identity";
-
-		MergeError(job, unpack_sql_state(ERRCODE_ADMIN_SHUTDOWN), 5, message, strlen(message));
-		NextPart(job);
-	}
-	else
-		EnqueueJob(job, true);
-}
-
-/* What becomes of the job of a worker that died. */
-static void
-JobLostWorker(PoolJob *job, bool timed_out)
-{
-	job->deaths++;
-	if (job->callback == NULL)
-		FreeJob(job);
-	else if (job->kind == QUERY_VERDICTS)
-		VerdictsLostWorker(job, timed_out);
-	else if (timed_out || job->preempted)
-		DeliverError(
-			job, ERRCODE_QUERY_CANCELED, "the query took too long and went on when cancelled",
-			"Look for exception handlers with WHEN query_canceled in functions that policies call.");
-	else if (job->deaths >= 2 || job->delivered)
-		DeliverError(job, ERRCODE_ADMIN_SHUTDOWN, "the query worker has ended", "Try again.");
-	else
-		EnqueueJob(job, true);
-}
-
 static void
 WorkerEnded(PoolWorker *worker, TimestampTz now)
 {
@@ -591,7 +277,9 @@ HandleMessage(PoolWorker *worker, const char *data, Size length)
 	}
 	if (job->split)
 	{
-		PartResult(worker, job, kind, &reader);
+		if (kind == QUERY_DONE || kind == QUERY_ERROR)
+			worker->job = NULL;
+		JobPartResult(job, kind, &reader);
 		return;
 	}
 	if (kind == QUERY_DONE || kind == QUERY_ERROR)
@@ -600,10 +288,10 @@ HandleMessage(PoolWorker *worker, const char *data, Size length)
 	{
 		job->preempted = false;
 		job->priority = QUERY_SLOW;
-		EnqueueJob(job, false);
+		JobEnqueue(job, false);
 		return;
 	}
-	DeliverResult(job, kind, reader.data + reader.offset, reader.length - reader.offset);
+	JobDeliver(job, kind, reader.data + reader.offset, reader.length - reader.offset);
 }
 
 /* True: there may be more. */
@@ -649,7 +337,7 @@ LaterIsPossible(void)
 	int running = 0;
 	int i;
 
-	if (dlist_is_empty(&waiting[QUERY_LATER]))
+	if (dlist_is_empty(&job_waiting[QUERY_LATER]))
 		return false;
 	for (i = 0; i < nworkers; i++)
 		if (workers[i].job != NULL && workers[i].job->priority == QUERY_LATER)
@@ -664,13 +352,13 @@ NextList(TimestampTz now)
 	PoolJob *job;
 
 	if (!LaterIsPossible())
-		return dlist_is_empty(&waiting[QUERY_FIRST]) ? NULL : &waiting[QUERY_FIRST];
-	if (dlist_is_empty(&waiting[QUERY_FIRST]))
-		return &waiting[QUERY_LATER];
-	job = dlist_head_element(PoolJob, node, &waiting[QUERY_LATER]);
+		return dlist_is_empty(&job_waiting[QUERY_FIRST]) ? NULL : &job_waiting[QUERY_FIRST];
+	if (dlist_is_empty(&job_waiting[QUERY_FIRST]))
+		return &job_waiting[QUERY_LATER];
+	job = dlist_head_element(PoolJob, node, &job_waiting[QUERY_LATER]);
 	if (!last_was_later && TimestampDifferenceExceeds(job->submitted, now, LATER_PATIENCE_MS))
-		return &waiting[QUERY_LATER];
-	return &waiting[QUERY_FIRST];
+		return &job_waiting[QUERY_LATER];
+	return &job_waiting[QUERY_FIRST];
 }
 
 /* The message is in the worker's hands, or will be sent on when there is room. */
@@ -706,7 +394,7 @@ GiveJob(PoolWorker *worker, PoolJob *job)
 		if (!QuerySplitVerdicts(job->body, job->length, job->part, &part, &nparts))
 		{
 			pfree(part.data);
-			DeliverError(job, ERRCODE_DATA_CORRUPTED, "malformed job for a query worker", "");
+			JobDeliverError(job, ERRCODE_DATA_CORRUPTED, "malformed job for a query worker", "");
 			return false;
 		}
 		body = part.data;
@@ -731,7 +419,7 @@ static dlist_head *
 NextListFor(PoolWorker *worker, TimestampTz now)
 {
 	if (worker == &workers[nworkers])
-		return dlist_is_empty(&waiting[QUERY_SLOW]) ? NULL : &waiting[QUERY_SLOW];
+		return dlist_is_empty(&job_waiting[QUERY_SLOW]) ? NULL : &job_waiting[QUERY_SLOW];
 	return NextList(now);
 }
 
@@ -751,7 +439,7 @@ InterruptDue(PoolWorker *worker)
 				   ? DT_NOEND
 				   : TimestampTzPlusMilliseconds(worker->interrupted, setting_policy_timeout);
 	if (job->priority == QUERY_LATER && job->takes_rows && !job->delivered &&
-		!dlist_is_empty(&waiting[QUERY_LATER]))
+		!dlist_is_empty(&job_waiting[QUERY_LATER]))
 		return TimestampTzPlusMilliseconds(worker->given, setting_policy_timeout);
 	return DT_NOEND;
 }
@@ -785,8 +473,8 @@ GiveJobs(TimestampTz now)
 			SendJob(worker);
 		while (worker->ready && worker->job == NULL && (list = NextListFor(worker, now)) != NULL)
 		{
-			last_was_later = list == &waiting[QUERY_LATER];
-			if (GiveJob(worker, PopJob(list)))
+			last_was_later = list == &job_waiting[QUERY_LATER];
+			if (GiveJob(worker, JobPop(list)))
 				break;
 		}
 	}
@@ -796,7 +484,7 @@ GiveJobs(TimestampTz now)
 static bool
 IsNeeded(const PoolWorker *worker)
 {
-	return worker != &workers[nworkers] || !dlist_is_empty(&waiting[QUERY_SLOW]);
+	return worker != &workers[nworkers] || !dlist_is_empty(&job_waiting[QUERY_SLOW]);
 }
 
 /* Nobody has been there for long: whoever waits learns of it. */
@@ -811,13 +499,13 @@ RefuseWaiting(void)
 
 		/* Callbacks may submit new jobs, which are for the next turn. */
 		dlist_init(&list);
-		while (!dlist_is_empty(&waiting[i]))
-			dlist_push_tail(&list, dlist_pop_head_node(&waiting[i]));
+		while (!dlist_is_empty(&job_waiting[i]))
+			dlist_push_tail(&list, dlist_pop_head_node(&job_waiting[i]));
 		while (!dlist_is_empty(&list))
 		{
-			PoolJob *job = PopJob(&list);
+			PoolJob *job = JobPop(&list);
 
-			DeliverError(job, ERRCODE_ADMIN_SHUTDOWN, "no query worker could be started",
+			JobDeliverError(job, ERRCODE_ADMIN_SHUTDOWN, "no query worker could be started",
 						 "See the server log; max_worker_processes may be too low.");
 		}
 	}
@@ -874,7 +562,7 @@ QueryPoolTimeout(void)
 		next = Min(next, InterruptDue(&workers[i]));
 	}
 	if (no_worker_since != 0 &&
-		!(dlist_is_empty(&waiting[QUERY_FIRST]) && dlist_is_empty(&waiting[QUERY_LATER])))
+		!(dlist_is_empty(&job_waiting[QUERY_FIRST]) && dlist_is_empty(&job_waiting[QUERY_LATER])))
 		next = Min(next, TimestampTzPlusMilliseconds(no_worker_since, NO_WORKER_MS + 1));
 	if (next == DT_NOEND)
 		return -1;
@@ -908,22 +596,12 @@ RemoveOldSpoolFiles(void)
 void
 QueryPoolStart(DatabaseFeed *feed, int feed_index)
 {
-	HASHCTL ctl = {0};
 	TimestampTz now = GetCurrentTimestamp();
 	int i;
 
 	pool_feed = feed;
 	pool_feed_index = feed_index;
-	pool_context = AllocSetContextCreate(TopMemoryContext, "changefeed query pool",
-										 ALLOCSET_DEFAULT_SIZES);
-	ctl.keysize = sizeof(uint64);
-	ctl.entrysize = sizeof(JobEntry);
-	ctl.hcxt = pool_context;
-	job_table = hash_create("changefeed query jobs", 256, &ctl,
-							HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
-	dlist_init(&waiting[QUERY_FIRST]);
-	dlist_init(&waiting[QUERY_LATER]);
-	dlist_init(&waiting[QUERY_SLOW]);
+	JobsInit();
 	RemoveOldSpoolFiles();
 
 	nworkers = setting_query_workers;
