@@ -465,6 +465,14 @@ Send(Delivery *d, uint8 flags)
 	position[POSITION_COMMON] = '\0';
 	initStringInfo(&before);
 	initStringInfo(&after);
+
+	/* Not the connection's place in the stream, but this channel's alone. */
+	if (d->only != NULL)
+	{
+		appendStringInfoString(&before, "\"channel\":");
+		appendBinaryStringInfo(&before, d->only->name->json, d->only->name->length);
+		appendStringInfoChar(&before, ',');
+	}
 	appendStringInfo(&before, "\"txid\":\"" UINT64_FORMAT "\",\"position\":\"%s",
 					 transaction->commit.xid, position);
 	seconds = timestamptz_to_time_t(transaction->commit.time);

@@ -225,7 +225,7 @@ write_file('jwks.json', '{"keys":['
         '7')
       . ']}');
 
-$node->init;
+$node->init(extra => [ '--encoding', 'UTF8', '--locale', 'C' ]);
 $node->append_conf(
     'postgresql.conf', qq(
 shared_preload_libraries = 'pg_changefeed'

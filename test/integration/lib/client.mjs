@@ -527,6 +527,9 @@ export class Client {
     const live = subscriptions.every(({ state }) => state === 'ready');
     let removes = true;
 
+    if (live ? frame.channel !== undefined : frame.channel !== subscriptions[0].name) {
+      this.#fail(`transaction ${frame.txid} says channel ${JSON.stringify(frame.channel)}, which is ${live ? 'for catching up only' : 'not that of its changes'}`);
+    }
     if (!live && subscriptions.length > 1) this.#fail(`transaction ${frame.txid} joins channels of which not all are ready`);
     for (const { channel, entity, op, key } of frame.changes) {
       const id = canonical([channel, entity, key]);
