@@ -42,13 +42,13 @@ JobsInit(void)
 	HASHCTL ctl = {0};
 	int i;
 
-	pool_context =
-		AllocSetContextCreate(TopMemoryContext, "changefeed query pool", ALLOCSET_DEFAULT_SIZES);
+	pool_context = AllocSetContextCreate(TopMemoryContext, "changefeed query pool",
+										 ALLOCSET_DEFAULT_SIZES);
 	ctl.keysize = sizeof(uint64);
 	ctl.entrysize = sizeof(JobEntry);
 	ctl.hcxt = pool_context;
-	job_table =
-		hash_create("changefeed query jobs", 256, &ctl, HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+	job_table = hash_create("changefeed query jobs", 256, &ctl,
+							HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
 	for (i = 0; i <= QUERY_SLOW; i++)
 		dlist_init(&job_waiting[i]);
 }
@@ -324,4 +324,3 @@ JobLostWorker(PoolJob *job, bool timed_out)
 	else
 		JobEnqueue(job, true);
 }
-

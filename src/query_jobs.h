@@ -65,4 +65,4 @@ extern void JobPartResult(PoolJob *job, QueryKind kind, WireReader *body);
 /* What becomes of the job of a worker that died. */
 extern void JobLostWorker(PoolJob *job, bool timed_out);
 
-#endif							/* CHANGEFEED_QUERY_JOBS_H */
+#endif /* CHANGEFEED_QUERY_JOBS_H */

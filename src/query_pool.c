@@ -76,7 +76,7 @@ typedef struct PoolWorker
 static DatabaseFeed *pool_feed;
 static int pool_feed_index;
 static PoolWorker *workers;
-static int nworkers; /* without the one of the slow lane, the last */
+static int nworkers;				/* without the one of the slow lane, the last */
 static bool last_was_later;			/* the job given out last */
 static bool register_failed;		/* and said so */
 static TimestampTz no_worker_since; /* 0: there is one */
@@ -506,7 +506,7 @@ RefuseWaiting(void)
 			PoolJob *job = JobPop(&list);
 
 			JobDeliverError(job, ERRCODE_ADMIN_SHUTDOWN, "no query worker could be started",
-						 "See the server log; max_worker_processes may be too low.");
+							"See the server log; max_worker_processes may be too low.");
 		}
 	}
 }
