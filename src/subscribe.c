@@ -593,6 +593,18 @@ InSnapshot(Subscription *s, LogTransaction *transaction)
 	return true;
 }
 
+/* Were channels or sources defined anew? */
+static bool
+ChangesCatalog(const LogTransaction *transaction)
+{
+	int i;
+
+	for (i = 0; i < transaction->nbarriers; i++)
+		if (transaction->barriers[i].kind == BARRIER_CATALOG)
+			return true;
+	return false;
+}
+
 /*
  * The answer is complete.  Before the client is told anything: is it still
  * good, given all that has been published since the question?
@@ -609,7 +621,9 @@ UseAnswer(Subscription *s)
 		{
 			LogTransaction *transaction = LogGet(number);
 
-			if (transaction == NULL || EventConcerns(s, transaction, false) != NULL)
+			/* The client's rows are those of the definition of then. */
+			if (transaction == NULL || ChangesCatalog(transaction) ||
+				EventConcerns(s, transaction, false) != NULL)
 			{
 				SubscribeForget(s);
 				s->from_position = false;

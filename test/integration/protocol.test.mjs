@@ -594,6 +594,22 @@ describe('protocol', () => {
       await client.close();
     });
 
+    test('a channel that was defined anew in the meantime gives a snapshot', async () => {
+      await db.exec(`CREATE TABLE proto.anew (id int PRIMARY KEY, hidden bool NOT NULL DEFAULT false);
+        SELECT changefeed.create_channel('anew', 'proto.anew'); INSERT INTO proto.anew VALUES (1, false), (2, true)`);
+      const client = await connect();
+      const s = await client.openSoon('anew');
+      const from = s.position;
+      await client.close();
+      await db.exec(`SELECT changefeed.drop_channel('anew'); SELECT changefeed.create_channel('anew', 'proto.anew', filter => 'NOT hidden')`);
+      const later = await connect();
+      const again = await later.subscribe('anew', { from });
+      await again.ready();
+      assert.equal(again.recovered, false);
+      assert.equal(again.entities.get('anew').rows.size, 1);
+      await later.close();
+    });
+
     test('several channels of one connection, each from its own position', async () => {
       let client = await connect();
       const names = ['orders', 'orders:1', 'orders:*'];
