@@ -23,7 +23,9 @@
 
 #include "access/tupdesc.h"
 #include "common/file_utils.h"
+#include "fmgr.h"
 #include "nodes/bitmapset.h"
+#include "nodes/params.h"
 #include "nodes/plannodes.h"
 #include "port/atomics.h"
 #include "storage/fd.h"
@@ -123,6 +125,56 @@ extern const char *QuerySearchPath(Oid role);
 
 /* A setting that ALTER ROLE or ALTER DATABASE made for the role, or NULL. */
 extern char *QueryRoleSetting(Oid role, const char *name);
+
+/* ---- query_source.c ---- */
+
+/* A parameter of the channel's name with the value that the client gave. */
+typedef struct SourceParameter
+{
+	char *column;
+	char *text;
+	int16 attno;
+	int output_index; /* of the column in the query's result */
+	Oid type;		  /* base type */
+	int32 typmod;
+	Oid column_type;
+	Datum value;
+	bool recheck; /* equal values may have different texts */
+	FmgrInfo output;
+} SourceParameter;
+
+/* A source as the job names it, and what was found out about it. */
+typedef struct SourceQuery
+{
+	Oid relid;
+	char *filter; /* empty: none */
+	int nkeys;
+	char **keys;
+	int npublished; /* 0: all */
+	char **published;
+	int nparams;
+	SourceParameter *params;
+	/* found out: */
+	int ncolumns;
+	int16 *columns;
+	int nextra; /* columns of parameters that are not sent */
+	int16 *extra;
+	bool nothing; /* no row may be read */
+} SourceQuery;
+
+/* Finds the columns; writes the QUERY_DESCRIBE message into `out`. */
+extern void SourceQueryDescribe(SourceQuery *source, int index, Oid role, StringInfo out);
+
+/* The parameters as values; `types` gets their types. */
+extern ParamListInfo SourceQueryParameters(SourceQuery *source, Relation rel, Oid *types);
+
+/* The text of the query for the source's rows, and its plan. */
+extern char *SourceQueryText(const SourceQuery *source, Relation rel);
+extern PlannedStmt *SourceQueryPlan(const SourceQuery *source, Relation rel, Oid role,
+									const char *sql, const Oid *types, ParamListInfo params);
+
+/* Does the row of the query belong to the channel to the letter? */
+extern bool SourceQueryMatches(SourceQuery *source, const Datum *values, const bool *isnull);
 
 /* ---- query_snapshot.c ---- */
 

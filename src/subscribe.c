@@ -22,105 +22,19 @@
  */
 #include "postgres.h"
 
-#include "feed.h"
+#include "subscribe.h"
 #include "gateways.h"
-#include "wire_write.h"
 
-#include <fcntl.h>
 #include <unistd.h>
 
 #include "access/transam.h"
-#include "storage/fd.h"
-#include "utils/builtins.h"
 #include "utils/memutils.h"
-
-/* A snapshot that keeps failing for passing reasons is tried this often. */
-#define MAX_ATTEMPTS 30
 
 /* Bytes of catching up before the client has to have taken them. */
 #define CATCHUP_WINDOW (64 * 1024)
 
 /* So close to its connection, it makes it wait rather than chase it. */
 #define CHASE_LIMIT 1000
-
-static void OnResult(void *arg, uint64 job, QueryKind kind, WireReader *body);
-
-/* ---- asking ---- */
-
-/*
- * The source's filter for a query.  A row whose template column is null belongs
- * to no channel, so not to "*" either.
- */
-static char *
-FilterOf(Instance *instance, Source *source)
-{
-	StringInfoData filter;
-	int k;
-
-	initStringInfo(&filter);
-	if (source->filter != NULL)
-		appendStringInfo(&filter, "(%s)", source->filter);
-	for (k = 0; k < instance->channel->template->nparams; k++)
-	{
-		if (instance->params[k] != NULL)
-			continue;
-		if (filter.len > 0)
-			appendStringInfoString(&filter, " AND ");
-		appendStringInfo(&filter, "%s IS NOT NULL",
-						 quote_identifier(instance->channel->template->params[k]));
-	}
-	return filter.data;
-}
-
-static void
-Submit(Subscription *s)
-{
-	Instance *instance = s->instance;
-	Channel *channel = instance->channel;
-	Identity *identity = s->connection->identity;
-	StringInfoData body;
-	bool rows = !s->no_snapshot && !s->from_position;
-	int i;
-	int k;
-
-	initStringInfo(&body);
-	WirePutU32(&body, identity->info.role);
-	WirePutString(&body, identity->info.claims);
-	WirePutU8(&body, rows ? QUERY_WITH_ROWS : 0);
-	WirePutU16(&body, channel->nsources);
-	for (i = 0; i < channel->nsources; i++)
-	{
-		Source *source = channel->sources[i];
-		int nparams = 0;
-
-		/* From now on a barrier of this table is noticed. */
-		RelationNote(source->relid);
-		WirePutU32(&body, source->relid);
-		WirePutString(&body, FilterOf(instance, source));
-		WirePutU16(&body, source->nkey);
-		for (k = 0; k < source->nkey; k++)
-			WirePutString(&body, source->key[k]);
-		WirePutU16(&body, source->ncolumns);
-		for (k = 0; k < source->ncolumns; k++)
-			WirePutString(&body, source->columns[k]);
-		for (k = 0; k < channel->template->nparams; k++)
-			if (instance->params[k] != NULL)
-				nparams++;
-		WirePutU16(&body, nparams);
-		for (k = 0; k < channel->template->nparams; k++)
-		{
-			if (instance->params[k] == NULL)
-				continue;
-			WirePutString(&body, channel->template->params[k]);
-			WirePutString(&body, instance->params[k]);
-		}
-	}
-	s->start = LogPublished();
-	s->answered = false;
-	s->restart = false;
-	s->job = QuerySubmit(QUERY_SUBSCRIBE, body.data, body.len, QUERY_LATER, OnResult, s);
-	pfree(body.data);
-}
 
 void
 SubscribeStart(Subscription *s, const Position *from)
@@ -131,304 +45,6 @@ SubscribeStart(Subscription *s, const Position *from)
 	if (from != NULL && memcmp(from->tag, s->connection->identity->tag, POSITION_TAG) == 0 &&
 		LogFind(from, &s->from, &reason))
 		s->from_position = true;
-}
-
-/* ---- answers ---- */
-
-static void
-ReadDescribe(Subscription *s, WireReader *r)
-{
-	Channel *channel = s->instance->channel;
-	uint16 index = WireGetU16(r);
-	View view = {0};
-	int i;
-
-	if (s->views == NULL)
-		s->views = MemoryContextAllocZero(feed_context, sizeof(View *) * Max(channel->nsources, 1));
-	if (r->failed || index >= channel->nsources || s->views[index] != NULL)
-		ereport(ERROR, (errcode(ERRCODE_PROTOCOL_VIOLATION),
-						errmsg("malformed description from a query worker")));
-	view.source_id = channel->sources[index]->id;
-	view.relid = channel->sources[index]->relid;
-	view.ncolumns = WireGetU16(r);
-	view.columns = palloc(sizeof(int16) * Max(view.ncolumns, 1));
-	for (i = 0; i < view.ncolumns; i++)
-		view.columns[i] = (int16) WireGetU16(r);
-	view.nkey = WireGetU16(r);
-	view.key = palloc(sizeof(int16) * Max(view.nkey, 1));
-	for (i = 0; i < view.nkey; i++)
-		view.key[i] = (int16) WireGetU16(r);
-	view.rls = WireGetU8(r);
-	view.fingerprint = WireGetU64(r);
-	view.ndependencies = WireGetU32(r);
-	if (r->failed || view.ndependencies > r->length)
-		ereport(ERROR, (errcode(ERRCODE_PROTOCOL_VIOLATION),
-						errmsg("malformed description from a query worker")));
-	view.dependencies = palloc(sizeof(Oid) * Max(view.ndependencies, 1));
-	for (i = 0; i < view.ndependencies; i++)
-		view.dependencies[i] = WireGetU32(r);
-	s->views[index] = ViewIntern(s->connection->identity, &view);
-}
-
-static void
-ReadSnapshot(Subscription *s, WireReader *r)
-{
-	int i;
-
-	s->xmin = WireGetU32(r);
-	s->xmax = WireGetU32(r);
-	s->nxip = WireGetU32(r);
-	if (r->failed || s->nxip > r->length)
-		ereport(ERROR, (errcode(ERRCODE_PROTOCOL_VIOLATION),
-						errmsg("malformed snapshot from a query worker")));
-	s->xip = MemoryContextAlloc(feed_context, sizeof(TransactionId) * Max(s->nxip, 1));
-	for (i = 0; i < s->nxip; i++)
-		s->xip[i] = WireGetU32(r);
-	s->snapshot_lsn = WireGetU64(r);
-	s->has_snapshot = true;
-}
-
-/* Passing reasons: somebody's lock, a worker that died, a cancelled job. */
-static bool
-MayRetry(const char *sqlstate)
-{
-	return strcmp(sqlstate, "55P03") == 0 || strcmp(sqlstate, "57P01") == 0 ||
-		   strncmp(sqlstate, "40", 2) == 0;
-}
-
-static void
-Delay(Subscription *s)
-{
-	s->retry_delay = s->retry_delay == 0 ? 20 : Min(s->retry_delay * 2, 2000);
-	s->retry_at = TimestampTzPlusMilliseconds(feed_now, s->retry_delay);
-}
-
-static void
-OnResult(void *arg, uint64 job, QueryKind kind, WireReader *body)
-{
-	Subscription *s = arg;
-
-	switch (kind)
-	{
-		case QUERY_DESCRIBE:
-			ReadDescribe(s, body);
-			break;
-		case QUERY_SNAPSHOT:
-			ReadSnapshot(s, body);
-			break;
-		case QUERY_PAGE:
-		{
-			uint16 index = WireGetU16(body);
-			WireBytes rows = WireGetBytes(body);
-			MemoryContext old = MemoryContextSwitchTo(feed_context);
-
-			if (s->pages.data == NULL)
-				initStringInfo(&s->pages);
-			WirePutU32(&s->pages, index);
-			WirePutU32(&s->pages, rows.length);
-			appendBinaryStringInfo(&s->pages, rows.data, (int) rows.length);
-			s->npages++;
-			MemoryContextSwitchTo(old);
-		}
-		break;
-		case QUERY_FILE:
-		{
-			WireBytes path = WireGetBytes(body);
-
-			s->file = MemoryContextAllocZero(feed_context, path.length + 1);
-			memcpy(s->file, path.data, path.length);
-		}
-		break;
-		case QUERY_ERROR:
-		{
-			WireBytes sqlstate = WireGetBytes(body);
-			WireBytes message = WireGetBytes(body);
-			WireBytes hint = WireGetBytes(body);
-			char *state = pnstrdup(sqlstate.data, sqlstate.length);
-
-			s->job = 0;
-			SubscribeForget(s);
-			if (MayRetry(state) && ++s->attempts < MAX_ATTEMPTS)
-				Delay(s);
-			else
-				SubscribeEnd(s, "error", state, pnstrdup(message.data, message.length),
-							 hint.length > 0 ? pnstrdup(hint.data, hint.length) : NULL);
-		}
-		break;
-		case QUERY_DONE:
-			s->job = 0;
-			s->answered = true;
-			break;
-		default:
-			break;
-	}
-}
-
-/* ---- telling the client ---- */
-
-/* `"entities":{...}` from the views and the catalog of now. */
-static void
-AppendEntities(Subscription *s, StringInfo m)
-{
-	Channel *channel = s->instance->channel;
-	int i;
-	int k;
-
-	appendStringInfoString(m, "\"entities\":{");
-	for (i = 0; i < channel->nsources; i++)
-	{
-		Source *source = channel->sources[i];
-		View *view = s->views[i];
-
-		if (i > 0)
-			appendStringInfoChar(m, ',');
-		EncodeString(m, source->entity, strlen(source->entity));
-		appendStringInfoString(m, ":{\"key\":[");
-		for (k = 0; k < source->nkey; k++)
-		{
-			if (k > 0)
-				appendStringInfoChar(m, ',');
-			EncodeString(m, source->key[k], strlen(source->key[k]));
-		}
-		appendStringInfoString(m, "],\"columns\":[");
-		for (k = 0; k < view->ncolumns; k++)
-		{
-			char *name = RelationColumnName(source->relid, view->columns[k]);
-
-			if (k > 0)
-				appendStringInfoChar(m, ',');
-			EncodeString(m, name, strlen(name));
-		}
-		appendStringInfoString(m, "]}");
-	}
-	appendStringInfoChar(m, '}');
-}
-
-static void
-SendSubscribed(Subscription *s, bool recovered)
-{
-	StringInfoData m;
-
-	initStringInfo(&m);
-	appendStringInfo(&m, "{\"type\":\"subscribed\",\"id\":%s,\"channel\":", s->request_id);
-	appendBinaryStringInfo(&m, s->name->json, s->name->length);
-	appendStringInfo(&m, ",\"recovered\":%s,", recovered ? "true" : "false");
-	AppendEntities(s, &m);
-	appendStringInfoChar(&m, '}');
-	ProtocolSend(s->connection, m.data, m.len);
-	s->announced = true;
-	s->announced_entities = true;
-	pfree(s->request_id);
-	s->request_id = NULL;
-}
-
-static void
-PagePrefix(Subscription *s, int source, StringInfo out)
-{
-	const char *entity = s->instance->channel->sources[source]->entity;
-
-	initStringInfo(out);
-	appendStringInfoString(out, "{\"type\":\"snapshot\",\"channel\":");
-	appendBinaryStringInfo(out, s->name->json, s->name->length);
-	appendStringInfoString(out, ",\"entity\":");
-	EncodeString(out, entity, strlen(entity));
-	appendStringInfoString(out, ",\"rows\":");
-}
-
-static void
-SendPages(Subscription *s)
-{
-	Channel *channel = s->instance->channel;
-	StringInfo prefixes = palloc(sizeof(StringInfoData) * Max(channel->nsources, 1));
-	int i;
-
-	for (i = 0; i < channel->nsources; i++)
-		PagePrefix(s, i, &prefixes[i]);
-
-	if (s->file != NULL)
-	{
-		int fd = OpenTransientFile(s->file, O_RDONLY | PG_BINARY);
-
-		if (fd < 0)
-		{
-			ereport(LOG, (errcode_for_file_access(),
-						  errmsg("could not open snapshot file \"%s\": %m", s->file)));
-			SubscribeForget(s);
-			SubscriptionSetState(s, SUB_QUERYING);
-			Delay(s);
-			return;
-		}
-		unlink(s->file);
-		GatewaySnapshot(s->connection, s->id, channel->nsources, prefixes, fd);
-		CloseTransientFile(fd);
-		pfree(s->file);
-		s->file = NULL;
-		SubscriptionSetState(s, SUB_LOADING);
-		return;
-	}
-
-	if (s->pages.data != NULL)
-	{
-		WireReader r = WireReaderInit(s->pages.data, s->pages.len);
-
-		while (!WireAtEnd(&r))
-		{
-			uint32 source = WireGetU32(&r);
-			WireBytes rows = WireGetBytes(&r);
-			StringInfoData m;
-
-			if (r.failed || source >= (uint32) channel->nsources)
-				elog(ERROR, "malformed pages");
-			initStringInfo(&m);
-			appendBinaryStringInfo(&m, prefixes[source].data, prefixes[source].len);
-			appendBinaryStringInfo(&m, rows.data, (int) rows.length);
-			appendStringInfoChar(&m, '}');
-			ProtocolSend(s->connection, m.data, m.len);
-			pfree(m.data);
-		}
-		pfree(s->pages.data);
-		memset(&s->pages, 0, sizeof(s->pages));
-	}
-	SubscriptionSetState(s, SUB_CATCHUP);
-}
-
-static void
-SendReady(Subscription *s)
-{
-	StringInfoData m;
-	char position[POSITION_LENGTH + 1];
-	uint64 number = Max(s->cursor, s->since);
-	int i;
-
-	LogPosition(number, position);
-	memcpy(position + POSITION_COMMON, s->connection->identity->tag, POSITION_TAG);
-	position[POSITION_LENGTH] = '\0';
-	initStringInfo(&m);
-	appendStringInfoString(&m, "{\"type\":\"ready\",\"channel\":");
-	appendBinaryStringInfo(&m, s->name->json, s->name->length);
-	appendStringInfo(&m, ",\"position\":\"%s\"", position);
-	if (s->has_snapshot)
-	{
-		appendStringInfo(&m,
-						 ",\"snapshot\":{\"xmin\":\"" UINT64_FORMAT "\",\"xmax\":\"" UINT64_FORMAT
-						 "\",\"xip\":[",
-						 LogFullXid(s->xmin), LogFullXid(s->xmax));
-		for (i = 0; i < s->nxip; i++)
-			appendStringInfo(&m, "%s\"" UINT64_FORMAT "\"", i > 0 ? "," : "",
-							 LogFullXid(s->xip[i]));
-		appendStringInfoString(&m, "]}");
-	}
-
-	/* After a resync there may be other columns than `subscribed` told. */
-	if (!s->announced_entities)
-	{
-		appendStringInfoChar(&m, ',');
-		AppendEntities(s, &m);
-		s->announced_entities = true;
-	}
-	appendStringInfoChar(&m, '}');
-	ProtocolSend(s->connection, m.data, m.len);
-	pfree(m.data);
 }
 
 /* ---- starting over and ending ---- */
@@ -502,7 +118,7 @@ SubscribeResync(Subscription *s, const char *reason)
 		s->retry_at = 0;
 	}
 	else
-		Delay(s);
+		SubscribeDelay(s);
 	s->resynced_at = feed_now;
 }
 
@@ -634,7 +250,7 @@ UseAnswer(Subscription *s)
 		s->since = s->from;
 		s->attempts = 0;
 		if (!s->announced)
-			SendSubscribed(s, true);
+			SubscribeTellSubscribed(s, true);
 		SubscriptionSetState(s, SUB_CATCHUP);
 		return;
 	}
@@ -654,7 +270,7 @@ UseAnswer(Subscription *s)
 				EventConcerns(s, transaction, InSnapshot(s, transaction)) != NULL)
 			{
 				SubscribeForget(s);
-				Delay(s);
+				SubscribeDelay(s);
 				return;
 			}
 		}
@@ -665,10 +281,10 @@ UseAnswer(Subscription *s)
 	s->cursor = s->start;
 	s->attempts = 0;
 	if (!s->announced)
-		SendSubscribed(s, false);
+		SubscribeTellSubscribed(s, false);
 	s->told_rows = true;
 	if (s->has_snapshot)
-		SendPages(s);
+		SubscribeTellPages(s);
 	else
 		SubscriptionSetState(s, SUB_CATCHUP);
 }
@@ -723,7 +339,7 @@ CatchUp(Subscription *s)
 	}
 
 	s->since = Max(s->since, s->cursor);
-	SendReady(s);
+	SubscribeTellReady(s);
 	s->told_rows = true;
 	s->retry_delay = 0;
 	SubscriptionSetState(s, SUB_READY);
@@ -748,7 +364,7 @@ SubscribeAdvance(void)
 			else if (s->job == 0)
 			{
 				if (s->retry_at <= feed_now)
-					Submit(s);
+					SubscribeAsk(s);
 				else
 				{
 					long ms = Max(TimestampDifferenceMilliseconds(feed_now, s->retry_at), 1);

@@ -1,0 +1,197 @@
+/*-------------------------------------------------------------------------
+ *
+ * behind.c
+ *		Connections that are behind: moved from the log, transaction by
+ *		transaction, all that are at the same one together.
+ *
+ * A connection is behind because a verdict is missing, its client is slow, or
+ * one of its subscriptions is about to catch up.  It gets the same frames as
+ * if it had been live, in the same order, or a resync when the log no longer
+ * has them.
+ *
+ * Process: feed worker.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "deliver.h"
+
+#include "storage/latch.h"
+#include "miscadmin.h"
+
+/* Bytes that a connection which is behind gets before it has to drain. */
+#define REPLAY_WINDOW (128 * 1024)
+
+/* Groups are numbered so that marks need not be cleared. */
+static uint64 last_group;
+
+static bool
+MayMove(Connection *connection)
+{
+	return !connection->live && !connection->closing && !connection->choked &&
+		   !connection->waits_verdict && connection->mark == 0 && connection->held == 0;
+}
+
+/* The log no longer has what it needs: all its subscriptions start again. */
+static void
+FellOff(Connection *connection)
+{
+	dlist_mutable_iter iter;
+
+	dlist_foreach_modify(iter, &connection->subscriptions)
+	{
+		Subscription *s = dlist_container(Subscription, connection_node, iter.cur);
+
+		if (s->state == SUB_READY && s->since < LogPublished())
+			SubscribeResync(s, "history_truncated");
+	}
+	ConnectionSetLive(connection);
+}
+
+/* Sends transaction `number` to those of `members` whose verdicts are there. */
+static void
+MoveGroup(List *members, uint64 number)
+{
+	Delivery d = {0};
+	LogTransaction *transaction = LogGet(number);
+	ListCell *lc;
+
+	d.group = ++last_group;
+	d.members = members;
+	d.transaction = transaction;
+	foreach(lc, members)
+		((Connection *) lfirst(lc))->group = d.group;
+	if (transaction->nchanges > 0)
+	{
+		d.map = MapGet(transaction);
+		if (d.map->nentries > 0)
+			DeliverRun(&d, 0);
+	}
+	foreach(lc, members)
+	{
+		Connection *connection = lfirst(lc);
+
+		if (connection->group != d.group)
+			continue;
+		connection->cursor = number;
+		connection->replayed += d.bytes / Max(list_length(members), 1);
+		if (connection->replayed > REPLAY_WINDOW)
+		{
+			connection->replayed = 0;
+			connection->mark = MARK_REPLAY;
+			GatewayMark(connection, MARK_REPLAY);
+		}
+	}
+}
+
+static int
+CompareCursors(const ListCell *a, const ListCell *b)
+{
+	uint64 x = ((Connection *) lfirst(a))->cursor;
+	uint64 y = ((Connection *) lfirst(b))->cursor;
+
+	return x < y ? -1 : x > y;
+}
+
+void
+DeliverAdvance(void)
+{
+	List *ready = NIL;
+	dlist_mutable_iter iter;
+	int rounds = 0;
+
+	/* A transaction at a time, those at the same one together. */
+	for (;;)
+	{
+		List *group = NIL;
+		uint64 cursor = 0;
+		ListCell *lc;
+
+		ready = NIL;
+		dlist_foreach_modify(iter, &all_connections_behind)
+		{
+			Connection *connection = dlist_container(Connection, behind_node, iter.cur);
+
+			if (connection->cursor < LogBase() && !connection->closing)
+			{
+				FellOff(connection);
+				continue;
+			}
+			if (!MayMove(connection))
+				continue;
+			if (connection->cursor >= LogPublished())
+				ConnectionSetLive(connection);
+			else
+				ready = lappend(ready, connection);
+		}
+		if (ready == NIL || GatewaysPending() > (Size) 8 * 1024 * 1024)
+			return;
+		if (rounds++ > 200)
+		{
+			/* Others want a turn, too. */
+			SetLatch(MyLatch);
+			return;
+		}
+		list_sort(ready, CompareCursors);
+		foreach(lc, ready)
+		{
+			Connection *connection = lfirst(lc);
+
+			if (group != NIL && connection->cursor != cursor)
+			{
+				MoveGroup(group, cursor + 1);
+				group = NIL;
+			}
+			cursor = connection->cursor;
+			group = lappend(group, connection);
+		}
+		MoveGroup(group, cursor + 1);
+	}
+}
+
+void
+DeliverForgetWaiting(void)
+{
+	dlist_iter iter;
+
+	dlist_foreach(iter, &all_connections_behind)
+		dlist_container(Connection, behind_node, iter.cur)->waits_verdict = false;
+}
+
+void
+DeliverChoked(Connection *connection, uint64 last)
+{
+	uint64 cursor = connection->live ? LogPublished() : connection->cursor;
+
+	/*
+	 * The gateway has dropped what came behind `last`.  A connection that got
+	 * nothing yet (0) is at the first transaction that it was ready for; going
+	 * back to the log's base costs nothing, since every subscription skips
+	 * what lies before its `since`.
+	 */
+	connection->choked = true;
+	ProtocolSyncsLost(connection);
+	ConnectionSetBehind(connection, Min(cursor, Max(last, connection->first)));
+}
+
+void
+DeliverDrained(Connection *connection)
+{
+	if (!connection->choked)
+		return;
+	connection->choked = false;
+	connection->waits_verdict = false;
+	connection->replayed = 0;
+	GatewayResume(connection);
+}
+
+void
+DeliverFlushed(Connection *connection, uint32 mark)
+{
+	/* All that was sent before has gone out. */
+	if (mark == MARK_SYNC)
+		ProtocolSyncsFlushed(connection);
+	else
+		connection->mark = 0;
+}

@@ -1,0 +1,67 @@
+/*-------------------------------------------------------------------------
+ *
+ * deliver.h
+ *		What the parts of delivery share: deliver.c (who is concerned),
+ *		fragment.c (bytes), behind.c (connections that are behind).
+ *
+ * Process: feed worker.  Memory: a Delivery and its fragments live in the turn.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef CHANGEFEED_DELIVER_H
+#define CHANGEFEED_DELIVER_H
+
+#include "feed.h"
+#include "gateways.h"
+
+/* One change as JSON, and who gets it. */
+typedef struct Fragment
+{
+	MapEntry *entry;
+	View *view; /* any with these columns */
+	Spelling *name;
+	SourceAction action;
+	bool complete; /* whole row, even for merge */
+	StringInfoData json;
+	int count[MAX_GATEWAYS];
+	int room[MAX_GATEWAYS];
+	uint32 *numbers[MAX_GATEWAYS];
+} Fragment;
+
+typedef struct Delivery
+{
+	LogTransaction *transaction;
+	TransactionMap *map;
+	List *removes; /* of Fragment */
+	List *others;
+	List *current;	  /* fragments of the entry at hand */
+	List *unreadable; /* subscriptions that cannot get their change */
+
+	/* Who takes part: the live ones, a group, or one subscription. */
+	uint64 group;  /* 0: live connections */
+	List *members; /* of the group: Connection */
+	Subscription *only;
+
+	uint64 run;	  /* number of this run, for those taken out */
+	bool asking;  /* first pass: find missing verdicts */
+	bool missing; /* `only` cannot be sent its changes yet */
+	Size bytes;	  /* of fragments, per receiver */
+} Delivery;
+
+/* deliver.c: both passes over a transaction for those who take part. */
+extern void DeliverRun(Delivery *d, uint8 flags);
+
+/* fragment.c: is every value that the view sends known in the new image? */
+extern bool FragmentRowIsKnown(MapEntry *entry, TransactionMap *map, View *view);
+
+/*
+ * One more receiver for the operation on the entry; the fragment is encoded
+ * when it is the first one.  `complete`: the whole row, even for a merge.
+ */
+extern void FragmentAdd(Delivery *d, MapEntry *entry, Subscription *s, View *view,
+						SourceAction action, bool in_before, bool complete);
+
+/* Hands the fragments to the gateways. */
+extern void FragmentsSend(Delivery *d, uint8 flags);
+
+#endif /* CHANGEFEED_DELIVER_H */

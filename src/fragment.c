@@ -1,0 +1,269 @@
+/*-------------------------------------------------------------------------
+ *
+ * fragment.c
+ *		Operations as bytes: encoded once, shared by all who get the same.
+ *
+ * A fragment is one operation of a transaction on one row, as JSON, and the
+ * connections that get it.  The gateway joins a connection's fragments of a
+ * transaction into one frame.
+ *
+ * Process: feed worker.  Memory: the turn's.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "deliver.h"
+
+#include "utils/datum.h"
+#include "utils/memutils.h"
+
+/* Which of the view's columns differ between the images, as sent. */
+static int
+ChangedColumns(MapEntry *entry, TransactionMap *map, View *view, int16 *changed)
+{
+	MapImage *before = &map->images[entry->old_image];
+	MapImage *after = &map->images[entry->new_image];
+	bool whole_before = !before->incomplete;
+	int n = 0;
+	int i;
+
+	for (i = 0; i < view->ncolumns; i++)
+	{
+		int16 attno = view->columns[i];
+		Form_pg_attribute att;
+		Datum x = before->values[attno - 1];
+		Datum y = after->values[attno - 1];
+		bool xnull = before->isnull[attno - 1];
+		bool ynull = after->isnull[attno - 1];
+		StringInfoData a;
+		StringInfoData b;
+
+		if (attno > after->desc->tupdesc->natts)
+			continue;
+		att = TupleDescAttr(after->desc->tupdesc, attno - 1);
+
+		/* Not in the WAL because it did not change. */
+		if (!ynull && RecordValueIsUnchanged(after->desc, attno, y))
+			continue;
+		if (!whole_before || before->desc != after->desc)
+		{
+			changed[n++] = attno;
+			continue;
+		}
+		if (xnull && ynull)
+			continue;
+		if (xnull != ynull)
+		{
+			changed[n++] = attno;
+			continue;
+		}
+		if (datum_image_eq(x, y, att->attbyval, att->attlen))
+			continue;
+
+		/* Different bytes, such as a compressed copy, may be the same value. */
+		initStringInfo(&a);
+		initStringInfo(&b);
+		EncodeValue(entry->layout->encoder, &a, attno, x, false);
+		EncodeValue(entry->layout->encoder, &b, attno, y, false);
+		if (a.len != b.len || memcmp(a.data, b.data, a.len) != 0)
+			changed[n++] = attno;
+		pfree(a.data);
+		pfree(b.data);
+	}
+	return n;
+}
+
+bool
+FragmentRowIsKnown(MapEntry *entry, TransactionMap *map, View *view)
+{
+	MapImage *after = &map->images[entry->new_image];
+	int i;
+
+	if (!after->incomplete)
+		return true;
+	for (i = 0; i < view->ncolumns; i++)
+	{
+		int16 attno = view->columns[i];
+
+		if (!after->isnull[attno - 1] &&
+			RecordValueIsUnchanged(after->desc, attno, after->values[attno - 1]))
+			return false;
+	}
+	return true;
+}
+
+static const char *const action_names[] = {
+	[ACTION_APPEND] = "append",
+	[ACTION_MERGE] = "merge",
+	[ACTION_REPLACE] = "replace",
+	[ACTION_REMOVE] = "remove",
+};
+
+/* Writes the change.  False: nothing visible has changed. */
+static bool
+EncodeFragment(Delivery *d, Fragment *f, bool in_before)
+{
+	MapEntry *entry = f->entry;
+	MapImage *after = entry->new_image >= 0 ? &d->map->images[entry->new_image] : NULL;
+	int16 *columns = f->view->columns;
+	int ncolumns = f->view->ncolumns;
+
+	if (in_before && f->action != ACTION_REMOVE)
+	{
+		int16 *changed = palloc(sizeof(int16) * Max(ncolumns, 1));
+		int nchanged = ChangedColumns(entry, d->map, f->view, changed);
+
+		if (nchanged == 0)
+			return false;
+		if (f->action == ACTION_MERGE && !f->complete)
+		{
+			columns = changed;
+			ncolumns = nchanged;
+		}
+	}
+
+	initStringInfo(&f->json);
+	appendStringInfoString(&f->json, "{\"channel\":");
+	appendBinaryStringInfo(&f->json, f->name->json, f->name->length);
+	appendStringInfoString(&f->json, ",\"entity\":");
+	EncodeString(&f->json, entry->source->entity, strlen(entry->source->entity));
+	appendStringInfo(&f->json, ",\"op\":\"%s\",\"key\":", action_names[f->action]);
+	appendBinaryStringInfo(&f->json, entry->key, entry->key_length);
+	if (f->action != ACTION_REMOVE)
+	{
+		appendStringInfoString(&f->json, f->action == ACTION_MERGE ? ",\"set\":" : ",\"row\":");
+		EncodeRow(entry->layout->encoder, &f->json, columns, ncolumns, after->values,
+				  after->isnull);
+	}
+	appendStringInfoChar(&f->json, '}');
+	return true;
+}
+
+static bool
+SameColumns(const View *a, const View *b)
+{
+	return a == b || (a->ncolumns == b->ncolumns &&
+					  memcmp(a->columns, b->columns, sizeof(int16) * a->ncolumns) == 0);
+}
+
+void
+FragmentAdd(Delivery *d, MapEntry *entry, Subscription *s, View *view, SourceAction action,
+			bool in_before, bool complete)
+{
+	Fragment *f = NULL;
+	ListCell *lc;
+	int g = s->connection->gateway->index;
+
+	foreach(lc, d->current)
+	{
+		Fragment *other = lfirst(lc);
+
+		if (other->action == action && other->name == s->name && other->complete == complete &&
+			SameColumns(other->view, view))
+		{
+			f = other;
+			break;
+		}
+	}
+	if (f == NULL)
+	{
+		f = palloc0(sizeof(Fragment));
+		f->entry = entry;
+		f->view = view;
+		f->name = s->name;
+		f->action = action;
+		f->complete = complete;
+		d->current = lappend(d->current, f);
+		if (EncodeFragment(d, f, in_before))
+		{
+			if (action == ACTION_REMOVE)
+				d->removes = lappend(d->removes, f);
+			else
+				d->others = lappend(d->others, f);
+		}
+	}
+	if (f->json.data == NULL)
+		return; /* nothing that they can see has changed */
+
+	if (f->count[g] == f->room[g])
+	{
+		f->room[g] = Max(4, f->room[g] * 2);
+		if (f->numbers[g] == NULL)
+			f->numbers[g] = palloc(sizeof(uint32) * f->room[g]);
+		else
+			f->numbers[g] = repalloc_huge(f->numbers[g], sizeof(uint32) * f->room[g]);
+	}
+	f->numbers[g][f->count[g]++] = s->connection->number;
+	d->bytes += f->json.len + 1;
+}
+
+void
+FragmentsSend(Delivery *d, uint8 flags)
+{
+	LogTransaction *transaction = d->transaction;
+	char position[POSITION_COMMON + 1];
+	StringInfoData before;
+	StringInfoData after;
+	pg_time_t seconds;
+	struct pg_tm *tm;
+	ListCell *lc;
+	int g;
+
+	if (d->removes == NIL && d->others == NIL)
+		return;
+
+	LogPosition(transaction->number, position);
+	position[POSITION_COMMON] = '\0';
+	initStringInfo(&before);
+	initStringInfo(&after);
+
+	/* Not the connection's place in the stream, but this channel's alone. */
+	if (d->only != NULL)
+	{
+		appendStringInfoString(&before, "\"channel\":");
+		appendBinaryStringInfo(&before, d->only->name->json, d->only->name->length);
+		appendStringInfoChar(&before, ',');
+	}
+	appendStringInfo(&before, "\"txid\":\"" UINT64_FORMAT "\",\"position\":\"%s",
+					 transaction->commit.xid, position);
+	seconds = timestamptz_to_time_t(transaction->commit.time);
+	tm = pg_gmtime(&seconds);
+	appendStringInfo(
+		&after, "\",\"committed_at\":\"%04d-%02d-%02dT%02d:%02d:%02d.%06dZ\",\"changes\":[",
+		tm->tm_year + 1900, tm->tm_mon + 1, tm->tm_mday, tm->tm_hour, tm->tm_min, tm->tm_sec,
+		(int) (((transaction->commit.time % USECS_PER_SEC) + USECS_PER_SEC) % USECS_PER_SEC));
+
+	for (g = 0; g < gateway_count; g++)
+	{
+		Gateway *gateway = &gateways[g];
+		bool begun = false;
+		int part;
+
+		if (gateway->link == NULL)
+			continue;
+		for (part = 0; part < 2; part++)
+		{
+			foreach(lc, part == 0 ? d->removes : d->others)
+			{
+				Fragment *f = lfirst(lc);
+
+				if (f->count[g] == 0)
+					continue;
+				if (!begun)
+				{
+					GatewayTransactionBegin(gateway, transaction->number, flags, before.data,
+											before.len, after.data, after.len);
+					begun = true;
+				}
+				GatewayTransactionFragment(gateway, f->numbers[g], f->count[g], f->json.data,
+										   f->json.len);
+			}
+		}
+		if (begun)
+		{
+			GatewayTransactionEnd(gateway);
+			pg_atomic_fetch_add_u64(&feed_shared->feed_frames, 1);
+		}
+	}
+}

@@ -1,0 +1,185 @@
+/*-------------------------------------------------------------------------
+ *
+ * subscribe_messages.c
+ *		What a client is told of its subscription: subscribed, the pages of the
+ *		snapshot, ready.
+ *
+ * Process: feed worker.  Memory: the turn's.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "subscribe.h"
+#include "gateways.h"
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include "storage/fd.h"
+#include "utils/memutils.h"
+
+/* `"entities":{...}` from the views and the catalog of now. */
+static void
+AppendEntities(Subscription *s, StringInfo m)
+{
+	Channel *channel = s->instance->channel;
+	int i;
+	int k;
+
+	appendStringInfoString(m, "\"entities\":{");
+	for (i = 0; i < channel->nsources; i++)
+	{
+		Source *source = channel->sources[i];
+		View *view = s->views[i];
+
+		if (i > 0)
+			appendStringInfoChar(m, ',');
+		EncodeString(m, source->entity, strlen(source->entity));
+		appendStringInfoString(m, ":{\"key\":[");
+		for (k = 0; k < source->nkey; k++)
+		{
+			if (k > 0)
+				appendStringInfoChar(m, ',');
+			EncodeString(m, source->key[k], strlen(source->key[k]));
+		}
+		appendStringInfoString(m, "],\"columns\":[");
+		for (k = 0; k < view->ncolumns; k++)
+		{
+			char *name = RelationColumnName(source->relid, view->columns[k]);
+
+			if (k > 0)
+				appendStringInfoChar(m, ',');
+			EncodeString(m, name, strlen(name));
+		}
+		appendStringInfoString(m, "]}");
+	}
+	appendStringInfoChar(m, '}');
+}
+
+void
+SubscribeTellSubscribed(Subscription *s, bool recovered)
+{
+	StringInfoData m;
+
+	initStringInfo(&m);
+	appendStringInfo(&m, "{\"type\":\"subscribed\",\"id\":%s,\"channel\":", s->request_id);
+	appendBinaryStringInfo(&m, s->name->json, s->name->length);
+	appendStringInfo(&m, ",\"recovered\":%s,", recovered ? "true" : "false");
+	AppendEntities(s, &m);
+	appendStringInfoChar(&m, '}');
+	ProtocolSend(s->connection, m.data, m.len);
+	s->announced = true;
+	s->announced_entities = true;
+	pfree(s->request_id);
+	s->request_id = NULL;
+}
+
+static void
+PagePrefix(Subscription *s, int source, StringInfo out)
+{
+	const char *entity = s->instance->channel->sources[source]->entity;
+
+	initStringInfo(out);
+	appendStringInfoString(out, "{\"type\":\"snapshot\",\"channel\":");
+	appendBinaryStringInfo(out, s->name->json, s->name->length);
+	appendStringInfoString(out, ",\"entity\":");
+	EncodeString(out, entity, strlen(entity));
+	appendStringInfoString(out, ",\"rows\":");
+}
+
+void
+SubscribeTellPages(Subscription *s)
+{
+	Channel *channel = s->instance->channel;
+	StringInfo prefixes = palloc(sizeof(StringInfoData) * Max(channel->nsources, 1));
+	int i;
+
+	for (i = 0; i < channel->nsources; i++)
+		PagePrefix(s, i, &prefixes[i]);
+
+	if (s->file != NULL)
+	{
+		int fd = OpenTransientFile(s->file, O_RDONLY | PG_BINARY);
+
+		if (fd < 0)
+		{
+			ereport(LOG, (errcode_for_file_access(),
+						  errmsg("could not open snapshot file \"%s\": %m", s->file)));
+			SubscribeForget(s);
+			SubscriptionSetState(s, SUB_QUERYING);
+			SubscribeDelay(s);
+			return;
+		}
+		unlink(s->file);
+		GatewaySnapshot(s->connection, s->id, channel->nsources, prefixes, fd);
+		CloseTransientFile(fd);
+		pfree(s->file);
+		s->file = NULL;
+		SubscriptionSetState(s, SUB_LOADING);
+		return;
+	}
+
+	if (s->pages.data != NULL)
+	{
+		WireReader r = WireReaderInit(s->pages.data, s->pages.len);
+
+		while (!WireAtEnd(&r))
+		{
+			uint32 source = WireGetU32(&r);
+			WireBytes rows = WireGetBytes(&r);
+			StringInfoData m;
+
+			if (r.failed || source >= (uint32) channel->nsources)
+				elog(ERROR, "malformed pages");
+			initStringInfo(&m);
+			appendBinaryStringInfo(&m, prefixes[source].data, prefixes[source].len);
+			appendBinaryStringInfo(&m, rows.data, (int) rows.length);
+			appendStringInfoChar(&m, '}');
+			ProtocolSend(s->connection, m.data, m.len);
+			pfree(m.data);
+		}
+		pfree(s->pages.data);
+		memset(&s->pages, 0, sizeof(s->pages));
+	}
+	SubscriptionSetState(s, SUB_CATCHUP);
+}
+
+void
+SubscribeTellReady(Subscription *s)
+{
+	StringInfoData m;
+	char position[POSITION_LENGTH + 1];
+	uint64 number = Max(s->cursor, s->since);
+	int i;
+
+	LogPosition(number, position);
+	memcpy(position + POSITION_COMMON, s->connection->identity->tag, POSITION_TAG);
+	position[POSITION_LENGTH] = '\0';
+	initStringInfo(&m);
+	appendStringInfoString(&m, "{\"type\":\"ready\",\"channel\":");
+	appendBinaryStringInfo(&m, s->name->json, s->name->length);
+	appendStringInfo(&m, ",\"position\":\"%s\"", position);
+	if (s->has_snapshot)
+	{
+		appendStringInfo(&m,
+						 ",\"snapshot\":{\"xmin\":\"" UINT64_FORMAT "\",\"xmax\":\"" UINT64_FORMAT
+						 "\",\"xip\":[",
+						 LogFullXid(s->xmin), LogFullXid(s->xmax));
+		for (i = 0; i < s->nxip; i++)
+			appendStringInfo(&m, "%s\"" UINT64_FORMAT "\"", i > 0 ? "," : "",
+							 LogFullXid(s->xip[i]));
+		appendStringInfoString(&m, "]}");
+	}
+
+	/* After a resync there may be other columns than `subscribed` told. */
+	if (!s->announced_entities)
+	{
+		appendStringInfoChar(&m, ',');
+		AppendEntities(s, &m);
+		s->announced_entities = true;
+	}
+	appendStringInfoChar(&m, '}');
+	ProtocolSend(s->connection, m.data, m.len);
+	pfree(m.data);
+}

@@ -1,0 +1,233 @@
+/*-------------------------------------------------------------------------
+ *
+ * subscribe_query.c
+ *		A subscription's question to the query workers, and their answer.
+ *
+ * The question is what its identity may see, and unless the client resumes or
+ * wants no snapshot, which rows there are.  The answer is kept with the
+ * subscription until subscribe.c uses it.
+ *
+ * Process: feed worker.  Memory: what is kept is in feed_context.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "subscribe.h"
+#include "wire_write.h"
+
+#include "utils/builtins.h"
+#include "utils/memutils.h"
+
+/* A snapshot that keeps failing for passing reasons is tried this often. */
+#define MAX_ATTEMPTS 30
+
+static void OnResult(void *arg, uint64 job, QueryKind kind, WireReader *body);
+
+/* ---- asking ---- */
+
+/*
+ * The source's filter for a query.  A row whose template column is null belongs
+ * to no channel, so not to "*" either.
+ */
+static char *
+FilterOf(Instance *instance, Source *source)
+{
+	StringInfoData filter;
+	int k;
+
+	initStringInfo(&filter);
+	if (source->filter != NULL)
+		appendStringInfo(&filter, "(%s)", source->filter);
+	for (k = 0; k < instance->channel->template->nparams; k++)
+	{
+		if (instance->params[k] != NULL)
+			continue;
+		if (filter.len > 0)
+			appendStringInfoString(&filter, " AND ");
+		appendStringInfo(&filter, "%s IS NOT NULL",
+						 quote_identifier(instance->channel->template->params[k]));
+	}
+	return filter.data;
+}
+
+void
+SubscribeAsk(Subscription *s)
+{
+	Instance *instance = s->instance;
+	Channel *channel = instance->channel;
+	Identity *identity = s->connection->identity;
+	StringInfoData body;
+	bool rows = !s->no_snapshot && !s->from_position;
+	int i;
+	int k;
+
+	initStringInfo(&body);
+	WirePutU32(&body, identity->info.role);
+	WirePutString(&body, identity->info.claims);
+	WirePutU8(&body, rows ? QUERY_WITH_ROWS : 0);
+	WirePutU16(&body, channel->nsources);
+	for (i = 0; i < channel->nsources; i++)
+	{
+		Source *source = channel->sources[i];
+		int nparams = 0;
+
+		/* From now on a barrier of this table is noticed. */
+		RelationNote(source->relid);
+		WirePutU32(&body, source->relid);
+		WirePutString(&body, FilterOf(instance, source));
+		WirePutU16(&body, source->nkey);
+		for (k = 0; k < source->nkey; k++)
+			WirePutString(&body, source->key[k]);
+		WirePutU16(&body, source->ncolumns);
+		for (k = 0; k < source->ncolumns; k++)
+			WirePutString(&body, source->columns[k]);
+		for (k = 0; k < channel->template->nparams; k++)
+			if (instance->params[k] != NULL)
+				nparams++;
+		WirePutU16(&body, nparams);
+		for (k = 0; k < channel->template->nparams; k++)
+		{
+			if (instance->params[k] == NULL)
+				continue;
+			WirePutString(&body, channel->template->params[k]);
+			WirePutString(&body, instance->params[k]);
+		}
+	}
+	s->start = LogPublished();
+	s->answered = false;
+	s->restart = false;
+	s->job = QuerySubmit(QUERY_SUBSCRIBE, body.data, body.len, QUERY_LATER, OnResult, s);
+	pfree(body.data);
+}
+
+/* ---- answers ---- */
+
+static void
+ReadDescribe(Subscription *s, WireReader *r)
+{
+	Channel *channel = s->instance->channel;
+	uint16 index = WireGetU16(r);
+	View view = {0};
+	int i;
+
+	if (s->views == NULL)
+		s->views = MemoryContextAllocZero(feed_context, sizeof(View *) * Max(channel->nsources, 1));
+	if (r->failed || index >= channel->nsources || s->views[index] != NULL)
+		ereport(ERROR, (errcode(ERRCODE_PROTOCOL_VIOLATION),
+						errmsg("malformed description from a query worker")));
+	view.source_id = channel->sources[index]->id;
+	view.relid = channel->sources[index]->relid;
+	view.ncolumns = WireGetU16(r);
+	view.columns = palloc(sizeof(int16) * Max(view.ncolumns, 1));
+	for (i = 0; i < view.ncolumns; i++)
+		view.columns[i] = (int16) WireGetU16(r);
+	view.nkey = WireGetU16(r);
+	view.key = palloc(sizeof(int16) * Max(view.nkey, 1));
+	for (i = 0; i < view.nkey; i++)
+		view.key[i] = (int16) WireGetU16(r);
+	view.rls = WireGetU8(r);
+	view.fingerprint = WireGetU64(r);
+	view.ndependencies = WireGetU32(r);
+	if (r->failed || view.ndependencies > r->length)
+		ereport(ERROR, (errcode(ERRCODE_PROTOCOL_VIOLATION),
+						errmsg("malformed description from a query worker")));
+	view.dependencies = palloc(sizeof(Oid) * Max(view.ndependencies, 1));
+	for (i = 0; i < view.ndependencies; i++)
+		view.dependencies[i] = WireGetU32(r);
+	s->views[index] = ViewIntern(s->connection->identity, &view);
+}
+
+static void
+ReadSnapshot(Subscription *s, WireReader *r)
+{
+	int i;
+
+	s->xmin = WireGetU32(r);
+	s->xmax = WireGetU32(r);
+	s->nxip = WireGetU32(r);
+	if (r->failed || s->nxip > r->length)
+		ereport(ERROR, (errcode(ERRCODE_PROTOCOL_VIOLATION),
+						errmsg("malformed snapshot from a query worker")));
+	s->xip = MemoryContextAlloc(feed_context, sizeof(TransactionId) * Max(s->nxip, 1));
+	for (i = 0; i < s->nxip; i++)
+		s->xip[i] = WireGetU32(r);
+	s->snapshot_lsn = WireGetU64(r);
+	s->has_snapshot = true;
+}
+
+/* Passing reasons: somebody's lock, a worker that died, a cancelled job. */
+static bool
+MayRetry(const char *sqlstate)
+{
+	return strcmp(sqlstate, "55P03") == 0 || strcmp(sqlstate, "57P01") == 0 ||
+		   strncmp(sqlstate, "40", 2) == 0;
+}
+
+void
+SubscribeDelay(Subscription *s)
+{
+	s->retry_delay = s->retry_delay == 0 ? 20 : Min(s->retry_delay * 2, 2000);
+	s->retry_at = TimestampTzPlusMilliseconds(feed_now, s->retry_delay);
+}
+
+static void
+OnResult(void *arg, uint64 job, QueryKind kind, WireReader *body)
+{
+	Subscription *s = arg;
+
+	switch (kind)
+	{
+		case QUERY_DESCRIBE:
+			ReadDescribe(s, body);
+			break;
+		case QUERY_SNAPSHOT:
+			ReadSnapshot(s, body);
+			break;
+		case QUERY_PAGE:
+		{
+			uint16 index = WireGetU16(body);
+			WireBytes rows = WireGetBytes(body);
+			MemoryContext old = MemoryContextSwitchTo(feed_context);
+
+			if (s->pages.data == NULL)
+				initStringInfo(&s->pages);
+			WirePutU32(&s->pages, index);
+			WirePutU32(&s->pages, rows.length);
+			appendBinaryStringInfo(&s->pages, rows.data, (int) rows.length);
+			s->npages++;
+			MemoryContextSwitchTo(old);
+		}
+		break;
+		case QUERY_FILE:
+		{
+			WireBytes path = WireGetBytes(body);
+
+			s->file = MemoryContextAllocZero(feed_context, path.length + 1);
+			memcpy(s->file, path.data, path.length);
+		}
+		break;
+		case QUERY_ERROR:
+		{
+			WireBytes sqlstate = WireGetBytes(body);
+			WireBytes message = WireGetBytes(body);
+			WireBytes hint = WireGetBytes(body);
+			char *state = pnstrdup(sqlstate.data, sqlstate.length);
+
+			s->job = 0;
+			SubscribeForget(s);
+			if (MayRetry(state) && ++s->attempts < MAX_ATTEMPTS)
+				SubscribeDelay(s);
+			else
+				SubscribeEnd(s, "error", state, pnstrdup(message.data, message.length),
+							 hint.length > 0 ? pnstrdup(hint.data, hint.length) : NULL);
+		}
+		break;
+		case QUERY_DONE:
+			s->job = 0;
+			s->answered = true;
+			break;
+		default:
+			break;
+	}
+}
