@@ -6,8 +6,7 @@
  *
  * A database becomes known by its replication slot, by a request that the
  * commit of CREATE EXTENSION left in shared memory, or by the scan that is
- * made at start: one short-lived worker after the other looks into each
- * database.  The launcher itself is connected to none and reads only shared
+ * made at start (launcher_scan.c).  The launcher itself is connected to none and reads only shared
  * catalogs.
  *
  * Life of a pair (PairPhase):
@@ -23,7 +22,7 @@
  * Workers are never restarted by the postmaster, which would do so with old
  * arguments, and beside those that a restarted launcher starts.
  *
- * Process: launcher; ChangefeedScanMain in a worker of its own.
+ * Process: launcher.
  *
  * Locks: SharedFeeds->lock, briefly.  Nothing here waits for anything but its
  * latch, so that no procedure that needs all processes to answer (DROP
@@ -66,7 +65,6 @@
 #define RETRY_RESOURCES_MS 30000 /* no worker or segment to be had */
 #define RETRY_SLOT_MS	   250	 /* the slot is in use: 0.25 s, 0.5 s, ... */
 #define REPEAT_SIGNAL_MS   5000	 /* to workers of an earlier launcher */
-#define SCAN_LONGEST_MS	   60000
 
 typedef enum PairPhase
 {
@@ -96,22 +94,17 @@ typedef struct Pair
 
 static Pair pairs[MAX_DATABASES];
 
-static List *scan_queue = NIL; /* of Oid, LauncherContext */
-static BackgroundWorkerHandle *scan_handle = NULL;
-static TimestampTz scan_started = 0;
-static TimestampTz scan_next_try = 0;
-static bool scan_complained = false;
 static bool entries_complained = false;
 
-static MemoryContext LauncherContext = NULL;
+MemoryContext LauncherContext = NULL;
 static MemoryContext LoopContext = NULL;
 
 static void EndPair(int index);
 
 /* ---- Entries ---- */
 
-static int
-FindEntry(Oid database)
+int
+LauncherFindEntry(Oid database)
 {
 	for (int i = 0; i < MAX_DATABASES; i++)
 	{
@@ -120,6 +113,14 @@ FindEntry(Oid database)
 			return i;
 	}
 	return -1;
+}
+
+bool
+LauncherIsWanted(Oid database)
+{
+	int index = LauncherFindEntry(database);
+
+	return index >= 0 && shared_feeds->feeds[index].state != FEED_STOPPING;
 }
 
 static void
@@ -209,9 +210,9 @@ BackOff(Pair *pair, long first)
 	return delay;
 }
 
-static BackgroundWorkerHandle *
-StartWorker(const char *type, const char *function, Datum main_arg, uint32 generation,
-			const char *database_name)
+BackgroundWorkerHandle *
+LauncherStartWorker(const char *type, const char *function, Datum main_arg, uint32 generation,
+					const char *database_name)
 {
 	BackgroundWorker worker;
 	BackgroundWorkerHandle *handle = NULL;
@@ -236,8 +237,8 @@ StartWorker(const char *type, const char *function, Datum main_arg, uint32 gener
 	return handle;
 }
 
-static bool
-HasEnded(BackgroundWorkerHandle *handle)
+bool
+LauncherHasEnded(BackgroundWorkerHandle *handle)
 {
 	pid_t pid;
 
@@ -304,8 +305,8 @@ ComplainOfWorkers(const char *database_name, int missing)
 			 max_worker_processes, max_worker_processes + missing, 2 + setting_query_workers)));
 }
 
-static int
-CountMissingWorkers(int started)
+int
+LauncherMissingWorkers(int started)
 {
 	int missing = -started;
 
@@ -369,16 +370,16 @@ StartPair(int index)
 
 	pair->started = now;
 	pair->next_try = 0;
-	pair->decoder = StartWorker("changefeed decoder", "ChangefeedDecoderMain", Int32GetDatum(index),
-								feed->generation, info->name);
+	pair->decoder = LauncherStartWorker("changefeed decoder", "ChangefeedDecoderMain",
+										Int32GetDatum(index), feed->generation, info->name);
 	if (pair->decoder != NULL)
-		pair->feed = StartWorker("changefeed feed worker", "ChangefeedFeedMain",
-								 Int32GetDatum(index), feed->generation, info->name);
+		pair->feed = LauncherStartWorker("changefeed feed worker", "ChangefeedFeedMain",
+										 Int32GetDatum(index), feed->generation, info->name);
 	pair->no_resources = pair->feed == NULL;
 	if (pair->no_resources)
 	{
 		if (!pair->complained)
-			ComplainOfWorkers(info->name, CountMissingWorkers(pair->decoder != NULL ? 1 : 0));
+			ComplainOfWorkers(info->name, LauncherMissingWorkers(pair->decoder != NULL ? 1 : 0));
 		pair->complained = true;
 		EndPair(index);
 		return;
@@ -460,13 +461,13 @@ TendPair(int index)
 			return pair->phase != PAIR_WAITING;
 
 		case PAIR_RUNNING:
-			if (!HasEnded(pair->decoder) && !HasEnded(pair->feed))
+			if (!LauncherHasEnded(pair->decoder) && !LauncherHasEnded(pair->feed))
 				return false;
 			EndPair(index);
 			return true;
 
 		case PAIR_ENDING:
-			if (HasEnded(pair->decoder) && HasEnded(pair->feed) &&
+			if (LauncherHasEnded(pair->decoder) && LauncherHasEnded(pair->feed) &&
 				(pair->decoder != NULL || !IsRegistered(&feed->decoder_proc)) &&
 				(pair->feed != NULL || !IsRegistered(&feed->feed_proc)))
 			{
@@ -492,44 +493,23 @@ TendPair(int index)
 	return false;
 }
 
-/* ---- Requests and scans ---- */
-
-static void
-QueueScan(Oid database)
-{
-	MemoryContext old_context = MemoryContextSwitchTo(LauncherContext);
-
-	scan_queue = list_append_unique_oid(scan_queue, database);
-	MemoryContextSwitchTo(old_context);
-}
-
-static void
-QueueScanOfAll(void)
-{
-	ListCell *lc;
-
-	foreach(lc, ListDatabases())
-	{
-		DatabaseInfo *info = (DatabaseInfo *) lfirst(lc);
-
-		if (CanHaveFeed(info) && FindEntry(info->oid) < 0)
-			QueueScan(info->oid);
-	}
-}
+/* ---- Requests ---- */
 
 static void
 Obey(Oid database, FeedRequest what)
 {
-	int index = FindEntry(database);
+	int index = LauncherFindEntry(database);
 
 	switch (what)
 	{
 		case REQUEST_STOP:
+			ScanReported(database);
 			if (index >= 0)
 				StopEntry(index);
 			break;
 
 		case REQUEST_START:
+			ScanReported(database);
 			if (index >= 0)
 			{
 				if (shared_feeds->feeds[index].state == FEED_STOPPING)
@@ -555,8 +535,8 @@ Obey(Oid database, FeedRequest what)
 				if (index >= 0)
 					StopEntry(index);
 			}
-			else if (index < 0 || shared_feeds->feeds[index].state == FEED_STOPPING)
-				QueueScan(database);
+			else if (!LauncherIsWanted(database))
+				ScanQueue(database);
 			break;
 	}
 }
@@ -566,8 +546,8 @@ Obey(Oid database, FeedRequest what)
  * moment at which SharedStateOfDatabase finds neither the request nor what
  * became of it.  One that was changed meanwhile is obeyed once more.
  */
-static void
-TakeRequests(void)
+void
+LauncherTakeRequests(void)
 {
 	bool rescan;
 
@@ -608,63 +588,7 @@ TakeRequests(void)
 	shared_feeds->rescan = false;
 	LWLockRelease(shared_feeds->lock);
 	if (rescan)
-		QueueScanOfAll();
-}
-
-/* One scan after the other, to need one worker slot only. */
-static void
-TendScan(void)
-{
-	TimestampTz now = GetCurrentTimestamp();
-
-	if (scan_handle != NULL)
-	{
-		if (!HasEnded(scan_handle))
-		{
-			/* Stuck, behind a lock perhaps: it must not hold up the others. */
-			if (now >= TimestampTzPlusMilliseconds(scan_started, SCAN_LONGEST_MS))
-			{
-				TerminateBackgroundWorker(scan_handle);
-				scan_started = now;
-			}
-			return;
-		}
-		pfree(scan_handle);
-		scan_handle = NULL;
-	}
-
-	while (scan_queue != NIL && scan_handle == NULL && now >= scan_next_try)
-	{
-		Oid database = linitial_oid(scan_queue);
-		DatabaseInfo *info = LookUpDatabase(database);
-		int index = FindEntry(database);
-
-		if (CanHaveFeed(info) && (index < 0 || shared_feeds->feeds[index].state == FEED_STOPPING))
-		{
-			scan_handle = StartWorker("changefeed scan", "ChangefeedScanMain",
-									  ObjectIdGetDatum(database), 0, info->name);
-			if (scan_handle == NULL)
-			{
-				if (!scan_complained)
-					ereport(
-						LOG,
-						(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
-						 errmsg(
-							 "could not look for change feeds in database \"%s\": all background worker slots are in use",
-							 info->name),
-						 errhint(
-							 "Set max_worker_processes (now %d) to at least %d in postgresql.conf and restart the server.",
-							 max_worker_processes,
-							 max_worker_processes + 1 + CountMissingWorkers(0))));
-				scan_complained = true;
-				scan_next_try = TimestampTzPlusMilliseconds(now, RETRY_RESOURCES_MS);
-				return;
-			}
-			scan_started = now;
-			scan_complained = false;
-		}
-		scan_queue = list_delete_first(scan_queue);
-	}
+		ScanQueueAll();
 }
 
 /* ---- Processes ---- */
@@ -695,11 +619,11 @@ TakeOver(void)
 	{
 		SlotInfo *slot = (SlotInfo *) lfirst(lc);
 
-		if (FindEntry(slot->database) < 0)
+		if (LauncherFindEntry(slot->database) < 0)
 			AssignEntry(slot->database);
 	}
 
-	QueueScanOfAll();
+	ScanQueueAll();
 }
 
 /* Milliseconds until something is due, -1: nothing is. */
@@ -707,6 +631,7 @@ static long
 TimeToWait(void)
 {
 	TimestampTz next = 0;
+	TimestampTz scan;
 
 	for (int i = 0; i < MAX_DATABASES; i++)
 	{
@@ -714,15 +639,9 @@ TimeToWait(void)
 			(next == 0 || pairs[i].next_try < next))
 			next = pairs[i].next_try;
 	}
-	if (scan_handle != NULL || scan_queue != NIL)
-	{
-		TimestampTz due = scan_handle != NULL
-							  ? TimestampTzPlusMilliseconds(scan_started, SCAN_LONGEST_MS)
-							  : scan_next_try;
-
-		if (next == 0 || due < next)
-			next = due;
-	}
+	scan = ScanNextDue();
+	if (scan != 0 && (next == 0 || scan < next))
+		next = scan;
 	if (next == 0)
 		return -1;
 	return TimestampDifferenceMilliseconds(GetCurrentTimestamp(), next);
@@ -766,8 +685,8 @@ ChangefeedLauncherMain(Datum main_arg)
 			ProcessConfigFile(PGC_SIGHUP);
 		}
 
-		TakeRequests();
-		TendScan();
+		LauncherTakeRequests();
+		ScanTend();
 		do
 		{
 			again = false;
@@ -779,16 +698,4 @@ ChangefeedLauncherMain(Datum main_arg)
 		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_EXIT_ON_PM_DEATH | (wait >= 0 ? WL_TIMEOUT : 0),
 						 wait, wait_event);
 	}
-}
-
-/* Looks whether one database has the extension, and ends. */
-void
-ChangefeedScanMain(Datum main_arg)
-{
-	pqsignal(SIGTERM, die);
-	BackgroundWorkerUnblockSignals();
-
-	BackgroundWorkerInitializeConnectionByOid(DatumGetObjectId(main_arg), InvalidOid, 0);
-	(void) SharedReportExtension();
-	proc_exit(0);
 }
