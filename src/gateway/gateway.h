@@ -229,6 +229,7 @@ typedef struct Connection
 	FrameItem *open_frame; /* last frame, if its transaction is open */
 	size_t queued_feed;	   /* sum of sizes */
 	size_t queued_other;
+	size_t queued_stream;	/* of queued_other: frames of replays */
 	uint32_t queued_frames; /* items that count as feed */
 
 	/* the last write, of which lws may still hold a part */

@@ -111,6 +111,13 @@ FreeItem(Item *item)
 		free(item);
 }
 
+/* A replay's frame: see CheckOther. */
+static bool
+IsStream(const Item *item)
+{
+	return item->kind == ITEM_FRAME && !item->feed;
+}
+
 /* Takes n bytes off the accounts. */
 static void
 Account(Connection *conn, Item *item, size_t n)
@@ -122,6 +129,8 @@ Account(Connection *conn, Item *item, size_t n)
 		conn->queued_feed -= n;
 	else
 		conn->queued_other -= n;
+	if (IsStream(item))
+		conn->queued_stream -= n;
 	gateway.queued_bytes -= n;
 }
 
@@ -204,19 +213,24 @@ OtherBound(void)
 }
 
 /*
- * Keeps the rest (messages, pings, streams) within its bound.  What looks like
- * too much may only be what this turn has gathered, so try to send it first.
+ * Keeps the rest (messages, pings) within its bound.  What looks like too much
+ * may only be what this turn has gathered, so try to send it first.
+ *
+ * Frames of replays do not count.  The feed worker sends a window of them and
+ * waits, but the last one may be of any size, and who is closed because of it
+ * would come back to the same one.
  */
 static void
 CheckOther(Connection *conn)
 {
-	if (conn->queued_other + Pending(conn, conn->pending_other) <= OtherBound())
+	if (conn->queued_other - conn->queued_stream + Pending(conn, conn->pending_other) <=
+		OtherBound())
 		return;
 	while (QueueFlush(conn) == FLUSH_MORE)
 		;
 	if (conn->closing || !ConnIsChoked(conn))
 		return;
-	if (conn->queued_other + conn->pending_other > OtherBound())
+	if (conn->queued_other - conn->queued_stream + conn->pending_other > OtherBound())
 		ConnClose(conn, LINK_CAUSE_SERVER, 1013, "too slow");
 }
 
@@ -229,6 +243,8 @@ QueueGrew(Connection *conn, Item *item, size_t n)
 		conn->queued_feed += n;
 	else
 		conn->queued_other += n;
+	if (IsStream(item))
+		conn->queued_stream += n;
 	gateway.queued_bytes += n;
 	QueueMarkDirty(conn);
 	if (!item->feed)
@@ -370,12 +386,14 @@ QueueResume(Connection *conn)
 
 /*
  * Moves whole frames from the queue to the scratch buffer.  *feed gets the
- * share of it that is feed.  Stops before an item that is not a message.
+ * share of it that is feed, *stream that of replays.  Stops before an item
+ * that is not a message.
  */
 static void
-Gather(Connection *conn, size_t *feed)
+Gather(Connection *conn, size_t *feed, size_t *stream)
 {
 	*feed = 0;
+	*stream = 0;
 	while (conn->head != NULL)
 	{
 		Item *item = conn->head;
@@ -393,6 +411,8 @@ Gather(Connection *conn, size_t *feed)
 			n = FanoutJoin(conn, frame, &scratch);
 			if (item->feed)
 				*feed += scratch.length - before;
+			else
+				*stream += scratch.length - before;
 			if (frame->n_sent == frame->n_fragments)
 				Pop(conn);
 			else
@@ -414,9 +434,12 @@ Gather(Connection *conn, size_t *feed)
 	}
 }
 
-/* Writes the scratch buffer; false if the connection is lost. */
+/*
+ * Writes the scratch buffer, of which so much is feed and other things that
+ * count; false if the connection is lost.
+ */
 static bool
-Write(Connection *conn, size_t feed)
+Write(Connection *conn, size_t feed, size_t other)
 {
 	size_t length = scratch.length;
 	int n;
@@ -430,7 +453,7 @@ Write(Connection *conn, size_t feed)
 	}
 	gateway.bytes += length;
 	conn->pending_feed = feed;
-	conn->pending_other = length - feed;
+	conn->pending_other = other;
 	return true;
 }
 
@@ -443,6 +466,7 @@ FlushSome(Connection *conn)
 	for (;;)
 	{
 		size_t feed;
+		size_t stream;
 		size_t length;
 
 		if (conn->closing)
@@ -471,12 +495,12 @@ FlushSome(Connection *conn)
 			return FLUSH_CLOSING;
 		}
 
-		Gather(conn, &feed);
+		Gather(conn, &feed, &stream);
 		length = scratch.length;
 		if (length > 0)
 		{
 			budget -= length < budget ? length : budget;
-			if (!Write(conn, feed))
+			if (!Write(conn, feed, length - feed - stream))
 				return FLUSH_CLOSING;
 			continue;
 		}
@@ -497,10 +521,9 @@ FlushSome(Connection *conn)
 			continue; /* that stream was at its end */
 		length = scratch.length;
 		pages -= length < pages ? length : pages;
-		if (!Write(conn, 0))
-			return FLUSH_CLOSING;
 		/* A page is paced by the socket; it has no bound to count to. */
-		conn->pending_other = 0;
+		if (!Write(conn, 0, 0))
+			return FLUSH_CLOSING;
 		gateway.frames++;
 	}
 }
