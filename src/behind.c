@@ -33,12 +33,13 @@ MayMove(Connection *connection)
 		   !connection->waits_verdict && connection->mark == 0 && connection->held == 0;
 }
 
-/* The log no longer has what it needs: all its subscriptions start again. */
-static void
-FellOff(Connection *connection)
+void
+DeliverCheckBase(Connection *connection)
 {
 	dlist_mutable_iter iter;
 
+	if (connection->live || connection->closing || connection->cursor >= LogBase())
+		return;
 	dlist_foreach_modify(iter, &connection->subscriptions)
 	{
 		Subscription *s = dlist_container(Subscription, connection_node, iter.cur);
@@ -113,11 +114,7 @@ DeliverAdvance(void)
 		{
 			Connection *connection = dlist_container(Connection, behind_node, iter.cur);
 
-			if (connection->cursor < LogBase() && !connection->closing)
-			{
-				FellOff(connection);
-				continue;
-			}
+			DeliverCheckBase(connection);
 			if (!MayMove(connection))
 				continue;
 			if (connection->cursor >= LogPublished())

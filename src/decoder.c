@@ -85,6 +85,7 @@ static XLogRecPtr confirmed = InvalidXLogRecPtr; /* of the slot */
 static TimestampTz over_since = 0;				 /* the slot holds too much WAL; 0: no */
 static TimestampTz confirm_time = 0;			 /* when that was last moved */
 static TimestampTz check_time = 0;				 /* when Housekeeping last ran */
+static XLogRecPtr check_lsn = InvalidXLogRecPtr; /* ... and up to where */
 static uint64 bytes_sent = 0;
 
 /* The end of the last transaction, if it is not in the queue yet. */
@@ -150,6 +151,13 @@ WalHeld(void)
 	XLogRecPtr restart = MyReplicationSlot->data.restart_lsn;
 
 	return insert > restart ? insert - restart : 0;
+}
+
+/* After so much WAL its bound is looked at. */
+static uint64
+WalStep(void)
+{
+	return (uint64) setting_history_wal_size * 1024 * 1024 / 32;
 }
 
 /*
@@ -243,10 +251,13 @@ CheckWalHeld(TimestampTz now)
 	 */
 	held = WalHeld();
 	if (held <= limit)
+	{
+		over_since = 0;
 		return;
+	}
 	if (over_since == 0)
 		over_since = now;
-	if (creating || held > 2 * limit ||
+	if (creating || (held > 2 * limit && SharedInsertLsn() - decoded < limit) ||
 		TimestampDifferenceExceeds(over_since, now, OVER_LIMIT_GRACE))
 		GiveSlotUp(held);
 }
@@ -256,6 +267,7 @@ static void
 Housekeeping(TimestampTz now, bool idle)
 {
 	check_time = now;
+	check_lsn = decoded;
 	if (!creating)
 		ConfirmSlot(now, idle);
 	CheckWalHeld(now);
@@ -464,6 +476,8 @@ WaitForWal(XLogRecPtr until)
 			continue;
 		}
 
+		/* Nobody commits here, but others may fill the disk. */
+		SharedSleepUntil(decoder_feed, decoded + WalStep());
 		if (WaitForLatch(timeout))
 		{
 			compat_wal_wait_leave();
@@ -585,8 +599,13 @@ DecodeForever(void)
 		{
 			TimestampTz now = GetCurrentTimestamp();
 
+			/*
+			 * By the clock, and by the WAL: a burst of it, of another database
+			 * perhaps, would reach the bound within one tick.
+			 */
 			records = 0;
-			if (TimestampDifferenceExceeds(check_time, now, SHORT_WAIT))
+			if (TimestampDifferenceExceeds(check_time, now, SHORT_WAIT) ||
+				decoded - check_lsn > WalStep())
 				Housekeeping(now, false);
 			else
 				ConfirmSlot(now, false);

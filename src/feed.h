@@ -146,7 +146,6 @@ typedef struct Subscription
 	bool announced;			 /* "subscribed" was sent */
 	bool announced_entities; /* and the client knows the columns of now */
 	bool no_snapshot;		 /* "snapshot":false */
-	bool recovering;		 /* a resume: no rows are asked for */
 	View **views;			 /* by index of source, NULL before described */
 
 	/* ready: gets transactions with a greater number */
@@ -169,8 +168,11 @@ typedef struct Subscription
 	bool restart;			 /* what it has is not usable: ask again */
 	bool told_rows;			 /* the client has rows or a `ready` of it */
 	bool answered;			 /* the job is done, its result not yet used */
+	bool look_up;			 /* `position` has to be found in the log */
+	Position position;		 /* the client's `from` */
 	bool from_position;		 /* `from` is to be honoured if possible */
 	uint64 from;			 /* number of the transaction it names */
+	const char *refused;	 /* why it is not, until the client is told */
 	int npages;				 /* messages in `pages` */
 	bool holds;				 /* counted in connection->held */
 	char *file;				 /* spooled pages */
@@ -324,6 +326,9 @@ extern void DeliverPublish(LogTransaction *transaction);
 
 /* Moves connections that are behind. */
 extern void DeliverAdvance(void);
+
+/* If the log no longer reaches back to it, all its subscriptions start again. */
+extern void DeliverCheckBase(Connection *connection);
 
 /* Maps, and with them verdicts, were thrown away: nobody waits for them. */
 extern void DeliverForgetWaiting(void);

@@ -185,6 +185,8 @@ HooksXact(XactEvent event, void *arg)
 				seen_commit_end = XactLastCommitEnd;
 				if (feed != NULL)
 					WakeFeed(feed);
+				if (shared_feeds != NULL)
+					SharedWakeSleepers(seen_commit_end);
 			}
 			if (pending_events != NIL)
 			{

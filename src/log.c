@@ -79,7 +79,13 @@ static uint64 last;
 static uint64 published;
 static Size log_bytes;
 
-/* The name of the transaction `base`. */
+/*
+ * The name of the transaction `base`.  When it is not known (a slot that is
+ * new, or a server that was restarted), there is no xid, the LSN is where
+ * decoding began, and the time is a random number: what stands before that
+ * LSN in the history of another copy of this server may be something else.
+ */
+static bool begun;
 static XLogRecPtr base_lsn;
 static uint64 base_xid;
 static TimestampTz base_time;
@@ -365,11 +371,52 @@ Receive(const char *data, Size length)
 	}
 }
 
+/*
+ * The decoder has its slot: from here on the log is what is decoded.  What is
+ * known of the base is of use if nothing was committed between it and the
+ * start.  That is so if it lies before the start, because the slot was never
+ * confirmed further than the transaction that comes next.
+ */
+static bool
+Begin(void)
+{
+	uint64 epoch = pg_atomic_read_u64(&my_feed->epoch);
+	XLogRecPtr start;
+
+	if (epoch == 0)
+		return false;
+	pg_read_barrier();
+	start = pg_atomic_read_u64(&my_feed->start_lsn);
+	if (my_feed->base_epoch == epoch &&
+		(my_feed->base_lsn < start || (my_feed->base_lsn == start && my_feed->base_xid == 0)))
+	{
+		base_lsn = my_feed->base_lsn;
+		base_xid = my_feed->base_xid;
+		base_time = (TimestampTz) my_feed->base_time;
+	}
+	else
+	{
+		uint32 random;
+
+		if (!pg_strong_random(&random, sizeof(random)))
+			ereport(ERROR, (errcode(ERRCODE_INTERNAL_ERROR),
+							errmsg("could not generate a random number")));
+		base_lsn = start;
+		base_xid = 0;
+		base_time = (TimestampTz) random * 1000;
+	}
+	begun = true;
+	return true;
+}
+
 bool
 LogReceive(Size budget)
 {
 	XLogRecPtr decoded;
 	Size taken = 0;
+
+	if (!begun && !Begin())
+		return false;
 
 	/*
 	 * Read before the queue: whatever was decoded up to here is in the queue
@@ -484,6 +531,8 @@ LogPosition(uint64 number, char *out)
 	if (transaction != NULL)
 		PositionWrite(out, epoch, transaction->commit.lsn, transaction->commit.xid,
 					  transaction->commit.time);
+	else if (number != base)
+		elog(ERROR, "the log does not know the position of transaction " UINT64_FORMAT, number);
 	else
 		PositionWrite(out, epoch, base_lsn, base_xid, base_time);
 }
@@ -519,14 +568,27 @@ LogNumberAt(XLogRecPtr lsn)
 }
 
 bool
+LogIsForeign(const Position *position)
+{
+	return position->epoch != pg_atomic_read_u64(&my_feed->epoch);
+}
+
+bool
+LogHasToReach(const Position *position)
+{
+	/* What does not exist yet is not waited for. */
+	return position->lsn < SharedInsertLsn() && !LogReached(position->lsn + 1);
+}
+
+bool
 LogFind(const Position *position, uint64 *number, const char **reason)
 {
 	uint64 found;
 	LogTransaction *transaction;
 
-	if (position->epoch != pg_atomic_read_u64(&my_feed->epoch))
+	if (LogIsForeign(position))
 	{
-		*reason = "epoch_changed";
+		*reason = "unknown_epoch";
 		return false;
 	}
 	if (position->lsn == base_lsn && position->xid == (uint32) base_xid &&
@@ -538,20 +600,21 @@ LogFind(const Position *position, uint64 *number, const char **reason)
 
 	/*
 	 * At a position before our base nothing can be said about its timeline; it
-	 * is too old in any case.
+	 * is too old in any case.  So is one that was the base of another process
+	 * and has no transaction to be known by.
 	 */
-	found = LogNumberAt(position->lsn + 1);
-	transaction = LogGet(found);
-	if (transaction == NULL || transaction->commit.lsn != position->lsn)
+	if (position->xid == 0 || position->lsn < base_lsn)
 	{
-		*reason = position->lsn < base_lsn || transaction == NULL ? "history_truncated"
-																  : "unknown_position";
+		*reason = "history_truncated";
 		return false;
 	}
-	if ((uint32) transaction->commit.xid != position->xid ||
+	found = LogNumberAt(position->lsn + 1);
+	transaction = LogGet(found);
+	if (transaction == NULL || transaction->commit.lsn != position->lsn ||
+		(uint32) transaction->commit.xid != position->xid ||
 		PositionTime(transaction->commit.time) != position->time_ms)
 	{
-		*reason = "unknown_position";
+		*reason = "timeline_lost";
 		return false;
 	}
 	*number = found;
@@ -670,6 +733,14 @@ LogTrim(void)
 	 * After a restart decoding begins with the oldest transaction kept.  With
 	 * none, everything that was decoded has been handled.
 	 */
+	if (begun)
+	{
+		my_feed->base_epoch = pg_atomic_read_u64(&my_feed->epoch);
+		my_feed->base_lsn = base_lsn;
+		my_feed->base_xid = base_xid;
+		my_feed->base_time = (uint64) base_time;
+		pg_write_barrier();
+	}
 	if (last > base)
 		pg_atomic_write_u64(&my_feed->confirm_lsn, transactions[0]->commit.lsn);
 	else if (drained_lsn != InvalidXLogRecPtr)

@@ -70,7 +70,8 @@ extern void LogInit(DatabaseFeed *feed);
 
 /*
  * Takes records from the queue, at most about `budget` bytes.  Returns false
- * when the queue was found empty.  Ends the process when the decoder is gone.
+ * when the queue was found empty, or the decoder has no slot yet.  Ends the
+ * process when the decoder is gone.
  */
 extern bool LogReceive(Size budget);
 
@@ -94,12 +95,22 @@ extern uint64 LogLast(void);
 /* NULL when it is not kept (any more). */
 extern LogTransaction *LogGet(uint64 number);
 
-/* The first 32 characters of the position behind transaction `number`. */
+/*
+ * The first 32 characters of the position behind transaction `number`, which
+ * is the base or one that is kept: of older ones the name is not known.
+ */
 extern void LogPosition(uint64 number, char *out);
+
+/* Was the position given out under another epoch than ours? */
+extern bool LogIsForeign(const Position *position);
+
+/* False: everything that a position of ours can name has been published. */
+extern bool LogHasToReach(const Position *position);
 
 /*
  * The number of the transaction that a position names.  False when it is not
- * in the log; `reason` then says why, in the protocol's words.
+ * in the log; `reason` then says why, in the protocol's words.  Only good when
+ * LogHasToReach is false.
  */
 extern bool LogFind(const Position *position, uint64 *number, const char **reason);
 

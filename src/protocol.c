@@ -594,6 +594,9 @@ ProtocolPing(Gateway *gateway, const uint32 *numbers, uint32 count)
 
 		if (connection == NULL || connection->closing)
 			continue;
+
+		/* There is no name for a place that the log has left behind. */
+		DeliverCheckBase(connection);
 		if (connection->live)
 		{
 			live[nlive++] = numbers[i];

@@ -60,6 +60,7 @@ InitializeFeed(DatabaseFeed *feed)
 	pg_atomic_init_u64(&feed->decoded_wanted, 0);
 	pg_atomic_init_u64(&feed->flush_wanted, 0);
 	pg_atomic_init_u64(&feed->confirm_lsn, 0);
+	pg_atomic_init_u64(&feed->wake_at, PG_UINT64_MAX);
 	pg_atomic_init_u32(&feed->visibility_wanted, 0);
 	pg_atomic_init_u64(&feed->role_changes, 0);
 	pg_atomic_init_u64(&feed->decoder_transactions, 0);
@@ -89,6 +90,7 @@ SharedNewGeneration(DatabaseFeed *feed, dsm_handle queue_segment)
 	pg_atomic_write_u64(&feed->decoded_lsn, 0);
 	pg_atomic_write_u64(&feed->decoded_wanted, 0);
 	pg_atomic_write_u64(&feed->confirm_lsn, 0);
+	pg_atomic_write_u64(&feed->wake_at, PG_UINT64_MAX);
 	pg_atomic_write_u32(&feed->visibility_wanted, 0);
 	pg_atomic_write_u64(&feed->feed_connections, 0);
 	pg_atomic_write_u64(&feed->feed_subscriptions, 0);
@@ -147,6 +149,7 @@ SharedStartupHook(void)
 		shared_feeds->lock = &(GetNamedLWLockTranche(CHANGEFEED_LIBRARY))->lock;
 		pg_atomic_init_u32(&shared_feeds->launcher_proc, PG_UINT32_MAX);
 		pg_atomic_init_u32(&shared_feeds->assignments, 1);
+		pg_atomic_init_u64(&shared_feeds->wake_at, PG_UINT64_MAX);
 		pg_atomic_init_u32(&shared_feeds->roles_prepared, 0);
 		ConditionVariableInit(&shared_feeds->state_changed);
 		for (int i = 0; i < MAX_DATABASES; i++)
@@ -415,6 +418,51 @@ SharedRegisterProcess(pg_atomic_uint32 *procno)
 	LWLockRelease(shared_feeds->lock);
 	if (!current)
 		proc_exit(0);
+}
+
+static void
+LowerWakeAt(XLogRecPtr lsn)
+{
+	uint64 now = pg_atomic_read_u64(&shared_feeds->wake_at);
+
+	while (lsn < now)
+	{
+		if (pg_atomic_compare_exchange_u64(&shared_feeds->wake_at, &now, lsn))
+			break;
+	}
+}
+
+void
+SharedSleepUntil(DatabaseFeed *feed, XLogRecPtr lsn)
+{
+	pg_atomic_write_u64(&feed->wake_at, lsn);
+	pg_memory_barrier();
+	LowerWakeAt(lsn);
+}
+
+/*
+ * Who goes to sleep meanwhile either is seen here, or lowers the smallest one
+ * after we have raised it.
+ */
+void
+SharedWakeSleepers(XLogRecPtr lsn)
+{
+	if (pg_atomic_read_u64(&shared_feeds->wake_at) > lsn)
+		return;
+	pg_atomic_exchange_u64(&shared_feeds->wake_at, PG_UINT64_MAX);
+	for (int i = 0; i < MAX_DATABASES; i++)
+	{
+		DatabaseFeed *feed = &shared_feeds->feeds[i];
+		uint64 wake_at = pg_atomic_read_u64(&feed->wake_at);
+
+		if (wake_at <= lsn)
+		{
+			pg_atomic_write_u64(&feed->wake_at, PG_UINT64_MAX);
+			SharedWake(&feed->decoder_proc);
+		}
+		else if (wake_at != PG_UINT64_MAX)
+			LowerWakeAt(wake_at);
+	}
 }
 
 void

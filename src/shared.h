@@ -95,6 +95,22 @@ typedef struct DatabaseFeed
 	 */
 	pg_atomic_uint64 confirm_lsn;
 
+	/*
+	 * The log's base: the name of the last transaction before confirm_lsn.
+	 * Written by the feed worker, before confirm_lsn, and read by the next one,
+	 * which cannot get it from the WAL that the slot still has.
+	 */
+	uint64 base_epoch; /* 0: not known */
+	XLogRecPtr base_lsn;
+	uint64 base_xid;
+	uint64 base_time;
+
+	/*
+	 * A decoder that sleeps because its database is quiet is woken when the
+	 * cluster's WAL gets here: its slot holds that WAL, too.
+	 */
+	pg_atomic_uint64 wake_at;
+
 	/* The feed worker waits for a commit to become visible (0 or 1). */
 	pg_atomic_uint32 visibility_wanted;
 
@@ -130,6 +146,9 @@ typedef struct SharedFeeds
 	 * that every backend may remember what it looked up, absence included.
 	 */
 	pg_atomic_uint32 assignments;
+
+	/* The smallest wake_at of all feeds; PG_UINT64_MAX: nobody has to be woken. */
+	pg_atomic_uint64 wake_at;
 
 	/*
 	 * A transaction that changed roles was prepared: from then on COMMIT
@@ -196,6 +215,13 @@ extern FeedState SharedStateOfDatabase(Oid database);
 
 /* Sets the latch of the process with that number, if there is one. */
 extern void SharedWake(pg_atomic_uint32 *procno);
+
+/*
+ * The decoder is about to sleep: a commit in any database shall wake it once
+ * the WAL has come to `lsn`.  SharedWakeSleepers is called at each commit.
+ */
+extern void SharedSleepUntil(DatabaseFeed *feed, XLogRecPtr lsn);
+extern void SharedWakeSleepers(XLogRecPtr lsn);
 
 /*
  * Registers this process in `*procno`, and its removal at exit.  With a field

@@ -36,15 +36,37 @@
 /* So close to its connection, it makes it wait rather than chase it. */
 #define CHASE_LIMIT 1000
 
+/*
+ * A position that cannot be honoured costs the client a snapshot, and it is
+ * told why.
+ */
 void
 SubscribeStart(Subscription *s, const Position *from)
 {
-	const char *reason;
+	if (from == NULL)
+		return;
+	if (LogIsForeign(from))
+		s->refused = "unknown_epoch";
+	else if (memcmp(from->tag, s->connection->identity->tag, POSITION_TAG) != 0)
+		s->refused = "identity_changed";
+	else
+	{
+		s->position = *from;
+		s->look_up = true;
+	}
+}
 
-	s->from_position = false;
-	if (from != NULL && memcmp(from->tag, s->connection->identity->tag, POSITION_TAG) == 0 &&
-		LogFind(from, &s->from, &reason))
-		s->from_position = true;
+/* Soon after a start of the feed the log may not have come as far yet. */
+static bool
+LookUp(Subscription *s)
+{
+	if (!s->look_up)
+		return true;
+	if (LogHasToReach(&s->position))
+		return false;
+	s->from_position = LogFind(&s->position, &s->from, &s->refused);
+	s->look_up = false;
+	return true;
 }
 
 /* ---- starting over and ending ---- */
@@ -86,22 +108,29 @@ SubscribeForget(Subscription *s)
 	s->answered = false;
 }
 
+static void
+TellResync(Subscription *s, const char *reason)
+{
+	StringInfoData m;
+
+	initStringInfo(&m);
+	appendStringInfoString(&m, "{\"type\":\"resync\",\"channel\":");
+	appendBinaryStringInfo(&m, s->name->json, s->name->length);
+	appendStringInfo(&m, ",\"reason\":\"%s\"}", reason);
+	ProtocolSend(s->connection, m.data, m.len);
+	pfree(m.data);
+	pg_atomic_fetch_add_u64(&feed_shared->feed_resyncs, 1);
+}
+
 void
 SubscribeResync(Subscription *s, const char *reason)
 {
 	/* Told once per episode: until `ready` nothing is promised anyway. */
 	if (s->announced && (s->state == SUB_READY || s->told_rows))
-	{
-		StringInfoData m;
-
-		initStringInfo(&m);
-		appendStringInfoString(&m, "{\"type\":\"resync\",\"channel\":");
-		appendBinaryStringInfo(&m, s->name->json, s->name->length);
-		appendStringInfo(&m, ",\"reason\":\"%s\"}", reason);
-		ProtocolSend(s->connection, m.data, m.len);
-		pfree(m.data);
-		pg_atomic_fetch_add_u64(&feed_shared->feed_resyncs, 1);
-	}
+		TellResync(s, reason);
+	if (s->look_up || (s->from_position && !s->announced))
+		s->refused = reason;
+	s->look_up = false;
 	s->told_rows = false;
 	s->announced_entities = false;
 	SubscribeForget(s);
@@ -238,8 +267,10 @@ UseAnswer(Subscription *s)
 			LogTransaction *transaction = LogGet(number);
 
 			/* The client's rows are those of the definition of then. */
-			if (transaction == NULL || ChangesCatalog(transaction) ||
-				EventConcerns(s, transaction, false) != NULL)
+			s->refused = transaction == NULL		   ? "history_truncated"
+						 : ChangesCatalog(transaction) ? "channel_changed"
+													   : EventConcerns(s, transaction, false);
+			if (s->refused != NULL)
 			{
 				SubscribeForget(s);
 				s->from_position = false;
@@ -251,6 +282,9 @@ UseAnswer(Subscription *s)
 		s->attempts = 0;
 		if (!s->announced)
 			SubscribeTellSubscribed(s, true);
+
+		/* The rows that it has count: it is told if they do not any more. */
+		s->told_rows = true;
 		SubscriptionSetState(s, SUB_CATCHUP);
 		return;
 	}
@@ -282,6 +316,12 @@ UseAnswer(Subscription *s)
 	s->attempts = 0;
 	if (!s->announced)
 		SubscribeTellSubscribed(s, false);
+	if (s->refused != NULL)
+	{
+		TellResync(s, s->refused);
+		s->refused = NULL;
+		s->announced_entities = false;
+	}
 	s->told_rows = true;
 	if (s->has_snapshot)
 		SubscribeTellPages(s);
@@ -299,6 +339,13 @@ CatchUp(Subscription *s)
 	/* The connection itself is further back: it has to come here first. */
 	if (target < s->since || connection->mark != 0)
 		return;
+
+	/* Where it is has no name any more that `ready` could give. */
+	if (s->cursor < LogBase())
+	{
+		SubscribeResync(s, "history_truncated");
+		return;
+	}
 
 	while (s->cursor < target)
 	{
@@ -361,7 +408,7 @@ SubscribeAdvance(void)
 		{
 			if (s->answered)
 				UseAnswer(s);
-			else if (s->job == 0)
+			else if (s->job == 0 && LookUp(s))
 			{
 				if (s->retry_at <= feed_now)
 					SubscribeAsk(s);

@@ -78,12 +78,14 @@ export class Subscription {
   #filling = null; // entities to be swapped in
   #caughtUp = false; // a transaction came since the last page
   #described = false; // the columns are those of `subscribed`
+  #refused = false; // its position was, and it was not told why yet
   #txids = new Set();
   #readyWaiters = [];
 
-  constructor(client, name, { snapshot = true, cache = null, loose = false } = {}) {
+  constructor(client, name, { snapshot = true, cache = null, loose = false, from = undefined } = {}) {
     this.client = client;
     this.name = name;
+    this.from = from;
     this.exact = snapshot && !loose; // operations fit what is held
     this.loose = loose; // the channel has operations of its own
     this.cache = cache;
@@ -121,6 +123,7 @@ export class Subscription {
       this.#filling = null;
     } else {
       this.#begin();
+      this.#refused = this.from !== undefined;
     }
     this.state = 'filling';
   }
@@ -146,6 +149,7 @@ export class Subscription {
 
   takeSnapshot(message) {
     if (this.state !== 'filling' || !this.#filling) this.#violation(`snapshot in state ${this.state}`);
+    if (this.#refused) this.#violation('the position was refused without a reason');
     if (this.#caughtUp) this.#violation('snapshot behind a transaction');
     const entity = this.#target(message.entity);
     for (const row of message.rows) {
@@ -171,6 +175,7 @@ export class Subscription {
   takeResync(message) {
     if (this.state !== 'ready' && this.state !== 'filling') this.#violation(`resync in state ${this.state}`);
     if (!message.reason) this.#violation('resync without reason');
+    this.#refused = false;
     this.resyncs.push(message.reason);
     if (['schema_changed', 'channel_changed', 'identity_changed'].includes(message.reason)) this.#described = false;
     this.#begin();
@@ -341,7 +346,7 @@ export class Client {
   /** Resolves when it is subscribed; `ready()` of the result waits on. */
   async subscribe(channel, { from, snapshot, cache, loose, ...fields } = {}) {
     const old = this.subscriptions.get(channel);
-    const subscription = new Subscription(this, channel, { snapshot: snapshot !== false, cache, loose });
+    const subscription = new Subscription(this, channel, { snapshot: snapshot !== false, cache, loose, from });
     if (!old) this.subscriptions.set(channel, subscription);
     try {
       const message = await this.request('subscribe', {
