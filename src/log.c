@@ -403,7 +403,7 @@ Begin(void)
 							errmsg("could not generate a random number")));
 		base_lsn = start;
 		base_xid = 0;
-		base_time = (TimestampTz) random * 1000;
+		base_time = (TimestampTz) random;
 	}
 	begun = true;
 	return true;
@@ -592,7 +592,7 @@ LogFind(const Position *position, uint64 *number, const char **reason)
 		return false;
 	}
 	if (position->lsn == base_lsn && position->xid == (uint32) base_xid &&
-		position->time_ms == PositionTime(base_time))
+		position->time == PositionTime(base_time))
 	{
 		*number = base;
 		return true;
@@ -612,7 +612,7 @@ LogFind(const Position *position, uint64 *number, const char **reason)
 	transaction = LogGet(found);
 	if (transaction == NULL || transaction->commit.lsn != position->lsn ||
 		(uint32) transaction->commit.xid != position->xid ||
-		PositionTime(transaction->commit.time) != position->time_ms)
+		PositionTime(transaction->commit.time) != position->time)
 	{
 		*reason = "timeline_lost";
 		return false;

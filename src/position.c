@@ -81,7 +81,7 @@ Get(const unsigned char *in, int bytes)
 uint32
 PositionTime(TimestampTz time)
 {
-	return (uint32) ((uint64) time / 1000);
+	return (uint32) (uint64) time;
 }
 
 void
@@ -115,7 +115,7 @@ PositionParse(const char *text, Size length, Position *position)
 	position->epoch = Get(bytes, 8);
 	position->lsn = Get(bytes + 8, 8);
 	position->xid = (uint32) Get(bytes + 16, 4);
-	position->time_ms = (uint32) Get(bytes + 20, 4);
+	position->time = (uint32) Get(bytes + 20, 4);
 	memcpy(position->tag, text + POSITION_COMMON, POSITION_TAG);
 	return true;
 }

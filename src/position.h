@@ -5,13 +5,15 @@
  *
  * A position is 40 characters of URL-safe base64, opaque to clients.  The
  * first 32 (24 bytes) name a transaction: epoch, LSN of its commit record, low
- * 32 bits of its xid, low 32 bits of its commit time in milliseconds.  The
+ * 32 bits of its xid, low 32 bits of its commit time in microseconds.  The
  * last 8 (6 bytes) are the tag of the identity to which it was given.  The
  * first part is the same for everybody and is written once per transaction;
  * the gateway appends each connection's tag.
  *
  * xid and time distinguish a commit from another one that later got the same
- * LSN on a diverged timeline (restore, promotion).
+ * LSN on a diverged timeline (restore, promotion).  Two copies of a server that
+ * do the same work give the same xid at the same LSN, and differ by the
+ * microsecond only.
  *
  * Process: feed worker.
  *
@@ -34,7 +36,7 @@ typedef struct Position
 	uint64 epoch;
 	XLogRecPtr lsn;
 	uint32 xid;
-	uint32 time_ms;
+	uint32 time;
 	char tag[POSITION_TAG];
 } Position;
 

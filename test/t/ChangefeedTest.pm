@@ -598,6 +598,7 @@ sub subscribe
     $self->{channels}{$channel} = { rows => { %{ $cache // {} } }, ready => 0 };
     my $answer = $self->request(type => 'subscribe', channel => $channel,
         defined $from ? (from => $from) : ());
+    $self->{channels}{$channel}{untold} = 1 if defined $from && !$answer->{recovered};
     die 'not subscribed: ' . $json->encode($answer) . "\n" if $answer->{type} ne 'subscribed';
     $self->next_message($end) until $self->{channels}{$channel}{ready};
     return $answer;
@@ -654,11 +655,14 @@ sub _apply
     {
         $channel->{rows} = {};
         $channel->{ready} = 0;
+        $channel->{untold} = 0;
         push @{ $self->{resyncs} }, $message->{reason};
     }
     elsif ($type eq 'snapshot')
     {
         my $columns = $channel->{entities}{ $message->{entity} }{key};
+
+        die 'a position was refused without a reason' if $channel->{untold};
 
         foreach my $row (@{ $message->{rows} })
         {
