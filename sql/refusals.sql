@@ -118,15 +118,18 @@ SELECT changefeed.create_channel('x', 'good', columns => '{id,xmin}');
 SELECT changefeed.create_channel('x', 'good', columns => '{id,a,id}');
 SELECT changefeed.create_channel('x', 'good', columns => '{a}');
 \echo :LAST_ERROR_SQLSTATE
-CREATE TYPE pair AS (a int, b int);
-CREATE FUNCTION pair_to_json(pair) RETURNS json LANGUAGE sql IMMUTABLE AS 'SELECT json_build_array(1)';
-CREATE CAST (pair AS json) WITH FUNCTION pair_to_json(pair);
-CREATE TABLE pairs (id int PRIMARY KEY, p pair, ps pair[]);
+CREATE TYPE grade AS ENUM ('good', 'bad');
+CREATE FUNCTION grade_to_json(grade) RETURNS json LANGUAGE sql IMMUTABLE AS 'SELECT json_build_array(1)';
+CREATE CAST (grade AS json) WITH FUNCTION grade_to_json(grade);
+CREATE TYPE pair AS (a int, b grade[]);
+CREATE TABLE pairs (id int PRIMARY KEY, g grade NOT NULL UNIQUE, p pair NOT NULL UNIQUE);
 ALTER TABLE pairs REPLICA IDENTITY FULL;
-SELECT changefeed.create_channel('x', 'pairs');
+SELECT changefeed.create_channel('x', 'pairs', key => '{g}');
 \echo :LAST_ERROR_SQLSTATE
-SELECT changefeed.create_channel('x', 'pairs', columns => '{id,ps}');
-SELECT changefeed.create_channel('x', 'pairs', columns => '{id}');
+SELECT changefeed.create_channel('x', 'pairs', key => '{p}');
+SELECT changefeed.create_channel('x:{g}', 'pairs');
+\echo :LAST_ERROR_SQLSTATE
+SELECT changefeed.create_channel('x', 'pairs');
 SELECT changefeed.drop_channel('x');
 
 --
@@ -176,6 +179,6 @@ DROP SCHEMA other CASCADE;
 DROP TABLE scalars, types, pairs, keys, a_child, a_parent, an_unlogged_table, a_temporary_table;
 DROP FOREIGN DATA WRAPPER nowhere CASCADE;
 DROP TABLE good CASCADE;
-DROP TYPE a_type, pair, color CASCADE;
+DROP TYPE a_type, pair, grade, color CASCADE;
 DROP DOMAIN tags, code;
 DROP SEQUENCE a_sequence;

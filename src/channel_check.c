@@ -345,6 +345,25 @@ IsNullable(Relation rel, Form_pg_attribute att)
 	return result;
 }
 
+/*
+ * Keys and names of channels are made in the feed worker, where no user-defined
+ * cast may run.
+ */
+static void
+CheckNotCast(Relation rel, Form_pg_attribute att, const char *what)
+{
+	if (EncodeTypeUsesCast(att->atttypid))
+		ereport(
+			ERROR,
+			(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+			 errmsg("column \"%s\" of table \"%s\" cannot be a %s", NameStr(att->attname),
+					ChannelTableName(RelationGetRelid(rel)), what),
+			 errdetail("Values of type %s are converted to json by a user-defined cast.",
+					   format_type_be(att->atttypid)),
+			 errhint(
+				 "Such columns can be sent, but they cannot be part of the key or of the channel's name.")));
+}
+
 static void
 CheckKey(Relation rel, SourceDefinition *definition)
 {
@@ -370,6 +389,7 @@ CheckKey(Relation rel, SourceDefinition *definition)
 		Form_pg_attribute att = FindColumn(rel, lfirst(lc), "key column");
 
 		CheckNotVirtual(rel, att, "key column");
+		CheckNotCast(rel, att, "key column");
 		if (IsNullable(rel, att))
 			nullable = lappend(nullable, lfirst(lc));
 	}
@@ -427,14 +447,6 @@ CheckColumns(Relation rel, const SourceDefinition *definition)
 						table),
 				 errdetail("It is a virtual generated column, whose values are not in the WAL."),
 				 errhint("%s", hint)));
-		if (!EncodeTypeSupported(att->atttypid))
-			ereport(ERROR,
-					(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-					 errmsg("column \"%s\" of table \"%s\" cannot be sent", NameStr(att->attname),
-							table),
-					 errdetail("Values of type %s are converted to json by a user-defined cast.",
-							   format_type_be(att->atttypid)),
-					 errhint("%s", hint)));
 	}
 }
 
@@ -469,6 +481,7 @@ CheckParameters(Relation rel, const SourceDefinition *definition)
 		Form_pg_attribute att = FindColumn(rel, name, "parameter column");
 
 		CheckNotVirtual(rel, att, "parameter column");
+		CheckNotCast(rel, att, "parameter column");
 		if (!ParameterTypeAllowed(att->atttypid))
 			ereport(
 				ERROR,

@@ -53,7 +53,7 @@ Judge(Delivery *d, Subscription *s, View *view, int image)
 		return VERDICT_VISIBLE;
 	if (view->rls == 2)
 		return VERDICT_HIDDEN;
-	verdict = VerdictGet(d->map, s->connection->identity, view->relid, image);
+	verdict = VerdictGet(d->map, s->connection->identity, view, image);
 	if (verdict == VERDICT_UNKNOWN)
 		VerdictAsk(d->map, s->connection->identity, view, image);
 	return verdict;

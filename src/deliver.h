@@ -22,6 +22,10 @@ typedef struct Fragment
 	Spelling *name;
 	SourceAction action;
 	bool complete; /* whole row, even for merge */
+
+	/* What view->casts gave, before and after; NULL without them. */
+	const char *const *old_texts;
+	const char *const *new_texts;
 	StringInfoData json;
 	int count[MAX_GATEWAYS];
 	int room[MAX_GATEWAYS];

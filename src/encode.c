@@ -4,7 +4,8 @@
  *		Rows as JSON: the bytes that clients get.  See encode.h.
  *
  * The common types have a path of their own that gives the same bytes as
- * to_jsonb; everything else goes through to_jsonb itself.  Numbers of float
+ * to_jsonb; other built-in types go through to_jsonb itself, and user-defined
+ * ones through encode_nested.c, or through to_jsonb where casts may run.  Numbers of float
  * columns take the detour through numeric because jsonb stores them so:
  * 1e+20 is sent as 100000000000000000000.
  *
@@ -18,19 +19,14 @@
 #include "encode.h"
 
 #include "access/htup_details.h"
+#include "access/transam.h"
 #include "catalog/pg_type.h"
-#include "nodes/makefuncs.h"
-#include "nodes/nodeFuncs.h"
-#include "parser/parse_coerce.h"
-#include "utils/array.h"
 #include "utils/builtins.h"
-#include "utils/fmgroids.h"
 #include "utils/guc.h"
 #include "utils/json.h"
 #include "utils/jsonb.h"
 #include "utils/lsyscache.h"
 #include "utils/numeric.h"
-#include "utils/typcache.h"
 
 typedef enum ColumnKind
 {
@@ -43,7 +39,9 @@ typedef enum ColumnKind
 	COLUMN_TEXT,   /* varlena whose bytes are the text */
 	COLUMN_OUTPUT, /* JSON string of the output function */
 	COLUMN_JSONB,
-	COLUMN_GENERAL /* to_jsonb */
+	COLUMN_GENERAL, /* to_jsonb of a built-in type */
+	COLUMN_NESTED,	/* of a user-defined type, without casts */
+	COLUMN_CAST		/* to_jsonb, which may call user-defined casts */
 } ColumnKind;
 
 typedef struct ColumnEncoder
@@ -52,6 +50,7 @@ typedef struct ColumnEncoder
 	char *label; /* "name": with quotes, escapes and colon */
 	int label_length;
 	FmgrInfo function; /* output function or to_jsonb */
+	Oid type;		   /* COLUMN_NESTED */
 } ColumnEncoder;
 
 struct RowEncoder
@@ -166,55 +165,6 @@ EncodeString(StringInfo out, const char *text, Size length)
 	appendStringInfoCharMacro(out, '"');
 }
 
-/*
- * Does to_jsonb call somebody's function for this type?  It does so for types
- * that are not built in and have a cast to json, at any depth.
- */
-static bool
-TypeHasUserCast(Oid typid, int depth)
-{
-	Oid base = getBaseType(typid);
-	Oid element;
-	char category;
-	bool preferred;
-
-	if (depth > 16)
-		return true; /* too deep to tell: treat as unsafe */
-	if (base >= FirstNormalObjectId)
-	{
-		Oid castfunc;
-
-		if (find_coercion_pathway(JSONOID, base, COERCION_EXPLICIT, &castfunc) ==
-			COERCION_PATH_FUNC)
-			return true;
-	}
-
-	element = get_element_type(base);
-	if (OidIsValid(element))
-		return TypeHasUserCast(element, depth + 1);
-
-	get_type_category_preferred(base, &category, &preferred);
-	if (type_is_rowtype(base) && base != RECORDOID)
-	{
-		TupleDesc tupdesc = lookup_rowtype_tupdesc(base, -1);
-		bool found = false;
-		int i;
-
-		for (i = 0; i < tupdesc->natts && !found; i++)
-			if (!TupleDescAttr(tupdesc, i)->attisdropped)
-				found = TypeHasUserCast(TupleDescAttr(tupdesc, i)->atttypid, depth + 1);
-		ReleaseTupleDesc(tupdesc);
-		return found;
-	}
-	return false;
-}
-
-bool
-EncodeTypeSupported(Oid typid)
-{
-	return !TypeHasUserCast(typid, 0);
-}
-
 RowEncoder *
 EncoderCreate(TupleDesc tupdesc, MemoryContext context)
 {
@@ -254,7 +204,6 @@ PrepareColumn(RowEncoder *encoder, int attno)
 	Oid base = getBaseType(att->atttypid);
 	Oid output;
 	bool varlena;
-	MemoryContext old;
 
 	switch (base)
 	{
@@ -296,27 +245,32 @@ PrepareColumn(RowEncoder *encoder, int attno)
 			break;
 	}
 
-	if (TypeHasUserCast(att->atttypid, 0))
-		ereport(
-			ERROR,
-			(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-			 errmsg("column \"%s\" has type %s, which cannot be sent", NameStr(att->attname),
-					format_type_be(att->atttypid)),
-			 errdetail(
-				 "Its JSON form is made by a user-defined cast, which must not run in the feed."),
-			 errhint("Leave the column out with create_channel(..., columns => ...).")));
-
-	old = MemoryContextSwitchTo(encoder->context);
-	fmgr_info_cxt(F_TO_JSONB, &column->function, encoder->context);
-
-	/* to_jsonb learns its argument's type from the call expression. */
-	fmgr_info_set_expr((Node *) makeFuncExpr(F_TO_JSONB, JSONBOID,
-											 list_make1(makeNullConst(att->atttypid, att->atttypmod,
-																	  att->attcollation)),
-											 InvalidOid, att->attcollation, COERCE_EXPLICIT_CALL),
-					   &column->function);
-	MemoryContextSwitchTo(old);
+	if (base >= FirstNormalObjectId)
+	{
+		column->type = base;
+		column->kind = COLUMN_NESTED;
+		return;
+	}
+	EncodeToJsonb(&column->function, base, encoder->context);
 	column->kind = COLUMN_GENERAL;
+}
+
+void
+EncoderUseCasts(RowEncoder *encoder, int attno)
+{
+	ColumnEncoder *column = &encoder->columns[attno - 1];
+
+	EncodeToJsonb(&column->function, TupleDescAttr(encoder->tupdesc, attno - 1)->atttypid,
+				  encoder->context);
+	column->kind = COLUMN_CAST;
+}
+
+void
+EncodeLabel(RowEncoder *encoder, StringInfo out, int attno)
+{
+	ColumnEncoder *column = &encoder->columns[attno - 1];
+
+	appendBinaryStringInfo(out, column->label, column->label_length);
 }
 
 void
@@ -394,6 +348,19 @@ EncodeValue(RowEncoder *encoder, StringInfo out, int attno, Datum value, bool is
 			(void) JsonbToCString(out, &json->root, VARSIZE(json));
 		}
 		break;
+		case COLUMN_NESTED:
+			EncodeNested(out, column->type, value, false);
+			break;
+		case COLUMN_CAST:
+		{
+			/* Whatever the cast's function does to settings ends with it. */
+			int nestlevel = NewGUCNestLevel();
+			Jsonb *json = DatumGetJsonbP(FunctionCall1(&column->function, value));
+
+			AtEOXact_GUC(false, nestlevel);
+			(void) JsonbToCString(out, &json->root, VARSIZE(json));
+		}
+		break;
 		case COLUMN_UNUSED:
 			elog(ERROR, "column %d of an encoder is dropped", attno);
 	}
@@ -402,9 +369,7 @@ EncodeValue(RowEncoder *encoder, StringInfo out, int attno, Datum value, bool is
 void
 EncodeColumn(RowEncoder *encoder, StringInfo out, int attno, Datum value, bool isnull)
 {
-	ColumnEncoder *column = &encoder->columns[attno - 1];
-
-	appendBinaryStringInfo(out, column->label, column->label_length);
+	EncodeLabel(encoder, out, attno);
 	EncodeValue(encoder, out, attno, value, isnull);
 }
 

@@ -26,16 +26,26 @@
 #include "pg_changefeed.h"
 
 #include "access/tupdesc.h"
+#include "fmgr.h"
 #include "lib/stringinfo.h"
 
 typedef struct RowEncoder RowEncoder;
 
 /*
- * An encoder for rows of that type.  Types whose JSON form is made by a
- * user-defined cast are refused with an error (ERRCODE_FEATURE_NOT_SUPPORTED),
- * as user-defined code must not run here.
+ * An encoder for rows of that type.  It runs no user-defined code: casts to
+ * json are passed over, so columns that to_jsonb uses them for are not its own
+ * to encode (EncodeTypeUsesCast).
  */
 extern RowEncoder *EncoderCreate(TupleDesc tupdesc, MemoryContext context);
+
+/*
+ * Lets user-defined casts make the column's JSON.  In query workers only, as
+ * the subscriber's role: they run when a value is encoded, and may raise errors.
+ */
+extern void EncoderUseCasts(RowEncoder *encoder, int attno);
+
+/* `"name":` of one column. */
+extern void EncodeLabel(RowEncoder *encoder, StringInfo out, int attno);
 
 /* `"name":value` of one column (1-based), appended.  Null gives null. */
 extern void EncodeColumn(RowEncoder *encoder, StringInfo out, int attno, Datum value, bool isnull);
@@ -50,8 +60,16 @@ extern void EncodeRow(RowEncoder *encoder, StringInfo out, const int16 *attnos, 
 /* A JSON string with quotes and escapes. */
 extern void EncodeString(StringInfo out, const char *text, Size length);
 
-/* Can a column of that type be sent at all?  For checks at creation. */
-extern bool EncodeTypeSupported(Oid typid);
+/* ---- encode_nested.c ---- */
+
+/* Does to_jsonb call a user-defined cast for values of the type, at any depth? */
+extern bool EncodeTypeUsesCast(Oid typid);
+
+/* The value of a user-defined type, as to_jsonb would write it without casts. */
+extern void EncodeNested(StringInfo out, Oid typid, Datum value, bool isnull);
+
+/* Sets up to_jsonb for values of the type. */
+extern void EncodeToJsonb(FmgrInfo *function, Oid typid, MemoryContext context);
 
 /* Session-wide in the feed worker and query workers. */
 extern void EncodePinSettings(void);

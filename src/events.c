@@ -176,10 +176,20 @@ static void
 ApplyBarrier(LogBarrier *barrier)
 {
 	ListCell *lc;
+	List *changed;
 
 	switch (barrier->kind)
 	{
 		case BARRIER_RELATION:
+			changed = RelationTypeChanged(barrier->relid);
+			if (changed != NIL)
+			{
+				foreach(lc, changed)
+					Resync(lfirst_oid(lc), lfirst_oid(lc), false, NULL, "schema_changed");
+				/* Who is not ready yet does not know which those are. */
+				barrier->kind = BARRIER_ALL;
+				return;
+			}
 			if (!RelationChanged(barrier->relid))
 			{
 				/* Nobody has to look at it again. */

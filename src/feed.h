@@ -40,6 +40,13 @@ struct TransactionMap;
 #define MARK_REPLAY 1 /* Connection.mark waits for it */
 #define MARK_SYNC	2 /* behind `synced` messages */
 
+/* Columns whose JSON is made by user-defined casts; interned (verdicts.c). */
+typedef struct CastList
+{
+	int n;
+	int16 attnos[FLEXIBLE_ARRAY_MEMBER]; /* ascending */
+} CastList;
+
 typedef struct View
 {
 	int refcount;
@@ -52,7 +59,8 @@ typedef struct View
 	int rls; /* 0: every row, 1: to be judged, 2: no row */
 	uint64 fingerprint;
 	int ndependencies;
-	Oid *dependencies; /* tables that the policies read */
+	Oid *dependencies;	   /* tables that the policies read */
+	const CastList *casts; /* NULL: none; otherwise rows are judged */
 } View;
 
 typedef struct Identity
@@ -291,8 +299,10 @@ typedef struct VerdictSet
 	{
 		uint64 identity; /* serial */
 		uint64 relid;
+		const CastList *casts;
 	} key;
-	uint8 *states; /* Verdict of each image */
+	uint8 *states;		/* Verdict of each image */
+	const char **texts; /* of each visible image, what the casts gave */
 } VerdictSet;
 
 typedef struct TransactionMap
@@ -383,7 +393,13 @@ typedef enum Verdict
 } Verdict;
 
 /* The identity's verdict on an image of the transaction. */
-extern Verdict VerdictGet(TransactionMap *map, Identity *identity, Oid relid, int image);
+extern Verdict VerdictGet(TransactionMap *map, Identity *identity, const View *view, int image);
+
+/* The JSON of a visible image's columns in view->casts, for this identity. */
+extern const char *const *
+VerdictTexts(TransactionMap *map, Identity *identity, const View *view, int image);
+
+extern const CastList *CastListIntern(const int16 *attnos, int n);
 
 /* Asks for it (idempotent); VerdictsAdvance submits. */
 extern void VerdictAsk(TransactionMap *map, Identity *identity, View *view, int image);
@@ -430,6 +446,13 @@ extern bool RelationChanged(Oid relid);
 
 /* RelationChanged of all that are remembered. */
 extern List *RelationsChanged(void);
+
+/*
+ * relation_types.c: the types' part of a relation's state; and, when `relid` has
+ * the attributes of a type in use, RelationsChanged of all.
+ */
+extern uint64 RelationTypesState(uint64 state, Oid relid);
+extern List *RelationTypeChanged(Oid relid);
 
 /* The name of a column, "" when there is none. */
 extern char *RelationColumnName(Oid relid, int16 attno);

@@ -18,10 +18,23 @@
 #include "utils/datum.h"
 #include "utils/memutils.h"
 
+/* The place of a column in the view's casts, or -1. */
+static int
+CastIndex(const View *view, int16 attno)
+{
+	int i;
+
+	for (i = 0; view->casts != NULL && i < view->casts->n; i++)
+		if (view->casts->attnos[i] == attno)
+			return i;
+	return -1;
+}
+
 /* Which of the view's columns differ between the images, as sent. */
 static int
-ChangedColumns(MapEntry *entry, TransactionMap *map, View *view, int16 *changed)
+ChangedColumns(MapEntry *entry, TransactionMap *map, const Fragment *f, int16 *changed)
 {
+	View *view = f->view;
 	MapImage *before = &map->images[entry->old_image];
 	MapImage *after = &map->images[entry->new_image];
 	bool whole_before = !before->incomplete;
@@ -38,6 +51,7 @@ ChangedColumns(MapEntry *entry, TransactionMap *map, View *view, int16 *changed)
 		bool ynull = after->isnull[attno - 1];
 		StringInfoData a;
 		StringInfoData b;
+		int cast = CastIndex(view, attno);
 
 		if (attno > after->desc->tupdesc->natts)
 			continue;
@@ -46,6 +60,13 @@ ChangedColumns(MapEntry *entry, TransactionMap *map, View *view, int16 *changed)
 		/* Not in the WAL because it did not change. */
 		if (!ynull && RecordValueIsUnchanged(after->desc, attno, y))
 			continue;
+		if (cast >= 0)
+		{
+			/* A cast may give the same for other values, or not. */
+			if (strcmp(f->old_texts[cast], f->new_texts[cast]) != 0)
+				changed[n++] = attno;
+			continue;
+		}
 		if (!whole_before || before->desc != after->desc)
 		{
 			changed[n++] = attno;
@@ -53,19 +74,17 @@ ChangedColumns(MapEntry *entry, TransactionMap *map, View *view, int16 *changed)
 		}
 		if (xnull && ynull)
 			continue;
-		if (xnull != ynull)
-		{
-			changed[n++] = attno;
-			continue;
-		}
-		if (datum_image_eq(x, y, att->attbyval, att->attlen))
+		if (!xnull && !ynull && datum_image_eq(x, y, att->attbyval, att->attlen))
 			continue;
 
-		/* Different bytes, such as a compressed copy, may be the same value. */
+		/*
+		 * Different bytes, such as a compressed copy, may be the same value,
+		 * and null looks like the null of JSON.
+		 */
 		initStringInfo(&a);
 		initStringInfo(&b);
-		EncodeValue(entry->layout->encoder, &a, attno, x, false);
-		EncodeValue(entry->layout->encoder, &b, attno, y, false);
+		EncodeValue(entry->layout->encoder, &a, attno, x, xnull);
+		EncodeValue(entry->layout->encoder, &b, attno, y, ynull);
 		if (a.len != b.len || memcmp(a.data, b.data, a.len) != 0)
 			changed[n++] = attno;
 		pfree(a.data);
@@ -100,6 +119,36 @@ static const char *const action_names[] = {
 	[ACTION_REMOVE] = "remove",
 };
 
+/* EncodeRow, with the texts of casts. */
+static void
+EncodeColumns(Fragment *f, const MapImage *image, const int16 *columns, int ncolumns)
+{
+	RowEncoder *encoder = f->entry->layout->encoder;
+	int i;
+
+	if (f->view->casts == NULL)
+	{
+		EncodeRow(encoder, &f->json, columns, ncolumns, image->values, image->isnull);
+		return;
+	}
+	appendStringInfoChar(&f->json, '{');
+	for (i = 0; i < ncolumns; i++)
+	{
+		int16 attno = columns[i];
+		int cast = CastIndex(f->view, attno);
+
+		if (i > 0)
+			appendStringInfoChar(&f->json, ',');
+		EncodeLabel(encoder, &f->json, attno);
+		if (cast >= 0)
+			appendStringInfoString(&f->json, f->new_texts[cast]);
+		else
+			EncodeValue(encoder, &f->json, attno, image->values[attno - 1],
+						image->isnull[attno - 1]);
+	}
+	appendStringInfoChar(&f->json, '}');
+}
+
 /* Writes the change.  False: nothing visible has changed. */
 static bool
 EncodeFragment(Delivery *d, Fragment *f, bool in_before)
@@ -112,7 +161,7 @@ EncodeFragment(Delivery *d, Fragment *f, bool in_before)
 	if (in_before && f->action != ACTION_REMOVE)
 	{
 		int16 *changed = palloc(sizeof(int16) * Max(ncolumns, 1));
-		int nchanged = ChangedColumns(entry, d->map, f->view, changed);
+		int nchanged = ChangedColumns(entry, d->map, f, changed);
 
 		if (nchanged == 0)
 			return false;
@@ -133,8 +182,7 @@ EncodeFragment(Delivery *d, Fragment *f, bool in_before)
 	if (f->action != ACTION_REMOVE)
 	{
 		appendStringInfoString(&f->json, f->action == ACTION_MERGE ? ",\"set\":" : ",\"row\":");
-		EncodeRow(entry->layout->encoder, &f->json, columns, ncolumns, after->values,
-				  after->isnull);
+		EncodeColumns(f, after, columns, ncolumns);
 	}
 	appendStringInfoChar(&f->json, '}');
 	return true;
@@ -143,8 +191,24 @@ EncodeFragment(Delivery *d, Fragment *f, bool in_before)
 static bool
 SameColumns(const View *a, const View *b)
 {
-	return a == b || (a->ncolumns == b->ncolumns &&
+	return a == b || (a->ncolumns == b->ncolumns && a->casts == b->casts &&
 					  memcmp(a->columns, b->columns, sizeof(int16) * a->ncolumns) == 0);
+}
+
+/* Casts run as the identity and may give each another text. */
+static bool
+SameTexts(const View *view, const char *const *a, const char *const *b)
+{
+	int i;
+
+	if (a == b)
+		return true;
+	if (a == NULL || b == NULL)
+		return false;
+	for (i = 0; i < view->casts->n; i++)
+		if (strcmp(a[i], b[i]) != 0)
+			return false;
+	return true;
 }
 
 void
@@ -154,13 +218,23 @@ FragmentAdd(Delivery *d, MapEntry *entry, Subscription *s, View *view, SourceAct
 	Fragment *f = NULL;
 	ListCell *lc;
 	int g = s->connection->gateway->index;
+	const char *const *old_texts = NULL;
+	const char *const *new_texts = NULL;
+
+	if (view->casts != NULL && action != ACTION_REMOVE)
+	{
+		if (in_before)
+			old_texts = VerdictTexts(d->map, s->connection->identity, view, entry->old_image);
+		new_texts = VerdictTexts(d->map, s->connection->identity, view, entry->new_image);
+	}
 
 	foreach(lc, d->current)
 	{
 		Fragment *other = lfirst(lc);
 
 		if (other->action == action && other->name == s->name && other->complete == complete &&
-			SameColumns(other->view, view))
+			SameColumns(other->view, view) && SameTexts(view, other->old_texts, old_texts) &&
+			SameTexts(view, other->new_texts, new_texts))
 		{
 			f = other;
 			break;
@@ -174,6 +248,8 @@ FragmentAdd(Delivery *d, MapEntry *entry, Subscription *s, View *view, SourceAct
 		f->name = s->name;
 		f->action = action;
 		f->complete = complete;
+		f->old_texts = old_texts;
+		f->new_texts = new_texts;
 		d->current = lappend(d->current, f);
 		if (EncodeFragment(d, f, in_before))
 		{

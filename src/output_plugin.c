@@ -386,6 +386,9 @@ CollectBarriers(Barriers *barriers, const SharedInvalidationMessage *messages, u
 				case PROCOID:
 				case OPEROID:
 				case NAMESPACEOID:
+				/* What values of some types look like as JSON. */
+				case CASTSOURCETARGET:
+				case ENUMOID:
 					barriers->all = true;
 					break;
 				default:

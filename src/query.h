@@ -53,12 +53,16 @@ typedef enum QueryKind
 	 * Which of these rows may these identities see?  The rows need not be in
 	 * the table.
 	 *
-	 * u32 relid, bytes description (a RECORD_DESCRIPTION message), u32 n rows,
-	 * each bytes (HeapTupleHeader bytes of a record), u32 n identities, each:
-	 * u32 role, bytes claims, u64 fingerprint that the subscription knows, u32
-	 * n + n x u32 index of a row.  Then, optional: u32 n + n x u32 index of a
-	 * row that has only the columns of the replica identity (has_old 2); its
-	 * other columns are missing, not null.
+	 * u32 n identities, u32 relid, bytes description (a RECORD_DESCRIPTION
+	 * message), u32 n rows, each bytes (HeapTupleHeader bytes of a record),
+	 * then for each identity: u32 role, bytes claims, u64 fingerprint that the
+	 * subscription knows, u16 n + n x u16 attno of columns whose JSON is made
+	 * by user-defined casts, u32 n + n x u32 index of a row.  Then, optional:
+	 * u32 n + n x u32 index of a row that has only the columns of the replica
+	 * identity (has_old 2); its other columns are missing, not null.
+	 *
+	 * The worker answers identity by identity and takes the next one from the
+	 * counter in its segment, so that the pool can take the rest away.
 	 */
 	QUERY_VERDICTS = 'V',
 
@@ -70,7 +74,8 @@ typedef enum QueryKind
 	 * the role, in attno order), u16 n + n x u16 attno of key columns, u8 rls
 	 * (0: every row may be read, 1: rows have to be judged by QUERY_VERDICTS,
 	 * 2: no row may be read), u64 fingerprint, u32 n + n x u32 relid of tables
-	 * that the policies read (dependencies)
+	 * that the policies read (dependencies), u16 n + n x u16 attno of those
+	 * columns to send whose JSON is made by user-defined casts
 	 */
 	QUERY_DESCRIBE = 'D',
 
@@ -96,18 +101,27 @@ typedef enum QueryKind
 	QUERY_FILE = 'F',
 
 	/*
-	 * Of QUERY_VERDICTS: u64 LSN noted after the last snapshot used, then for
-	 * each identity in order: u8 status (0: ok, 1: error, 2: fingerprint
-	 * differs, nothing judged, 3: could not be decided in time because of a
-	 * lock: try again), ok: u64 fingerprint, u32 n + n x u32 dependencies,
-	 * bytes bitmap (bit i: the i-th of its rows is visible); error: bytes
-	 * SQLSTATE, bytes message
+	 * Of QUERY_VERDICTS, once for each identity, in no order: u32 index of
+	 * the identity, u32 microseconds that it took, u64 LSN noted after the last
+	 * snapshot used, u8 QueryVerdictStatus.  OK: u64 fingerprint, u32 n + n x
+	 * u32 dependencies, bytes bitmap (bit i: the i-th of its rows is visible),
+	 * and for each visible row in order, for each column with a cast, bytes
+	 * JSON; ERROR: bytes SQLSTATE, bytes message
 	 */
-	QUERY_VERDICT_LIST = 'R',
+	QUERY_VERDICT = 'R',
 
 	QUERY_ERROR = 'E', /* bytes SQLSTATE, bytes message, bytes hint */
 	QUERY_DONE = 'Z'   /* no body */
 } QueryKind;
+
+typedef enum QueryVerdictStatus
+{
+	QUERY_VERDICT_OK = 0,
+	QUERY_VERDICT_ERROR = 1,	/* of the identity's policies or casts */
+	QUERY_VERDICT_OUTDATED = 2, /* another fingerprint, nothing was judged */
+	QUERY_VERDICT_LOCKED = 3,	/* somebody holds a lock: try again */
+	QUERY_VERDICT_UNDECIDED = 4 /* the job failed as a whole */
+} QueryVerdictStatus;
 
 #define QUERY_WITH_ROWS		1
 #define QUERY_WITH_VERSIONS 2 /* each row gets its xmin (reserved) */
@@ -117,7 +131,8 @@ typedef enum QueryKind
 typedef enum QueryPriority
 {
 	QUERY_FIRST, /* verdicts: live changes wait for them */
-	QUERY_LATER	 /* snapshots */
+	QUERY_LATER, /* snapshots */
+	QUERY_COSTLY /* verdicts of an identity that is known to be slow */
 } QueryPriority;
 
 /*
@@ -143,6 +158,14 @@ extern long QueryPoolTimeout(void);
 /* Copies the body.  Returns the job's id, never 0. */
 extern uint64 QuerySubmit(QueryKind kind, const char *body, Size length, QueryPriority priority,
 						  QueryCallback callback, void *arg);
+
+/*
+ * A job of verdicts.  `cost` is how many microseconds it is expected to take if
+ * its identity is known to be slow, else 0.  The callback gets one
+ * QUERY_VERDICT for each identity, whatever happens, and nothing else.
+ */
+extern uint64
+QuerySubmitVerdicts(const char *body, Size length, uint32 cost, QueryCallback callback, void *arg);
 
 /*
  * The callback will not be called again.  A waiting job is dropped; a running

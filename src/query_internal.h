@@ -45,7 +45,15 @@ typedef struct QuerySegment
 	 * or 1).  Written by the worker, read by the pool after its end.
 	 */
 	pg_atomic_uint32 timed_out;
+
+	/*
+	 * Of a job of verdicts: the identity that the worker takes next.  Set with
+	 * the job; the pool puts in QUERY_NO_MORE to have the rest done elsewhere.
+	 */
+	pg_atomic_uint32 next;
 } QuerySegment;
+
+#define QUERY_NO_MORE 0x40000000
 
 #define QUERY_JOBS_OFFSET	 MAXALIGN(sizeof(QuerySegment))
 #define QUERY_RESULTS_OFFSET (QUERY_JOBS_OFFSET + QUERY_JOBS_SIZE)
@@ -75,20 +83,13 @@ typedef struct QueryWorkerExtra
 /* Errors of others' code go over the wire; they need not be novels. */
 #define QUERY_ERROR_LENGTH 1000
 
-/* ---- query_split.c ---- */
-
-/*
- * The body of a QUERY_VERDICTS job for the one identity with number `part`
- * alone, with only the rows that it asks about; without `out` they are only
- * counted.  False: malformed.
- */
-extern bool
-QuerySplitVerdicts(const char *body, Size length, uint32 part, StringInfo out, uint32 *nparts);
-
 /* ---- query_worker.c ---- */
 
 extern uint32 query_generation;
-extern uint64 query_job;				/* id of the job that runs */
+extern uint64 query_job; /* id of the job that runs */
+
+/* The identity of the job of verdicts that is mine to judge next. */
+extern uint32 QueryNextIdentity(void);
 extern MemoryContext query_job_context; /* lives until the job's end */
 
 /* A copy of a string in a message; a missing one is empty. */
@@ -160,6 +161,8 @@ typedef struct SourceQuery
 	int nextra; /* columns of parameters that are not sent */
 	int16 *extra;
 	bool nothing; /* no row may be read */
+	int ncasts;	  /* columns that user-defined casts make JSON of */
+	int16 *casts;
 } SourceQuery;
 
 /* Finds the columns; writes the QUERY_DESCRIBE message into `out`. */

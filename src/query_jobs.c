@@ -4,9 +4,10 @@
  *		Jobs for query workers: waiting, delivered, and what becomes of those
  *		whose worker died.
  *
- * A job whose worker died is tried once more.  A job of verdicts is then given
- * out again identity by identity: the one that kills workers gets an error, and
- * the others their verdicts.  Which worker runs what is query_pool.c's.
+ * A job whose worker died is tried once more.  A job of verdicts is answered
+ * identity by identity, in order, so it is known over whom the worker died: if
+ * that happens twice, he gets an error, and the others their verdicts.  Which
+ * worker runs what is query_pool.c's.
  *
  * Process: feed worker.  Locks: none.  Memory: jobs in pool_context, freed one
  * by one.
@@ -65,8 +66,6 @@ void
 JobFree(PoolJob *job)
 {
 	(void) hash_search(job_table, &job->id, HASH_REMOVE, NULL);
-	if (job->merged.data != NULL)
-		pfree(job->merged.data);
 	pfree(job->body);
 	pfree(job);
 }
@@ -136,9 +135,9 @@ JobPop(dlist_head *list)
 	return job;
 }
 
-uint64
-QuerySubmit(QueryKind kind, const char *body, Size length, QueryPriority priority,
-			QueryCallback callback, void *arg)
+static PoolJob *
+JobMake(QueryKind kind, const char *body, Size length, int priority, QueryCallback callback,
+		void *arg)
 {
 	PoolJob *job = MemoryContextAllocZero(pool_context, sizeof(PoolJob));
 	JobEntry *entry;
@@ -153,17 +152,30 @@ QuerySubmit(QueryKind kind, const char *body, Size length, QueryPriority priorit
 	job->length = length;
 	job->body = MemoryContextAllocHuge(pool_context, Max(length, 1));
 	memcpy(job->body, body, length);
-	if (kind == QUERY_SUBSCRIBE)
-	{
-		WireReader reader = WireReaderInit(body, length);
-
-		(void) WireGetU32(&reader);
-		(void) WireGetBytes(&reader);
-		job->takes_rows = (WireGetU8(&reader) & QUERY_WITH_ROWS) != 0;
-	}
-
 	entry = hash_search(job_table, &job->id, HASH_ENTER, &found);
 	entry->job = job;
+	return job;
+}
+
+uint64
+QuerySubmit(QueryKind kind, const char *body, Size length, QueryPriority priority,
+			QueryCallback callback, void *arg)
+{
+	PoolJob *job = JobMake(kind, body, length, priority, callback, arg);
+
+	JobEnqueue(job, false);
+	return job->id;
+}
+
+uint64
+QuerySubmitVerdicts(const char *body, Size length, uint32 cost, QueryCallback callback, void *arg)
+{
+	PoolJob *job = JobMake(QUERY_VERDICTS, body, length, cost > 0 ? QUERY_COSTLY : QUERY_FIRST,
+						   callback, arg);
+	WireReader reader = WireReaderInit(body, length);
+
+	job->end = WireGetU32(&reader);
+	job->cost = cost;
 	JobEnqueue(job, false);
 	return job->id;
 }
@@ -174,136 +186,108 @@ QueryPoolBacklog(void)
 	return job_table != NULL ? (int) hash_get_num_entries(job_table) : 0;
 }
 
-/* ---- Verdicts, identity by identity ---- */
+/* ---- Verdicts ---- */
 
+/* The answer of the identity whose turn it is. */
 static void
-MergeError(PoolJob *job, const char *sqlstate, Size sqlstate_length, const char *message,
-		   Size length)
+DeliverVerdict(PoolJob *job, const char *body, Size length)
 {
-	WirePutU8(&job->merged, 1);
-	WirePutBytes(&job->merged, sqlstate, sqlstate_length);
-	WirePutBytes(&job->merged, message, length);
-	job->part_done = true;
+	WireReader reader = WireReaderInit(body, length);
+
+	job->part++;
+	job->deaths = 0;
+	if (job->callback != NULL)
+		job->callback(job->arg, job->id, QUERY_VERDICT, &reader);
 }
 
-/* The part is through: on to the next one, or done.  The job is at no worker. */
+/* The same, made here. */
 static void
-NextPart(PoolJob *job)
+DeliverMade(PoolJob *job, QueryVerdictStatus status, int sqlerrcode, const char *message)
 {
-	StringInfoData list;
+	StringInfoData body;
 
-	if (job->callback == NULL)
+	initStringInfo(&body);
+	WirePutU32(&body, job->part);
+	WirePutU32(&body, (uint32) setting_policy_timeout * 1000);
+	WirePutU64(&body, InvalidXLogRecPtr);
+	WirePutU8(&body, (uint8) status);
+	if (status == QUERY_VERDICT_ERROR)
 	{
-		JobFree(job);
-		return;
+		WirePutString(&body, unpack_sql_state(sqlerrcode));
+		WirePutString(&body, message);
 	}
-	job->part++;
-	job->part_done = false;
-	job->deaths = 0;
-	if (job->part < job->nparts)
-	{
-		JobEnqueue(job, true);
-		return;
-	}
-
-	initStringInfo(&list);
-	WirePutU64(&list, job->lsn);
-	appendBinaryStringInfo(&list, job->merged.data, job->merged.len);
-	JobDeliver(job, QUERY_VERDICT_LIST, list.data, list.len);
-	pfree(list.data);
-	JobDeliver(job, QUERY_DONE, "", 0);
+	DeliverVerdict(job, body.data, body.len);
+	pfree(body.data);
 }
 
 void
-JobPartResult(PoolJob *job, QueryKind kind, WireReader *body)
+JobUndecided(PoolJob *job)
 {
-	if (kind == QUERY_VERDICT_LIST && !job->part_done)
-	{
-		XLogRecPtr lsn = WireGetU64(body);
-
-		job->lsn = Max(job->lsn, lsn);
-		appendBinaryStringInfo(&job->merged, body->data + body->offset,
-							   (int) (body->length - body->offset));
-		job->part_done = true;
-	}
-	else if (kind == QUERY_ERROR || kind == QUERY_DONE)
-	{
-		if (!job->part_done)
-		{
-			WireBytes sqlstate = WireGetBytes(body);
-			WireBytes message = WireGetBytes(body);
-
-			if (kind == QUERY_DONE || body->failed)
-				MergeError(job, "XX000", 5, "no verdict", 10);
-			else
-				MergeError(job, sqlstate.data, sqlstate.length, message.data, message.length);
-		}
-		NextPart(job);
-	}
+	while (job->part < job->end)
+		DeliverMade(job, QUERY_VERDICT_UNDECIDED, 0, NULL);
+	JobFree(job);
 }
 
-/* The identities of a job of verdicts are tried one by one from now on. */
-static bool
-SplitJob(PoolJob *job)
+bool
+JobVerdictResult(PoolJob *job, QueryKind kind, WireReader *body)
 {
-	MemoryContext old;
+	WireReader peek = *body;
 
-	if (!QuerySplitVerdicts(job->body, job->length, 0, NULL, &job->nparts) || job->nparts == 0)
+	if (kind == QUERY_VERDICT && WireGetU32(&peek) == job->part && job->part < job->end)
+	{
+		DeliverVerdict(job, body->data + body->offset, body->length - body->offset);
 		return false;
-	job->split = true;
-	old = MemoryContextSwitchTo(pool_context);
-	initStringInfo(&job->merged);
-	MemoryContextSwitchTo(old);
-	return true;
+	}
+	if (kind == QUERY_ERROR)
+	{
+		(void) WireGetBytes(body);
+		ereport(LOG,
+				(errcode(ERRCODE_INTERNAL_ERROR), errmsg("query worker could not judge changes: %s",
+														 QueryCopyBytes(WireGetBytes(body)))));
+	}
+	if (kind == QUERY_DONE || kind == QUERY_ERROR)
+	{
+		JobUndecided(job);
+		return true;
+	}
+	ereport(LOG, (errcode(ERRCODE_DATA_CORRUPTED), errmsg("unexpected verdict of a query worker")));
+	return false;
+}
+
+PoolJob *
+JobTakeApart(PoolJob *job, uint32 part)
+{
+	PoolJob *rest = JobMake(QUERY_VERDICTS, job->body, job->length, job->priority, job->callback,
+							job->arg);
+
+	rest->part = part;
+	rest->end = job->end;
+	rest->cost = job->cost;
+	job->end = part;
+	return rest;
 }
 
 static void
 VerdictsLostWorker(PoolJob *job, bool timed_out)
 {
-	if (job->split && job->part_done)
-	{
-		NextPart(job);
-		return;
-	}
-	if (job->delivered)
-	{
-		JobDeliver(job, QUERY_DONE, "", 0);
-		return;
-	}
-	if (!job->split)
-	{
-		if (!SplitJob(job))
-		{
-			JobDeliverError(job, ERRCODE_DATA_CORRUPTED, "malformed job for a query worker", "");
-			return;
-		}
-		/* Among several it is not known who it was. */
-		if (job->nparts > 1)
-		{
-			job->deaths = 0;
-			timed_out = false;
-		}
-	}
+	char *message;
 
-	if (timed_out)
+	if (job->part < job->end && timed_out)
 	{
-		char *message = psprintf(
-			"policies took longer than changefeed.policy_timeout (%d ms) and went on when cancelled",
+		message = psprintf(
+			"policies and casts took longer than changefeed.policy_timeout (%d ms) and went on when cancelled",
 			setting_policy_timeout);
-
-		MergeError(job, unpack_sql_state(ERRCODE_QUERY_CANCELED), 5, message, strlen(message));
+		DeliverMade(job, QUERY_VERDICT_ERROR, ERRCODE_QUERY_CANCELED, message);
 		pfree(message);
-		NextPart(job);
 	}
-	else if (job->deaths >= 2)
-	{
-		const char *message = "two query workers ended while judging changes for this identity";
+	else if (job->part < job->end && job->deaths >= 2)
+		DeliverMade(job, QUERY_VERDICT_ERROR, ERRCODE_ADMIN_SHUTDOWN,
+					"two query workers ended while judging changes for this identity");
 
-		MergeError(job, unpack_sql_state(ERRCODE_ADMIN_SHUTDOWN), 5, message, strlen(message));
-		NextPart(job);
-	}
-	else
+	if (job->part < job->end)
 		JobEnqueue(job, true);
+	else
+		JobFree(job);
 }
 
 /* What becomes of the job of a worker that died. */

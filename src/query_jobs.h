@@ -15,7 +15,7 @@
 #include "lib/ilist.h"
 
 /* Internal priority: the lane of slow snapshots. */
-#define QUERY_SLOW (QUERY_LATER + 1)
+#define QUERY_SLOW (QUERY_COSTLY + 1)
 
 typedef struct PoolJob
 {
@@ -24,8 +24,7 @@ typedef struct PoolJob
 	bool in_list;
 	TimestampTz submitted;
 	QueryKind kind;
-	int priority; /* QueryPriority or QUERY_SLOW */
-	bool takes_rows;
+	int priority;			/* QueryPriority or QUERY_SLOW */
 	bool preempted;			/* interrupted, to go on in the slow lane */
 	QueryCallback callback; /* NULL: cancelled */
 	void *arg;
@@ -34,13 +33,10 @@ typedef struct PoolJob
 	int deaths;		/* of workers that ran it */
 	bool delivered; /* a result went to the callback */
 
-	/* QUERY_VERDICTS, given out identity by identity: */
-	bool split;
-	uint32 part; /* the identity that is next or running */
-	uint32 nparts;
-	XLogRecPtr lsn;		   /* highest of the parts */
-	bool part_done;		   /* its verdict has come */
-	StringInfoData merged; /* the verdicts of the parts before */
+	/* QUERY_VERDICTS: */
+	uint32 part; /* the identity whose verdict comes next */
+	uint32 end;	 /* behind the last one that is this job's */
+	uint32 cost; /* expected, in microseconds */
 } PoolJob;
 
 extern MemoryContext pool_context;
@@ -57,10 +53,16 @@ extern void JobDeliver(PoolJob *job, QueryKind kind, const char *body, Size leng
 extern void JobDeliverError(PoolJob *job, int sqlerrcode, const char *message, const char *hint);
 
 /*
- * A result of a job that is given out identity by identity; with the last one
- * of a part the job is at no worker any more.
+ * A result of a job of verdicts.  True: it was the last one, the job is at no
+ * worker any more and is gone.
  */
-extern void JobPartResult(PoolJob *job, QueryKind kind, WireReader *body);
+extern bool JobVerdictResult(PoolJob *job, QueryKind kind, WireReader *body);
+
+/* A job that has the verdicts from `part` on, and `job` only those before. */
+extern PoolJob *JobTakeApart(PoolJob *job, uint32 part);
+
+/* No verdict is to be expected: the job is gone. */
+extern void JobUndecided(PoolJob *job);
 
 /* What becomes of the job of a worker that died. */
 extern void JobLostWorker(PoolJob *job, bool timed_out);

@@ -12,6 +12,12 @@
  * or more workers one is kept free of snapshots.  A snapshot that has waited
  * for long takes its turn all the same, as verdicts may never end.
  *
+ * Verdicts of an identity that is known to be slow are jobs of their own, with
+ * a worker of their own that is started when it is first needed; ordinary
+ * workers take them only while another one stays free.  The cheapest goes first.
+ * When an identity that was not known to be slow keeps the others of its job
+ * waiting, these are taken away from the worker and are next in line.
+ *
  * A snapshot that takes long while others wait is interrupted and goes on in a
  * lane of its own: one more worker, started when it is first needed, where slow
  * snapshots wait for each other and for nobody else.  An interrupt is repeated,
@@ -51,7 +57,7 @@
 #define LATER_PATIENCE_MS 500	/* a snapshot lets verdicts go first */
 #define MESSAGES_PER_TURN 32	/* of one worker */
 #define INTERRUPTS		  3		/* before a worker is terminated */
-
+#define TAKE_APART_MS	  20	/* an identity keeps others waiting */
 
 typedef struct PoolWorker
 {
@@ -65,6 +71,8 @@ typedef struct PoolWorker
 	int backoff; /* ms */
 	PoolJob *job;
 	TimestampTz given;		 /* when it got the job */
+	TimestampTz progress;	 /* and when it last answered for an identity */
+	bool taken_apart;		 /* others have the rest of it */
 	int interrupts;			 /* sent for this job */
 	TimestampTz interrupted; /* the last of them */
 
@@ -76,10 +84,15 @@ typedef struct PoolWorker
 static DatabaseFeed *pool_feed;
 static int pool_feed_index;
 static PoolWorker *workers;
-static int nworkers;				/* without the one of the slow lane, the last */
+static int nworkers;				/* ordinary ones; those of lanes follow */
 static bool last_was_later;			/* the job given out last */
 static bool register_failed;		/* and said so */
 static TimestampTz no_worker_since; /* 0: there is one */
+
+/* Behind the ordinary workers. */
+#define SNAPSHOT_LANE (&workers[nworkers])
+#define VERDICT_LANE  (&workers[nworkers + 1])
+#define ALL_WORKERS	  (nworkers + 2)
 
 /*
  * Ends the job at hand.  Verdicts are short, and have a time limit of their
@@ -90,7 +103,7 @@ InterruptWorker(PoolWorker *worker)
 {
 	pid_t pid;
 
-	if (worker->job->priority == QUERY_FIRST || worker->handle == NULL)
+	if (worker->job->kind == QUERY_VERDICTS || worker->handle == NULL)
 		return;
 	worker->interrupted = GetCurrentTimestamp();
 	if (worker->interrupts++ >= INTERRUPTS)
@@ -116,7 +129,7 @@ QueryCancel(uint64 id)
 
 	/* It is freed with its last result; see also SendJob. */
 	job->callback = NULL;
-	for (i = 0; i <= nworkers; i++)
+	for (i = 0; i < ALL_WORKERS; i++)
 		if (workers[i].job == job && workers[i].message == NULL)
 			InterruptWorker(&workers[i]);
 }
@@ -195,6 +208,7 @@ StartWorker(PoolWorker *worker, TimestampTz now)
 	header = (QuerySegment *) base;
 	header->magic = QUERY_SEGMENT_MAGIC;
 	pg_atomic_init_u32(&header->timed_out, 0);
+	pg_atomic_init_u32(&header->next, QUERY_NO_MORE);
 	mq = shm_mq_create(base + QUERY_JOBS_OFFSET, QUERY_JOBS_SIZE);
 	shm_mq_set_sender(mq, MyProc);
 	worker->jobs = shm_mq_attach(mq, worker->segment, NULL);
@@ -275,11 +289,12 @@ HandleMessage(PoolWorker *worker, const char *data, Size length)
 				(errcode(ERRCODE_DATA_CORRUPTED), errmsg("unexpected message of a query worker")));
 		return;
 	}
-	if (job->split)
+	if (job->kind == QUERY_VERDICTS)
 	{
+		worker->progress = GetCurrentTimestamp();
 		if (kind == QUERY_DONE || kind == QUERY_ERROR)
 			worker->job = NULL;
-		JobPartResult(job, kind, &reader);
+		(void) JobVerdictResult(job, kind, &reader);
 		return;
 	}
 	if (kind == QUERY_DONE || kind == QUERY_ERROR)
@@ -330,19 +345,55 @@ WorkersReady(void)
 	return n;
 }
 
+/* Ordinary workers that may be kept for long by what they do. */
+static int
+WorkersTaken(void)
+{
+	int n = 0;
+	int i;
+
+	for (i = 0; i < nworkers; i++)
+		if (workers[i].job != NULL && workers[i].job->priority != QUERY_FIRST)
+			n++;
+	return n;
+}
+
 /* May a snapshot be given out? */
 static bool
 LaterIsPossible(void)
 {
-	int running = 0;
-	int i;
+	return !dlist_is_empty(&job_waiting[QUERY_LATER]) &&
+		   WorkersTaken() < Max(WorkersReady() - 1, 1);
+}
 
-	if (dlist_is_empty(&job_waiting[QUERY_LATER]))
-		return false;
-	for (i = 0; i < nworkers; i++)
-		if (workers[i].job != NULL && workers[i].job->priority == QUERY_LATER)
-			running++;
-	return running < Max(WorkersReady() - 1, 1);
+/*
+ * May a verdict be given out that takes long?  One worker stays free for other
+ * verdicts and one for snapshots, unless there is no lane.
+ */
+static bool
+CostlyIsPossible(void)
+{
+	return !dlist_is_empty(&job_waiting[QUERY_COSTLY]) &&
+		   (WorkersTaken() < WorkersReady() - 2 || (IsDead(VERDICT_LANE) && register_failed));
+}
+
+/* The costly job that is the least so. */
+static PoolJob *
+PopCheapest(void)
+{
+	PoolJob *best = NULL;
+	dlist_iter iter;
+
+	dlist_foreach(iter, &job_waiting[QUERY_COSTLY])
+	{
+		PoolJob *job = dlist_container(PoolJob, node, iter.cur);
+
+		if (best == NULL || job->cost < best->cost)
+			best = job;
+	}
+	dlist_delete(&best->node);
+	best->in_list = false;
+	return best;
 }
 
 /* The list that the next job comes from, or NULL when none may be given out. */
@@ -352,7 +403,11 @@ NextList(TimestampTz now)
 	PoolJob *job;
 
 	if (!LaterIsPossible())
-		return dlist_is_empty(&job_waiting[QUERY_FIRST]) ? NULL : &job_waiting[QUERY_FIRST];
+	{
+		if (!dlist_is_empty(&job_waiting[QUERY_FIRST]))
+			return &job_waiting[QUERY_FIRST];
+		return CostlyIsPossible() ? &job_waiting[QUERY_COSTLY] : NULL;
+	}
 	if (dlist_is_empty(&job_waiting[QUERY_FIRST]))
 		return &job_waiting[QUERY_LATER];
 	job = dlist_head_element(PoolJob, node, &job_waiting[QUERY_LATER]);
@@ -375,52 +430,75 @@ SendJob(PoolWorker *worker)
 		InterruptWorker(worker);
 }
 
-/* False: the job could not be made into a message and is gone. */
-static bool
+static void
 GiveJob(PoolWorker *worker, PoolJob *job)
 {
+	QuerySegment *header = dsm_segment_address(worker->segment);
 	Size head = sizeof(uint64) + sizeof(uint8);
 	uint8 kind = (uint8) job->kind;
-	const char *body = job->body;
-	Size length = job->length;
-	StringInfoData part;
 
-	part.data = NULL;
-	if (job->split)
-	{
-		uint32 nparts;
-
-		initStringInfo(&part);
-		if (!QuerySplitVerdicts(job->body, job->length, job->part, &part, &nparts))
-		{
-			pfree(part.data);
-			JobDeliverError(job, ERRCODE_DATA_CORRUPTED, "malformed job for a query worker", "");
-			return false;
-		}
-		body = part.data;
-		length = part.len;
-	}
-
-	worker->message_length = head + length;
+	if (job->kind == QUERY_VERDICTS)
+		pg_atomic_write_u32(&header->next, job->part);
+	worker->message_length = head + job->length;
 	worker->message = MemoryContextAllocHuge(pool_context, worker->message_length);
 	memcpy(worker->message, &job->id, sizeof(uint64));
 	memcpy(worker->message + sizeof(uint64), &kind, sizeof(uint8));
-	memcpy(worker->message + head, body, length);
-	if (part.data != NULL)
-		pfree(part.data);
+	memcpy(worker->message + head, job->body, job->length);
 	worker->job = job;
 	worker->given = GetCurrentTimestamp();
+	worker->progress = worker->given;
+	worker->taken_apart = false;
 	worker->interrupts = 0;
 	SendJob(worker);
-	return true;
+}
+
+/* When the others of the worker's job are to be taken from it. */
+static TimestampTz
+TakeApartDue(PoolWorker *worker)
+{
+	PoolJob *job = worker->job;
+
+	if (job == NULL || job->kind != QUERY_VERDICTS || worker->message != NULL ||
+		worker->taken_apart || job->end - job->part < 2)
+		return DT_NOEND;
+	return TimestampTzPlusMilliseconds(worker->progress, TAKE_APART_MS);
+}
+
+static void
+TakeJobsApart(TimestampTz now)
+{
+	int i;
+
+	for (i = 0; i < ALL_WORKERS; i++)
+	{
+		QuerySegment *header;
+		uint32 next;
+
+		if (TakeApartDue(&workers[i]) > now)
+			continue;
+		header = dsm_segment_address(workers[i].segment);
+		if (pg_atomic_read_u32(&header->next) == workers[i].job->part)
+		{
+			/* It is still reading the job: a large one. */
+			workers[i].progress = now;
+			continue;
+		}
+		workers[i].taken_apart = true;
+		next = pg_atomic_exchange_u32(&header->next, QUERY_NO_MORE);
+		if (next < workers[i].job->end)
+			JobEnqueue(JobTakeApart(workers[i].job, next), true);
+	}
 }
 
 static dlist_head *
 NextListFor(PoolWorker *worker, TimestampTz now)
 {
-	if (worker == &workers[nworkers])
-		return dlist_is_empty(&job_waiting[QUERY_SLOW]) ? NULL : &job_waiting[QUERY_SLOW];
-	return NextList(now);
+	dlist_head *list;
+
+	if (worker < SNAPSHOT_LANE)
+		return NextList(now);
+	list = &job_waiting[worker == SNAPSHOT_LANE ? QUERY_SLOW : QUERY_COSTLY];
+	return dlist_is_empty(list) ? NULL : list;
 }
 
 /*
@@ -432,13 +510,13 @@ InterruptDue(PoolWorker *worker)
 {
 	PoolJob *job = worker->job;
 
-	if (job == NULL || worker->message != NULL || job->priority == QUERY_FIRST)
+	if (job == NULL || worker->message != NULL || job->kind == QUERY_VERDICTS)
 		return DT_NOEND;
 	if (worker->interrupts > 0)
 		return worker->interrupts > INTERRUPTS
 				   ? DT_NOEND
 				   : TimestampTzPlusMilliseconds(worker->interrupted, setting_policy_timeout);
-	if (job->priority == QUERY_LATER && job->takes_rows && !job->delivered &&
+	if (job->priority == QUERY_LATER && !job->delivered &&
 		!dlist_is_empty(&job_waiting[QUERY_LATER]))
 		return TimestampTzPlusMilliseconds(worker->given, setting_policy_timeout);
 	return DT_NOEND;
@@ -449,7 +527,7 @@ InterruptJobs(TimestampTz now)
 {
 	int i;
 
-	for (i = 0; i <= nworkers; i++)
+	for (i = 0; i < ALL_WORKERS; i++)
 	{
 		if (InterruptDue(&workers[i]) > now)
 			continue;
@@ -464,27 +542,28 @@ GiveJobs(TimestampTz now)
 {
 	int i;
 
-	for (i = 0; i <= nworkers; i++)
+	for (i = 0; i < ALL_WORKERS; i++)
 	{
 		PoolWorker *worker = &workers[i];
 		dlist_head *list;
 
 		if (worker->message != NULL)
 			SendJob(worker);
-		while (worker->ready && worker->job == NULL && (list = NextListFor(worker, now)) != NULL)
+		if (worker->ready && worker->job == NULL && (list = NextListFor(worker, now)) != NULL)
 		{
 			last_was_later = list == &job_waiting[QUERY_LATER];
-			if (GiveJob(worker, JobPop(list)))
-				break;
+			GiveJob(worker, list == &job_waiting[QUERY_COSTLY] ? PopCheapest() : JobPop(list));
 		}
 	}
 }
 
-/* The worker of the slow lane is started when there is something for it. */
+/* Workers of lanes are started when there is something for them. */
 static bool
 IsNeeded(const PoolWorker *worker)
 {
-	return worker != &workers[nworkers] || !dlist_is_empty(&job_waiting[QUERY_SLOW]);
+	if (worker < SNAPSHOT_LANE)
+		return true;
+	return !dlist_is_empty(&job_waiting[worker == SNAPSHOT_LANE ? QUERY_SLOW : QUERY_COSTLY]);
 }
 
 /* Nobody has been there for long: whoever waits learns of it. */
@@ -505,8 +584,11 @@ RefuseWaiting(void)
 		{
 			PoolJob *job = JobPop(&list);
 
-			JobDeliverError(job, ERRCODE_ADMIN_SHUTDOWN, "no query worker could be started",
-							"See the server log; max_worker_processes may be too low.");
+			if (job->kind == QUERY_VERDICTS)
+				JobUndecided(job);
+			else
+				JobDeliverError(job, ERRCODE_ADMIN_SHUTDOWN, "no query worker could be started",
+								"See the server log; max_worker_processes may be too low.");
 		}
 	}
 }
@@ -518,7 +600,7 @@ QueryPoolPoll(void)
 	bool more = false;
 	int i;
 
-	for (i = 0; i <= nworkers; i++)
+	for (i = 0; i < ALL_WORKERS; i++)
 	{
 		if (IsDead(&workers[i]))
 		{
@@ -536,6 +618,7 @@ QueryPoolPoll(void)
 	else if (TimestampDifferenceExceeds(no_worker_since, now, NO_WORKER_MS))
 		RefuseWaiting();
 
+	TakeJobsApart(now);
 	GiveJobs(now);
 	InterruptJobs(now);
 	return more;
@@ -548,7 +631,7 @@ QueryPoolTimeout(void)
 	TimestampTz next = DT_NOEND;
 	int i;
 
-	for (i = 0; i <= nworkers; i++)
+	for (i = 0; i < ALL_WORKERS; i++)
 	{
 		if (IsDead(&workers[i]))
 		{
@@ -560,6 +643,7 @@ QueryPoolTimeout(void)
 		if (workers[i].ready && workers[i].job == NULL && NextListFor(&workers[i], now) != NULL)
 			return 0;
 		next = Min(next, InterruptDue(&workers[i]));
+		next = Min(next, TakeApartDue(&workers[i]));
 	}
 	if (no_worker_since != 0 &&
 		!(dlist_is_empty(&job_waiting[QUERY_FIRST]) && dlist_is_empty(&job_waiting[QUERY_LATER])))
@@ -605,7 +689,7 @@ QueryPoolStart(DatabaseFeed *feed, int feed_index)
 	RemoveOldSpoolFiles();
 
 	nworkers = setting_query_workers;
-	workers = MemoryContextAllocZero(pool_context, sizeof(PoolWorker) * (nworkers + 1));
+	workers = MemoryContextAllocZero(pool_context, sizeof(PoolWorker) * ALL_WORKERS);
 	no_worker_since = now;
 	for (i = 0; i < nworkers; i++)
 		StartWorker(&workers[i], now);

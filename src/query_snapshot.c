@@ -41,8 +41,9 @@
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
 
-#define SNAPSHOT_LOCK_TIMEOUT 1000 /* ms */
-#define SNAPSHOT_TIME_FACTOR  60   /* times changefeed.policy_timeout */
+/* A snapshot that meets a lock lets others go first and tries again. */
+#define SNAPSHOT_LOCK_TIMEOUT 50 /* ms */
+#define SNAPSHOT_TIME_FACTOR  60 /* times changefeed.policy_timeout */
 
 #define PAGE_BYTES	(64 * 1024)
 #define PAGE_ROWS	1000
@@ -60,7 +61,10 @@ typedef struct Request
 	StringInfoData snapshot;   /* the message */
 } Request;
 
-/* Encodes a batch; calls of others' code are over, settings are pinned. */
+/*
+ * Encodes a batch.  Settings are pinned; casts may run, still as the client's
+ * role and within the transaction's limits.
+ */
 static void
 EncodeBatch(SourceQuery *source, int index, RowEncoder *encoder, TupleDesc tupdesc,
 			HeapTuple *tuples, int ntuples, QueryPages *pages)
@@ -110,9 +114,15 @@ ReadRows(SourceQuery *source, int index, PlannedStmt *plan, const char *sql, Par
 	HeapTuple *tuples = palloc(sizeof(HeapTuple) * BATCH_ROWS);
 	RowEncoder *encoder;
 	bool end = false;
+	int i;
+	int k;
 
 	ExecutorStart(query, 0);
 	encoder = EncoderCreate(query->tupDesc, old);
+	for (i = 0; i < source->ncasts; i++)
+		for (k = 0; k < source->ncolumns; k++)
+			if (source->columns[k] == source->casts[i])
+				EncoderUseCasts(encoder, k + 1);
 	while (!end)
 	{
 		int n = 0;

@@ -87,6 +87,23 @@ RequireReadable(Relation rel, int16 attno, Oid role, const char *what)
 					 QualifiedName(rel), quote_identifier(GetUserNameFromId(role, false)))));
 }
 
+/* The cast may have been made since the channel was. */
+static void
+RequireNoCast(Relation rel, int16 attno, const char *what)
+{
+	Form_pg_attribute att = TupleDescAttr(RelationGetDescr(rel), attno - 1);
+
+	if (EncodeTypeUsesCast(att->atttypid))
+		ereport(
+			ERROR,
+			(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+			 errmsg("type %s of %s \"%s\" of table \"%s.%s\" has a cast to json",
+					format_type_be(att->atttypid), what, NameStr(att->attname),
+					get_namespace_name(RelationGetNamespace(rel)), RelationGetRelationName(rel)),
+			 errhint(
+				 "Keys and names of channels are made without user-defined code: drop the cast.")));
+}
+
 static bool
 IsPublished(const SourceQuery *source, const char *column)
 {
@@ -127,6 +144,8 @@ FindColumns(SourceQuery *source, Relation rel, Oid role)
 
 	source->columns = palloc(sizeof(int16) * tupdesc->natts);
 	source->ncolumns = 0;
+	source->casts = palloc(sizeof(int16) * tupdesc->natts);
+	source->ncasts = 0;
 	for (i = 0; i < tupdesc->natts; i++)
 	{
 		Form_pg_attribute att = TupleDescAttr(tupdesc, i);
@@ -137,7 +156,11 @@ FindColumns(SourceQuery *source, Relation rel, Oid role)
 		/* Virtual columns are not in the WAL. */
 		if (att->attgenerated != COMPAT_GENERATED_VIRTUAL &&
 			IsPublished(source, NameStr(att->attname)))
+		{
 			source->columns[source->ncolumns++] = att->attnum;
+			if (EncodeTypeUsesCast(att->atttypid))
+				source->casts[source->ncasts++] = att->attnum;
+		}
 	}
 	if (!readable)
 		ereport(ERROR, (errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
@@ -153,6 +176,7 @@ FindColumns(SourceQuery *source, Relation rel, Oid role)
 
 		param->attno = RequireColumn(rel, param->column);
 		RequireReadable(rel, param->attno, role, "channel column");
+		RequireNoCast(rel, param->attno, "channel column");
 		if (!HasColumn(source->columns, source->ncolumns, param->attno) &&
 			!HasColumn(source->extra, source->nextra, param->attno))
 			source->extra[source->nextra++] = param->attno;
@@ -180,6 +204,7 @@ SourceQueryDescribe(SourceQuery *source, int index, Oid role, StringInfo out)
 		int16 attno = RequireColumn(rel, source->keys[i]);
 
 		RequireReadable(rel, attno, role, "key column");
+		RequireNoCast(rel, attno, "key column");
 		WirePutU16(out, (uint16) attno);
 	}
 	MemoryContextSwitchTo(old);
@@ -191,6 +216,9 @@ SourceQueryDescribe(SourceQuery *source, int index, Oid role, StringInfo out)
 	WirePutU32(out, policy->ndependencies);
 	for (i = 0; i < policy->ndependencies; i++)
 		WirePutU32(out, policy->dependencies[i]);
+	WirePutU16(out, (uint16) source->ncasts);
+	for (i = 0; i < source->ncasts; i++)
+		WirePutU16(out, (uint16) source->casts[i]);
 	table_close(rel, NoLock);
 }
 

@@ -5,7 +5,12 @@
  *
  * Each identity has a transaction of its own: what one of them sets, locks or
  * breaks does not reach the next one, and an error costs only its own verdict.
- * All rows of an identity are judged on one snapshot.
+ * All rows of an identity are judged on one snapshot.  Its verdict is sent as
+ * soon as it is found; when that takes long, the pool gives the identities
+ * behind it to another worker (QueryNextIdentity).
+ *
+ * Columns whose JSON is made by user-defined casts are encoded here as well, for
+ * visible rows, under the identity and within its time limit.
  *
  * A row comes as the description of its time has it and is judged by the
  * policies of now.  What the change did not carry is missing, which is not the
@@ -22,6 +27,7 @@
 
 #include "query_internal.h"
 
+#include "encode.h"
 #include "record.h"
 
 #include "access/htup_details.h"
@@ -36,9 +42,16 @@
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
 
-/* A verdict waits that long for a lock, and hardly at all once one was busy. */
+/*
+ * A verdict waits that long for a lock (ms), and hardly at all while one was
+ * busy a moment ago: others will meet the same lock.
+ */
 #define VERDICT_LOCK_TIMEOUT	  200
 #define VERDICT_LOCK_TIMEOUT_BUSY 5
+#define LOCKS_BUSY_MS			  1000
+
+/* Of one identity's answer. */
+#define MAX_ANSWER (64 * 1024 * 1024)
 
 /* The rows of a job, and the identities that ask about them. */
 typedef struct VerdictRow
@@ -54,8 +67,7 @@ typedef struct VerdictJob
 	RecordDescription *desc;
 	uint32 nrows;
 	VerdictRow *rows;
-	XLogRecPtr lsn; /* noted after the last snapshot */
-	int lock_timeout;
+	XLogRecPtr lsn; /* noted after the last snapshot of the identity at hand */
 } VerdictJob;
 
 typedef struct VerdictIdentity
@@ -63,14 +75,15 @@ typedef struct VerdictIdentity
 	Oid role;
 	char *claims;
 	uint64 fingerprint;
+	int ncasts;
+	int16 *casts; /* columns whose JSON is asked for */
 	uint32 nrows;
 	uint32 *rows;
 } VerdictIdentity;
 
-#define VERDICT_OK		 0
-#define VERDICT_ERROR	 1
-#define VERDICT_OUTDATED 2
-#define VERDICT_LOCKED	 3
+/* Until then locks are expected to be busy. */
+static TimestampTz locks_busy_until;
+
 
 /*
  * Can rows of the description be given to the table as it is now?  Columns
@@ -98,8 +111,8 @@ DescriptionFits(const RecordDescription *desc, TupleDesc now)
 }
 
 static void
-RowToParams(const VerdictJob *job, const VerdictRow *row, const Policy *policy, Relation rel,
-			ParamListInfo params)
+RowToParams(const VerdictJob *job, const VerdictRow *row, const Policy *policy, Bitmapset *needed,
+			Relation rel, ParamListInfo params)
 {
 	TupleDesc now = RelationGetDescr(rel);
 	int natts = now->natts;
@@ -112,7 +125,7 @@ RowToParams(const VerdictJob *job, const VerdictRow *row, const Policy *policy, 
 	for (i = 0; i < natts; i++)
 	{
 		Form_pg_attribute att = TupleDescAttr(now, i);
-		bool wanted = policy->whole_row || bms_is_member(i + 1, policy->needed);
+		bool wanted = policy->whole_row || bms_is_member(i + 1, needed);
 		bool missing = false;
 
 		if (att->attisdropped)
@@ -214,7 +227,7 @@ JudgeRows(const VerdictJob *job, const VerdictIdentity *identity, Policy *policy
 		else
 		{
 			MemoryContextSwitchTo(row_context);
-			RowToParams(job, &job->rows[identity->rows[i]], policy, rel, params);
+			RowToParams(job, &job->rows[identity->rows[i]], policy, policy->needed, rel, params);
 			visible = RowIsVisible(policy, params);
 			MemoryContextSwitchTo(old);
 			MemoryContextReset(row_context);
@@ -222,6 +235,61 @@ JudgeRows(const VerdictJob *job, const VerdictIdentity *identity, Policy *policy
 		if (visible)
 			bitmap[i / 8] |= 1 << (i % 8);
 	}
+	MemoryContextDelete(row_context);
+}
+
+/*
+ * What casts make of the columns asked for, for each visible row.  All policies
+ * have been run: only casts can change settings now, and these are undone.
+ */
+static void
+CastRows(const VerdictJob *job, const VerdictIdentity *identity, const Policy *policy, Relation rel,
+		 const uint8 *bitmap, StringInfo out)
+{
+	MemoryContext row_context = AllocSetContextCreate(CurrentMemoryContext, "changefeed row",
+													  ALLOCSET_DEFAULT_SIZES);
+	MemoryContext old = CurrentMemoryContext;
+	ParamListInfo params = makeParamList(policy->natts + 1);
+	RowEncoder *encoder = EncoderCreate(RelationGetDescr(rel), old);
+	Bitmapset *needed = NULL;
+	StringInfoData text;
+	int nestlevel = EncodePinnedBegin();
+	uint32 i;
+	int k;
+
+	for (k = 0; k < identity->ncasts; k++)
+	{
+		if (identity->casts[k] <= 0 || identity->casts[k] > RelationGetNumberOfAttributes(rel) ||
+			TupleDescAttr(RelationGetDescr(rel), identity->casts[k] - 1)->attisdropped)
+			elog(ERROR, "column %d of a cast does not exist", identity->casts[k]);
+		EncoderUseCasts(encoder, identity->casts[k]);
+		needed = bms_add_member(needed, identity->casts[k]);
+	}
+	initStringInfo(&text);
+	for (i = 0; i < identity->nrows; i++)
+	{
+		CHECK_FOR_INTERRUPTS();
+		if ((bitmap[i / 8] & (1 << (i % 8))) == 0)
+			continue;
+		MemoryContextSwitchTo(row_context);
+		RowToParams(job, &job->rows[identity->rows[i]], policy, needed, rel, params);
+		for (k = 0; k < identity->ncasts; k++)
+		{
+			ParamExternData *value = &params->params[identity->casts[k] - 1];
+
+			resetStringInfo(&text);
+			EncodeValue(encoder, &text, identity->casts[k], value->value, value->isnull);
+			if ((Size) out->len + text.len > MAX_ANSWER)
+				ereport(ERROR,
+						(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+						 errmsg("casts to json gave more than %d MB for the changes of a moment",
+								MAX_ANSWER / (1024 * 1024))));
+			WirePutBytes(out, text.data, text.len);
+		}
+		MemoryContextSwitchTo(old);
+		MemoryContextReset(row_context);
+	}
+	EncodePinnedEnd(nestlevel);
 	MemoryContextDelete(row_context);
 }
 
@@ -238,10 +306,12 @@ JudgeInTransaction(VerdictJob *job, const VerdictIdentity *identity, bool last_a
 	int i;
 
 	*again = false;
-	QueryTransactionBegin(job->lock_timeout, setting_policy_timeout);
+	QueryTransactionBegin(GetCurrentTimestamp() < locks_busy_until ? VERDICT_LOCK_TIMEOUT_BUSY
+																   : VERDICT_LOCK_TIMEOUT,
+						  setting_policy_timeout);
 	rel = try_table_open(job->relid, AccessShareLock);
 	if (rel == NULL)
-		return VERDICT_OUTDATED;
+		return QUERY_VERDICT_OUTDATED;
 	known = PolicyLockDependencies(job->relid, identity->role);
 
 	QueryEnterIdentity(identity->role, identity->claims);
@@ -250,26 +320,28 @@ JudgeInTransaction(VerdictJob *job, const VerdictIdentity *identity, bool last_a
 	policy = PolicyGet(job->relid, identity->role);
 	if (PolicyFingerprint(policy) != identity->fingerprint ||
 		!DescriptionFits(job->desc, RelationGetDescr(rel)))
-		return VERDICT_OUTDATED;
+		return QUERY_VERDICT_OUTDATED;
 
 	/* Its tables have been locked after the snapshot was taken. */
 	if (!known && policy->ndependencies > 0 && !last_attempt)
 	{
 		*again = true;
-		return VERDICT_OK;
+		return QUERY_VERDICT_OK;
 	}
 
 	bitmap = palloc0(Max(nbytes, 1));
 	if (policy->may_select && policy->state != POLICY_NOTHING)
 		JudgeRows(job, identity, policy, rel, bitmap);
 
-	WirePutU8(out, VERDICT_OK);
+	WirePutU8(out, QUERY_VERDICT_OK);
 	WirePutU64(out, identity->fingerprint);
 	WirePutU32(out, policy->ndependencies);
 	for (i = 0; i < policy->ndependencies; i++)
 		WirePutU32(out, policy->dependencies[i]);
 	WirePutBytes(out, (char *) bitmap, nbytes);
-	return VERDICT_OK;
+	if (identity->ncasts > 0)
+		CastRows(job, identity, policy, rel, bitmap, out);
+	return QUERY_VERDICT_OK;
 }
 
 static void
@@ -277,11 +349,12 @@ PutVerdictError(StringInfo out, const ErrorData *error)
 {
 	const char *text = error->message != NULL ? error->message : "missing error text";
 
-	WirePutU8(out, VERDICT_ERROR);
+	WirePutU8(out, QUERY_VERDICT_ERROR);
 	WirePutString(out, unpack_sql_state(error->sqlerrcode));
 	if (error->sqlerrcode == ERRCODE_QUERY_CANCELED && QueryTimedOut())
-		WirePutString(out, psprintf("policies took longer than changefeed.policy_timeout (%d ms)",
-									setting_policy_timeout));
+		WirePutString(
+			out, psprintf("policies and casts took longer than changefeed.policy_timeout (%d ms)",
+						  setting_policy_timeout));
 	else
 		WirePutBytes(out, text, pg_mbcliplen(text, strlen(text), QUERY_ERROR_LENGTH));
 }
@@ -303,7 +376,7 @@ JudgeIdentity(VerdictJob *job, const VerdictIdentity *identity, StringInfo out)
 			out->len = start;
 			status = JudgeInTransaction(job, identity, attempt++ >= 2, out, &once_more);
 			QueryTransactionEnd();
-			if (status != VERDICT_OK)
+			if (status != QUERY_VERDICT_OK)
 			{
 				out->len = start;
 				WirePutU8(out, (uint8) status);
@@ -325,9 +398,9 @@ JudgeIdentity(VerdictJob *job, const VerdictIdentity *identity, StringInfo out)
 			if (error->sqlerrcode == ERRCODE_LOCK_NOT_AVAILABLE ||
 				error->sqlerrcode == ERRCODE_T_R_DEADLOCK_DETECTED)
 			{
-				/* Others of the batch will meet the same lock. */
-				WirePutU8(out, VERDICT_LOCKED);
-				job->lock_timeout = VERDICT_LOCK_TIMEOUT_BUSY;
+				WirePutU8(out, QUERY_VERDICT_LOCKED);
+				locks_busy_until = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
+															   LOCKS_BUSY_MS);
 			}
 			else
 				PutVerdictError(out, error);
@@ -365,10 +438,15 @@ static void
 ReadVerdictIdentity(const VerdictJob *job, WireReader *body, VerdictIdentity *identity)
 {
 	uint32 i;
+	int k;
 
 	identity->role = WireGetU32(body);
 	identity->claims = QueryCopyBytes(WireGetBytes(body));
 	identity->fingerprint = WireGetU64(body);
+	identity->ncasts = WireGetU16(body);
+	identity->casts = palloc(sizeof(int16) * Max(identity->ncasts, 1));
+	for (k = 0; k < identity->ncasts; k++)
+		identity->casts[k] = (int16) WireGetU16(body);
 	identity->nrows = WireGetU32(body);
 	if (identity->nrows > body->length / sizeof(uint32))
 		body->failed = true;
@@ -392,11 +470,11 @@ QueryRunVerdicts(WireReader *body)
 	VerdictIdentity *identities = NULL;
 	uint32 nidentities;
 	uint32 i;
-	StringInfoData list;
+	StringInfoData verdict;
 	StringInfoData message;
 
+	nidentities = WireGetU32(body);
 	job.relid = WireGetU32(body);
-	job.lock_timeout = VERDICT_LOCK_TIMEOUT;
 	bytes = WireGetBytes(body);
 	if (!body->failed)
 	{
@@ -405,7 +483,6 @@ QueryRunVerdicts(WireReader *body)
 		job.desc = RecordReadDescription(description, bytes.length, query_job_context);
 	}
 	ReadVerdictRows(&job, body);
-	nidentities = WireGetU32(body);
 	if (nidentities > body->length)
 		body->failed = true;
 	if (!body->failed)
@@ -434,13 +511,20 @@ QueryRunVerdicts(WireReader *body)
 
 	pgstat_report_activity(STATE_RUNNING,
 						   psprintf("judging changes of %s.%s", job.desc->schema, job.desc->name));
-	initStringInfo(&list);
-	for (i = 0; i < nidentities; i++)
-		JudgeIdentity(&job, &identities[i], &list);
-
+	initStringInfo(&verdict);
 	initStringInfo(&message);
-	QueryMessage(&message, QUERY_VERDICT_LIST);
-	WirePutU64(&message, job.lsn);
-	appendBinaryStringInfo(&message, list.data, list.len);
-	QuerySend(&message);
+	while ((i = QueryNextIdentity()) < nidentities)
+	{
+		TimestampTz start = GetCurrentTimestamp();
+
+		resetStringInfo(&verdict);
+		job.lsn = InvalidXLogRecPtr;
+		JudgeIdentity(&job, &identities[i], &verdict);
+		QueryMessage(&message, QUERY_VERDICT);
+		WirePutU32(&message, i);
+		WirePutU32(&message, (uint32) Min(GetCurrentTimestamp() - start, PG_INT32_MAX));
+		WirePutU64(&message, job.lsn);
+		appendBinaryStringInfo(&message, verdict.data, verdict.len);
+		QuerySend(&message);
+	}
 }

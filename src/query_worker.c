@@ -134,6 +134,12 @@ QueryCheckPeer(void)
 		proc_exit(0);
 }
 
+uint32
+QueryNextIdentity(void)
+{
+	return pg_atomic_fetch_add_u32(&segment->next, 1);
+}
+
 static void
 SendError(const ErrorData *error)
 {

@@ -272,10 +272,14 @@ RecordReadChange(const char *data, Size length, RecordChange *change)
 Oid
 RecordReadRelation(const char *data, Size length)
 {
-	WireReader in = OpenRecord(data, length, RECORD_TOUCH, RECORD_TRUNCATE);
+	RecordKind kind = (RecordKind) ((const RecordHeader *) data)->kind;
+	WireReader in = OpenRecord(data, length, kind == RECORD_LOST ? RECORD_LOST : RECORD_TOUCH,
+							   kind == RECORD_LOST ? RECORD_LOST : RECORD_TRUNCATE);
 	Oid relid = WireGetU32(&in);
 
-	CloseRecord(WireAtEnd(&in), RECORD_TOUCH);
+	if (kind == RECORD_LOST)
+		(void) WireGetBytes(&in); /* why: for the log of the decoder */
+	CloseRecord(WireAtEnd(&in), kind);
 	return relid;
 }
 

@@ -92,7 +92,7 @@ State(Oid relid)
 	/* Partitions that come or go bring and take rows. */
 	state = MixRows(state, InheritsRelationId, InheritsParentIndexId, Anum_pg_inherits_inhparent,
 					relid);
-	return state;
+	return RelationTypesState(state, relid);
 }
 
 static StateEntry *

@@ -109,6 +109,8 @@ ReadDescribe(Subscription *s, WireReader *r)
 	Channel *channel = s->instance->channel;
 	uint16 index = WireGetU16(r);
 	View view = {0};
+	int ncasts;
+	int16 *casts;
 	int i;
 
 	if (s->views == NULL)
@@ -135,6 +137,18 @@ ReadDescribe(Subscription *s, WireReader *r)
 	view.dependencies = palloc(sizeof(Oid) * Max(view.ndependencies, 1));
 	for (i = 0; i < view.ndependencies; i++)
 		view.dependencies[i] = WireGetU32(r);
+	ncasts = WireGetU16(r);
+	casts = palloc(sizeof(int16) * Max(ncasts, 1));
+	for (i = 0; i < ncasts; i++)
+		casts[i] = (int16) WireGetU16(r);
+	if (!WireAtEnd(r))
+		ereport(ERROR, (errcode(ERRCODE_PROTOCOL_VIOLATION),
+						errmsg("malformed description from a query worker")));
+	view.casts = CastListIntern(casts, ncasts);
+
+	/* Their values come with the verdict. */
+	if (view.casts != NULL && view.rls == 0)
+		view.rls = 1;
 	s->views[index] = ViewIntern(s->connection->identity, &view);
 }
 

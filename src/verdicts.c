@@ -7,7 +7,10 @@
  * Questions are collected over a turn and submitted together, per table: the
  * rows once, then per identity which of them it asks for.  While all query
  * workers are busy with verdicts, questions go on collecting; batches grow by
- * themselves under load.
+ * themselves under load.  Answers come and are accepted identity by identity.
+ *
+ * How long an identity's verdicts on a table take is remembered: those of a
+ * slow one are asked for apart from the others, one batch at a time.
  *
  * A verdict that read tables (the policy's dependencies) was given on a
  * snapshot later than the row's commit.  It is accepted once everything up to
@@ -30,6 +33,14 @@
 
 #define MAX_BATCH_ROWS		2000
 #define MAX_BATCH_QUESTIONS 20000
+#define MAX_BATCH_BYTES		(16 * 1024 * 1024)
+
+/* An identity whose verdicts take longer is slow, and stays so for a while. */
+#define SLOW_US 20000
+#define SLOW_MS 10000
+
+/* A batch that takes longer does not count among those that workers have. */
+#define LATE_MS 100
 
 /* One identity's question about one row. */
 typedef struct Question
@@ -40,23 +51,53 @@ typedef struct Question
 	Oid relid;
 	uint32 version; /* of the row's description */
 	uint64 fingerprint;
+	const CastList *casts;
 } Question;
+
+/* The answer for one identity. */
+typedef struct Part
+{
+	bool answered;
+	bool accepted;
+	XLogRecPtr lsn; /* noted after the last snapshot used */
+	char *answer;	/* QUERY_VERDICT's body from the status on */
+	Size length;
+} Part;
 
 typedef struct Batch
 {
 	MemoryContext context;
-	uint64 job;
 	Oid relid;
 	int nquestions;
 	Question *questions; /* sorted by identity */
 	int nidentities;
-	int *first;		/* index of each identity's first question */
-	XLogRecPtr lsn; /* noted after the last snapshot used */
-	bool answered;
-	bool failed;
-	char *answer; /* QUERY_VERDICT_LIST's body behind the LSN */
-	Size answer_length;
+	int *first;	 /* index of each identity's first question */
+	Part *parts; /* of each identity */
+	int waiting; /* parts not answered */
+	int open;	 /* parts not accepted */
+	bool costly;
+	TimestampTz submitted;
 } Batch;
+
+/* An identity whose verdicts on a table take long. */
+typedef struct SlowKey
+{
+	uint64 identity; /* serial */
+	uint64 relid;
+} SlowKey;
+
+typedef struct SlowEntry
+{
+	SlowKey key;
+	uint32 cost; /* microseconds */
+	TimestampTz until;
+	bool asked; /* a batch is in flight */
+} SlowEntry;
+
+static HTAB *slow_ones;
+
+/* Lists of columns with casts, for ever: there are few. */
+static List *cast_lists;
 
 /* Questions of this turn and those waiting for a free worker. */
 static Question *questions;
@@ -64,8 +105,96 @@ static int nquestions;
 static int maxquestions;
 static List *batches; /* in flight, or answered and to be accepted */
 
+const CastList *
+CastListIntern(const int16 *attnos, int n)
+{
+	ListCell *lc;
+	CastList *list;
+	MemoryContext old;
+
+	if (n == 0)
+		return NULL;
+	foreach(lc, cast_lists)
+	{
+		list = lfirst(lc);
+		if (list->n == n && memcmp(list->attnos, attnos, sizeof(int16) * n) == 0)
+			return list;
+	}
+	old = MemoryContextSwitchTo(feed_context);
+	list = palloc(offsetof(CastList, attnos) + sizeof(int16) * n);
+	list->n = n;
+	memcpy(list->attnos, attnos, sizeof(int16) * n);
+	cast_lists = lappend(cast_lists, list);
+	MemoryContextSwitchTo(old);
+	return list;
+}
+
+/* ---- Slow identities ---- */
+
+/* NULL: not known to be slow. */
+static SlowEntry *
+FindSlow(Identity *identity, Oid relid)
+{
+	SlowKey key = {identity->serial, relid};
+	SlowEntry *entry;
+
+	if (slow_ones == NULL || hash_get_num_entries(slow_ones) == 0)
+		return NULL;
+	entry = hash_search(slow_ones, &key, HASH_FIND, NULL);
+	if (entry == NULL || entry->asked || entry->until > feed_now)
+		return entry;
+	hash_search(slow_ones, &key, HASH_REMOVE, NULL);
+	return NULL;
+}
+
+/* Entries of identities that are gone are found here. */
+static void
+ForgetSlow(void)
+{
+	HASH_SEQ_STATUS status;
+	SlowEntry *entry;
+
+	hash_seq_init(&status, slow_ones);
+	while ((entry = hash_seq_search(&status)) != NULL)
+		if (!entry->asked && entry->until <= feed_now)
+			hash_search(slow_ones, &entry->key, HASH_REMOVE, NULL);
+}
+
+static void
+NoteCost(Identity *identity, Oid relid, uint32 cost)
+{
+	SlowKey key = {identity->serial, relid};
+	SlowEntry *entry = FindSlow(identity, relid);
+	bool found;
+
+	if (entry == NULL)
+	{
+		if (cost < SLOW_US)
+			return;
+		if (slow_ones == NULL)
+		{
+			HASHCTL ctl = {0};
+
+			ctl.keysize = sizeof(SlowKey);
+			ctl.entrysize = sizeof(SlowEntry);
+			ctl.hcxt = feed_context;
+			slow_ones = hash_create("changefeed slow identities", 16, &ctl,
+									HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+		}
+		ForgetSlow();
+		entry = hash_search(slow_ones, &key, HASH_ENTER, &found);
+		entry->cost = 0;
+		entry->asked = false;
+	}
+	entry->cost = Max(Max(cost, entry->cost / 2), 1);
+	if (cost >= SLOW_US)
+		entry->until = TimestampTzPlusMilliseconds(feed_now, SLOW_MS);
+}
+
+/* ---- Asking ---- */
+
 static VerdictSet *
-FindSet(TransactionMap *map, Identity *identity, Oid relid, bool create)
+FindSet(TransactionMap *map, Identity *identity, Oid relid, const CastList *casts, bool create)
 {
 	VerdictSet sought;
 	VerdictSet *set;
@@ -85,24 +214,41 @@ FindSet(TransactionMap *map, Identity *identity, Oid relid, bool create)
 	}
 	sought.key.identity = identity->serial;
 	sought.key.relid = relid;
+	sought.key.casts = casts;
 	set = hash_search(map->verdicts, &sought.key, create ? HASH_ENTER : HASH_FIND, &found);
 	if (set != NULL && !found)
+	{
 		set->states = MemoryContextAllocZero(map->context, Max(map->nimages, 1));
+		set->texts = NULL;
+		if (casts != NULL)
+			set->texts = MemoryContextAllocZero(map->context,
+												sizeof(char *) * casts->n * Max(map->nimages, 1));
+	}
 	return set;
 }
 
 Verdict
-VerdictGet(TransactionMap *map, Identity *identity, Oid relid, int image)
+VerdictGet(TransactionMap *map, Identity *identity, const View *view, int image)
 {
-	VerdictSet *set = FindSet(map, identity, relid, false);
+	VerdictSet *set = FindSet(map, identity, view->relid, view->casts, false);
 
 	return set != NULL ? (Verdict) set->states[image] : VERDICT_UNKNOWN;
+}
+
+const char *const *
+VerdictTexts(TransactionMap *map, Identity *identity, const View *view, int image)
+{
+	VerdictSet *set = FindSet(map, identity, view->relid, view->casts, false);
+
+	if (set == NULL || set->texts == NULL || set->states[image] != VERDICT_VISIBLE)
+		elog(ERROR, "the JSON of a row is not known");
+	return &set->texts[image * view->casts->n];
 }
 
 void
 VerdictAsk(TransactionMap *map, Identity *identity, View *view, int image)
 {
-	VerdictSet *set = FindSet(map, identity, view->relid, true);
+	VerdictSet *set = FindSet(map, identity, view->relid, view->casts, true);
 	Question *q;
 
 	if (set->states[image] != VERDICT_UNKNOWN)
@@ -125,18 +271,25 @@ VerdictAsk(TransactionMap *map, Identity *identity, View *view, int image)
 	q->relid = view->relid;
 	q->version = map->images[image].desc->version;
 	q->fingerprint = view->fingerprint;
+	q->casts = view->casts;
 }
 
-/* The map's entry for a question, if the transaction is still there. */
-static uint8 *
-StateOf(const Question *q)
+/* The verdicts that a question belongs to, if its transaction is still there. */
+static VerdictSet *
+SetOf(const Question *q)
 {
 	LogTransaction *transaction = LogGet(q->number);
-	VerdictSet *set;
 
 	if (transaction == NULL || transaction->map == NULL)
 		return NULL;
-	set = FindSet(transaction->map, q->identity, q->relid, false);
+	return FindSet(transaction->map, q->identity, q->relid, q->casts, false);
+}
+
+static uint8 *
+StateOf(const Question *q)
+{
+	VerdictSet *set = SetOf(q);
+
 	return set != NULL ? &set->states[q->image] : NULL;
 }
 
@@ -150,6 +303,8 @@ CompareQuestions(const void *a, const void *b)
 		return x->identity->serial < y->identity->serial ? -1 : 1;
 	if (x->fingerprint != y->fingerprint)
 		return x->fingerprint < y->fingerprint ? -1 : 1;
+	if (x->casts != y->casts)
+		return x->casts < y->casts ? -1 : 1;
 	if (x->number != y->number)
 		return x->number < y->number ? -1 : 1;
 	return x->image - y->image;
@@ -171,9 +326,24 @@ typedef struct RowEntry
 static void OnAnswer(void *arg, uint64 job, QueryKind kind, WireReader *body);
 static void Wake(Identity *identity);
 
-static void
-SubmitBatch(Oid relid, uint32 version)
+/* Are the two questions asked by the same part of a batch? */
+static bool
+SamePart(const Question *a, const Question *b)
 {
+	return a->identity == b->identity && a->fingerprint == b->fingerprint && a->casts == b->casts;
+}
+
+/*
+ * The questions about that table which can go with the one given: of all
+ * identities that are not slow, or of the slow one.
+ */
+static void
+SubmitBatch(const Question *example, SlowEntry *slow)
+{
+	Oid relid = example->relid;
+	uint32 version = example->version;
+	Identity *only = slow != NULL ? example->identity : NULL;
+
 	MemoryContext context = AllocSetContextCreate(feed_context, "changefeed verdicts",
 												  ALLOCSET_SMALL_SIZES);
 	MemoryContext old = MemoryContextSwitchTo(context);
@@ -204,7 +374,9 @@ SubmitBatch(Oid relid, uint32 version)
 		bool found;
 
 		if (q->relid != relid || q->version != version ||
-			batch->nquestions >= MAX_BATCH_QUESTIONS || nrows >= MAX_BATCH_ROWS)
+			batch->nquestions >= MAX_BATCH_QUESTIONS || nrows >= MAX_BATCH_ROWS ||
+			rows.len >= MAX_BATCH_BYTES ||
+			(only != NULL ? q->identity != only : FindSlow(q->identity, relid) != NULL))
 		{
 			questions[kept++] = *q;
 			continue;
@@ -239,26 +411,34 @@ SubmitBatch(Oid relid, uint32 version)
 	qsort(batch->questions, batch->nquestions, sizeof(Question), CompareQuestions);
 	batch->first = palloc(sizeof(int) * (batch->nquestions + 1));
 	for (i = 0; i < batch->nquestions; i++)
-		if (i == 0 || batch->questions[i].identity != batch->questions[i - 1].identity ||
-			batch->questions[i].fingerprint != batch->questions[i - 1].fingerprint)
+		if (i == 0 || !SamePart(&batch->questions[i], &batch->questions[i - 1]))
 			batch->first[batch->nidentities++] = i;
 	batch->first[batch->nidentities] = batch->nquestions;
 
+	batch->parts = palloc0(sizeof(Part) * batch->nidentities);
+	batch->waiting = batch->open = batch->nidentities;
+	batch->costly = slow != NULL;
+	batch->submitted = feed_now;
+
 	initStringInfo(&body);
+	WirePutU32(&body, batch->nidentities);
 	WirePutU32(&body, relid);
 	WirePutBytes(&body, desc->bytes, desc->length);
 	WirePutU32(&body, nrows);
 	appendBinaryStringInfo(&body, rows.data, rows.len);
-	WirePutU32(&body, batch->nidentities);
 	for (i = 0; i < batch->nidentities; i++)
 	{
 		Identity *identity = batch->questions[batch->first[i]].identity;
+		const CastList *casts = batch->questions[batch->first[i]].casts;
 		int k;
 
 		WirePutU32(&body, identity->info.role);
 		WirePutBytes(&body, identity->info.claims, strlen(identity->info.claims));
 		appendBinaryStringInfo(&body, (char *) &batch->questions[batch->first[i]].fingerprint,
 							   sizeof(uint64));
+		WirePutU16(&body, casts != NULL ? casts->n : 0);
+		for (k = 0; casts != NULL && k < casts->n; k++)
+			WirePutU16(&body, (uint16) casts->attnos[k]);
 		WirePutU32(&body, batch->first[i + 1] - batch->first[i]);
 		for (k = batch->first[i]; k < batch->first[i + 1]; k++)
 		{
@@ -268,7 +448,9 @@ SubmitBatch(Oid relid, uint32 version)
 			WirePutU32(&body, entry->index);
 		}
 	}
-	batch->job = QuerySubmit(QUERY_VERDICTS, body.data, body.len, QUERY_FIRST, OnAnswer, batch);
+	(void) QuerySubmitVerdicts(body.data, body.len, slow != NULL ? slow->cost : 0, OnAnswer, batch);
+	if (slow != NULL)
+		slow->asked = true;
 	pfree(body.data);
 	pfree(rows.data);
 	hash_destroy(table);
@@ -281,24 +463,32 @@ static void
 OnAnswer(void *arg, uint64 job, QueryKind kind, WireReader *body)
 {
 	Batch *batch = arg;
+	uint32 index = WireGetU32(body);
+	uint32 cost = WireGetU32(body);
+	XLogRecPtr lsn = WireGetU64(body);
+	Part *part;
+	Identity *identity;
 
-	switch (kind)
+	if (kind != QUERY_VERDICT || body->failed || index >= (uint32) batch->nidentities ||
+		batch->parts[index].answered)
+		ereport(ERROR, (errcode(ERRCODE_PROTOCOL_VIOLATION),
+						errmsg("malformed verdicts from a query worker")));
+	part = &batch->parts[index];
+	part->answered = true;
+	part->lsn = lsn;
+	part->length = body->length - body->offset;
+	part->answer = MemoryContextAllocHuge(batch->context, Max(part->length, 1));
+	memcpy(part->answer, body->data + body->offset, part->length);
+	batch->waiting--;
+
+	identity = batch->questions[batch->first[index]].identity;
+	NoteCost(identity, batch->relid, cost);
+	if (batch->costly && batch->waiting == 0)
 	{
-		case QUERY_VERDICT_LIST:
-			batch->lsn = WireGetU64(body);
-			batch->answer_length = body->length - body->offset;
-			batch->answer = MemoryContextAlloc(batch->context, Max(batch->answer_length, 1));
-			memcpy(batch->answer, body->data + body->offset, batch->answer_length);
-			break;
-		case QUERY_ERROR:
-			batch->failed = true;
-			batch->answered = true;
-			break;
-		case QUERY_DONE:
-			batch->answered = true;
-			break;
-		default:
-			break;
+		SlowEntry *slow = FindSlow(identity, batch->relid);
+
+		if (slow != NULL)
+			slow->asked = false;
 	}
 }
 
@@ -365,6 +555,32 @@ ResyncAll(Identity *identity, Oid relid, const char *reason)
 		SubscribeResync(lfirst(lc), reason);
 }
 
+/*
+ * Takes over what casts gave for a visible image; `set` is NULL when nobody
+ * needs it any more.  False: malformed.
+ */
+static bool
+TakeTexts(VerdictSet *set, const Question *q, WireReader *r)
+{
+	int k;
+
+	for (k = 0; q->casts != NULL && k < q->casts->n; k++)
+	{
+		WireBytes text = WireGetBytes(r);
+		char *copy;
+
+		if (r->failed || text.length == 0)
+			return false;
+		if (set == NULL)
+			continue;
+		copy = MemoryContextAlloc(LogGet(q->number)->map->context, text.length + 1);
+		memcpy(copy, text.data, text.length);
+		copy[text.length] = '\0';
+		set->texts[q->image * q->casts->n + k] = copy;
+	}
+	return true;
+}
+
 /* Takes over what the answer says about one identity. */
 static void
 AcceptIdentity(Batch *batch, int index, WireReader *r)
@@ -378,7 +594,7 @@ AcceptIdentity(Batch *batch, int index, WireReader *r)
 
 	switch (status)
 	{
-		case 0:
+		case QUERY_VERDICT_OK:
 		{
 			uint32 ndependencies;
 			Oid *dependencies;
@@ -414,16 +630,20 @@ AcceptIdentity(Batch *batch, int index, WireReader *r)
 			}
 			for (i = 0; i < n; i++)
 			{
-				uint8 *state = StateOf(&from[i]);
+				VerdictSet *set = SetOf(&from[i]);
 				bool visible = ((uint8) bits.data[i / 8] & (1 << (i % 8))) != 0;
 
-				if (state != NULL)
-					*state = visible ? VERDICT_VISIBLE : VERDICT_HIDDEN;
+				if (visible && !TakeTexts(set, &from[i], r))
+					break;
+				if (set != NULL)
+					set->states[from[i].image] = visible ? VERDICT_VISIBLE : VERDICT_HIDDEN;
 			}
+			if (i < n)
+				break;
 			Wake(identity);
 			return;
 		}
-		case 1:
+		case QUERY_VERDICT_ERROR:
 		{
 			WireBytes sqlstate = WireGetBytes(r);
 			WireBytes message = WireGetBytes(r);
@@ -438,12 +658,12 @@ AcceptIdentity(Batch *batch, int index, WireReader *r)
 			Wake(identity);
 			return;
 		}
-		case 2:
+		case QUERY_VERDICT_OUTDATED:
 			PutBack(from, n);
 			ResyncAll(identity, batch->relid, "policy_changed");
 			Wake(identity);
 			return;
-		case 3:
+		case QUERY_VERDICT_LOCKED:
 
 			/*
 			 * Somebody holds the table.  A snapshot has to wait for it just as
@@ -454,6 +674,11 @@ AcceptIdentity(Batch *batch, int index, WireReader *r)
 			ResyncAll(identity, batch->relid, "locked");
 			Wake(identity);
 			return;
+		case QUERY_VERDICT_UNDECIDED:
+			PutBack(from, n);
+			ResyncAll(identity, batch->relid, "policy_undecided");
+			Wake(identity);
+			return;
 		default:
 			break;
 	}
@@ -461,62 +686,47 @@ AcceptIdentity(Batch *batch, int index, WireReader *r)
 					errmsg("malformed verdicts from a query worker")));
 }
 
-/* Did any verdict read tables?  Others need not wait for the stream. */
+/* Did the verdict read tables?  Others need not wait for the stream. */
 static bool
-HasDependencies(Batch *batch)
+HasDependencies(const Part *part)
 {
-	WireReader r = WireReaderInit(batch->answer, batch->answer_length);
+	WireReader r = WireReaderInit(part->answer, part->length);
+
+	if (WireGetU8(&r) != QUERY_VERDICT_OK)
+		return false;
+	(void) WireGetU64(&r);
+	return WireGetU32(&r) > 0 || r.failed;
+}
+
+/* Accepts what can be.  True: the batch is through. */
+static bool
+AcceptAnswers(Batch *batch)
+{
 	int i;
 
 	for (i = 0; i < batch->nidentities; i++)
 	{
-		uint8 status = WireGetU8(&r);
+		Part *part = &batch->parts[i];
+		WireReader r = WireReaderInit(part->answer, part->length);
 
-		if (status == 0)
-		{
-			uint32 n;
-
-			(void) WireGetU64(&r);
-			n = WireGetU32(&r);
-			if (r.failed || n > 0)
-				return true;
-			(void) WireGetBytes(&r);
-		}
-		else if (status == 1)
-		{
-			(void) WireGetBytes(&r);
-			(void) WireGetBytes(&r);
-		}
+		if (!part->answered || part->accepted ||
+			(HasDependencies(part) && !LogReceivedUpTo(part->lsn)))
+			continue;
+		part->accepted = true;
+		batch->open--;
+		AcceptIdentity(batch, i, &r);
+		pfree(part->answer);
+		part->answer = NULL;
 	}
-	return false;
+	return batch->open == 0;
 }
 
-static void
-Accept(Batch *batch)
+/* May it be asked now?  `slow` is set for those that are asked apart. */
+static bool
+MayAsk(const Question *q, int running, SlowEntry **slow)
 {
-	int i;
-
-	if (batch->failed || batch->answer == NULL)
-	{
-		for (i = 0; i < batch->nidentities; i++)
-		{
-			Question *from = &batch->questions[batch->first[i]];
-
-			PutBack(from, batch->first[i + 1] - batch->first[i]);
-			ResyncAll(from->identity, batch->relid, "policy_undecided");
-			Wake(from->identity);
-		}
-	}
-	else
-	{
-		WireReader r = WireReaderInit(batch->answer, batch->answer_length);
-
-		for (i = 0; i < batch->nidentities; i++)
-			AcceptIdentity(batch, i, &r);
-	}
-	for (i = 0; i < batch->nquestions; i++)
-		IdentityRelease(batch->questions[i].identity);
-	MemoryContextDelete(batch->context);
+	*slow = FindSlow(q->identity, q->relid);
+	return *slow != NULL ? !(*slow)->asked : running < Max(setting_query_workers, 1);
 }
 
 long
@@ -524,26 +734,39 @@ VerdictsAdvance(void)
 {
 	ListCell *lc;
 	int running = 0;
+	int i = 0;
 
 	foreach(lc, batches)
 	{
 		Batch *batch = lfirst(lc);
 
-		if (!batch->answered)
+		if (AcceptAnswers(batch))
 		{
-			running++;
-			continue;
+			batches = foreach_delete_current(batches, lc);
+			for (i = 0; i < batch->nquestions; i++)
+				IdentityRelease(batch->questions[i].identity);
+			MemoryContextDelete(batch->context);
 		}
-		if (batch->answer != NULL && HasDependencies(batch) && !LogReceivedUpTo(batch->lsn))
-			continue;
-		batches = foreach_delete_current(batches, lc);
-		Accept(batch);
+		else if (!batch->costly && batch->waiting > 0 &&
+				 !TimestampDifferenceExceeds(batch->submitted, feed_now, LATE_MS))
+			running++;
 	}
 
-	while (nquestions > 0 && running < Max(setting_query_workers, 1))
+	i = 0;
+	while (i < nquestions)
 	{
-		SubmitBatch(questions[0].relid, questions[0].version);
-		running++;
+		SlowEntry *slow;
+
+		if (!MayAsk(&questions[i], running, &slow))
+		{
+			i++;
+			continue;
+		}
+		if (slow == NULL)
+			running++;
+		/* Takes out this question and others, also of those before it. */
+		SubmitBatch(&questions[i], slow);
+		i = 0;
 	}
 	return -1;
 }
