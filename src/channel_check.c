@@ -16,6 +16,7 @@
 
 #include "channel_check.h"
 #include "encode.h"
+#include "wal2json.h"
 
 #include "access/genam.h"
 #include "access/htup_details.h"
@@ -572,5 +573,9 @@ ChannelCheckSource(SourceDefinition *definition)
 	if (!definition->set_replica_identity)
 		foreach(lc, definition->relations)
 			CheckIdentity(lfirst_oid(lc), needed);
+
+	/* A partition's columns have the same types. */
+	if (setting_decoder == DECODER_WAL2JSON)
+		Wal2jsonCheckTable(rel);
 	relation_close(rel, NoLock);
 }

@@ -142,12 +142,14 @@
 #define compat_json_success
 #endif
 #if PG_VERSION_NUM >= 170000
-#define compat_json_lexer(text, length) \
-	makeJsonLexContextCstringLen(NULL, text, length, PG_UTF8, true)
+#define compat_json_lexer_encoded(text, length, encoding) \
+	makeJsonLexContextCstringLen(NULL, text, length, encoding, true)
 #else
-#define compat_json_lexer(text, length) makeJsonLexContextCstringLen(text, length, PG_UTF8, true)
+#define compat_json_lexer_encoded(text, length, encoding) \
+	makeJsonLexContextCstringLen(text, length, encoding, true)
 #endif
-#define compat_json_error(result, lex) json_errdetail(result, lex)
+#define compat_json_lexer(text, length) compat_json_lexer_encoded(text, length, PG_UTF8)
+#define compat_json_error(result, lex)	json_errdetail(result, lex)
 
 /* Requested privileges moved from the range table entry into a list in 16. */
 #if PG_VERSION_NUM >= 160000

@@ -30,6 +30,7 @@
 #include "postgres.h"
 
 #include "decoder.h"
+#include "wal2json.h"
 
 #include "access/xact.h"
 #include "access/xlog.h"
@@ -118,8 +119,19 @@ DecoderHandleInterrupts(void)
 
 	if (ConfigReloadPending)
 	{
+		int decoder = setting_decoder;
+
 		ConfigReloadPending = false;
 		ProcessConfigFile(PGC_SIGHUP);
+		if (setting_decoder != decoder)
+		{
+			ereport(
+				LOG,
+				(errmsg(
+					"decoder of database \"%s\" restarts because \"changefeed.decoder\" was changed",
+					decoder_database)));
+			proc_exit(1);
+		}
 	}
 }
 
@@ -555,8 +567,12 @@ DecodeForever(void)
 {
 	LogicalDecodingContext *ctx;
 	uint32 records = 0;
+	bool wal2json = setting_decoder == DECODER_WAL2JSON;
 
-	ctx = CreateDecodingContext(InvalidXLogRecPtr, NIL, false, DECODER_READER(), NULL, NULL, NULL);
+	ctx = CreateDecodingContext(InvalidXLogRecPtr, wal2json ? Wal2jsonOptions() : NIL, false,
+								DECODER_READER(), NULL, NULL, NULL);
+	if (wal2json)
+		Wal2jsonAttach(ctx);
 	XLogBeginRead(ctx->reader, MyReplicationSlot->data.restart_lsn);
 	ReportActivity(STATE_RUNNING, activity_decoding);
 

@@ -20,6 +20,7 @@
 #include "postgres.h"
 
 #include "decoder.h"
+#include "wal2json.h"
 
 #include "access/xlog.h"
 #include "access/xlogutils.h"
@@ -60,15 +61,22 @@ CheckSettings(void)
 				 "Put \"max_replication_slots = 10\" into postgresql.conf and restart the server.")));
 }
 
+/* The output plugin of our slot. */
+static const char *
+PluginName(void)
+{
+	return setting_decoder == DECODER_WAL2JSON ? WAL2JSON_PLUGIN : CHANGEFEED_LIBRARY;
+}
+
 /*
  * From the minor releases of August 2026 on the server loads only the output
- * plugins that a setting names.  We are one for our own process alone.
+ * plugins that a setting names.  Ours is one for our own process alone.
  */
 static void
 AllowOutputPlugin(void)
 {
 	if (GetConfigOption("output_plugin_libraries", true, false) != NULL)
-		SetConfigOption("output_plugin_libraries", CHANGEFEED_LIBRARY, PGC_SUSET, PGC_S_OVERRIDE);
+		SetConfigOption("output_plugin_libraries", PluginName(), PGC_SUSET, PGC_S_OVERRIDE);
 }
 
 /* The epoch that a slot's name carries; 0: it is none of this database's. */
@@ -87,6 +95,13 @@ EpochOfSlot(const char *name)
 	return strtou64(digits, NULL, 16);
 }
 
+/* A slot can be read only with the plugin that it was made for. */
+static bool
+IsOfOtherDecoder(const ReplicationSlot *slot)
+{
+	return strcmp(NameStr(slot->data.plugin), PluginName()) != 0;
+}
+
 uint64
 DecoderAcquireSlot(void)
 {
@@ -97,6 +112,10 @@ DecoderAcquireSlot(void)
 
 	CheckSettings();
 	AllowOutputPlugin();
+
+	/* Before a slot of the other decoder is dropped. */
+	if (setting_decoder == DECODER_WAL2JSON)
+		Wal2jsonPrepare();
 
 	LWLockAcquire(ReplicationSlotControlLock, LW_SHARED);
 	for (int i = 0; i < max_replication_slots; i++)
@@ -109,7 +128,8 @@ DecoderAcquireSlot(void)
 		found[nfound].data = slot->data;
 		SpinLockRelease(&slot->mutex);
 		if (found[nfound].data.database == MyDatabaseId &&
-			strcmp(NameStr(found[nfound].data.plugin), CHANGEFEED_LIBRARY) == 0 &&
+			(strcmp(NameStr(found[nfound].data.plugin), CHANGEFEED_LIBRARY) == 0 ||
+			 strcmp(NameStr(found[nfound].data.plugin), WAL2JSON_PLUGIN) == 0) &&
 			EpochOfSlot(NameStr(found[nfound].data.name)) != 0 &&
 			!compat_slot_is_foreign(&found[nfound]))
 			nfound++;
@@ -118,7 +138,7 @@ DecoderAcquireSlot(void)
 
 	for (int i = 0; i < nfound; i++)
 	{
-		if (compat_slot_is_invalid(&found[i]))
+		if (compat_slot_is_invalid(&found[i]) || IsOfOtherDecoder(&found[i]))
 			continue;
 		if (best < 0 || found[i].data.restart_lsn > found[best].data.restart_lsn)
 			best = i;
@@ -138,6 +158,15 @@ DecoderAcquireSlot(void)
 					 "WAL that it needs may have been removed.  Every client gets a fresh snapshot."),
 				 errhint(
 					 "\"max_slot_wal_keep_size\" should be greater than \"changefeed.history_wal_size\".")));
+		else if (IsOfOtherDecoder(&found[i]))
+			ereport(
+				LOG,
+				(errmsg(
+					 "change feed of database \"%s\" drops replication slot \"%s\" because it is of another decoder",
+					 decoder_database, NameStr(found[i].data.name)),
+				 errdetail(
+					 "Its output plugin is \"%s\", \"changefeed.decoder\" asks for \"%s\".  Every client gets a fresh snapshot.",
+					 NameStr(found[i].data.plugin), PluginName())));
 		else
 			ereport(
 				LOG,
@@ -262,8 +291,8 @@ DecoderCreateSlot(void)
 
 	CheckLogicalDecodingRequirements();
 	compat_slot_create(name);
-	ctx = CreateInitDecodingContext(CHANGEFEED_LIBRARY, NIL, false, InvalidXLogRecPtr,
-									DECODER_READER(), NULL, NULL, NULL);
+	ctx = CreateInitDecodingContext(PluginName(), NIL, false, InvalidXLogRecPtr, DECODER_READER(),
+									NULL, NULL, NULL);
 	FindStartpoint(ctx);
 	MemoryContextSwitchTo(decoder_context);
 	FreeDecodingContext(ctx);

@@ -28,6 +28,7 @@
 #include "postgres.h"
 
 #include "decoder.h"
+#include "output_plugin.h"
 #include "output_relations.h"
 #include "record.h"
 
@@ -44,14 +45,19 @@
 #include "utils/memutils.h"
 #include "utils/rel.h"
 #include "utils/syscache.h"
+#include "utils/timestamp.h"
 
 /* More relations than this changed by DDL in a transaction: BARRIER_ALL. */
 #define MAX_BARRIERS 1000
+
+/* It is said again after this time (ms) that changes of a source are lost. */
+#define LOST_INTERVAL 60000
 
 /* A transaction (bytes) whose replay takes a while. */
 #define LARGE_TRANSACTION (64 * 1024)
 
 static MemoryContext callback_context = NULL;
+static RowsReader rows_reader = NULL; /* NULL: those in the WAL */
 
 /* Of the transaction that is being replayed. */
 static uint64 transaction = 0; /* counts them */
@@ -103,16 +109,24 @@ SendLost(Source *source, const char *why)
 {
 	StringInfoData record;
 
+	TimestampTz now;
+
 	if (source->lost == transaction)
 		return;
 	source->lost = transaction;
 
-	ereport(
-		LOG,
-		(errmsg(
-			 "could not copy a change of source with OID %u, its subscriptions get a fresh snapshot",
-			 source->relid),
-		 errdetail_internal("%s", why)));
+	/* It may be so for every transaction. */
+	now = GetCurrentTimestamp();
+	if (TimestampDifferenceExceeds(source->lost_said, now, LOST_INTERVAL))
+	{
+		source->lost_said = now;
+		ereport(
+			LOG,
+			(errmsg(
+				 "could not copy a change of source with OID %u, its subscriptions get a fresh snapshot",
+				 source->relid),
+			 errdetail_internal("%s", why)));
+	}
 	initStringInfo(&record);
 	RecordWriteLost(&record, source->relid, why);
 	SendRecord(&record);
@@ -192,6 +206,21 @@ MakeMap(KnownRelation *known, Target *target, TupleDesc tupdesc)
 	MemoryContextSwitchTo(old_context);
 }
 
+char *
+PluginCatch(MemoryContext context)
+{
+	ErrorData *error;
+	int category;
+
+	MemoryContextSwitchTo(context);
+	error = CopyErrorData();
+	FlushErrorState();
+	category = ERRCODE_TO_CATEGORY(error->sqlerrcode);
+	if (category == ERRCODE_OPERATOR_INTERVENTION || category == ERRCODE_SYSTEM_ERROR)
+		ReThrowError(error);
+	return error->message ? error->message : pstrdup("unknown error");
+}
+
 /*
  * Makes the tuples of a change ready for the target.  Returns NULL, or the
  * reason why that failed.
@@ -212,16 +241,7 @@ MakeTuples(KnownRelation *known, Target *target, TupleDesc tupdesc, HeapTuple *o
 	}
 	PG_CATCH();
 	{
-		ErrorData *error;
-
-		MemoryContextSwitchTo(context);
-		error = CopyErrorData();
-		FlushErrorState();
-		if (error->sqlerrcode == ERRCODE_QUERY_CANCELED ||
-			error->sqlerrcode == ERRCODE_ADMIN_SHUTDOWN ||
-			error->sqlerrcode == ERRCODE_CRASH_SHUTDOWN)
-			ReThrowError(error);
-		why = error->message ? error->message : pstrdup("unknown error");
+		why = PluginCatch(context);
 	}
 	PG_END_TRY();
 	return why;
@@ -452,7 +472,13 @@ PluginStartup(LogicalDecodingContext *ctx, OutputPluginOptions *options, bool is
 
 	options->output_type = OUTPUT_PLUGIN_BINARY_OUTPUT;
 	options->receive_rewrites = false;
+	PluginAttach(ctx, NULL);
+}
 
+void
+PluginAttach(LogicalDecodingContext *ctx, RowsReader reader)
+{
+	rows_reader = reader;
 	callback_context = AllocSetContextCreate(ctx->context, "changefeed callback",
 											 ALLOCSET_DEFAULT_SIZES);
 	RelationsInitialize();
@@ -499,16 +525,22 @@ PluginChange(LogicalDecodingContext *ctx, ReorderBufferTXN *txn, Relation relati
 			HeapTuple new_tuple = compat_change_tuple(change->data.tp.newtuple);
 			bool full = relation->rd_rel->relreplident == REPLICA_IDENTITY_FULL;
 			char operation = 'I';
+			char *why = NULL;
 
 			if (change->action == REORDER_BUFFER_CHANGE_UPDATE)
 				operation = 'U';
 			else if (change->action == REORDER_BUFFER_CHANGE_DELETE)
 				operation = 'D';
 
+			if (operation != 'D' && new_tuple == NULL)
+				why = "the WAL has no new row";
+			else if (rows_reader != NULL)
+				why = rows_reader(ctx, txn, relation, change, &old_tuple, &new_tuple);
+
 			for (int i = 0; i < known->ntargets; i++)
 			{
-				if (operation != 'D' && new_tuple == NULL)
-					SendLost(known->targets[i].source, "the WAL has no new row");
+				if (why != NULL)
+					SendLost(known->targets[i].source, why);
 				else
 					SendChange(known, &known->targets[i], relation, operation, full ? 1 : 2,
 							   old_tuple, new_tuple);
@@ -604,7 +636,7 @@ PluginCommit(LogicalDecodingContext *ctx, ReorderBufferTXN *txn, XLogRecPtr comm
  * so far.
  */
 void
-_PG_output_plugin_init(OutputPluginCallbacks *cb)
+PluginFillCallbacks(OutputPluginCallbacks *cb)
 {
 	cb->startup_cb = PluginStartup;
 	cb->begin_cb = PluginBegin;
@@ -612,4 +644,10 @@ _PG_output_plugin_init(OutputPluginCallbacks *cb)
 	cb->truncate_cb = PluginTruncate;
 	cb->commit_cb = PluginCommit;
 	cb->shutdown_cb = PluginShutdown;
+}
+
+void
+_PG_output_plugin_init(OutputPluginCallbacks *cb)
+{
+	PluginFillCallbacks(cb);
 }

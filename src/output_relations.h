@@ -14,6 +14,7 @@
 
 #include "access/tupconvert.h"
 #include "access/tupdesc.h"
+#include "datatype/timestamp.h"
 #include "lib/stringinfo.h"
 #include "utils/rel.h"
 
@@ -29,6 +30,7 @@ typedef struct Source
 	MemoryContext context; /* of the two */
 	uint64 lost;		   /* the transaction that we last lost a change
 								 * of */
+	TimestampTz lost_said; /* when that was last logged */
 } Source;
 
 /* A source that the changes of a relation go to: itself or an ancestor. */

@@ -20,6 +20,9 @@
 #define CHANGEFEED_LIBRARY	 "pg_changefeed"
 #define CHANGEFEED_SCHEMA	 "changefeed"
 
+#define DECODER_NATIVE	 0
+#define DECODER_WAL2JSON 1
+
 /* settings.c: one variable a setting, see SettingsDefine for the texts. */
 extern int setting_port;
 extern char *setting_listen_addresses;
@@ -33,6 +36,7 @@ extern char *setting_jwt_role_claim;
 extern char *setting_identity_claims; /* claims left out of the identity */
 extern char *setting_anon_role;
 extern int setting_gateways;
+extern int setting_decoder; /* DECODER_* */
 extern int setting_query_workers;
 extern int setting_worker_memory;	 /* kB */
 extern int setting_history_size;	 /* kB */

@@ -19,6 +19,7 @@
 #include "query_internal.h"
 
 #include "encode.h"
+#include "wal2json.h"
 
 #include "access/htup_details.h"
 #include "access/table.h"
@@ -167,6 +168,10 @@ FindColumns(SourceQuery *source, Relation rel, Oid role)
 						errmsg("permission denied for table %s", RelationGetRelationName(rel)),
 						errhint("Use GRANT SELECT ON %s TO %s.", QualifiedName(rel),
 								quote_identifier(GetUserNameFromId(role, false)))));
+
+	/* No change of the table would ever come. */
+	if (Wal2jsonInUse())
+		Wal2jsonCheckTable(rel);
 
 	source->extra = palloc(sizeof(int16) * Max(source->nparams, 1));
 	source->nextra = 0;

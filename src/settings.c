@@ -37,6 +37,7 @@ char *setting_jwt_role_claim;
 char *setting_identity_claims;
 char *setting_anon_role;
 int setting_gateways;
+int setting_decoder;
 int setting_query_workers;
 int setting_worker_memory;
 int setting_history_size;
@@ -390,9 +391,21 @@ DefineIdentitySettings(void)
 		&setting_policy_timeout, 1000, 10, 600 * 1000, PGC_SUSET, GUC_UNIT_MS, NULL, NULL, NULL);
 }
 
+static const struct config_enum_entry decoders[] = {{"native", DECODER_NATIVE, false},
+													{"wal2json", DECODER_WAL2JSON, false},
+													{NULL, 0, false}};
+
 static void
 DefineWorkSettings(void)
 {
+	DefineCustomEnumVariable(
+		"changefeed.decoder", "What turns the WAL of a database into changes.",
+		"native is this extension's own output plugin. wal2json is another one, to be installed separately, "
+		"for tables whose columns have types that its text does not lose. With another decoder "
+		"comes another replication slot, and every client gets a fresh snapshot. Takes effect "
+		"when the decoder starts, which it does again when the configuration file changes this.",
+		&setting_decoder, DECODER_NATIVE, decoders, PGC_SUSET, 0, NULL, NULL, NULL);
+
 	DefineCustomIntVariable(
 		"changefeed.query_workers",
 		"Number of background workers that run queries for the change feed of a database.",

@@ -788,6 +788,11 @@ describe('protocol', () => {
       money: ['money', '12.34', '-0.5'], pt: ['point', "'(1,2.5)'", "'(0,0)'"], tsv: ['tsvector', "'a:1 b:2'::tsvector", "''::tsvector"],
       reg: ['regclass', "'proto.orders'", "'pg_class'"], oid: ['oid', '4294967295', '0'], ch: ['"char"', "'a'", "'b'"],
     };
+    if (process.env.CHANGEFEED_DECODER === 'wal2json') {
+      // Tables with columns of these types are refused.
+      delete COLUMNS.x;
+      delete COLUMNS.reg;
+    }
     const names = Object.keys(COLUMNS);
 
     test('are those of to_jsonb, in snapshot and changes', async () => {
@@ -817,7 +822,7 @@ describe('protocol', () => {
       const client = await connect();
       const s = await client.open('vals');
       const other = new Session();
-      await other.exec("SET timezone = 'Asia/Tokyo'; SET datestyle = 'German'; SET intervalstyle = 'iso_8601'; SET bytea_output = 'escape'; SET extra_float_digits = -5; SET search_path = proto; UPDATE vals SET tz = tz + interval '1 day', iv = iv * 2, by = by || '\\x01', f8 = f8 * 3, d = d, reg = 'vals'");
+      await other.exec("SET timezone = 'Asia/Tokyo'; SET datestyle = 'German'; SET intervalstyle = 'iso_8601'; SET bytea_output = 'escape'; SET extra_float_digits = -5; SET search_path = proto; UPDATE vals SET tz = tz + interval '1 day', iv = iv * 2, by = by || '\\x01', f8 = f8 * 3, d = d, money = money * 2" + (COLUMNS.reg ? ", reg = 'vals'" : ''));
       await same(s, 'SELECT * FROM proto.vals');
       await other.close();
       await client.close();

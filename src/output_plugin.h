@@ -1,0 +1,42 @@
+/*-------------------------------------------------------------------------
+ *
+ * output_plugin.h
+ *		What the output plugin shares with the decoder that reads another
+ *		plugin's text (output_wal2json.c).
+ *
+ * Process: decoder only.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef CHANGEFEED_OUTPUT_PLUGIN_H
+#define CHANGEFEED_OUTPUT_PLUGIN_H
+
+#include "postgres.h"
+
+#include "replication/logical.h"
+#include "replication/output_plugin.h"
+#include "replication/reorderbuffer.h"
+#include "utils/rel.h"
+
+/*
+ * Gives the rows of a change, of the relation's row type; no old row: NULL.
+ * Returns NULL, or the reason why they could not be read.  What it allocates
+ * may be left in the current context.
+ */
+typedef char *(*RowsReader)(LogicalDecodingContext *ctx, ReorderBufferTXN *txn, Relation relation,
+							ReorderBufferChange *change, HeapTuple *old_tuple,
+							HeapTuple *new_tuple);
+
+/* Our callbacks. */
+extern void PluginFillCallbacks(OutputPluginCallbacks *cb);
+
+/* Makes them ready for a context; NULL: rows are those in the WAL. */
+extern void PluginAttach(LogicalDecodingContext *ctx, RowsReader reader);
+
+/*
+ * In a PG_CATCH block: the message of an error that comes of the data, so that
+ * it would come again.  Other errors are thrown on.
+ */
+extern char *PluginCatch(MemoryContext context);
+
+#endif /* CHANGEFEED_OUTPUT_PLUGIN_H */
