@@ -358,7 +358,7 @@ Receive(const char *data, Size length)
 			AddLost(RecordReadRelation(data, length), "truncated");
 			break;
 		case RECORD_LOST:
-			AddLost(RecordReadLost(data, length), "change_not_readable");
+			AddLost(RecordReadRelation(data, length), "change_not_readable");
 			break;
 		case RECORD_BARRIER:
 			ReceiveBarrier(data, length);

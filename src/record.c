@@ -283,18 +283,6 @@ RecordReadRelation(const char *data, Size length)
 	return relid;
 }
 
-Oid
-RecordReadLost(const char *data, Size length)
-{
-	WireReader in = OpenRecord(data, length, RECORD_LOST, RECORD_LOST);
-	Oid relid = WireGetU32(&in);
-
-	/* The reason was logged by the decoder. */
-	(void) WireGetBytes(&in);
-	CloseRecord(WireAtEnd(&in), RECORD_LOST);
-	return relid;
-}
-
 void
 RecordReadBarrier(const char *data, Size length, RecordBarrierKind *kind, Oid *relid)
 {

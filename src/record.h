@@ -166,7 +166,6 @@ extern RecordDescription *
 RecordReadDescription(const char *data, Size length, MemoryContext context);
 extern void RecordReadChange(const char *data, Size length, RecordChange *change);
 extern Oid RecordReadRelation(const char *data, Size length);
-extern Oid RecordReadLost(const char *data, Size length);
 extern void RecordReadBarrier(const char *data, Size length, RecordBarrierKind *kind, Oid *relid);
 extern void RecordReadCommit(const char *data, Size length, RecordCommit *commit);
 

@@ -82,12 +82,13 @@ export class Subscription {
   #txids = new Set();
   #readyWaiters = [];
 
-  constructor(client, name, { snapshot = true, cache = null, loose = false, from = undefined } = {}) {
+  constructor(client, name, { snapshot = true, cache = null, loose = false, from = undefined, oldUnknown = false } = {}) {
     this.client = client;
     this.name = name;
     this.from = from;
     this.exact = snapshot && !loose; // operations fit what is held
     this.loose = loose; // the channel has operations of its own
+    this.oldUnknown = oldUnknown; // the WAL has only the key of old rows
     this.cache = cache;
   }
 
@@ -224,8 +225,8 @@ export class Subscription {
         if (names.length === 0) this.#violation(`merge of nothing into ${key}`);
         for (const name of names) {
           if (this.#described && !entity.columns.includes(name)) this.#violation(`merge of column "${name}", which was not announced`);
-          if (held && entity.key.includes(name)) this.#violation(`merge of key column "${name}"`);
-          if (held && name in held && canonical(held[name]) === canonical(change.set[name])) {
+          if (held && !this.oldUnknown && entity.key.includes(name)) this.#violation(`merge of key column "${name}"`);
+          if (held && !this.oldUnknown && name in held && canonical(held[name]) === canonical(change.set[name])) {
             this.#violation(`merge of ${key} repeats the value of "${name}" (txid ${frame.txid})`);
           }
         }
@@ -344,9 +345,9 @@ export class Client {
   }
 
   /** Resolves when it is subscribed; `ready()` of the result waits on. */
-  async subscribe(channel, { from, snapshot, cache, loose, ...fields } = {}) {
+  async subscribe(channel, { from, snapshot, cache, loose, oldUnknown, ...fields } = {}) {
     const old = this.subscriptions.get(channel);
-    const subscription = new Subscription(this, channel, { snapshot: snapshot !== false, cache, loose, from });
+    const subscription = new Subscription(this, channel, { snapshot: snapshot !== false, cache, loose, from, oldUnknown });
     if (!old) this.subscriptions.set(channel, subscription);
     try {
       const message = await this.request('subscribe', {

@@ -210,7 +210,7 @@ ShowRecord(const char *data, Size length)
 			appendStringInfo(&line, "truncate %u", RecordReadRelation(data, length));
 			break;
 		case RECORD_LOST:
-			appendStringInfo(&line, "lost %u %.*s", RecordReadLost(data, length),
+			appendStringInfo(&line, "lost %u %.*s", RecordReadRelation(data, length),
 							 (int) (length - sizeof(RecordHeader) - 8),
 							 data + sizeof(RecordHeader) + 8);
 			break;
