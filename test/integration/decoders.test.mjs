@@ -7,8 +7,11 @@
 // the bytes of every value, touches, barriers, commits.
 
 import assert from 'node:assert/strict';
+import { chmodSync, mkdtempSync, readFileSync, rmSync, symlinkSync } from 'node:fs';
 import { after, before, describe, test } from 'node:test';
 
+import { assertSame, Client, until } from './lib/client.mjs';
+import { Follower } from './lib/follower.mjs';
 import { quote, Session } from './lib/psql.mjs';
 
 const SEED = Number(process.env.SEED ?? 20261121);
@@ -363,5 +366,116 @@ describe(`two decoders (seed ${SEED})`, () => {
     assert.deepEqual(tail(text), [
       'touch', 'lost Column "doc" cannot be decoded with wal2json.  A value of type xml cannot be told with certainty from its text.',
       'touch', 'description', 'change I blind', 'lost wal2json does not tell of a change without a replica identity', 'commit']);
+  });
+});
+
+describe('changefeed.decoder', () => {
+  const CLAIMS = { role: 'sw_web', sub: 'ada' };
+  const other = { native: 'wal2json', wal2json: 'native' };
+  const plugins = { native: 'pg_changefeed', wal2json: 'wal2json' };
+  let db;
+  let follower;
+
+  const slots = () => db.rows("SELECT slot_name, plugin FROM pg_replication_slots WHERE slot_name LIKE 'pg\\_changefeed\\_%' AND database = current_database()");
+  const log = () => readFileSync(`${process.env.CLUSTER_DATA}/log/server.log`, 'utf8');
+
+  async function choose(decoder) {
+    await db.exec(`ALTER SYSTEM SET changefeed.decoder = '${decoder}'; SELECT pg_reload_conf()`);
+  }
+
+  /** A slot of that decoder alone, and the feed runs. */
+  async function chosen(decoder) {
+    await until(async () => {
+      const found = await slots();
+      return found.length === 1 && found[0].plugin === plugins[decoder] &&
+        await db.value(`SELECT state = 'running' AND slot_name = ${quote(found[0].slot_name)} FROM changefeed.stat_feed`) === 't';
+    }, `slot of ${decoder}`);
+  }
+
+  async function same(what) {
+    await follower.settle();
+    assertSame(follower.subscription().rows(), await db.rowsAs(CLAIMS, 'SELECT * FROM sw.plain'), what);
+  }
+
+  before(async () => {
+    db = new Session();
+    await db.exec(`SET changefeed.decoder = native; CREATE SCHEMA sw; CREATE ROLE sw_web; GRANT USAGE ON SCHEMA sw TO sw_web; SELECT changefeed.allow_role('sw_web');
+      CREATE TABLE sw.plain (id int PRIMARY KEY, v numeric); CREATE TABLE sw.docs (id int PRIMARY KEY, doc xml);
+      GRANT SELECT ON ALL TABLES IN SCHEMA sw TO sw_web; INSERT INTO sw.plain VALUES (1, 'NaN');
+      SELECT changefeed.create_channel('sw_plain', 'sw.plain'); SELECT changefeed.create_channel('sw_docs', 'sw.docs')`);
+    const token = await db.token(CLAIMS);
+    await choose('native');
+    await chosen('native');
+    const first = await until(() => Client.connect({ token }).catch(() => null), 'connected');
+    await first.openSoon('sw_docs');
+    await first.openSoon('sw_plain');
+    await first.cut();
+    follower = await new Follower({ token, channels: ['sw_plain'] }).start();
+  });
+
+  after(async () => {
+    await db?.exec('ALTER SYSTEM RESET changefeed.decoder; ALTER SYSTEM RESET dynamic_library_path; SELECT pg_reload_conf()');
+    await follower?.stop();
+    await chosen(process.env.CHANGEFEED_DECODER ?? 'native');
+    await db?.close();
+  });
+
+  test('without wal2json the old slot stays, and the log says what to do', async () => {
+    await same('native');
+    const before = await slots();
+    const libraries = mkdtempSync('/tmp/changefeed-libraries.');
+    chmodSync(libraries, 0o755);
+    symlinkSync(`${await db.value("SELECT setting FROM pg_config WHERE name = 'PKGLIBDIR'")}/pg_changefeed.so`, `${libraries}/pg_changefeed.so`);
+    try {
+      const said = log().length;
+      await db.exec(`ALTER SYSTEM SET dynamic_library_path = ${quote(libraries)}`);
+      await choose('wal2json');
+      await until(() => /cannot be loaded[^]*starting it again in \d{4,} ms/.test(log().slice(said)), 'error, and a pause');
+      const text = log().slice(said);
+      assert.match(text, /cannot be decoded with wal2json, which cannot be loaded/);
+      assert.match(text, /HINT: .*postgresql-\d+-wal2json.*"changefeed.decoder" to "native"/);
+      assert.deepEqual(await slots(), before);
+      await db.exec('ALTER SYSTEM RESET dynamic_library_path');
+      await db.exec('UPDATE sw.plain SET v = 7 WHERE id = 1');
+      await choose('native');
+      await chosen('native');
+      assert.deepEqual(await slots(), before);
+      await same('native again');
+      assert.equal(follower.recovered.at(-1), true, 'the position of the slot that stayed');
+    } finally {
+      rmSync(libraries, { recursive: true });
+    }
+  });
+
+  test('a changed setting makes another slot, and clients get a snapshot', async () => {
+    for (const decoder of ['wal2json', 'native', 'wal2json']) {
+      const [{ slot_name: old }] = await slots();
+      await choose(decoder);
+      await db.exec("UPDATE sw.plain SET v = v + 1; INSERT INTO sw.plain SELECT max(id) + 1, 'Infinity' FROM sw.plain");
+      await chosen(decoder);
+      assert.ok(log().includes(`drops replication slot "${old}" because it is of another decoder`));
+      assert.ok(log().includes(`Its output plugin is "${plugins[other[decoder]]}", "changefeed.decoder" asks for "${plugins[decoder]}".  Every client gets a fresh snapshot.`));
+      await same(decoder);
+      assert.equal(follower.recovered.at(-1), false, 'a position of the other slot was honoured');
+      await db.exec("INSERT INTO sw.plain SELECT max(id) + 1, '-Infinity' FROM sw.plain; UPDATE sw.plain SET v = 'NaN' WHERE id = 1");
+      await same(`${decoder}, changes`);
+    }
+  });
+
+  test('nobody can subscribe to what wal2json does not tell exactly', async () => {
+    const client = await Client.connect({ token: follower.token });
+    await assert.rejects(client.subscribe('sw_docs'), { code: '0A000', message: /column "doc" of table "sw.docs" cannot be decoded with wal2json/, hint: /"native"/ });
+    const live = await client.open('sw_plain');
+    await db.exec("ALTER TABLE sw.plain ADD COLUMN x xml DEFAULT '<x/>'; UPDATE sw.plain SET v = 5 WHERE id = 1");
+    await until(() => live.state === 'ended', 'ended');
+    assert.equal(live.revoked.code ?? live.revoked.error?.code, '0A000', JSON.stringify(live.revoked));
+    await assert.rejects(client.subscribe('sw_plain'), { code: '0A000' });
+    await db.exec('ALTER TABLE sw.plain DROP COLUMN x');
+    const again = await until(() => client.open('sw_plain').catch(() => null), 'open again');
+    await db.exec('UPDATE sw.plain SET v = 6 WHERE id = 1');
+    await client.settle();
+    client.check();
+    assertSame(again.rows(), await db.rowsAs(CLAIMS, 'SELECT * FROM sw.plain'), 'again');
+    await client.cut();
   });
 });
