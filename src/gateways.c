@@ -580,17 +580,29 @@ GatewaysShutdown(const char *reason, int ms)
 
 /* ---- messages to one connection ---- */
 
-void
-GatewaySend(Connection *connection, const char *data, Size length)
+static void
+SendMessage(Connection *connection, LinkType type, const char *data, Size length)
 {
 	LinkFrame *link = connection->gateway->link;
 
 	if (connection->closing || link == NULL)
 		return;
-	LinkFrameBegin(link, LINK_SEND);
+	LinkFrameBegin(link, type);
 	LinkFramePutU32(link, connection->number);
 	LinkFramePutRaw(link, data, length);
 	LinkFrameEnd(link);
+}
+
+void
+GatewaySend(Connection *connection, const char *data, Size length)
+{
+	SendMessage(connection, LINK_SEND, data, length);
+}
+
+void
+GatewaySynced(Connection *connection, const char *data, Size length)
+{
+	SendMessage(connection, LINK_SYNCED, data, length);
 }
 
 void

@@ -64,6 +64,9 @@ extern void GatewaysShutdown(const char *reason, int ms);
 extern void GatewaysConfigure(void);
 
 extern void GatewaySend(Connection *connection, const char *data, Size length);
+
+/* A message that is true only if everything before it arrives. */
+extern void GatewaySynced(Connection *connection, const char *data, Size length);
 extern void GatewayIdentity(Connection *connection);
 extern void GatewayClose(Connection *connection, uint16 code, const char *reason);
 extern void GatewayResume(Connection *connection);

@@ -185,7 +185,13 @@ typedef enum LinkType
 	 * The connection has said who it is, and waits for us: for a minute it is
 	 * not closed for not having connected.  u32 conn
 	 */
-	LINK_WAITING = 48
+	LINK_WAITING = 48,
+
+	/*
+	 * As LINK_SEND, but it names a position, so it is dropped like a
+	 * transaction while the connection is behind.  u32 conn, rest: JSON
+	 */
+	LINK_SYNCED = 49
 } LinkType;
 
 /*

@@ -616,8 +616,8 @@ ProtocolPing(Gateway *gateway, const uint32 *numbers, uint32 count)
 
 /*
  * Answered syncs are kept until the gateway has flushed them: if it drops
- * frames that lie before the answer, the answer was not true and comes again
- * when the client has got the frames.
+ * frames that lie before the answer, it drops the answer, too, and there is
+ * another one when the client has got the frames.
  */
 static void
 AnswerSyncs(Connection *connection)
@@ -644,7 +644,7 @@ AnswerSyncs(Connection *connection)
 			"{\"type\":\"synced\",\"id\":%s,\"position\":\"%s\",\"settled_txid\":\"" UINT64_FORMAT
 			"\"}",
 			sync->id, position, sync->settled);
-		ProtocolSend(connection, m, strlen(m));
+		GatewaySynced(connection, m, strlen(m));
 		sync->sent = true;
 		answered = true;
 	}

@@ -127,11 +127,12 @@ typedef struct Transaction
 
 typedef enum ItemKind
 {
-	ITEM_FRAME, /* FrameItem: a transaction */
-	ITEM_TEXT,	/* TextItem: one JSON message */
-	ITEM_PING,	/* TextItem; at most one in a queue */
-	ITEM_MARK,	/* MarkItem */
-	ITEM_CLOSE	/* CloseItem; always the last */
+	ITEM_FRAME,	 /* FrameItem: a transaction */
+	ITEM_TEXT,	 /* TextItem: one JSON message */
+	ITEM_PING,	 /* TextItem; at most one in a queue */
+	ITEM_SYNCED, /* TextItem; dropped with the frames before it */
+	ITEM_MARK,	 /* MarkItem */
+	ITEM_CLOSE	 /* CloseItem; always the last */
 } ItemKind;
 
 /* Head of every element of a connection's queue; owned by the queue. */

@@ -247,9 +247,10 @@ ReadForConnection(LinkMessage *message, WireReader *r, Connection *conn)
 	switch (message->type)
 	{
 		case LINK_SEND:
+		case LINK_SYNCED:
 			if (conn != NULL && !r->failed)
-				QueueAddText(conn, ITEM_TEXT, r->data + r->offset, r->length - r->offset, NULL, 0,
-							 NULL, 0);
+				QueueAddText(conn, message->type == LINK_SEND ? ITEM_TEXT : ITEM_SYNCED,
+							 r->data + r->offset, r->length - r->offset, NULL, 0, NULL, 0);
 			r->offset = r->length;
 			break;
 		case LINK_IDENTITY:

@@ -161,8 +161,9 @@ Pop(Connection *conn)
 
 /*
  * Removes what can be dropped: of the feed every frame of which nothing was
- * sent yet, and a ping, or everything.  A ping says how far the client has
- * come, which is not true any more when frames before it are dropped.
+ * sent yet, pings and answers to sync, or everything.  These say how far the
+ * client has come, which is not true any more when frames before them are
+ * dropped.
  */
 static void
 Drop(Connection *conn, bool everything)
@@ -175,7 +176,7 @@ Drop(Connection *conn, bool everything)
 		Item *item = *link;
 
 		if ((item->feed && ((FrameItem *) item)->part == 0) || item->kind == ITEM_PING ||
-			everything)
+			item->kind == ITEM_SYNCED || everything)
 		{
 			*link = item->next;
 			if (item->kind == ITEM_PING)
@@ -283,6 +284,10 @@ QueueAddText(Connection *conn, ItemKind kind, const char *a, size_t a_length, co
 	TextItem *text;
 
 	if (conn->close_queued)
+		return;
+
+	/* Not true any more; the feed worker learns that we are behind. */
+	if (kind == ITEM_SYNCED && conn->behind)
 		return;
 	if (kind == ITEM_PING)
 	{
@@ -418,7 +423,7 @@ Gather(Connection *conn, size_t *feed, size_t *stream)
 			else
 				Account(conn, item, n);
 		}
-		else if (item->kind == ITEM_TEXT || item->kind == ITEM_PING)
+		else if (item->kind == ITEM_TEXT || item->kind == ITEM_PING || item->kind == ITEM_SYNCED)
 		{
 			TextItem *text = (TextItem *) item;
 

@@ -429,13 +429,25 @@ SendPlain(LinkType type, const uint32_t *numbers, int n)
 	LinkFrameEnd(worker.link);
 }
 
-void
-SendText(uint32_t conn, const char *text)
+static void
+SendJson(LinkType type, uint32_t conn, const char *text)
 {
-	LinkFrameBegin(worker.link, LINK_SEND);
+	LinkFrameBegin(worker.link, type);
 	LinkFramePutU32(worker.link, conn);
 	LinkFramePutRaw(worker.link, text, strlen(text));
 	LinkFrameEnd(worker.link);
+}
+
+void
+SendText(uint32_t conn, const char *text)
+{
+	SendJson(LINK_SEND, conn, text);
+}
+
+void
+SendSynced(uint32_t conn, const char *text)
+{
+	SendJson(LINK_SYNCED, conn, text);
 }
 
 void

@@ -87,6 +87,7 @@ extern void DropKept(void);
 extern uint64_t NowMs(void);
 
 extern void SendText(uint32_t conn, const char *text);
+extern void SendSynced(uint32_t conn, const char *text);
 extern void SendIdentity(uint32_t conn, const char *tag);
 extern void SendClose(uint32_t conn, uint16_t code, const char *reason);
 extern void SendMark(uint32_t conn, uint32_t mark);

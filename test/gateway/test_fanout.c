@@ -317,11 +317,13 @@ TestPressure(void)
 		   round);
 
 		/*
-		 * Dropped until it is resumed, and so are pings, whose positions would
-		 * lie behind what was dropped; messages and streams are not.
+		 * Dropped until it is resumed, and so are pings and answers to sync,
+		 * whose positions would lie behind what was dropped; messages and
+		 * streams are not.
 		 */
 		SendTransaction(++number, 0, &slow->conn, 1, "\"dropped\"");
 		SendTransaction(number, LINK_TX_STREAM, &slow->conn, 1, "\"stream\"");
+		SendSynced(slow->conn, "untrue");
 		snprintf(text, sizeof(text), "message %d", round);
 		SendText(slow->conn, text);
 		SendPing(&slow->conn, 1, "ping ", "");
@@ -367,6 +369,8 @@ TestPressure(void)
 		Ok(right, "round %d: it goes on without a hole", round);
 		SendPing(&slow->conn, 1, "ping ", "");
 		IsText(ReadFrame(slow).text, "ping stalled_", "round %d: pings come again", round);
+		SendSynced(slow->conn, "synced");
+		IsText(ReadFrame(slow).text, "synced", "round %d: and answers to sync", round);
 		pings++;
 	}
 	Is((uint64_t) pings, 3, "three rounds were made");

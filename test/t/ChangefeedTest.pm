@@ -686,10 +686,23 @@ sub _apply
 sub _apply_transaction
 {
     my ($self, $message) = @_;
+    my $open = $self->{open};
 
-    die "seq $message->{seq} after $self->{seq}"
-      if defined $self->{seq} && $message->{seq} != $self->{seq} + 1;
-    $self->{seq} = $message->{seq};
+    # A large one comes in parts, which count together.
+    if ($open)
+    {
+        die "part $message->{part} of $message->{seq} after part $open->{part} of $open->{seq}"
+          if $message->{seq} != $open->{seq} || $message->{part} != $open->{part} + 1;
+        $message->{changes} = [ @{ $open->{changes} }, @{ $message->{changes} } ];
+    }
+    else
+    {
+        die "seq $message->{seq} after $self->{seq}"
+          if defined $self->{seq} && $message->{seq} != $self->{seq} + 1;
+        $self->{seq} = $message->{seq};
+    }
+    $self->{open} = $message->{part} && !$message->{last} ? $message : undef;
+    return if $self->{open};
     push @{ $self->{transactions} }, $message;
     foreach my $change (@{ $message->{changes} })
     {

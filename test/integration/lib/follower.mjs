@@ -71,6 +71,7 @@ export class Follower {
       for (;;) {
         try {
           await this.#connect();
+          if (this.#stopped) await this.client.cut();
           break;
         } catch (error) {
           this.client?.violation && (this.#failure = this.client.violation);

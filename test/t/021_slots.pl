@@ -1,0 +1,335 @@
+# What happens to the slot behind our back: it is dropped, invalidated, there
+# are two, or it has to be given up.  Each time there is a new epoch, a line in
+# the log that says why, and every client is told and has the right rows.
+
+use strict;
+use warnings;
+
+use FindBin;
+use lib $FindBin::RealBin;
+
+use ChangefeedTest;
+use PostgreSQL::Test::BackgroundPsql;
+use PostgreSQL::Test::Cluster;
+use PostgreSQL::Test::Utils;
+use Test::More;
+
+my $node = new_node('slots', wal_segment => 1, conf => q(
+max_wal_size = 16MB
+min_wal_size = 2MB
+changefeed.history_wal_size = 64MB
+max_prepared_transactions = 2
+));
+my $port = feed_port($node);
+
+$node->start;
+$node->safe_psql('postgres', 'CREATE EXTENSION pg_changefeed');
+wait_running($node);
+$node->safe_psql(
+    'postgres', q(
+CREATE ROLE web;
+CREATE TABLE item (id int PRIMARY KEY, name text);
+CREATE TABLE filler (a text);
+GRANT SELECT ON item TO web;
+INSERT INTO item VALUES (1, 'one'), (2, 'two'), (3, 'three');
+SELECT changefeed.create_channel('items', 'item');
+SELECT changefeed.allow_role('web');
+CREATE DATABASE other));
+$node->safe_psql('other', 'CREATE TABLE filler (a text)');
+
+my $n = 0;
+
+sub table
+{
+    my $rows = $node->safe_psql('postgres', q(SELECT row_to_json(item) FROM item));
+    return join("\n", sort split(/\n/, $rows));
+}
+
+sub change
+{
+    $n++;
+    $node->safe_psql('postgres', "UPDATE item SET name = 'change $n' WHERE id = 1");
+    return;
+}
+
+# Some clients that are connected and have the rows.
+sub visitors
+{
+    my @clients = map { client($port) } 1 .. 3;
+
+    $_->subscribe('items') foreach @clients;
+    change();
+    $_->sync foreach @clients;
+    return @clients;
+}
+
+# Megabytes of WAL.
+sub write_wal
+{
+    my ($database, $megabytes) = @_;
+    $node->safe_psql($database, "INSERT INTO filler SELECT repeat(md5(i::text), 30) FROM generate_series(1, $megabytes * 900) i; TRUNCATE filler");
+    return;
+}
+
+sub held
+{
+    my ($database) = @_;
+    return feed($node)->{wal_held_bytes} // 0;
+}
+
+# What an attentive application sees: its connection ends, it comes back and is
+# told why it starts again.
+sub are_told
+{
+    my ($name, $before, $reason, @clients) = @_;
+    my $now = wait_running($node, 'postgres', except => $before->{generation});
+
+    isnt($now->{epoch}, $before->{epoch}, "$name: stat_feed shows another epoch");
+    isnt($now->{slot_name}, $before->{slot_name}, "$name: and slot");
+    is($node->safe_psql('postgres', q(SELECT string_agg(slot_name, ' ') FROM pg_replication_slots)),
+        $now->{slot_name}, "$name: the only one");
+    is_one_set($node, $name);
+    foreach my $i (0 .. $#clients)
+    {
+        my $old = $clients[$i];
+
+        ok(defined $old->wait_closed, "$name: client $i was disconnected");
+        my $client = client($port);
+        my $answer = $client->subscribe('items', $old->position('items'), $old->cache('items'));
+        ok(!$answer->{recovered}, "$name: client $i begins anew");
+        is(join(' ', @{ $client->{resyncs} // [] }), $reason, "$name: client $i is told why");
+        change();
+        $client->sync;
+        is($client->rows('items'), table(), "$name: client $i has the right rows");
+
+        # From then on all is as before.
+        my $again = client($port);
+        $answer = $again->subscribe('items', $client->position('items'), $client->cache('items'));
+        ok($answer->{recovered}, "$name: the new positions are good");
+        $again->close;
+        $client->close;
+        $old->close;
+    }
+    return $now;
+}
+
+# Ends the decoder and drops the slot before the next one takes it.
+sub drop_slot
+{
+    my ($feed) = @_;
+
+    $node->safe_psql('postgres', qq(
+DO \$\$
+BEGIN
+    PERFORM pg_terminate_backend($feed->{decoder_pid});
+    FOR i IN 1 .. 10000 LOOP
+        BEGIN
+            PERFORM pg_drop_replication_slot('$feed->{slot_name}');
+            RETURN;
+        EXCEPTION WHEN object_in_use THEN
+            PERFORM pg_sleep(0.001);
+        END;
+    END LOOP;
+    RAISE 'the slot was never free';
+END
+\$\$));
+    return;
+}
+
+# ---------------------------------------------------------------------------
+# Somebody ends the decoder and drops the slot before the next one takes it
+# ---------------------------------------------------------------------------
+
+{
+    my @clients = visitors();
+    my $before = wait_running($node);
+    my $position = log_position($node);
+
+    drop_slot($before);
+    change();
+    are_told('dropped behind our back', $before, 'unknown_epoch', @clients);
+    my $log = log_since($node, $position);
+    like($log, qr/LOG:  change feed of database "postgres" created replication slot "pg_changefeed_\d+_[0-9a-f]{16}"/,
+        'dropped behind our back: the log says that there is a new one');
+}
+
+# ---------------------------------------------------------------------------
+# The server invalidates it while the decoder cannot keep up
+# ---------------------------------------------------------------------------
+
+{
+    my @clients = visitors();
+    my $before = wait_running($node);
+    my $position = log_position($node);
+
+    $node->safe_psql('postgres', q(ALTER SYSTEM SET max_slot_wal_keep_size = '1MB'));
+    $node->reload;
+    kill('STOP', $before->{decoder_pid});
+    write_wal('other', 10);
+    $node->safe_psql('postgres', 'SELECT pg_switch_wal()');
+
+    # The checkpointer waits until the decoder has let go of it.
+    my $checkpoint = $node->background_psql('postgres');
+    $checkpoint->query_until(qr/begun/, "\\echo begun\nCHECKPOINT;\n");
+    ok(wait_in_log($node, qr/terminating process $before->{decoder_pid} to release replication slot/, $position),
+        'invalidated: the server wants the decoder to let go of it');
+    kill('CONT', $before->{decoder_pid});
+    $checkpoint->quit;
+    change();
+    are_told('invalidated', $before, 'unknown_epoch', @clients);
+    like(log_since($node, $position),
+        qr/LOG:  change feed of database "postgres" drops replication slot "$before->{slot_name}" because the server has invalidated it/,
+        'invalidated: the log says so');
+    $node->safe_psql('postgres', 'ALTER SYSTEM RESET max_slot_wal_keep_size');
+    $node->reload;
+}
+
+# ---------------------------------------------------------------------------
+# Two slots of one database: an older one comes back with files of a backup
+# ---------------------------------------------------------------------------
+
+{
+    my $old = wait_running($node);
+    my $directory = $node->data_dir . "/pg_replslot/$old->{slot_name}";
+    my $kept = PostgreSQL::Test::Utils::tempdir() . '/slot';
+
+    $node->stop;
+    system_or_bail('cp', '-r', $directory, $kept);
+    $node->start;
+    drop_slot(wait_running($node));
+    my $before = wait_running($node, 'postgres', except => 1);
+    isnt($before->{slot_name}, $old->{slot_name}, 'left over: there is a new slot');
+    my @clients = visitors();
+    $node->stop;
+    system_or_bail('cp', '-r', $kept, $directory);
+    my $position = log_position($node);
+    $node->start;
+    my $now = wait_running($node);
+    is($now->{slot_name}, $before->{slot_name}, 'left over: the one that is ahead is used');
+    like(log_since($node, $position),
+        qr/LOG:  change feed of database "postgres" drops replication slot "$old->{slot_name}" because another one is further ahead/,
+        'left over: the other one is dropped, and the log says so');
+    is_one_set($node, 'left over');
+    my $client = client($port);
+    my $answer = $client->subscribe('items', $clients[0]->position('items'), $clients[0]->cache('items'));
+    ok($answer->{recovered}, 'left over: positions are good') or diag(join(' ', @{ $client->{resyncs} }));
+    $client->sync;
+    is($client->rows('items'), table(), 'left over: with the right rows');
+    $_->close foreach $client, @clients;
+}
+
+# ---------------------------------------------------------------------------
+# A quiet database while another one writes: the slot follows
+# ---------------------------------------------------------------------------
+
+{
+    my @clients = visitors();
+    my $before = wait_running($node);
+    my $most = 0;
+
+    foreach (1 .. 30)
+    {
+        write_wal('other', 8);
+        my $now = held();
+        $most = $now if $now > $most;
+    }
+    cmp_ok($most, '<', 64 * 1024 * 1024, 'quiet: never more than allowed');
+    note("$most bytes at most");
+    is(feed($node)->{slot_name}, $before->{slot_name}, 'quiet: the slot is the same');
+    is($clients[0]->{resyncs}, undef, 'quiet: clients are not concerned');
+    my $client = client($port);
+    my $answer = $client->subscribe('items', $clients[0]->position('items'), $clients[0]->cache('items'));
+    ok($answer->{recovered}, 'quiet: the last position is good');
+    $_->close foreach $client, @clients;
+}
+
+# The same with everything at its largest: this database writes, too, and a
+# client does not read.
+{
+    my $before = wait_running($node);
+    my $stuck = client($port);
+    my $most = 0;
+
+    $stuck->subscribe('items');
+    foreach my $i (1 .. 30)
+    {
+        $node->safe_psql('postgres', "INSERT INTO item SELECT 1000 * $i + j, (SELECT string_agg(md5(random()::text), '') FROM generate_series(1, 60)) FROM generate_series(1, 900) j;");
+        $node->safe_psql('postgres', 'DELETE FROM item WHERE id > 1000');
+        my $now = held();
+        $most = $now if $now > $most;
+    }
+    cmp_ok($most, '<', 64 * 1024 * 1024, 'busy: never more than allowed');
+    note("$most bytes at most");
+    is(feed($node)->{slot_name}, $before->{slot_name}, 'busy: the slot is the same');
+    # By now it has been disconnected, or it learns what it has missed.
+    my $synced = eval { $stuck->sync; poll_until(sub { $stuck->{channels}{items}{ready} || do { $stuck->sync; 0 } }, 'ready'); 1 };
+    ok($synced, 'busy: the client that did not read catches up') or diag($@);
+    ok($stuck->rows('items') eq table(), 'busy: with the right rows');
+    note('it was told: ' . join(' ', @{ $stuck->{resyncs} // [] }));
+    $stuck->close;
+}
+
+# ---------------------------------------------------------------------------
+# A transaction that stays open while others write: the slot is given up
+# ---------------------------------------------------------------------------
+
+{
+    my @clients = visitors();
+    my $before = wait_running($node);
+    my $position = log_position($node);
+    my $open = $node->background_psql('postgres');
+    my $most = 0;
+
+    $open->query_safe(q(BEGIN; INSERT INTO item VALUES (50, 'of the open transaction')));
+    my $given_up = poll_until(
+        sub {
+            write_wal('other', 8);
+            my $feed = feed($node) or return;
+            $most = $feed->{wal_held_bytes} if ($feed->{wal_held_bytes} // 0) > $most;
+            return log_since($node, $position) =~ /WARNING:  change feed of database "postgres" drops its replication slot and begins anew/;
+        },
+        'the slot to be given up');
+    ok($given_up, 'given up: because of an open transaction');
+    note("$most bytes at most");
+    cmp_ok($most, '<', 4 * 64 * 1024 * 1024, 'given up: in time');
+    like(log_since($node, $position), qr/HINT:  Look for a transaction that stays open/, 'given up: the log says why');
+    $open->query_safe('COMMIT');
+    $open->quit;
+    are_told('given up', $before, 'unknown_epoch', @clients);
+}
+
+# ---------------------------------------------------------------------------
+# A scan for the extension that did not come to its end
+# ---------------------------------------------------------------------------
+
+{
+    my $other_port = free_port();
+
+    $node->safe_psql('postgres', "ALTER DATABASE other SET changefeed.port = $other_port");
+    $node->safe_psql('other', 'CREATE EXTENSION pg_changefeed');
+    wait_running($node, 'other');
+    $node->safe_psql('postgres', 'ALTER DATABASE other ALLOW_CONNECTIONS false');
+    wait_off($node, 'other');
+
+    # Held over the time at which it is scanned.
+    $node->safe_psql('postgres', 'ALTER DATABASE other ALLOW_CONNECTIONS true');
+    wait_running($node, 'other');
+    my $session = $node->background_psql('other');
+    $session->query_safe(q(BEGIN; LOCK TABLE pg_extension IN ACCESS EXCLUSIVE MODE));
+    $node->safe_psql('postgres', 'ALTER DATABASE other ALLOW_CONNECTIONS false');
+    wait_off($node, 'other');
+    $node->safe_psql('postgres', 'ALTER DATABASE other ALLOW_CONNECTIONS true');
+    my $scan = poll_until(sub { processes($node)->{'changefeed scan'} }, 'a scan that waits for the lock');
+    ok($scan, 'a scan waits for a lock');
+    $node->safe_psql('postgres', "SELECT pg_terminate_backend($scan->[0])");
+    ok(poll_until(sub { !is_alive($scan->[0]) }, 'the scan to end'), 'and is terminated');
+    ok(poll_until(sub { processes($node)->{'changefeed scan'} }, 'another scan'), 'it is repeated');
+    $session->query_safe('COMMIT');
+    $session->quit;
+    ok(wait_running($node, 'other'), 'and finds the extension');
+    is_one_set($node, 'after the scan', 'postgres', 'other');
+}
+
+$node->stop;
+unlike(log_since($node), qr/PANIC|TRAP|was terminated by signal/, 'nothing crashed');
+done_testing();
