@@ -149,6 +149,7 @@ const OTHERS = {
   'types.ean13': texts('types.ean13', '9780140449136'),
   'types.query_int': texts('types.query_int', '1&(2|!3)'),
   'types.hstore': texts('types.hstore', '', '"a b"=>"c\\"", "x"=>NULL, num=>1.10', 'é=>"😀"'),
+  'types.inout': texts('types.inout', '1', '{}'),
   'types.counted': texts('types.counted', 'one', 'two'),
 };
 const CASTS = new Set(['types.hstore', 'types.counted']);
@@ -178,6 +179,8 @@ const SETUP = `
       RETURN '{ "b" : 1.10, "a":[ ' || to_json($1::text) || ', "\\u0041" ] }';
     END $$;
   CREATE CAST (types.counted AS json) WITH FUNCTION types.counted_to_json(types.counted);
+  -- Only a function makes something else of it than a string.
+  CREATE TYPE types.inout AS ENUM ('1', '{}'); CREATE CAST (types.inout AS json) WITH INOUT;
   -- Casts of rows and arrays are not looked for.
   CREATE FUNCTION types.pair_to_json(types.pair) RETURNS json LANGUAGE sql AS $$ SELECT json_build_array(1/0) $$;
   CREATE CAST (types.pair AS json) WITH FUNCTION types.pair_to_json(types.pair);
