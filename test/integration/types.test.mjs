@@ -347,6 +347,27 @@ describe('types', () => {
     await client.unsubscribe('large');
   });
 
+  test('a type that is gone before its values are written', async () => {
+    await db.exec(`CREATE TYPE types.shortlived AS ENUM ('a'); CREATE TYPE types.shortlived_row AS (a types.shortlived);
+      CREATE TABLE types.vanishing (id int PRIMARY KEY, v types.shortlived, r types.shortlived_row, w text); ALTER TABLE types.vanishing REPLICA IDENTITY FULL; GRANT SELECT ON types.vanishing TO types_web;
+      SELECT changefeed.create_channel('vanishing', 'types.vanishing')`);
+    const subscription = await client.openSoon('vanishing');
+    const pid = Number(await db.value('SELECT feed_worker_pid FROM changefeed.stat_feed'));
+    process.kill(pid, 'SIGSTOP');
+    try {
+      await db.exec("INSERT INTO types.vanishing VALUES (1, 'a', ROW('a'), 'x')");
+      await db.exec("ALTER TABLE types.vanishing DROP COLUMN v, DROP COLUMN r; DROP TYPE types.shortlived_row, types.shortlived; INSERT INTO types.vanishing VALUES (2, 'y')");
+    } finally {
+      process.kill(pid, 'SIGCONT');
+    }
+    await client.settle();
+    client.check();
+    assert.equal(Number(await db.value('SELECT feed_worker_pid FROM changefeed.stat_feed')), pid);
+    assert.notDeepEqual(subscription.resyncs, []);
+    assert.deepEqual(subscription.rows().map((row) => row.w).sort(), ['x', 'y']);
+    await client.unsubscribe('vanishing');
+  });
+
   for (const t of all) {
     test(`${t.type} as a key`, async (s) => {
       if (!t.keyed) return s.skip('no key');
