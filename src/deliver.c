@@ -239,7 +239,7 @@ DeliverRun(Delivery *d, uint8 flags)
 	Visit(d);
 	FragmentsSend(d, flags);
 	foreach(lc, d->unreadable)
-		SubscribeResync(lfirst(lc), "value_not_in_wal");
+		SubscribeResync(lfirst(lc), d->vanished ? "schema_changed" : "value_not_in_wal");
 }
 
 static void
@@ -299,7 +299,7 @@ DeliverTo(Subscription *s, LogTransaction *transaction, Size *sent)
 	Visit(&d);
 	if (d.unreadable != NIL)
 	{
-		SubscribeResync(s, "value_not_in_wal");
+		SubscribeResync(s, d.vanished ? "schema_changed" : "value_not_in_wal");
 		return false;
 	}
 	FragmentsSend(&d, LINK_TX_STREAM);

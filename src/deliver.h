@@ -22,6 +22,7 @@ typedef struct Fragment
 	Spelling *name;
 	SourceAction action;
 	bool complete; /* whole row, even for merge */
+	bool failed;   /* could not be written */
 
 	/* What view->casts gave, before and after; NULL without them. */
 	const char *const *old_texts;
@@ -40,6 +41,7 @@ typedef struct Delivery
 	List *others;
 	List *current;	  /* fragments of the entry at hand */
 	List *unreadable; /* subscriptions that cannot get their change */
+	bool vanished;	  /* for one of them its types were gone */
 
 	/* Who takes part: the live ones, a group, or one subscription. */
 	uint64 group;  /* 0: live connections */

@@ -188,6 +188,40 @@ EncodeFragment(Delivery *d, Fragment *f, bool in_before)
 	return true;
 }
 
+/*
+ * EncodeFragment, false when it failed.  The types of a row are those of now and
+ * may be gone since it was written, or a value may be beyond what their output
+ * functions can do: that costs a snapshot, not the feed.  Nothing is held that
+ * an abort would have to release.
+ */
+static bool
+TryEncodeFragment(Delivery *d, Fragment *f, bool in_before, bool *changed)
+{
+	MemoryContext context = CurrentMemoryContext;
+	volatile bool good = true;
+
+	PG_TRY();
+	{
+		*changed = EncodeFragment(d, f, in_before);
+	}
+	PG_CATCH();
+	{
+		ErrorData *error;
+
+		MemoryContextSwitchTo(context);
+		error = CopyErrorData();
+		if (error->sqlerrcode == ERRCODE_ADMIN_SHUTDOWN)
+			PG_RE_THROW();
+		FlushErrorState();
+		ereport(LOG, (errcode(error->sqlerrcode),
+					  errmsg("could not write a changed row as JSON: %s", error->message),
+					  errdetail("The subscriptions concerned get fresh snapshots.")));
+		good = false;
+	}
+	PG_END_TRY();
+	return good;
+}
+
 static bool
 SameColumns(const View *a, const View *b)
 {
@@ -220,6 +254,7 @@ FragmentAdd(Delivery *d, MapEntry *entry, Subscription *s, View *view, SourceAct
 	int g = s->connection->gateway->index;
 	const char *const *old_texts = NULL;
 	const char *const *new_texts = NULL;
+	bool changed = false;
 
 	if (view->casts != NULL && action != ACTION_REMOVE)
 	{
@@ -251,13 +286,21 @@ FragmentAdd(Delivery *d, MapEntry *entry, Subscription *s, View *view, SourceAct
 		f->old_texts = old_texts;
 		f->new_texts = new_texts;
 		d->current = lappend(d->current, f);
-		if (EncodeFragment(d, f, in_before))
+		if (!TryEncodeFragment(d, f, in_before, &changed))
+			f->failed = true;
+		else if (changed)
 		{
 			if (action == ACTION_REMOVE)
 				d->removes = lappend(d->removes, f);
 			else
 				d->others = lappend(d->others, f);
 		}
+	}
+	if (f->failed)
+	{
+		d->vanished = true;
+		d->unreadable = list_append_unique_ptr(d->unreadable, s);
+		return;
 	}
 	if (f->json.data == NULL)
 		return; /* nothing that they can see has changed */

@@ -51,13 +51,14 @@
 
 #define BACKOFF_MIN_MS	  100
 #define BACKOFF_MAX_MS	  10000
-#define REGISTER_RETRY_MS 10000 /* no free slot for a background worker */
-#define STABLE_MS		  10000 /* who lived longer is restarted at once */
-#define NO_WORKER_MS	  15000 /* then waiting jobs get an error */
-#define LATER_PATIENCE_MS 500	/* a snapshot lets verdicts go first */
-#define MESSAGES_PER_TURN 32	/* of one worker */
-#define INTERRUPTS		  3		/* before a worker is terminated */
-#define TAKE_APART_MS	  20	/* an identity keeps others waiting */
+#define REGISTER_RETRY_MS 10000	 /* no free slot for a background worker */
+#define STABLE_MS		  10000	 /* who lived longer is restarted at once */
+#define NO_WORKER_MS	  15000	 /* then waiting jobs get an error */
+#define LATER_PATIENCE_MS 500	 /* a snapshot lets verdicts go first */
+#define MESSAGES_PER_TURN 32	 /* of one worker */
+#define INTERRUPTS		  3		 /* before a worker is terminated */
+#define TAKE_APART_MS	  20	 /* an identity keeps others waiting */
+#define MILD_US			  100000 /* verdicts that cost less are not that slow */
 
 typedef struct PoolWorker
 {
@@ -366,20 +367,9 @@ LaterIsPossible(void)
 		   WorkersTaken() < Max(WorkersReady() - 1, 1);
 }
 
-/*
- * May a verdict be given out that takes long?  One worker stays free for other
- * verdicts and one for snapshots, unless there is no lane.
- */
-static bool
-CostlyIsPossible(void)
-{
-	return !dlist_is_empty(&job_waiting[QUERY_COSTLY]) &&
-		   (WorkersTaken() < WorkersReady() - 2 || (IsDead(VERDICT_LANE) && register_failed));
-}
-
-/* The costly job that is the least so. */
+/* The costly job that is the least so, or NULL. */
 static PoolJob *
-PopCheapest(void)
+Cheapest(void)
 {
 	PoolJob *best = NULL;
 	dlist_iter iter;
@@ -391,29 +381,52 @@ PopCheapest(void)
 		if (best == NULL || job->cost < best->cost)
 			best = job;
 	}
-	dlist_delete(&best->node);
-	best->in_list = false;
 	return best;
+}
+
+static PoolJob *
+PopCheapest(void)
+{
+	PoolJob *job = Cheapest();
+
+	dlist_delete(&job->node);
+	job->in_list = false;
+	return job;
+}
+
+/*
+ * May an ordinary worker take a verdict that takes long?  One worker stays free
+ * for other verdicts, and one for snapshots unless these will hardly notice:
+ * on a busy machine anybody may seem slow for a moment, who is not to wait
+ * for those that are.  Without a lane nobody stays free.
+ */
+static bool
+CostlyIsPossible(void)
+{
+	PoolJob *job = Cheapest();
+
+	return job != NULL && (WorkersTaken() < WorkersReady() - (job->cost < MILD_US ? 1 : 2) ||
+						   (IsDead(VERDICT_LANE) && register_failed));
 }
 
 /* The list that the next job comes from, or NULL when none may be given out. */
 static dlist_head *
 NextList(TimestampTz now)
 {
-	PoolJob *job;
+	bool later = LaterIsPossible();
 
-	if (!LaterIsPossible())
+	if (later && !last_was_later)
 	{
-		if (!dlist_is_empty(&job_waiting[QUERY_FIRST]))
-			return &job_waiting[QUERY_FIRST];
-		return CostlyIsPossible() ? &job_waiting[QUERY_COSTLY] : NULL;
+		PoolJob *job = dlist_head_element(PoolJob, node, &job_waiting[QUERY_LATER]);
+
+		if (TimestampDifferenceExceeds(job->submitted, now, LATER_PATIENCE_MS))
+			return &job_waiting[QUERY_LATER];
 	}
-	if (dlist_is_empty(&job_waiting[QUERY_FIRST]))
-		return &job_waiting[QUERY_LATER];
-	job = dlist_head_element(PoolJob, node, &job_waiting[QUERY_LATER]);
-	if (!last_was_later && TimestampDifferenceExceeds(job->submitted, now, LATER_PATIENCE_MS))
-		return &job_waiting[QUERY_LATER];
-	return &job_waiting[QUERY_FIRST];
+	if (!dlist_is_empty(&job_waiting[QUERY_FIRST]))
+		return &job_waiting[QUERY_FIRST];
+	if (CostlyIsPossible())
+		return &job_waiting[QUERY_COSTLY];
+	return later ? &job_waiting[QUERY_LATER] : NULL;
 }
 
 /* The message is in the worker's hands, or will be sent on when there is room. */

@@ -303,12 +303,14 @@ JudgeInTransaction(VerdictJob *job, const VerdictIdentity *identity, bool last_a
 	bool known;
 	uint8 *bitmap;
 	uint32 nbytes = (identity->nrows + 7) / 8;
+	int lock_timeout;
 	int i;
 
 	*again = false;
-	QueryTransactionBegin(GetCurrentTimestamp() < locks_busy_until ? VERDICT_LOCK_TIMEOUT_BUSY
-																   : VERDICT_LOCK_TIMEOUT,
-						  setting_policy_timeout);
+	/* Less than the time limit: who waits for a lock has done nothing wrong. */
+	lock_timeout = GetCurrentTimestamp() < locks_busy_until ? VERDICT_LOCK_TIMEOUT_BUSY
+															: VERDICT_LOCK_TIMEOUT;
+	QueryTransactionBegin(Min(lock_timeout, setting_policy_timeout / 2), setting_policy_timeout);
 	rel = try_table_open(job->relid, AccessShareLock);
 	if (rel == NULL)
 		return QUERY_VERDICT_OUTDATED;

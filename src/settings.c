@@ -385,7 +385,7 @@ DefineIdentitySettings(void)
 
 	DefineCustomIntVariable(
 		"changefeed.policy_timeout",
-		"Longest time that a check of policies for one batch of rows may take.",
+		"Longest time that a check of policies for one batch of rows may take, casts to json included.",
 		"A client whose policies take longer gets an error and loses the subscription; other clients are not "
 		"concerned.",
 		&setting_policy_timeout, 1000, 10, 600 * 1000, PGC_SUSET, GUC_UNIT_MS, NULL, NULL, NULL);
@@ -410,8 +410,8 @@ DefineWorkSettings(void)
 		"changefeed.query_workers",
 		"Number of background workers that run queries for the change feed of a database.",
 		"They take snapshots and check policies that read other tables or call functions. Each "
-		"counts against max_worker_processes, as do two more workers for each database, and one more "
-		"while there are snapshots that take long. "
+		"counts against max_worker_processes, as do two more workers for each database, one more "
+		"when there are snapshots that take long, and one more when there are policies that do. "
 		"Takes effect when the feed worker starts.",
 		&setting_query_workers, 2, 1, 64, PGC_SUSET, 0, NULL, NULL, NULL);
 

@@ -1,4 +1,4 @@
-// Policies that misbehave for one identity: only that one loses.
+// Policies and casts that misbehave for one identity: only that one loses.
 
 import assert from 'node:assert/strict';
 import { after, before, describe, test } from 'node:test';
@@ -36,6 +36,8 @@ describe('policies that misbehave', () => {
     await db.exec(`CREATE SCHEMA hostile; CREATE ROLE hostile_web; GRANT USAGE ON SCHEMA hostile TO hostile_web;
       CREATE TABLE hostile.victims (id int); GRANT ALL ON hostile.victims TO hostile_web;
       CREATE FUNCTION hostile.recurse(n int) RETURNS bool LANGUAGE plpgsql AS $$ BEGIN RETURN hostile.recurse(n + 1); END $$;
+      CREATE TYPE hostile.plain AS ENUM ('x', 'y', 'z'); CREATE TYPE hostile.deep AS (a hostile.plain, b hostile.plain[]);
+      CREATE FUNCTION hostile.plain_to_json(v hostile.plain) RETURNS json LANGUAGE plpgsql AS $$ BEGIN RETURN json_build_object('user', current_user, 'v', v::text); END $$;
       SELECT changefeed.allow_role('hostile_web')`);
     // A snapshot may take 60 times as long: a limit that can be waited for.
     await db.exec("ALTER SYSTEM SET changefeed.policy_timeout = '200ms'");
@@ -168,4 +170,265 @@ describe('policies that misbehave', () => {
       assert.ok(ms < 3000, `${ms} ms`);
     });
   }
+
+  // ---- casts to json ----
+
+  /** A table with a column of an enum that has a cast to json, and its channel. */
+  async function castTable(returns, { rest = '', language = 'plpgsql' } = {}) {
+    number += 1;
+    const names = { table: `hostile.t${number}`, type: `hostile.e${number}`, cast: `hostile.cast${number}`, channel: `hostile${number}` };
+    await db.exec(`CREATE TYPE ${names.type} AS ENUM ('one', 'two', 'three');
+      CREATE FUNCTION ${names.cast}(v ${names.type}) RETURNS json LANGUAGE ${language} AS $$ ${returns} $$;
+      CREATE CAST (${names.type} AS json) WITH FUNCTION ${names.cast}(${names.type});
+      CREATE TABLE ${names.table} (id int PRIMARY KEY, v ${names.type}, vs ${names.type}[], note text ${rest});
+      GRANT SELECT ON ${names.table} TO hostile_web;
+      INSERT INTO ${names.table} VALUES (1, 'one', '{one,NULL}', 'a');
+      SELECT changefeed.create_channel('${names.channel}', '${names.table}')`);
+    return names;
+  }
+
+  for (const what of ['SET ROLE', 'RESET ROLE', 'a write', 'sleep', 'sleep that catches cancels', 'an error', 'a loop', 'ending the process']) {
+    for (const when of ['in the snapshot', 'at a change']) {
+      test(`a cast: ${what}, ${when}`, async (t) => {
+        const condition = when === 'in the snapshot' ? "v = 'one'" : "v = 'two'";
+        await db.exec(`CREATE FUNCTION hostile.deed${number + 1}() RETURNS bool LANGUAGE plpgsql AS $$ BEGIN ${DEEDS[what]} END $$`);
+        const { table: name, channel } = await castTable(`BEGIN IF coalesce(${SUB}, '') = 'mallory' AND ${condition} AND hostile.deed${number + 1}() THEN RETURN '"done"'; END IF; RETURN '{ "b":1, "a" : "' || v || '" }'; END`);
+        const clients = [await connect('ada'), await connect('bob'), await connect('mallory')];
+        t.after(() => Promise.all(clients.map((client) => client.cut())));
+        const [ada, bob, mallory] = clients;
+        const a = await ada.openSoon(channel);
+        const b = await bob.open(channel);
+        const opening = mallory.open(channel);
+        opening.catch(() => {});
+        if (when === 'at a change') await opening;
+        let slowest = 0;
+        for (let i = 0; i < 10; i += 1) {
+          await db.exec(`UPDATE ${name} SET v = CASE WHEN v = 'one' THEN 'two' ELSE 'one' END::hostile.e${number}, note = ${i}`);
+          const start = Date.now();
+          await Promise.all([ada.settle(), bob.settle()]);
+          slowest = Math.max(slowest, Date.now() - start);
+        }
+        for (const [client, s] of [[ada, a], [bob, b]]) {
+          client.check();
+          assertSame(s.rows(), await db.rows(`SELECT * FROM ${name}`), 'the others');
+          assert.deepEqual(s.resyncs, []);
+        }
+        const outcome = await within(20000, opening.then((s) => s, (error) => error), 'outcome');
+        if (!(outcome instanceof Error)) await until(() => outcome.state === 'ended', 'end of the bad one', 20000);
+        t.diagnostic(`others waited at most ${slowest} ms; ${outcome instanceof Error ? outcome.message : `${outcome.revoked?.code} ${outcome.revoked?.message}`}`);
+        assert.ok(slowest < 1500, `others waited for ${slowest} ms`);
+        assert.equal(await db.value('SELECT count(*) FROM hostile.victims'), '0');
+      });
+    }
+  }
+
+  test('a cast gives each identity its own, as its role', async (t) => {
+    const { table: name, channel } = await castTable(`BEGIN RETURN json_build_array(v::text, current_user, CASE WHEN v <> 'three' THEN ${SUB} END); END`);
+    const subs = ['ada', 'bob', 'ada'];
+    const clients = await Promise.all(subs.map(connect));
+    t.after(() => Promise.all(clients.map((client) => client.cut())));
+    const opened = [];
+    for (const client of clients) opened.push(await client.openSoon(channel));
+    for (const sql of ['', "INSERT INTO # VALUES (2, 'two', NULL, 'x'), (3, NULL, '{}', 'y')", "UPDATE # SET v = 'three'", "UPDATE # SET note = note || '!'", "UPDATE # SET v = 'two', vs = '{three,one}' WHERE id > 1", 'UPDATE # SET id = id + 10', 'DELETE FROM # WHERE id = 12']) {
+      if (sql) await db.exec(sql.replaceAll('#', name));
+      await Promise.all(clients.map((client) => client.settle()));
+      for (let i = 0; i < subs.length; i += 1) {
+        clients[i].check();
+        assertSame(opened[i].rows(), await db.rowsAs({ role: 'hostile_web', sub: subs[i] }, `SELECT * FROM ${name}`), `${subs[i]} after ${sql}`);
+        assert.deepEqual(opened[i].resyncs, []);
+      }
+    }
+  });
+
+  test('casts that come, change and go', async (t) => {
+    const { table: name, type, cast, channel } = await castTable("SELECT json_build_array('first', v::text)", { language: 'sql', rest: ', plain hostile.plain, deep hostile.deep' });
+    const client = await connect('ada');
+    t.after(() => client.cut());
+    const s = await client.openSoon(channel);
+    await db.exec(`UPDATE ${name} SET plain = 'x', deep = ROW('y', '{x}')`);
+    let resyncs = 0;
+    for (const sql of [
+      `CREATE OR REPLACE FUNCTION ${cast}(v ${type}) RETURNS json LANGUAGE sql AS $$ SELECT json_build_object('second', v::text, 'u', current_user) $$`,
+      `DROP CAST (${type} AS json)`,
+      `CREATE CAST (${type} AS json) WITH FUNCTION ${cast}(${type})`,
+      `CREATE CAST (hostile.plain AS json) WITH FUNCTION hostile.plain_to_json(hostile.plain)`,
+      'DROP CAST (hostile.plain AS json)',
+      "ALTER TYPE hostile.plain RENAME VALUE 'x' TO 'renamed'",
+      'ALTER TYPE hostile.deep RENAME ATTRIBUTE a TO "other name"',
+      'ALTER TYPE hostile.deep ADD ATTRIBUTE more int',
+    ]) {
+      await db.exec(sql);
+      await client.settle();
+      client.check();
+      assertSame(s.rows(), await db.rowsAs({ role: 'hostile_web', sub: 'ada' }, `SELECT * FROM ${name}`), sql);
+      assert.ok(s.resyncs.length > resyncs, `resync after ${sql}`);
+      resyncs = s.resyncs.length;
+      await db.exec(`UPDATE ${name} SET v = CASE WHEN v = 'one' THEN 'two' ELSE 'one' END::${type}, plain = CASE plain::text WHEN 'z' THEN 'y' ELSE 'z' END::hostile.plain`);
+      await client.settle();
+      client.check();
+      assertSame(s.rows(), await db.rowsAs({ role: 'hostile_web', sub: 'ada' }, `SELECT * FROM ${name}`), `a change after ${sql}`);
+      assert.equal(s.resyncs.length, resyncs);
+    }
+    assert.deepEqual([...new Set(s.resyncs)], ['schema_changed']);
+  });
+
+  test('a cast of the key, made later, ends the subscription and runs nowhere', async (t) => {
+    await db.exec(`CREATE TYPE hostile.keytype AS ENUM ('a', 'b'); CREATE TABLE hostile.keyed (k hostile.keytype PRIMARY KEY, n int); GRANT SELECT ON hostile.keyed TO hostile_web;
+      INSERT INTO hostile.keyed VALUES ('a', 1); SELECT changefeed.create_channel('keyed', 'hostile.keyed');
+      CREATE FUNCTION hostile.key_to_json(v hostile.keytype) RETURNS json LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(60); RETURN to_json(session_user); END $$`);
+    const client = await connect('ada');
+    t.after(() => client.cut());
+    const s = await client.openSoon('keyed');
+    await db.exec(`CREATE CAST (hostile.keytype AS json) WITH FUNCTION hostile.key_to_json(hostile.keytype); UPDATE hostile.keyed SET n = 2; INSERT INTO hostile.keyed VALUES ('b', 1)`);
+    await until(() => s.state === 'ended', 'end');
+    assert.equal(s.revoked.code, '0A000');
+    client.check();
+    await within(5000, client.sync(), 'the feed lives');
+  });
+
+  // ---- slowness ----
+
+  const percentile = (values, p) => [...values].sort((a, b) => a - b)[Math.min(values.length - 1, Math.floor(values.length * p))];
+
+  for (const how of ['policy', 'cast']) {
+    test(`a ${how} that takes 400 ms for one identity, at every change, delays nobody else`, async (t) => {
+      await db.exec("ALTER SYSTEM SET changefeed.policy_timeout = '2s'; SELECT pg_reload_conf()".replace('; ', ';\n'));
+      t.after(() => db.exec("ALTER SYSTEM SET changefeed.policy_timeout = '200ms';\nSELECT pg_reload_conf()"));
+      const sleep = `PERFORM pg_sleep(CASE WHEN ${SUB} = 'mallory' AND n % 1000 <> 0 THEN 0.4 ELSE 0 END)`;
+      let name;
+      let channel;
+      if (how === 'policy') {
+        name = await table();
+        channel = `hostile${number}`;
+        await db.exec(`ALTER TABLE ${name} ADD n int DEFAULT 0;
+          CREATE FUNCTION hostile.nap${number}(n int) RETURNS bool LANGUAGE plpgsql AS $$ BEGIN ${sleep}; RETURN true; END $$;
+          ALTER TABLE ${name} ENABLE ROW LEVEL SECURITY; CREATE POLICY p ON ${name} USING (hostile.nap${number}(n));
+          SELECT changefeed.create_channel('${channel}', '${name}')`);
+      } else {
+        ({ table: name, channel } = await castTable(`DECLARE n int := CASE WHEN v = 'one' THEN 0 ELSE 1 END; BEGIN ${sleep}; RETURN to_json(v::text); END`, { rest: ', n int DEFAULT 0' }));
+        await db.exec(`ALTER TABLE ${name} ENABLE ROW LEVEL SECURITY; CREATE POLICY p ON ${name} USING (${SUB} <> '');
+          UPDATE ${name} SET vs = NULL`);
+      }
+      const clients = [];
+      t.after(() => Promise.all(clients.map((client) => client.cut())));
+      const others = [];
+      for (let i = 0; i < 20; i += 1) {
+        clients.push(await connect(`other${i}`));
+        others.push(await clients[i].openSoon(channel));
+      }
+      const mallory = await connect('mallory');
+      clients.push(mallory);
+      const sleeper = await mallory.open(channel);
+
+      let n = 0;
+      const sent = new Map();
+      let latencies = [];
+      for (const s of others) {
+        s.onChange = (change) => {
+          const value = change.set?.n && Number(change.set.n.slice(1));
+          if (sent.has(value)) latencies.push(performance.now() - sent.get(value));
+        };
+      }
+      const phase = async (slow) => {
+        latencies = [];
+        const begin = performance.now();
+        for (let i = 0; i < 200; i += 1) {
+          n = slow ? n + 1 : n + 1000;
+          if (slow && n % 1000 === 0) n += 1;
+          sent.set(n, performance.now());
+          const v = how === 'cast' ? `, v = '${slow ? ['two', 'three'][i % 2] : 'one'}'` : '';
+          await db.exec(`UPDATE ${name} SET n = ${n}${v}`);
+          await new Promise((resolve) => { setTimeout(resolve, Math.max(0, begin + (i + 1) * 20 - performance.now())); });
+        }
+        await until(() => latencies.length === 200 * others.length, () => `all changes at all others (${latencies.length})`);
+        const result = { p50: percentile(latencies, 0.5), p99: percentile(latencies, 0.99), max: Math.max(...latencies) };
+        t.diagnostic(`${slow ? 'with' : 'without'} the sleeper: p50 ${result.p50.toFixed(1)}, p99 ${result.p99.toFixed(1)}, max ${result.max.toFixed(1)} ms`);
+        return result;
+      };
+      await phase(false);
+      const without = await phase(false);
+      assert.equal(sleeper.changes, 400 - (how === 'cast' ? 0 : 0), 'he sees all as long as he does not sleep');
+      const before = sleeper.changes;
+      const sleeping = phase(true);
+      await until(async () => await db.value("SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND backend_type = 'changefeed query worker'") === '1', 'he sleeps');
+      const withSleeper = await sleeping;
+      t.diagnostic(`p99 ratio ${(withSleeper.p99 / without.p99).toFixed(2)}; the sleeper got ${sleeper.changes - before} of 200 changes meanwhile`);
+      assert.ok(withSleeper.max < 400, `no other waited for the end of his sleep: ${withSleeper.max} ms`);
+      for (let i = 0; i < others.length; i += 1) {
+        clients[i].check();
+        assert.deepEqual(others[i].resyncs, []);
+      }
+      assert.notEqual(sleeper.state, 'ended');
+      mallory.check();
+    });
+  }
+
+  test('a locked table holds back only those whose policies read it', async (t) => {
+    const name = await table();
+    const channel = `hostile${number}`;
+    await db.exec(`CREATE TABLE hostile.members${number} (sub text); GRANT SELECT ON hostile.members${number} TO hostile_web; INSERT INTO hostile.members${number} VALUES ('reader1'), ('reader2');
+      CREATE ROLE hostile_reader${number}; GRANT USAGE ON SCHEMA hostile TO hostile_reader${number}; GRANT SELECT ON ${name}, hostile.members${number} TO hostile_reader${number}; SELECT changefeed.allow_role('hostile_reader${number}');
+      ALTER TABLE ${name} ENABLE ROW LEVEL SECURITY;
+      CREATE POLICY p ON ${name} TO hostile_web USING (${SUB} <> '');
+      CREATE POLICY q ON ${name} TO hostile_reader${number} USING (EXISTS (SELECT FROM hostile.members${number} m WHERE m.sub = ${SUB}));
+      SELECT changefeed.create_channel('${channel}', '${name}')`);
+    const readers = [];
+    const others = [];
+    t.after(() => Promise.all([...readers, ...others].map((client) => client.cut())));
+    const opened = [];
+    for (let i = 0; i < 10; i += 1) {
+      readers.push(await Client.connectSoon({ token: await db.token({ role: `hostile_reader${number}`, sub: `reader${i % 2 + 1}`, n: i }) }));
+      opened.push(await readers[i].openSoon(channel));
+    }
+    for (let i = 0; i < 5; i += 1) {
+      others.push(await connect(`other${i}`));
+      opened.push(await others[i].openSoon(channel));
+    }
+    const locker = new Session();
+    t.after(() => locker.close());
+    await locker.exec(`BEGIN; LOCK TABLE hostile.members${number}`);
+    let slowest = 0;
+    for (let i = 0; i < 20; i += 1) {
+      await db.exec(`UPDATE ${name} SET v = 'v${i}'`);
+      const start = Date.now();
+      await Promise.all(others.map((client) => client.settle()));
+      slowest = Math.max(slowest, Date.now() - start);
+    }
+    const start = Date.now();
+    const late = await connect('late');
+    others.push(late);
+    await late.open(channel);
+    const ready = Date.now() - start;
+    t.diagnostic(`others waited at most ${slowest} ms, a new one for ${ready} ms`);
+    assert.ok(slowest < 1500, `${slowest} ms`);
+    assert.ok(ready < 1500, `${ready} ms`);
+    await locker.exec('COMMIT');
+    await Promise.all(readers.map((client) => client.settle()));
+    const rows = await db.rows(`SELECT * FROM ${name}`);
+    for (const s of opened) assertSame(s.rows(), rows, 'all');
+    for (const client of [...readers, ...others]) client.check();
+  });
+
+  test('a parameter whose domain takes long to check keeps only who gives it', async (t) => {
+    number += 1;
+    await db.exec(`CREATE FUNCTION hostile.check${number}(v text) RETURNS bool LANGUAGE plpgsql AS $$ BEGIN IF v = 'bad' THEN LOOP BEGIN PERFORM pg_sleep(60); EXCEPTION WHEN query_canceled THEN NULL; END; END LOOP; END IF; RETURN true; END $$;
+      CREATE DOMAIN hostile.d${number} AS text CHECK (hostile.check${number}(VALUE));
+      CREATE TABLE hostile.t${number} (id int PRIMARY KEY, d hostile.d${number} NOT NULL); GRANT SELECT ON hostile.t${number} TO hostile_web; INSERT INTO hostile.t${number} VALUES (1, 'good');
+      SELECT changefeed.create_channel('hostile${number}:{d}', 'hostile.t${number}')`);
+    const mallory = await connect('mallory');
+    const ada = await connect('ada');
+    t.after(() => Promise.all([ada.cut(), mallory.cut()]));
+    await ada.openSoon(`hostile${number}:good`);
+    await ada.unsubscribe(`hostile${number}:good`);
+    for (const options of [{}, { snapshot: false }]) {
+      mallory.subscribe(`hostile${number}:bad`, options).catch(() => {});
+      await until(async () => await db.value("SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND backend_type = 'changefeed query worker'") !== '0', 'the check runs');
+      const start = Date.now();
+      await within(30000, ada.open(`hostile${number}:good`), 'ready');
+      t.diagnostic(`ready after ${Date.now() - start} ms`);
+      assert.ok(Date.now() - start < 3000);
+      await ada.unsubscribe(`hostile${number}:good`);
+      mallory.send({ type: 'unsubscribe', channel: `hostile${number}:bad` });
+    }
+  });
 });

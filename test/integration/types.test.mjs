@@ -149,6 +149,7 @@ const OTHERS = {
   'types.ean13': texts('types.ean13', '9780140449136'),
   'types.query_int': texts('types.query_int', '1&(2|!3)'),
   'types.hstore': texts('types.hstore', '', '"a b"=>"c\\"", "x"=>NULL, num=>1.10', 'é=>"😀"'),
+  'types.inout': texts('types.inout', '1', '{}'),
   'types.counted': texts('types.counted', 'one', 'two'),
 };
 const CASTS = new Set(['types.hstore', 'types.counted']);
@@ -178,6 +179,8 @@ const SETUP = `
       RETURN '{ "b" : 1.10, "a":[ ' || to_json($1::text) || ', "\\u0041" ] }';
     END $$;
   CREATE CAST (types.counted AS json) WITH FUNCTION types.counted_to_json(types.counted);
+  -- Only a function makes something else of it than a string.
+  CREATE TYPE types.inout AS ENUM ('1', '{}'); CREATE CAST (types.inout AS json) WITH INOUT;
   -- Casts of rows and arrays are not looked for.
   CREATE FUNCTION types.pair_to_json(types.pair) RETURNS json LANGUAGE sql AS $$ SELECT json_build_array(1/0) $$;
   CREATE CAST (types.pair AS json) WITH FUNCTION types.pair_to_json(types.pair);
@@ -342,6 +345,27 @@ describe('types', () => {
     compare(byId(take('large', 'snapshot').map(members)), new Map([...await query(1), ...await query(2), ...await query(3)]), 'snapshot');
     client.check();
     await client.unsubscribe('large');
+  });
+
+  test('a type that is gone before its values are written', async () => {
+    await db.exec(`CREATE TYPE types.shortlived AS ENUM ('a'); CREATE TYPE types.shortlived_row AS (a types.shortlived);
+      CREATE TABLE types.vanishing (id int PRIMARY KEY, v types.shortlived, r types.shortlived_row, w text); ALTER TABLE types.vanishing REPLICA IDENTITY FULL; GRANT SELECT ON types.vanishing TO types_web;
+      SELECT changefeed.create_channel('vanishing', 'types.vanishing')`);
+    const subscription = await client.openSoon('vanishing');
+    const pid = Number(await db.value('SELECT feed_worker_pid FROM changefeed.stat_feed'));
+    process.kill(pid, 'SIGSTOP');
+    try {
+      await db.exec("INSERT INTO types.vanishing VALUES (1, 'a', ROW('a'), 'x')");
+      await db.exec("ALTER TABLE types.vanishing DROP COLUMN v, DROP COLUMN r; DROP TYPE types.shortlived_row, types.shortlived; INSERT INTO types.vanishing VALUES (2, 'y')");
+    } finally {
+      process.kill(pid, 'SIGCONT');
+    }
+    await client.settle();
+    client.check();
+    assert.equal(Number(await db.value('SELECT feed_worker_pid FROM changefeed.stat_feed')), pid);
+    assert.notDeepEqual(subscription.resyncs, []);
+    assert.deepEqual(subscription.rows().map((row) => row.w).sort(), ['x', 'y']);
+    await client.unsubscribe('vanishing');
   });
 
   for (const t of all) {
