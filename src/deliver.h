@@ -32,6 +32,14 @@ typedef struct Fragment
 	uint32 *numbers[MAX_GATEWAYS];
 } Fragment;
 
+/* A subscription that ends because its conditions cannot be evaluated. */
+typedef struct FailedSubscription
+{
+	Subscription *subscription;
+	char *sqlstate;
+	char *message;
+} FailedSubscription;
+
 typedef struct Delivery
 {
 	LogTransaction *transaction;
@@ -40,6 +48,8 @@ typedef struct Delivery
 	List *others;
 	List *current;	  /* fragments of the entry at hand */
 	List *unreadable; /* subscriptions that cannot get their change */
+	List *stale;	  /* subscriptions whose conditions do not fit the table */
+	List *failed;	  /* of FailedSubscription */
 
 	/* Who takes part: the live ones, a group, or one subscription. */
 	uint64 group;  /* 0: live connections */
