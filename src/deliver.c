@@ -96,11 +96,7 @@ Consider(Delivery *d, MapEntry *entry, Subscription *s, const AudienceMatch *mat
 	SourceAction action;
 	bool complete = false;
 
-	if (!TakesPart(d, s))
-		return;
 	view = s->views[source->index];
-	if (view->rls == 2)
-		return;
 
 	/* What conditions do not pass need not be judged. */
 	in_before = in_before && match->before != MATCH_NO;
@@ -194,22 +190,18 @@ Concerns(MapEntry *entry, Instance *instance, bool *before, bool *after)
 	return *before || *after;
 }
 
-/*
- * Only rows that have to be judged matter while verdicts are asked for; the
- * conditions of all others are evaluated in the second pass alone.
- */
-static bool
-NeedsMatch(Delivery *d, Subscription *s, int source)
-{
-	return !d->asking || (TakesPart(d, s) && s->views[source]->rls == 1);
-}
-
 static void
 VisitSubscription(Delivery *d, MapEntry *entry, Subscription *s, bool before, bool after)
 {
 	AudienceMatch match;
+	int rls;
 
-	if (!NeedsMatch(d, s, entry->source->index) || !TakesPart(d, s))
+	if (!TakesPart(d, s))
+		return;
+
+	/* Nothing is asked about rows that need not be judged: match these later. */
+	rls = s->views[entry->source->index]->rls;
+	if (rls == 2 || (d->asking && rls == 0))
 		return;
 	match = AudienceMatches(s->audience, d->map, entry, d->run, before, after);
 	Consider(d, entry, s, &match, before, after);

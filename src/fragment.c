@@ -151,14 +151,14 @@ EncodeColumns(Fragment *f, const MapImage *image, const int16 *columns, int ncol
 
 /* Writes the change.  False: nothing visible has changed. */
 static bool
-EncodeFragment(Delivery *d, Fragment *f, bool in_before)
+EncodeFragment(Delivery *d, Fragment *f)
 {
 	MapEntry *entry = f->entry;
 	MapImage *after = entry->new_image >= 0 ? &d->map->images[entry->new_image] : NULL;
 	int16 *columns = f->view->columns;
 	int ncolumns = f->view->ncolumns;
 
-	if (in_before && f->action != ACTION_REMOVE)
+	if (f->in_before && f->action != ACTION_REMOVE)
 	{
 		int16 *changed = palloc(sizeof(int16) * Max(ncolumns, 1));
 		int nchanged = ChangedColumns(entry, d->map, f, changed);
@@ -233,7 +233,7 @@ FragmentAdd(Delivery *d, MapEntry *entry, Subscription *s, View *view, SourceAct
 		Fragment *other = lfirst(lc);
 
 		if (other->action == action && other->name == s->name && other->complete == complete &&
-			SameColumns(other->view, view) && SameTexts(view, other->old_texts, old_texts) &&
+			other->in_before == in_before && SameColumns(other->view, view) && SameTexts(view, other->old_texts, old_texts) &&
 			SameTexts(view, other->new_texts, new_texts))
 		{
 			f = other;
@@ -250,8 +250,9 @@ FragmentAdd(Delivery *d, MapEntry *entry, Subscription *s, View *view, SourceAct
 		f->complete = complete;
 		f->old_texts = old_texts;
 		f->new_texts = new_texts;
+		f->in_before = in_before;
 		d->current = lappend(d->current, f);
-		if (EncodeFragment(d, f, in_before))
+		if (EncodeFragment(d, f))
 		{
 			if (action == ACTION_REMOVE)
 				d->removes = lappend(d->removes, f);

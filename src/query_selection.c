@@ -90,8 +90,13 @@ RequireNodes(SourceQuery *source, Relation rel, Oid role, const List *nodes)
 		if (node->kind == SELECTION_AND || node->kind == SELECTION_OR)
 			RequireNodes(source, rel, role, node->children);
 		else
-			RequireOldValue(
-				rel, SourceQueryRequire(source, rel, node->field.column, role, "filter column"));
+		{
+			int16 attno = SourceQueryRequire(source, rel, node->field.column, role,
+											 "filter column");
+
+			RequireType(rel, attno);
+			RequireOldValue(rel, attno);
+		}
 	}
 }
 
