@@ -127,6 +127,12 @@ Project(SourceQuery *source, Relation rel, Oid role)
 			source->columns[n++] = source->columns[i];
 	}
 	source->ncolumns = n;
+
+	for (i = 0, n = 0; i < source->ncasts; i++)
+		for (k = 0; k < source->ncolumns; k++)
+			if (source->columns[k] == source->casts[i])
+				source->casts[n++] = source->casts[i];
+	source->ncasts = n;
 }
 
 /* ---- What cannot be left to the evaluation ---- */
