@@ -199,6 +199,13 @@ REVOKE ALL ON FUNCTION changefeed._format(text, text[]) FROM PUBLIC;
 COMMENT ON FUNCTION changefeed._format(text, text[]) IS
     'internal: the name that a template gives with these values';
 
+CREATE FUNCTION changefeed._selection(selection text) RETURNS text
+    LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE
+    AS 'MODULE_PATHNAME', 'changefeed_selection';
+REVOKE ALL ON FUNCTION changefeed._selection(text) FROM PUBLIC;
+COMMENT ON FUNCTION changefeed._selection(text) IS
+    'internal: how what follows "?" in a channel''s name is understood';
+
 -----------------------------------------------------------------------------
 -- Views. Each shows what its reader has to do with: the sources of tables that
 -- he owns, the channels that have such a source; the owner of the database and
@@ -286,6 +293,7 @@ CREATE FUNCTION changefeed._stat_feed(
     OUT frames bigint,
     OUT resyncs bigint,
     OUT denials bigint,
+    OUT evaluations bigint,
     OUT log_bytes bigint,
     OUT gateway_starts bigint,
     OUT wal_held_bytes bigint
@@ -319,6 +327,7 @@ COMMENT ON COLUMN changefeed.stat_feed.bytes IS 'bytes that the decoder passed o
 COMMENT ON COLUMN changefeed.stat_feed.frames IS 'transactions sent to the gateway';
 COMMENT ON COLUMN changefeed.stat_feed.resyncs IS 'subscriptions that had to start again from a snapshot';
 COMMENT ON COLUMN changefeed.stat_feed.denials IS 'requests that were denied';
+COMMENT ON COLUMN changefeed.stat_feed.evaluations IS 'evaluations of clients'' conditions on a row';
 COMMENT ON COLUMN changefeed.stat_feed.log_bytes IS 'size of the log that clients resume from';
 COMMENT ON COLUMN changefeed.stat_feed.gateway_starts IS 'starts of a gateway';
 COMMENT ON COLUMN changefeed.stat_feed.wal_held_bytes IS 'WAL that is kept because of the slot';

@@ -58,4 +58,11 @@ extern bool ChannelIdentityIsFull(Oid relid);
 /* channel_filter.c: checks a filter and returns its canonical text. */
 extern char *ChannelCheckFilter(Relation rel, const char *filter, List **columns);
 
+/* The two halves of it. */
+extern Node *ChannelAnalyzeFilter(Relation rel, const char *filter);
+extern char *ChannelFilterText(Relation rel, Node *expr);
+
+/* Is nobody's code behind the type? */
+extern bool ChannelFilterTypeAllowed(Oid typid);
+
 #endif /* CHANGEFEED_CHANNEL_CHECK_H */

@@ -1,7 +1,8 @@
 /*-------------------------------------------------------------------------
  *
  * channel_filter.c
- *		A source's filter: parsed, checked and written in canonical form.
+ *		A filter, a source's or a client's: parsed, checked and written in
+ *		canonical form.
  *
  * The feed worker evaluates filters on images of rows, as nobody in
  * particular, in a process that must not run anybody's code.  Hence only
@@ -14,7 +15,7 @@
  * workers use.  Literals, though, are read with the settings of the session
  * that declares the source, as in any other SQL.
  *
- * Process: any backend.  Memory: results in CurrentMemoryContext.  Locks: the
+ * Process: any backend, query workers.  Memory: results in CurrentMemoryContext.  Locks: the
  * caller's lock on the table.  The caller pins search_path.
  *
  *-------------------------------------------------------------------------
@@ -117,8 +118,8 @@ ParseFilter(ParseState *pstate, const char *filter)
 	return target->val;
 }
 
-static bool
-FilterTypeAllowed(Oid typid)
+bool
+ChannelFilterTypeAllowed(Oid typid)
 {
 	Oid base = getBaseType(typid);
 	Oid element;
@@ -127,7 +128,7 @@ FilterTypeAllowed(Oid typid)
 		return true; /* ROW(a, b) = ROW(1, 2) */
 	element = get_base_element_type(base);
 	if (OidIsValid(element))
-		return FilterTypeAllowed(element);
+		return ChannelFilterTypeAllowed(element);
 	switch (get_typtype(base))
 	{
 		case TYPTYPE_ENUM:
@@ -144,7 +145,7 @@ CheckFilterType(FilterCheck *check, Node *node)
 {
 	Oid typid = exprType(node);
 
-	if (!FilterTypeAllowed(typid))
+	if (!ChannelFilterTypeAllowed(typid))
 		ereport(
 			ERROR,
 			(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
@@ -281,22 +282,15 @@ CheckFilterNode(Node *node, void *context)
 	return expression_tree_walker(node, CheckFilterNode, context);
 }
 
-/*
- * Returns the canonical text, and appends the names of the columns that the
- * filter reads to `columns`.
- */
-char *
-ChannelCheckFilter(Relation rel, const char *filter, List **columns)
+/* The filter as a checked expression; the relation is number 1 in it. */
+Node *
+ChannelAnalyzeFilter(Relation rel, const char *filter)
 {
 	ErrorContextCallback callback;
 	ParseState *pstate = make_parsestate(NULL);
 	ParseNamespaceItem *nsitem;
 	Node *expr;
 	FilterCheck check;
-	Bitmapset *attnos = NULL;
-	char *text;
-	int nestlevel;
-	int i = -1;
 
 	callback.callback = FilterErrorCallback;
 	callback.arg = unconstify(char *, filter);
@@ -321,18 +315,38 @@ ChannelCheckFilter(Relation rel, const char *filter, List **columns)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_OBJECT_DEFINITION), errmsg("filter must be immutable")));
 
+	error_context_stack = callback.previous;
+	free_parsestate(pstate);
+	return expr;
+}
+
+/* The same text for every session. */
+char *
+ChannelFilterText(Relation rel, Node *expr)
+{
+	int nestlevel = EncodePinnedBegin();
+	char *text = deparse_expression(
+		expr, deparse_context_for(RelationGetRelationName(rel), RelationGetRelid(rel)), false,
+		false);
+
+	EncodePinnedEnd(nestlevel);
+	return text;
+}
+
+/*
+ * Returns the canonical text, and appends the names of the columns that the
+ * filter reads to `columns`.
+ */
+char *
+ChannelCheckFilter(Relation rel, const char *filter, List **columns)
+{
+	Node *expr = ChannelAnalyzeFilter(rel, filter);
+	Bitmapset *attnos = NULL;
+	int i = -1;
+
 	pull_varattnos(expr, 1, &attnos);
 	while ((i = bms_next_member(attnos, i)) >= 0)
 		*columns = lappend(*columns, get_attname(RelationGetRelid(rel),
 												 i + FirstLowInvalidHeapAttributeNumber, false));
-
-	nestlevel = EncodePinnedBegin();
-	text = deparse_expression(
-		expr, deparse_context_for(RelationGetRelationName(rel), RelationGetRelid(rel)), false,
-		false);
-	EncodePinnedEnd(nestlevel);
-
-	error_context_stack = callback.previous;
-	free_parsestate(pstate);
-	return text;
+	return ChannelFilterText(rel, expr);
 }

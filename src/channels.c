@@ -14,6 +14,7 @@
 #include "postgres.h"
 
 #include "channels.h"
+#include "filter_compile.h"
 #include "shared.h"
 
 #include "access/genam.h"
@@ -23,17 +24,7 @@
 #include "access/table.h"
 #include "access/tableam.h"
 #include "catalog/namespace.h"
-#include "catalog/pg_proc.h"
 #include "catalog/pg_type.h"
-#include "nodes/makefuncs.h"
-#include "nodes/nodeFuncs.h"
-#include "optimizer/optimizer.h"
-#include "parser/parse_coerce.h"
-#include "parser/parse_collate.h"
-#include "parser/parse_expr.h"
-#include "parser/parse_node.h"
-#include "parser/parse_relation.h"
-#include "parser/parser.h"
 #include "storage/lmgr.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
@@ -436,81 +427,6 @@ FindColumn(const RecordDescription *desc, const char *name)
 	return 0;
 }
 
-/*
- * The filter as an expression on the description's columns.  It was checked at
- * creation to use immutable built-in functions only, which is checked again
- * because a dump can be edited.
- */
-typedef struct FilterScope
-{
-	const RecordDescription *desc;
-} FilterScope;
-
-static Node *
-ResolveFilterColumn(ParseState *pstate, ColumnRef *ref)
-{
-	FilterScope *scope = pstate->p_ref_hook_state;
-	const char *name;
-	int16 attno;
-	Form_pg_attribute att;
-
-	name = strVal(llast(ref->fields));
-	if (!IsA(llast(ref->fields), String) || list_length(ref->fields) > 2)
-		return NULL;
-	attno = FindColumn(scope->desc, name);
-	if (attno == 0)
-		return NULL;
-	att = TupleDescAttr(scope->desc->tupdesc, attno - 1);
-	return (Node *) makeVar(1, attno, att->atttypid, att->atttypmod, att->attcollation, 0);
-}
-
-static bool
-FilterFunctionUnsafe(Oid function, void *context)
-{
-	return function >= FirstNormalObjectId || func_volatile(function) != PROVOLATILE_IMMUTABLE;
-}
-
-static bool
-FilterUnsafe(Node *node, void *context)
-{
-	if (node == NULL)
-		return false;
-	if (IsA(node, SubLink) || IsA(node, Aggref) || IsA(node, WindowFunc) || IsA(node, Param))
-		return true;
-	if (check_functions_in_node(node, FilterFunctionUnsafe, context))
-		return true;
-	return expression_tree_walker(node, FilterUnsafe, context);
-}
-
-static ExprState *
-CompileFilter(Layout *layout, const char *text)
-{
-	FilterScope scope = {layout->desc};
-	ParseState *pstate = make_parsestate(NULL);
-	List *raw;
-	SelectStmt *stmt;
-	Node *expr;
-
-	/* The text was deparsed by the server: SELECT <text> is one target. */
-	raw = raw_parser(psprintf("SELECT %s", text), RAW_PARSE_DEFAULT);
-	stmt = (SelectStmt *) linitial_node(RawStmt, raw)->stmt;
-	if (list_length(raw) != 1 || !IsA(stmt, SelectStmt) || list_length(stmt->targetList) != 1)
-		ereport(ERROR, (errcode(ERRCODE_SYNTAX_ERROR), errmsg("filter is not one expression")));
-
-	pstate->p_sourcetext = text;
-	pstate->p_pre_columnref_hook = ResolveFilterColumn;
-	pstate->p_ref_hook_state = &scope;
-	expr = transformExpr(pstate, linitial_node(ResTarget, stmt->targetList)->val, EXPR_KIND_POLICY);
-	expr = coerce_to_boolean(pstate, expr, "WHERE");
-	assign_expr_collations(pstate, expr);
-	if (FilterUnsafe(expr, NULL))
-		ereport(ERROR, (errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-						errmsg("filter uses something else than immutable built-in functions")));
-	expr = eval_const_expressions(NULL, expr);
-	fix_opfuncids(expr);
-	return ExecInitExpr((Expr *) expr, NULL);
-}
-
 static void
 BuildLayout(Source *source, Layout *layout)
 {
@@ -547,11 +463,12 @@ BuildLayout(Source *source, Layout *layout)
 						  &output, &varlena);
 		fmgr_info(output, &layout->param_output[i]);
 	}
+	layout->slot = MakeSingleTupleTableSlot(layout->desc->tupdesc, &TTSOpsVirtual);
 	if (source->filter != NULL)
 	{
-		layout->filter = CompileFilter(layout, source->filter);
-		layout->econtext = CreateStandaloneExprContext();
-		layout->slot = MakeSingleTupleTableSlot(layout->desc->tupdesc, &TTSOpsVirtual);
+		bool costly;
+
+		layout->filter = FilterCompile(layout->desc->tupdesc, source->filter, &costly);
 	}
 	layout->encoder = EncoderCreate(layout->desc->tupdesc, CurrentMemoryContext);
 	layout->usable = true;
@@ -608,21 +525,7 @@ ChannelsForgetDescription(uint32 version)
 bool
 LayoutFilter(Layout *layout, const Datum *values, const bool *isnull)
 {
-	int natts = layout->desc->tupdesc->natts;
-	Datum result;
-	bool null;
-
-	if (layout->filter == NULL)
-		return true;
-
-	ExecClearTuple(layout->slot);
-	memcpy(layout->slot->tts_values, values, sizeof(Datum) * natts);
-	memcpy(layout->slot->tts_isnull, isnull, sizeof(bool) * natts);
-	ExecStoreVirtualTuple(layout->slot);
-	ResetExprContext(layout->econtext);
-	layout->econtext->ecxt_scantuple = layout->slot;
-	result = ExecEvalExprSwitchContext(layout->filter, layout->econtext, &null);
-	return !null && DatumGetBool(result);
+	return layout->filter == NULL || FilterEvaluate(layout->filter, layout->slot, values, isnull);
 }
 
 bool

@@ -50,7 +50,6 @@ typedef struct Layout
 	int16 *params;
 	FmgrInfo *param_output;
 	ExprState *filter; /* NULL: every row */
-	ExprContext *econtext;
 	TupleTableSlot *slot;
 	RowEncoder *encoder;
 } Layout;

@@ -4,8 +4,9 @@
  *		From a published transaction to frames.
  *
  * For every row that a transaction changed (map.c) the subscriptions of the
- * channels concerned are looked up, and for each the four cases are decided on
- * what its identity may see before and after.  Subscriptions that get the same
+ * channels concerned are looked up, those with conditions by what they demand
+ * (audience.c), and for each the four cases are decided on what its identity
+ * may see before and after.  Subscriptions that get the same
  * bytes share one fragment; the gateway joins the fragments of a transaction
  * into one frame per connection.
  *
@@ -21,6 +22,7 @@
  */
 #include "postgres.h"
 
+#include "audience.h"
 #include "deliver.h"
 #include "gateways.h"
 
@@ -59,9 +61,32 @@ Judge(Delivery *d, Subscription *s, View *view, int image)
 	return verdict;
 }
 
-/* One subscription, one changed row. */
 static void
-Consider(Delivery *d, MapEntry *entry, Subscription *s, bool in_before, bool in_after)
+Fail(Delivery *d, MapEntry *entry, Subscription *s)
+{
+	FailedSubscription *failed;
+	const char *sqlstate;
+	const char *message;
+	ListCell *lc;
+
+	foreach(lc, d->failed)
+		if (((FailedSubscription *) lfirst(lc))->subscription == s)
+			return;
+	AudienceError(s->audience, entry->source->index, &sqlstate, &message);
+	failed = palloc(sizeof(FailedSubscription));
+	failed->subscription = s;
+	failed->sqlstate = pstrdup(sqlstate);
+	failed->message = pstrdup(message);
+	d->failed = lappend(d->failed, failed);
+}
+
+/*
+ * One subscription, one changed row.  `match`: do its conditions hold, for the
+ * images that belong to its instance?
+ */
+static void
+Consider(Delivery *d, MapEntry *entry, Subscription *s, const AudienceMatch *match, bool in_before,
+		 bool in_after)
 {
 	Connection *connection = s->connection;
 	Source *source = entry->source;
@@ -71,10 +96,25 @@ Consider(Delivery *d, MapEntry *entry, Subscription *s, bool in_before, bool in_
 	SourceAction action;
 	bool complete = false;
 
-	if (!TakesPart(d, s))
-		return;
 	view = s->views[source->index];
-	if (view->rls == 2)
+
+	/* What conditions do not pass need not be judged. */
+	in_before = in_before && match->before != MATCH_NO;
+	in_after = in_after && match->after != MATCH_NO;
+	if ((in_before && match->before == MATCH_STALE) || (in_after && match->after == MATCH_STALE))
+	{
+		if (!d->asking)
+			d->stale = list_append_unique_ptr(d->stale, s);
+		return;
+	}
+	if ((in_before && match->before == MATCH_UNKNOWN) ||
+		(in_after && match->after == MATCH_UNKNOWN))
+	{
+		if (!d->asking)
+			d->unreadable = list_append_unique_ptr(d->unreadable, s);
+		return;
+	}
+	if (!in_before && !in_after)
 		return;
 
 	/* What is only partly known cannot be judged. */
@@ -111,6 +151,13 @@ Consider(Delivery *d, MapEntry *entry, Subscription *s, bool in_before, bool in_
 
 	in_before = before == VERDICT_VISIBLE;
 	in_after = after == VERDICT_VISIBLE;
+
+	/* An error on a row that it may not see would tell that there is one. */
+	if ((in_before && match->before == MATCH_ERROR) || (in_after && match->after == MATCH_ERROR))
+	{
+		Fail(d, entry, s);
+		return;
+	}
 	if (in_before && in_after)
 		action = source->on_update;
 	else if (in_after)
@@ -124,7 +171,7 @@ Consider(Delivery *d, MapEntry *entry, Subscription *s, bool in_before, bool in_
 
 	if (action == ACTION_MERGE && !in_before)
 		complete = true;
-	if (s->no_snapshot && action != ACTION_REMOVE)
+	if ((s->no_snapshot || s->window) && action != ACTION_REMOVE)
 		action = ACTION_REPLACE;
 	if (action != ACTION_REMOVE && (action != ACTION_MERGE || complete) &&
 		!FragmentRowIsKnown(entry, d->map, view))
@@ -144,16 +191,45 @@ Concerns(MapEntry *entry, Instance *instance, bool *before, bool *after)
 }
 
 static void
-VisitInstance(Delivery *d, MapEntry *entry, Instance *instance)
+VisitSubscription(Delivery *d, MapEntry *entry, Subscription *s, bool before, bool after)
+{
+	AudienceMatch match;
+	int rls;
+
+	if (!TakesPart(d, s))
+		return;
+
+	/* Nothing is asked about rows that need not be judged: match these later. */
+	rls = s->views[entry->source->index]->rls;
+	if (rls == 2 || (d->asking && rls == 0))
+		return;
+	match = AudienceMatches(s->audience, d->map, entry, d->run, before, after);
+	Consider(d, entry, s, &match, before, after);
+}
+
+static void
+VisitAudience(Delivery *d, MapEntry *entry, Audience *audience, bool before, bool after)
 {
 	dlist_iter iter;
+
+	dlist_foreach(iter, &audience->subscriptions)
+		VisitSubscription(d, entry, dlist_container(Subscription, audience_node, iter.cur), before,
+						  after);
+}
+
+static void
+VisitInstance(Delivery *d, MapEntry *entry, Instance *instance)
+{
 	bool before;
 	bool after;
+	ListCell *lc;
 
 	if (!Concerns(entry, instance, &before, &after))
 		return;
-	dlist_foreach(iter, &instance->subscriptions)
-		Consider(d, entry, dlist_container(Subscription, instance_node, iter.cur), before, after);
+	if (instance->everything != NULL)
+		VisitAudience(d, entry, instance->everything, before, after);
+	foreach(lc, AudienceCandidates(instance, d->map, entry, d->run, before, after))
+		VisitAudience(d, entry, lfirst(lc), before, after);
 }
 
 static void
@@ -169,7 +245,7 @@ VisitConnection(Delivery *d, MapEntry *entry, Connection *connection)
 
 		if (s->instance->channel == entry->source->channel &&
 			Concerns(entry, s->instance, &before, &after))
-			Consider(d, entry, s, before, after);
+			VisitSubscription(d, entry, s, before, after);
 	}
 }
 
@@ -191,7 +267,7 @@ VisitEntry(Delivery *d, MapEntry *entry)
 		{
 			if (d->only->instance->channel == channel &&
 				Concerns(entry, d->only->instance, &before, &after))
-				Consider(d, entry, d->only, before, after);
+				VisitSubscription(d, entry, d->only, before, after);
 			return;
 		}
 		foreach(lc, d->members)
@@ -223,6 +299,13 @@ Visit(Delivery *d)
 	}
 }
 
+static void
+End(const FailedSubscription *failed)
+{
+	SubscribeEnd(failed->subscription, "error", failed->sqlstate, failed->message,
+				 "The conditions behind \"?\" cannot be evaluated on a row.");
+}
+
 /*
  * Both passes: first everybody whose verdict is missing is taken out, then the
  * others get their frames.
@@ -239,7 +322,11 @@ DeliverRun(Delivery *d, uint8 flags)
 	Visit(d);
 	FragmentsSend(d, flags);
 	foreach(lc, d->unreadable)
-		SubscribeResync(lfirst(lc), d->vanished ? "schema_changed" : "value_not_in_wal");
+		SubscribeResync(lfirst(lc), "value_not_in_wal");
+	foreach(lc, d->stale)
+		SubscribeResync(lfirst(lc), "schema_changed");
+	foreach(lc, d->failed)
+		End(lfirst(lc));
 }
 
 static void
@@ -271,14 +358,14 @@ DeliverPublish(LogTransaction *transaction)
 		DeliverRun(&d, 0);
 }
 
-bool
+Delivered
 DeliverTo(Subscription *s, LogTransaction *transaction, Size *sent)
 {
 	Delivery d = {0};
 	int i;
 
 	if (transaction->nchanges == 0)
-		return true;
+		return DELIVERED;
 	d.transaction = transaction;
 	d.map = MapGet(transaction);
 	for (i = 0; i < s->instance->channel->nsources; i++)
@@ -286,7 +373,7 @@ DeliverTo(Subscription *s, LogTransaction *transaction, Size *sent)
 		if (list_member_oid(d.map->failed, s->instance->channel->sources[i]->relid))
 		{
 			SubscribeResync(s, "change_not_readable");
-			return false;
+			return DELIVER_RESYNCED;
 		}
 	}
 	d.only = s;
@@ -294,15 +381,20 @@ DeliverTo(Subscription *s, LogTransaction *transaction, Size *sent)
 	d.asking = true;
 	Visit(&d);
 	if (d.missing)
-		return false;
+		return DELIVER_WAITS;
 	d.asking = false;
 	Visit(&d);
-	if (d.unreadable != NIL)
+	if (d.unreadable != NIL || d.stale != NIL)
 	{
-		SubscribeResync(s, d.vanished ? "schema_changed" : "value_not_in_wal");
-		return false;
+		SubscribeResync(s, d.stale != NIL ? "schema_changed" : "value_not_in_wal");
+		return DELIVER_RESYNCED;
+	}
+	if (d.failed != NIL)
+	{
+		End(linitial(d.failed));
+		return DELIVER_ENDED;
 	}
 	FragmentsSend(&d, LINK_TX_STREAM);
 	*sent += d.bytes;
-	return true;
+	return DELIVERED;
 }

@@ -21,8 +21,9 @@ typedef struct Fragment
 	View *view; /* any with these columns */
 	Spelling *name;
 	SourceAction action;
-	bool complete; /* whole row, even for merge */
-	bool failed;   /* could not be written */
+	bool complete;	/* whole row, even for merge */
+	bool in_before; /* nothing is sent if the receiver sees no difference */
+	bool failed;	/* could not be written */
 
 	/* What view->casts gave, before and after; NULL without them. */
 	const char *const *old_texts;
@@ -33,6 +34,14 @@ typedef struct Fragment
 	uint32 *numbers[MAX_GATEWAYS];
 } Fragment;
 
+/* A subscription that ends because its conditions cannot be evaluated. */
+typedef struct FailedSubscription
+{
+	Subscription *subscription;
+	char *sqlstate;
+	char *message;
+} FailedSubscription;
+
 typedef struct Delivery
 {
 	LogTransaction *transaction;
@@ -41,7 +50,8 @@ typedef struct Delivery
 	List *others;
 	List *current;	  /* fragments of the entry at hand */
 	List *unreadable; /* subscriptions that cannot get their change */
-	bool vanished;	  /* for one of them its types were gone */
+	List *stale;	  /* those whose conditions or types do not fit the table any more */
+	List *failed;	  /* of FailedSubscription */
 
 	/* Who takes part: the live ones, a group, or one subscription. */
 	uint64 group;  /* 0: live connections */

@@ -8,7 +8,8 @@
  * client has been sent (`live`: that is LogPublished()).  A *subscription* is
  * one channel name on one connection; until it is ready it has a cursor of its
  * own.  Subscriptions to the same channel and parameters hang on one
- * *instance*, where a change finds them by hash.  An *identity* is shared by
+ * *instance*, where a change finds them by hash; those among them with the same
+ * conditions are an *audience*, which is matched once.  An *identity* is shared by
  * all connections with the same role and reduced claims.  A *view* is what an
  * identity may see of a source: columns, whether rows have to be judged, and
  * by which fingerprint of the catalogs this was found out.
@@ -136,18 +137,37 @@ typedef struct Instance
 	char **params; /* NULL entries: any ("*") */
 	bool starred;
 	dlist_head subscriptions; /* Subscription.instance_node */
-	List *spellings;
+	int naudiences;
+	struct Audience *everything;	   /* those without conditions, or NULL */
+	struct InstanceSource *conditions; /* by index of source: matching.c; NULL
+										* until somebody has conditions */
 } Instance;
+
+/* Subscriptions of an instance with the same conditions. */
+typedef struct Audience
+{
+	Instance *instance;
+	char *sql;				  /* conditions as SelectionParse gives them, "" for
+							   * none */
+	dlist_head subscriptions; /* Subscription.audience_node */
+	List *spellings;
+	struct AudienceSource *sources; /* by index of source: matching.c; NULL
+									 * without conditions */
+} Audience;
 
 typedef struct Subscription
 {
 	uint32 id;
 	dlist_node connection_node;
 	dlist_node instance_node;
+	dlist_node audience_node;
 	dlist_node work_node; /* in the list of those not ready */
 	Connection *connection;
 	Instance *instance;
+	Audience *audience;
 	Spelling *name;
+	char *selection;  /* what follows "?" in the name, or NULL */
+	bool window;	  /* it has a limit: it need not hold a row that changes */
 	char *request_id; /* JSON of the id to answer with, until
 								 * subscribed was sent */
 	SubscriptionState state;
@@ -206,6 +226,7 @@ typedef enum MemoryState
 extern MemoryState feed_memory;
 
 /* registry.c: connections, identities, instances, subscriptions as objects */
+extern MemoryContext registry_context;
 extern void RegistryInit(void);
 extern Connection *ConnectionCreate(struct Gateway *gateway, uint32 number);
 extern Connection *ConnectionFind(struct Gateway *gateway, uint32 number);
@@ -239,8 +260,9 @@ extern Instance *InstanceFind(Channel *channel, char *const *params);
 extern List *InstancesStarred(Channel *channel);
 extern bool InstanceMatches(const Instance *instance, char *const *params);
 
-extern Subscription *
-SubscriptionCreate(Connection *connection, Instance *instance, const char *name, Size length);
+/* `sql`: the conditions, "" for none. */
+extern Subscription *SubscriptionCreate(Connection *connection, Instance *instance, const char *sql,
+										const char *name, Size length);
 extern Subscription *SubscriptionFind(Connection *connection, const char *name, Size length);
 extern Subscription *SubscriptionById(Connection *connection, uint32 id);
 extern void SubscriptionSetState(Subscription *subscription, SubscriptionState state);
@@ -328,6 +350,9 @@ extern void MapFreeAll(void);
 /* Frees the oldest when there are many; verdicts in them are asked again. */
 extern void MapTrim(void);
 
+/* Is this column's value known in the image? */
+extern bool MapKnows(TransactionMap *map, int image, int16 attno);
+
 /* The image as a tuple for a query worker: its bytes, completed. */
 extern void MapImageTuple(const MapImage *image, const char **data, uint32 *length);
 
@@ -343,13 +368,20 @@ extern void DeliverCheckBase(Connection *connection);
 /* Maps, and with them verdicts, were thrown away: nobody waits for them. */
 extern void DeliverForgetWaiting(void);
 
+typedef enum Delivered
+{
+	DELIVERED,
+	DELIVER_WAITS, /* a verdict is missing and was asked for */
+	DELIVER_RESYNCED,
+	DELIVER_ENDED /* the subscription is gone */
+} Delivered;
+
 /*
  * Sends the transaction's changes for one subscription as a frame of its own
- * (not counted by the connection's cursor).  False: a verdict is missing and
- * was asked for, or the subscription was resynced.  `sent` grows by the number
- * of bytes.
+ * (not counted by the connection's cursor).  `sent` grows by the number of
+ * bytes.
  */
-extern bool DeliverTo(Subscription *subscription, LogTransaction *transaction, Size *sent);
+extern Delivered DeliverTo(Subscription *subscription, LogTransaction *transaction, Size *sent);
 
 /* The gateway's words about a connection: see link_format.h. */
 extern void DeliverChoked(Connection *connection, uint64 last);

@@ -151,14 +151,14 @@ EncodeColumns(Fragment *f, const MapImage *image, const int16 *columns, int ncol
 
 /* Writes the change.  False: nothing visible has changed. */
 static bool
-EncodeFragment(Delivery *d, Fragment *f, bool in_before)
+EncodeFragment(Delivery *d, Fragment *f)
 {
 	MapEntry *entry = f->entry;
 	MapImage *after = entry->new_image >= 0 ? &d->map->images[entry->new_image] : NULL;
 	int16 *columns = f->view->columns;
 	int ncolumns = f->view->ncolumns;
 
-	if (in_before && f->action != ACTION_REMOVE)
+	if (f->in_before && f->action != ACTION_REMOVE)
 	{
 		int16 *changed = palloc(sizeof(int16) * Max(ncolumns, 1));
 		int nchanged = ChangedColumns(entry, d->map, f, changed);
@@ -195,14 +195,14 @@ EncodeFragment(Delivery *d, Fragment *f, bool in_before)
  * an abort would have to release.
  */
 static bool
-TryEncodeFragment(Delivery *d, Fragment *f, bool in_before, bool *changed)
+TryEncodeFragment(Delivery *d, Fragment *f, bool *changed)
 {
 	MemoryContext context = CurrentMemoryContext;
 	volatile bool good = true;
 
 	PG_TRY();
 	{
-		*changed = EncodeFragment(d, f, in_before);
+		*changed = EncodeFragment(d, f);
 	}
 	PG_CATCH();
 	{
@@ -268,7 +268,8 @@ FragmentAdd(Delivery *d, MapEntry *entry, Subscription *s, View *view, SourceAct
 		Fragment *other = lfirst(lc);
 
 		if (other->action == action && other->name == s->name && other->complete == complete &&
-			SameColumns(other->view, view) && SameTexts(view, other->old_texts, old_texts) &&
+			other->in_before == in_before && SameColumns(other->view, view) &&
+			SameTexts(view, other->old_texts, old_texts) &&
 			SameTexts(view, other->new_texts, new_texts))
 		{
 			f = other;
@@ -285,8 +286,9 @@ FragmentAdd(Delivery *d, MapEntry *entry, Subscription *s, View *view, SourceAct
 		f->complete = complete;
 		f->old_texts = old_texts;
 		f->new_texts = new_texts;
+		f->in_before = in_before;
 		d->current = lappend(d->current, f);
-		if (!TryEncodeFragment(d, f, in_before, &changed))
+		if (!TryEncodeFragment(d, f, &changed))
 			f->failed = true;
 		else if (changed)
 		{
@@ -298,8 +300,7 @@ FragmentAdd(Delivery *d, MapEntry *entry, Subscription *s, View *view, SourceAct
 	}
 	if (f->failed)
 	{
-		d->vanished = true;
-		d->unreadable = list_append_unique_ptr(d->unreadable, s);
+		d->stale = list_append_unique_ptr(d->stale, s);
 		return;
 	}
 	if (f->json.data == NULL)

@@ -454,6 +454,12 @@ MapFreeAll(void)
 		MapFree(dlist_container(TransactionMap, node, iter.cur));
 }
 
+bool
+MapKnows(TransactionMap *map, int image, int16 attno)
+{
+	return HasValue(map, image, attno);
+}
+
 void
 MapImageTuple(const MapImage *image, const char **data, uint32 *length)
 {

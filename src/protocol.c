@@ -16,6 +16,7 @@
 #include "feed.h"
 #include "gateways.h"
 #include "json_message.h"
+#include "selection.h"
 
 #include "access/transam.h"
 #include "access/xact.h"
@@ -301,7 +302,8 @@ ChannelOf(Connection *connection, JsonMessage *message, const char *id)
 		ProtocolError(connection, id, NULL, "08P01", "\"channel\" has to be a string", NULL);
 		return NULL;
 	}
-	if (strlen(name) > CHANNEL_NAME_MAX)
+	/* What follows "?" has a limit of its own. */
+	if (strcspn(name, "?") > CHANNEL_NAME_MAX)
 	{
 		ProtocolError(connection, id, NULL, "42622",
 					  psprintf("channel name is longer than %d bytes", CHANNEL_NAME_MAX), NULL);
@@ -318,18 +320,26 @@ Subscribe(Connection *connection, JsonMessage *message, const char *id, const ch
 	const char *from = JsonMessageString(message, "from");
 	const JsonField *snapshot = JsonMessageGet(message, "snapshot");
 	char *values[CHANNEL_PARAMS_MAX] = {0};
+	Selection *selection = NULL;
+	SelectionError error;
+	Size length_of_name;
 	Channel *channel;
 	Subscription *s;
 	Position position;
 
 	if (name == NULL)
 		return;
-	if (strchr(name, '?') != NULL)
+	length_of_name = strcspn(name, "?");
+	if (name[length_of_name] == '?')
 	{
-		ProtocolError(connection, id, NULL, "0A000",
-					  "filters in channel names are not supported yet",
-					  "Subscribe without the part from \"?\" on.");
-		return;
+		const char *text = name + length_of_name + 1;
+
+		selection = SelectionParse(text, strlen(text), &error);
+		if (selection == NULL)
+		{
+			ProtocolError(connection, id, NULL, error.sqlstate, error.message, error.hint);
+			return;
+		}
 	}
 	if (SubscriptionFind(connection, name, strlen(name)) != NULL)
 	{
@@ -351,13 +361,13 @@ Subscribe(Connection *connection, JsonMessage *message, const char *id, const ch
 					  "Try again later, or raise changefeed.worker_memory.");
 		return;
 	}
-	channel = ChannelsFind(name, strlen(name), values);
+	channel = ChannelsFind(name, length_of_name, values);
 	if (channel == NULL && Postpone(connection, data, length))
 		return;
 	if (channel == NULL)
 	{
 		ProtocolError(connection, id, NULL, "42704",
-					  psprintf("channel \"%s\" does not exist", name),
+					  psprintf("channel \"%s\" does not exist", pnstrdup(name, length_of_name)),
 					  "The view changefeed.channels lists the channels of this database.");
 		return;
 	}
@@ -377,7 +387,11 @@ Subscribe(Connection *connection, JsonMessage *message, const char *id, const ch
 		return;
 	}
 
-	s = SubscriptionCreate(connection, InstanceIntern(channel, values), name, strlen(name));
+	s = SubscriptionCreate(connection, InstanceIntern(channel, values),
+						   selection != NULL ? selection->sql : "", name, strlen(name));
+	if (selection != NULL && name[length_of_name + 1] != '\0')
+		s->selection = MemoryContextStrdup(feed_context, name + length_of_name + 1);
+	s->window = selection != NULL && selection->limit > 0;
 	s->request_id = MemoryContextStrdup(feed_context, id);
 	s->no_snapshot = from == NULL && snapshot != NULL && snapshot->type == JSON_TOKEN_FALSE;
 	SubscribeStart(s, from != NULL ? &position : NULL);

@@ -45,7 +45,8 @@ typedef enum QueryKind
 	 * table's columns, checked at creation; empty: none), u16 n + n x bytes
 	 * names of key columns, u16 n + n x bytes names of published columns (0:
 	 * all), u16 n + n x (bytes column, bytes text) template parameters: the
-	 * column's output text has to equal the text.
+	 * column's output text has to equal the text.  Then bytes selection: what
+	 * the client wrote behind "?" (empty: nothing).
 	 */
 	QUERY_SUBSCRIBE = 'S',
 
@@ -75,7 +76,12 @@ typedef enum QueryKind
 	 * (0: every row may be read, 1: rows have to be judged by QUERY_VERDICTS,
 	 * 2: no row may be read), u64 fingerprint, u32 n + n x u32 relid of tables
 	 * that the policies read (dependencies), u16 n + n x u16 attno of those
-	 * columns to send whose JSON is made by user-defined casts
+	 * columns to send whose JSON is made by user-defined casts, and of the
+	 * selection: bytes conditions (SQL boolean expression, canonical; empty:
+	 * none), u16 n + n x u16 attno of columns that it reads, u16 attno of the
+	 * column that rows are found by (0: none), u32 type of that column, u32
+	 * type whose hash function is used, u32 collation, u32 n + n x u32 hash of
+	 * a value
 	 */
 	QUERY_DESCRIBE = 'D',
 

@@ -14,6 +14,7 @@
 
 #include "query.h"
 #include "compat.h"
+#include "selection.h"
 #include "wire_write.h"
 
 #include "nodes/parsenodes.h"
@@ -155,7 +156,9 @@ typedef struct SourceQuery
 	char **published;
 	int nparams;
 	SourceParameter *params;
+	Selection *selection; /* of the client, or NULL */
 	/* found out: */
+	char *conditions; /* of the selection, canonical; "" for none */
 	int ncolumns;
 	int16 *columns;
 	int nextra; /* columns of parameters that are not sent */
@@ -168,6 +171,13 @@ typedef struct SourceQuery
 /* Finds the columns; writes the QUERY_DESCRIBE message into `out`. */
 extern void SourceQueryDescribe(SourceQuery *source, int index, Oid role, StringInfo out);
 
+/*
+ * The number of a column that a client has named: `what` it is named as.  It
+ * exists, is published and readable.
+ */
+extern int16 SourceQueryRequire(const SourceQuery *source, Relation rel, const char *column,
+								Oid role, const char *what);
+
 /* The parameters as values; `types` gets their types. */
 extern ParamListInfo SourceQueryParameters(SourceQuery *source, Relation rel, Oid *types);
 
@@ -178,6 +188,26 @@ extern PlannedStmt *SourceQueryPlan(const SourceQuery *source, Relation rel, Oid
 
 /* Does the row of the query belong to the channel to the letter? */
 extern bool SourceQueryMatches(SourceQuery *source, const Datum *values, const bool *isnull);
+
+/* ---- query_selection.c ---- */
+
+/* A column that rows are found by, and hashes of the values that pass. */
+typedef struct SelectionLookup
+{
+	int16 attno; /* 0: there is none */
+	Oid column_type;
+	Oid type; /* whose hash function was used */
+	Oid collation;
+	int nhashes;
+	uint32 *hashes;
+	double selectivity;
+} SelectionLookup;
+
+extern void SelectionQueryCheck(SourceQuery *source, Relation rel, Oid role);
+
+/* Appends its part of QUERY_DESCRIBE. */
+extern void SelectionQueryDescribe(SourceQuery *source, Relation rel, StringInfo out);
+extern void SelectionQueryAppendOrder(StringInfo sql, const SourceQuery *source);
 
 /* ---- query_snapshot.c ---- */
 

@@ -67,7 +67,7 @@ typedef struct Request
  */
 static void
 EncodeBatch(SourceQuery *source, int index, RowEncoder *encoder, TupleDesc tupdesc,
-			HeapTuple *tuples, int ntuples, QueryPages *pages)
+			HeapTuple *tuples, int ntuples, QueryPages *pages, int64 *left)
 {
 	int nestlevel = EncodePinnedBegin();
 	MemoryContext row_context = AllocSetContextCreate(CurrentMemoryContext, "changefeed row",
@@ -84,8 +84,9 @@ EncodeBatch(SourceQuery *source, int index, RowEncoder *encoder, TupleDesc tupde
 	{
 		CHECK_FOR_INTERRUPTS();
 		heap_deform_tuple(tuples[i], tupdesc, values, isnull);
-		if (SourceQueryMatches(source, values, isnull))
+		if (SourceQueryMatches(source, values, isnull) && *left > 0)
 		{
+			--*left;
 			if (pages->rows > 0)
 				appendStringInfoChar(&pages->page, ',');
 			EncodeRow(encoder, &pages->page, attnos, source->ncolumns, values, isnull);
@@ -113,6 +114,9 @@ ReadRows(SourceQuery *source, int index, PlannedStmt *plan, const char *sql, Par
 	MemoryContext old = CurrentMemoryContext;
 	HeapTuple *tuples = palloc(sizeof(HeapTuple) * BATCH_ROWS);
 	RowEncoder *encoder;
+	int64 left = source->selection != NULL && source->selection->limit > 0
+					 ? source->selection->limit
+					 : PG_INT64_MAX;
 	bool end = false;
 	int i;
 	int k;
@@ -123,7 +127,7 @@ ReadRows(SourceQuery *source, int index, PlannedStmt *plan, const char *sql, Par
 		for (k = 0; k < source->ncolumns; k++)
 			if (source->columns[k] == source->casts[i])
 				EncoderUseCasts(encoder, k + 1);
-	while (!end)
+	while (!end && left > 0)
 	{
 		int n = 0;
 		Size bytes = 0;
@@ -146,7 +150,7 @@ ReadRows(SourceQuery *source, int index, PlannedStmt *plan, const char *sql, Par
 			bytes += tuples[n++]->t_len;
 		}
 		MemoryContextSwitchTo(batch_context);
-		EncodeBatch(source, index, encoder, query->tupDesc, tuples, n, pages);
+		EncodeBatch(source, index, encoder, query->tupDesc, tuples, n, pages, &left);
 		MemoryContextSwitchTo(old);
 		MemoryContextReset(batch_context);
 		QueryCheckPeer();
@@ -291,6 +295,9 @@ ReadNames(WireReader *body, int *n)
 static void
 ReadRequest(Request *request, WireReader *body)
 {
+	Selection *selection = NULL;
+	SelectionError error;
+	WireBytes text;
 	int i;
 	int j;
 
@@ -317,6 +324,15 @@ ReadRequest(Request *request, WireReader *body)
 			source->params[j].text = QueryCopyBytes(WireGetBytes(body));
 		}
 	}
+	text = WireGetBytes(body);
+	if (text.length > 0)
+	{
+		selection = SelectionParse(text.data, text.length, &error);
+		if (selection == NULL)
+			ereport(ERROR, (errcode(ERRCODE_DATA_CORRUPTED), errmsg("%s", error.message)));
+	}
+	for (i = 0; i < request->nsources; i++)
+		request->sources[i].selection = selection;
 	if (!WireAtEnd(body))
 		ereport(ERROR,
 				(errcode(ERRCODE_DATA_CORRUPTED), errmsg("malformed job for a query worker")));

@@ -116,6 +116,32 @@ IsPublished(const SourceQuery *source, const char *column)
 	return source->npublished == 0;
 }
 
+int16
+SourceQueryRequire(const SourceQuery *source, Relation rel, const char *column, Oid role,
+				   const char *what)
+{
+	AttrNumber attno = get_attnum(RelationGetRelid(rel), column);
+
+	if (attno <= 0)
+		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_COLUMN),
+						errmsg("%s \"%s\" of table \"%s.%s\" does not exist", what, column,
+							   get_namespace_name(RelationGetNamespace(rel)),
+							   RelationGetRelationName(rel)),
+						errhint("Name a column that all tables of the channel have.")));
+	RequireReadable(rel, attno, role, what);
+	if (!IsPublished(source, column))
+		ereport(ERROR, (errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+						errmsg("permission denied for %s \"%s\" of table \"%s.%s\"", what, column,
+							   get_namespace_name(RelationGetNamespace(rel)),
+							   RelationGetRelationName(rel)),
+						errhint("The channel does not publish it.")));
+	if (TupleDescAttr(RelationGetDescr(rel), attno - 1)->attgenerated == COMPAT_GENERATED_VIRTUAL)
+		ereport(ERROR, (errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+						errmsg("%s \"%s\" is a virtual generated column", what, column),
+						errhint("Make it a stored generated column.")));
+	return attno;
+}
+
 static bool
 HasColumn(const int16 *columns, int n, int16 attno)
 {
@@ -172,6 +198,8 @@ FindColumns(SourceQuery *source, Relation rel, Oid role)
 	/* No change of the table would ever come. */
 	if (Wal2jsonInUse())
 		Wal2jsonCheckTable(rel);
+	if (source->selection != NULL)
+		SelectionQueryCheck(source, rel, role);
 
 	source->extra = palloc(sizeof(int16) * Max(source->nparams, 1));
 	source->nextra = 0;
@@ -224,6 +252,7 @@ SourceQueryDescribe(SourceQuery *source, int index, Oid role, StringInfo out)
 	WirePutU16(out, (uint16) source->ncasts);
 	for (i = 0; i < source->ncasts; i++)
 		WirePutU16(out, (uint16) source->casts[i]);
+	SelectionQueryDescribe(source, rel, out);
 	table_close(rel, NoLock);
 }
 
@@ -404,6 +433,11 @@ SourceQueryText(const SourceQuery *source, Relation rel)
 		appendStringInfo(&sql, "%s(%s\n)", separator, source->filter);
 		separator = " AND ";
 	}
+	if (source->conditions[0] != '\0')
+	{
+		appendStringInfo(&sql, "%s(%s)", separator, source->conditions);
+		separator = " AND ";
+	}
 	for (i = 0; i < source->nparams; i++)
 	{
 		appendStringInfoString(&sql, separator);
@@ -411,6 +445,7 @@ SourceQueryText(const SourceQuery *source, Relation rel)
 		appendStringInfo(&sql, " %s $%d", EqualityOperator(&source->params[i]), i + 1);
 		separator = " AND ";
 	}
+	SelectionQueryAppendOrder(&sql, source);
 	return sql.data;
 }
 

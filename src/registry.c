@@ -14,6 +14,7 @@
  */
 #include "postgres.h"
 
+#include "audience.h"
 #include "feed.h"
 #include "gateways.h"
 
@@ -55,7 +56,7 @@ dlist_head all_connections_behind = DLIST_STATIC_INIT(all_connections_behind);
 dlist_head all_subscriptions_working = DLIST_STATIC_INIT(all_subscriptions_working);
 dlist_head all_identities = DLIST_STATIC_INIT(all_identities);
 
-static MemoryContext registry_context;
+MemoryContext registry_context;
 static HTAB *connections;
 static HTAB *connection_ids;
 static HTAB *identities;
@@ -92,6 +93,7 @@ RegistryInit(void)
 	ctl.entrysize = sizeof(InstanceEntry);
 	instances = hash_create("changefeed instances", 256, &ctl,
 							HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+	AudienceInit();
 }
 
 /* ---- connections ---- */
@@ -418,7 +420,7 @@ InstanceKey(Channel *channel, char *const *params, int *length)
 }
 
 static Instance *
-Lookup(const char *key, int length, InstanceEntry **entry)
+Lookup(Channel *channel, const char *key, int length, InstanceEntry **entry)
 {
 	uint64 hash = hash_bytes_extended((const unsigned char *) key, length, 0);
 	ListCell *lc;
@@ -430,7 +432,9 @@ Lookup(const char *key, int length, InstanceEntry **entry)
 	{
 		Instance *instance = lfirst(lc);
 
-		if (instance->key_length == length && memcmp(instance->key, key, length) == 0)
+		/* While a definition takes the place of another, both have instances. */
+		if (instance->channel == channel && instance->key_length == length &&
+			memcmp(instance->key, key, length) == 0)
 			return instance;
 	}
 	return NULL;
@@ -442,7 +446,7 @@ InstanceFind(Channel *channel, char *const *params)
 	InstanceEntry *entry;
 	int length;
 	char *key = InstanceKey(channel, params, &length);
-	Instance *instance = Lookup(key, length, &entry);
+	Instance *instance = Lookup(channel, key, length, &entry);
 
 	pfree(key);
 	return instance;
@@ -454,7 +458,7 @@ InstanceIntern(Channel *channel, char *const *params)
 	InstanceEntry *entry;
 	int length;
 	char *key = InstanceKey(channel, params, &length);
-	Instance *instance = Lookup(key, length, &entry);
+	Instance *instance = Lookup(channel, key, length, &entry);
 	MemoryContext old;
 	int i;
 
@@ -496,7 +500,6 @@ InstanceFree(Instance *instance)
 	uint64 hash = hash_bytes_extended((const unsigned char *) instance->key, instance->key_length,
 									  0);
 	InstanceEntry *entry = hash_search(instances, &hash, HASH_FIND, NULL);
-	ListCell *lc;
 
 	if (entry != NULL)
 	{
@@ -506,13 +509,6 @@ InstanceFree(Instance *instance)
 	}
 	if (instance->starred)
 		starred = list_delete_ptr(starred, instance);
-
-	foreach(lc, instance->spellings)
-	{
-		pfree(((Spelling *) lfirst(lc))->json);
-		pfree(lfirst(lc));
-	}
-	list_free(instance->spellings);
 	pfree(instance->key);
 	pfree(instance->params);
 	pfree(instance);
@@ -543,58 +539,27 @@ InstanceMatches(const Instance *instance, char *const *params)
 
 /* ---- subscriptions ---- */
 
-static Spelling *
-SpellingIntern(Instance *instance, const char *name, Size length)
-{
-	MemoryContext old = MemoryContextSwitchTo(registry_context);
-	StringInfoData json;
-	ListCell *lc;
-	Spelling *spelling;
-
-	initStringInfo(&json);
-	EncodeString(&json, name, length);
-	foreach(lc, instance->spellings)
-	{
-		spelling = lfirst(lc);
-		if (spelling->length == json.len && memcmp(spelling->json, json.data, json.len) == 0)
-		{
-			pfree(json.data);
-			spelling->refcount++;
-			MemoryContextSwitchTo(old);
-			return spelling;
-		}
-	}
-	spelling = palloc(sizeof(Spelling));
-	spelling->json = json.data;
-	spelling->length = json.len;
-	spelling->refcount = 1;
-	instance->spellings = lappend(instance->spellings, spelling);
-	MemoryContextSwitchTo(old);
-	return spelling;
-}
-
+/* An instance goes with its last subscription. */
 static void
-SpellingRelease(Instance *instance, Spelling *spelling)
+Leave(Subscription *s)
 {
-	if (--spelling->refcount > 0)
-		return;
-	instance->spellings = list_delete_ptr(instance->spellings, spelling);
-	pfree(spelling->json);
-	pfree(spelling);
+	Instance *instance = s->instance;
+
+	if (AudienceLeave(s))
+		InstanceFree(instance);
 }
 
 Subscription *
-SubscriptionCreate(Connection *connection, Instance *instance, const char *name, Size length)
+SubscriptionCreate(Connection *connection, Instance *instance, const char *sql, const char *name,
+				   Size length)
 {
 	Subscription *s = MemoryContextAllocZero(registry_context, sizeof(Subscription));
 
 	s->id = ++next_subscription_id;
 	s->connection = connection;
-	s->instance = instance;
-	s->name = SpellingIntern(instance, name, length);
+	AudienceJoin(s, AudienceIntern(instance, sql), name, length, false);
 	s->state = SUB_QUERYING;
 	dlist_push_tail(&connection->subscriptions, &s->connection_node);
-	dlist_push_tail(&instance->subscriptions, &s->instance_node);
 	dlist_push_tail(&all_subscriptions_working, &s->work_node);
 	connection->nsubscriptions++;
 	subscription_count++;
@@ -662,39 +627,12 @@ SubscriptionSetState(Subscription *s, SubscriptionState state)
 void
 SubscriptionMove(Subscription *s, Instance *instance)
 {
-	Instance *before = s->instance;
+	Audience *audience = AudienceIntern(instance, s->audience->sql);
 	char *name = pnstrdup(s->name->json, s->name->length);
 	int length = s->name->length;
-	MemoryContext old = MemoryContextSwitchTo(registry_context);
-	Spelling *spelling = NULL;
-	ListCell *lc;
 
-	/* The text is JSON already. */
-	foreach(lc, instance->spellings)
-	{
-		Spelling *other = lfirst(lc);
-
-		if (other->length == length && memcmp(other->json, name, length) == 0)
-			spelling = other;
-	}
-	if (spelling == NULL)
-	{
-		spelling = palloc(sizeof(Spelling));
-		spelling->json = pnstrdup(name, length);
-		spelling->length = length;
-		spelling->refcount = 0;
-		instance->spellings = lappend(instance->spellings, spelling);
-	}
-	spelling->refcount++;
-	MemoryContextSwitchTo(old);
-
-	SpellingRelease(before, s->name);
-	s->name = spelling;
-	s->instance = instance;
-	dlist_delete(&s->instance_node);
-	dlist_push_tail(&instance->subscriptions, &s->instance_node);
-	if (dlist_is_empty(&before->subscriptions))
-		InstanceFree(before);
+	Leave(s);
+	AudienceJoin(s, audience, name, length, true);
 }
 
 void
@@ -712,10 +650,9 @@ SubscriptionFree(Subscription *s)
 	if (s->holds)
 		connection->held--;
 	dlist_delete(&s->connection_node);
-	dlist_delete(&s->instance_node);
-	SpellingRelease(s->instance, s->name);
-	if (dlist_is_empty(&s->instance->subscriptions))
-		InstanceFree(s->instance);
+	Leave(s);
+	if (s->selection != NULL)
+		pfree(s->selection);
 	if (s->request_id != NULL)
 		pfree(s->request_id);
 	connection->nsubscriptions--;

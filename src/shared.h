@@ -130,6 +130,7 @@ typedef struct DatabaseFeed
 	pg_atomic_uint64 feed_frames; /* transactions sent to the gateways */
 	pg_atomic_uint64 feed_resyncs;
 	pg_atomic_uint64 feed_denials;
+	pg_atomic_uint64 feed_evaluations; /* of clients' conditions on a row */
 	pg_atomic_uint64 feed_log_bytes;
 	pg_atomic_uint32 feed_port;		   /* bound port, 0: not listening */
 	pg_atomic_uint32 feed_gateway_pid; /* of the first gateway */

@@ -25,7 +25,7 @@
 
 PG_FUNCTION_INFO_V1(changefeed_stat_feed);
 
-#define STAT_FEED_COLUMNS 22
+#define STAT_FEED_COLUMNS 23
 
 /* A row under construction; columns are filled from left to right. */
 typedef struct StatRow
@@ -181,6 +181,7 @@ changefeed_stat_feed(PG_FUNCTION_ARGS)
 	AddCount(&row, &feed->feed_frames);
 	AddCount(&row, &feed->feed_resyncs);
 	AddCount(&row, &feed->feed_denials);
+	AddCount(&row, &feed->feed_evaluations);
 	AddCount(&row, &feed->feed_log_bytes);
 	AddCount(&row, &feed->feed_gateway_starts);
 	Add(&row, Int64GetDatum(wal_held), wal_held < 0);

@@ -194,6 +194,13 @@ MoveOrEnd(Subscription *s, void *arg)
 					 psprintf("channel \"%s\" was dropped", old->name), NULL);
 		return;
 	}
+	if (replacement->nsources == 0)
+	{
+		SubscribeEnd(s, "channel_dropped", "55000",
+					 psprintf("channel \"%s\" has no source any more", old->name),
+					 "Add a table with changefeed.add_source.");
+		return;
+	}
 	SubscribeResync(s, "channel_changed");
 	if (was_ready)
 		s->retry_at = 0;
@@ -365,15 +372,20 @@ CatchUp(Subscription *s)
 				SubscribeResync(s, reason);
 				return;
 			}
-			if (!DeliverTo(s, transaction, &sent))
+			switch (DeliverTo(s, transaction, &sent))
 			{
-				/* Close behind: the connection waits for it. */
-				if (s->state == SUB_CATCHUP && !s->holds && target - s->cursor < CHASE_LIMIT)
-				{
-					s->holds = true;
-					connection->held++;
-				}
-				return;
+				case DELIVERED:
+					break;
+				case DELIVER_WAITS:
+					/* Close behind: the connection waits for it. */
+					if (!s->holds && target - s->cursor < CHASE_LIMIT)
+					{
+						s->holds = true;
+						connection->held++;
+					}
+					return;
+				default:
+					return;
 			}
 		}
 		s->cursor++;

@@ -13,6 +13,7 @@
  */
 #include "postgres.h"
 
+#include "audience.h"
 #include "subscribe.h"
 #include "wire_write.h"
 
@@ -94,6 +95,7 @@ SubscribeAsk(Subscription *s)
 			WirePutString(&body, instance->params[k]);
 		}
 	}
+	WirePutString(&body, s->selection != NULL ? s->selection : "");
 	s->start = LogPublished();
 	s->answered = false;
 	s->restart = false;
@@ -141,6 +143,7 @@ ReadDescribe(Subscription *s, WireReader *r)
 	casts = palloc(sizeof(int16) * Max(ncasts, 1));
 	for (i = 0; i < ncasts; i++)
 		casts[i] = (int16) WireGetU16(r);
+	AudienceDescribe(s->audience, index, r);
 	if (!WireAtEnd(r))
 		ereport(ERROR, (errcode(ERRCODE_PROTOCOL_VIOLATION),
 						errmsg("malformed description from a query worker")));

@@ -250,7 +250,7 @@ describe('protocol', () => {
     test('what is not there yet is an error', async () => {
       await assert.rejects(client.request('publish', { channel: 'orders', event: 'x', payload: {} }));
       await assert.rejects(client.request('call', { function: 'f', args: {} }));
-      await assert.rejects(client.subscribe('orders?status=eq.new'), { code: '0A000' });
+      await assert.rejects(client.subscribe('v?b=fts.new'), { code: '0A000' });
       await client.sync();
     });
   });
@@ -733,9 +733,19 @@ describe('protocol', () => {
 
     test('add_source and drop_source under a subscription', async () => {
       const s = await table('sourced');
-      await db.exec("CREATE TABLE proto.second (id int PRIMARY KEY); INSERT INTO proto.second VALUES (1); SELECT changefeed.add_source('sourced', 'proto.second')");
-      await client.settle();
+      await db.exec("CREATE TABLE proto.second (no int PRIMARY KEY); GRANT SELECT ON proto.second TO proto_web; INSERT INTO proto.second VALUES (1); SELECT changefeed.add_source('sourced', 'proto.second')");
       await until(() => s.resyncs.length === 1, 'resync');
+      await db.exec("INSERT INTO proto.second VALUES (2); UPDATE proto.sourced SET v = 'both'");
+      await client.settle();
+      client.check();
+      assertSame(s.rows('second'), await db.rows('SELECT * FROM proto.second'), 'the new source');
+      assertSame(s.rows('sourced'), await db.rows('SELECT * FROM proto.sourced'), 'the old source');
+      await db.exec("SELECT changefeed.drop_source('sourced', 'proto.second'); INSERT INTO proto.second VALUES (3); UPDATE proto.sourced SET v = 'one'");
+      await until(() => s.resyncs.length === 2, 'resync');
+      await client.settle();
+      client.check();
+      assert.deepEqual([...s.entities.keys()], ['sourced']);
+      assertSame(s.rows('sourced'), await db.rows('SELECT * FROM proto.sourced'), 'the source that is left');
     });
 
     test('a partitioned table', async () => {

@@ -57,6 +57,15 @@ class Entity {
   empty() {
     return new Entity(this.key, this.columns);
   }
+
+  /** Of rows that came before it was known what their key is. */
+  describe(key, columns) {
+    if (this.key === null) {
+      this.rows = new Map([...this.rows.values()].map((row) => [canonical(Object.fromEntries(key.map((name) => [name, row[name]]))), row]));
+    }
+    this.key = key;
+    this.columns = columns;
+  }
 }
 
 const OPERATIONS = new Set(['append', 'merge', 'replace', 'remove']);
@@ -135,7 +144,10 @@ export class Subscription {
   }
 
   #target(entity) {
-    const target = (this.#filling ?? this.entities).get(entity);
+    const entities = this.#filling ?? this.entities;
+    // A new source of the channel: `ready` describes it.
+    if (!entities.has(entity) && !this.#described && this.#filling) entities.set(entity, new Entity(null, null));
+    const target = entities.get(entity);
     if (!target) this.#violation(`entity "${entity}" was not announced`);
     return target;
   }
@@ -145,7 +157,7 @@ export class Subscription {
     if (this.#described && canonical([...names].sort()) !== canonical([...entity.columns].sort())) {
       this.#violation(`columns ${names} instead of ${entity.columns}`);
     }
-    for (const name of entity.key) if (!(name in row)) this.#violation(`row without key column "${name}"`);
+    for (const name of entity.key ?? []) if (!(name in row)) this.#violation(`row without key column "${name}"`);
   }
 
   takeSnapshot(message) {
@@ -155,7 +167,7 @@ export class Subscription {
     const entity = this.#target(message.entity);
     for (const row of message.rows) {
       this.#checkRow(entity, row);
-      const key = canonical(Object.fromEntries(entity.key.map((name) => [name, row[name]])));
+      const key = canonical(Object.fromEntries((entity.key ?? Object.keys(row)).map((name) => [name, row[name]])));
       if (entity.rows.has(key)) this.#violation(`snapshot has key ${key} twice`);
       entity.rows.set(key, row);
     }
@@ -165,6 +177,14 @@ export class Subscription {
     if (this.state !== 'filling') this.#violation(`ready in state ${this.state}`);
     if (typeof message.position !== 'string' || message.position === '') this.#violation('ready without position');
     if (this.#filling) this.entities = this.#filling;
+    if (message.entities) {
+      for (const name of this.entities.keys()) if (!(name in message.entities)) this.entities.delete(name);
+      for (const [name, { key, columns }] of Object.entries(message.entities)) {
+        if (!this.entities.has(name)) this.#violation(`entity "${name}" had no snapshot`);
+        this.entities.get(name).describe(key, columns);
+      }
+      this.#described = true;
+    }
     this.#filling = null;
     this.position = message.position;
     this.snapshot = message.snapshot ?? null;
@@ -201,6 +221,7 @@ export class Subscription {
     if (this.state !== 'ready' && this.state !== 'filling') this.#violation(`change in state ${this.state}`);
     if (this.state === 'filling') this.#caughtUp = true;
     const entity = this.#target(change.entity);
+    if (entity.key === null) entity.describe(Object.keys(change.key), null);
     if (canonical(Object.keys(change.key).sort()) !== canonical([...entity.key].sort())) {
       this.#violation(`key ${canonical(change.key)} does not consist of ${entity.key}`);
     }
