@@ -47,7 +47,15 @@ DeliverCheckBase(Connection *connection)
 		if (s->state == SUB_READY && s->since < LogPublished())
 			SubscribeResync(s, "history_truncated");
 	}
-	ConnectionSetLive(connection);
+
+	/*
+	 * Until it has drained, the gateway drops what it is sent, so it is not
+	 * live: it goes on from here then.
+	 */
+	if (connection->choked)
+		ConnectionSetBehind(connection, LogPublished());
+	else
+		ConnectionSetLive(connection);
 }
 
 /* Sends transaction `number` to those of `members` whose verdicts are there. */

@@ -68,7 +68,8 @@ describe('large transactions', () => {
   });
 
   test(`within it: ${ROWS} rows in one transaction, live, while away, and for one who does not read`, { timeout: 300000 }, async (t) => {
-    await set({ 'changefeed.max_transaction': '256MB', 'changefeed.history_size': '512MB', 'changefeed.worker_memory': '2GB' });
+    // The one who does not read cannot answer pings.
+    await set({ 'changefeed.heartbeat': '120s', 'changefeed.max_transaction': '256MB', 'changefeed.history_size': '512MB', 'changefeed.worker_memory': '2GB' });
     const live = await connect();
     const s = await live.open('large:1');
     const slow = await connect();
