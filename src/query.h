@@ -75,7 +75,20 @@ typedef enum QueryKind
 	 * (0: every row may be read, 1: rows have to be judged by QUERY_VERDICTS,
 	 * 2: no row may be read), u64 fingerprint, u32 n + n x u32 relid of tables
 	 * that the policies read (dependencies), u16 n + n x u16 attno of those
-	 * columns to send whose JSON is made by user-defined casts
+	 * columns to send whose JSON is made by user-defined casts,
+	 * bytes narrowing.
+	 *
+	 * The narrowing says which changes of the dependencies can make a
+	 * difference to this identity: u8 opaque (1: the policies call functions
+	 * whose reads are not known), then for each dependency in order u8
+	 * NARROW_*; for NARROW_SCANS: u16 n + n x u16 attno of the columns that are
+	 * used (n 0xFFFF: all), u16 n scans, each: u16 n conditions, all of which a
+	 * row has to fulfil to be read by it, each: u16 attno, u32 type of the
+	 * column, u32 equality function, u32 hash function of the column, u32 hash
+	 * function of the values, u32 collation, u16 row attno (0: none), then:
+	 * u32 type; without a row attno: u16 length and u8 whether by value of that
+	 * type, u16 n + n x bytes values, one of which it has to equal (a Datum by
+	 * reference as its bytes, one by value as 8).
 	 */
 	QUERY_DESCRIBE = 'D',
 
@@ -122,6 +135,10 @@ typedef enum QueryVerdictStatus
 	QUERY_VERDICT_LOCKED = 3,	/* somebody holds a lock: try again */
 	QUERY_VERDICT_UNDECIDED = 4 /* the job failed as a whole */
 } QueryVerdictStatus;
+
+#define NARROW_ANY	 0 /* every change concerns */
+#define NARROW_SCANS 1 /* those that are described */
+#define NARROW_NONE	 2 /* it has no rows of its own */
 
 #define QUERY_WITH_ROWS		1
 #define QUERY_WITH_VERSIONS 2 /* each row gets its xmin (reserved) */
