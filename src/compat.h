@@ -159,6 +159,13 @@
 #define compat_require_select(query, rte) ((void) (query), (rte)->requiredPerms = ACL_SELECT)
 #endif
 
+/* An entry of a plan that reads none of its tables. */
+#if PG_VERSION_NUM >= 160000
+#define compat_require_nothing(rte) ((rte)->perminfoindex = 0)
+#else
+#define compat_require_nothing(rte) ((rte)->requiredPerms = 0)
+#endif
+
 /* Virtual generated columns came with 18; before, attgenerated is never 'v'. */
 #define COMPAT_GENERATED_VIRTUAL 'v'
 #if PG_VERSION_NUM >= 180000

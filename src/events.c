@@ -218,6 +218,7 @@ ApplyBarrier(LogBarrier *barrier)
 void
 EventsApply(LogTransaction *transaction)
 {
+	ListCell *lc;
 	int i;
 
 	/* The more telling reason first: TRUNCATE is a barrier, too. */
@@ -225,9 +226,8 @@ EventsApply(LogTransaction *transaction)
 		Resync(transaction->lost[i], InvalidOid, false, NULL, transaction->lost_reason);
 	for (i = 0; i < transaction->nbarriers; i++)
 		ApplyBarrier(&transaction->barriers[i]);
-	for (i = 0; i < transaction->ntouched; i++)
-		if (ViewsDependOn(transaction->touched[i]))
-			Resync(InvalidOid, transaction->touched[i], false, NULL, "dependency_changed");
+	foreach(lc, DependencyConcerned(transaction))
+		SubscribeResync(lfirst(lc), "dependency_changed");
 }
 
 void
@@ -265,8 +265,5 @@ EventConcerns(Subscription *s, LogTransaction *transaction, bool barriers_only)
 	for (i = 0; i < transaction->nlost; i++)
 		if (transaction->lost[i] == InvalidOid || HasSource(s, transaction->lost[i]))
 			return transaction->lost_reason;
-	for (i = 0; i < transaction->ntouched; i++)
-		if (ViewsDependOn(transaction->touched[i]) && HasDependency(s, transaction->touched[i]))
-			return "dependency_changed";
-	return NULL;
+	return DependencyConcerns(s, transaction) ? "dependency_changed" : NULL;
 }

@@ -196,6 +196,7 @@ Turn(XLogRecPtr start_lsn, bool *serving)
 	else
 		MapTrim();
 
+	DependencyMaintain();
 	LogArm();
 	GatewaysFlush();
 	UpdateStatistics();

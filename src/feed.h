@@ -62,6 +62,10 @@ typedef struct View
 	int ndependencies;
 	Oid *dependencies;	   /* tables that the policies read */
 	const CastList *casts; /* NULL: none; otherwise rows are judged */
+	char *narrowing;	   /* which of their changes matter: see QUERY_DESCRIBE */
+	int narrowing_length;
+	MemoryContext details_context;	   /* of dependencies.c; NULL: none */
+	struct DependencyDetails *details; /* of each dependency */
 } View;
 
 typedef struct Identity
@@ -178,6 +182,7 @@ typedef struct Subscription
 
 	/* ready: gets transactions with a greater number */
 	uint64 since;
+	uint64 concerned; /* scratch of dependencies.c */
 
 	/* not ready */
 	uint64 job;			  /* query job, 0: none */
@@ -248,8 +253,6 @@ extern Identity *IdentityIntern(const IdentityInfo *info);
 extern void IdentityRelease(Identity *identity);
 extern View *ViewIntern(Identity *identity, const View *view);
 
-/* Does any view depend on that table? */
-extern bool ViewsDependOn(Oid relid);
 extern void ViewRelease(Identity *identity, View *view);
 
 /* Parameters: NULL entries for "*". */
@@ -414,6 +417,39 @@ extern bool events_catalog_stale; /* nothing is published while true */
 
 /* Resyncs the identity's ready subscriptions that are fed by that table. */
 extern void EventsResyncIdentity(Identity *identity, Oid relid, const char *reason);
+
+/* dependencies.c: which changes of tables that policies read matter to whom */
+
+/* Does any view depend on that table? */
+extern bool ViewsDependOn(Oid relid);
+
+/* A view comes, with its narrowing still to be read, or goes. */
+extern void DependencyAdd(Identity *identity, View *view);
+extern void DependencyRemove(View *view);
+
+/*
+ * The ready subscriptions whose policies may give other results because of
+ * what the transaction did to the tables that they read.
+ */
+extern List *DependencyConcerned(LogTransaction *transaction);
+
+/* The same question for one subscription in any state that has views. */
+extern bool DependencyConcerns(Subscription *subscription, LogTransaction *transaction);
+
+/*
+ * May a verdict on that image (-1: on any row of the table) be another one
+ * since a transaction up to `until`, which is behind that of `map`?
+ * `dependencies`: the tables that were read for it.
+ */
+extern bool
+DependencyOutdates(Identity *identity, Oid relid, uint64 fingerprint, const Oid *dependencies,
+				   int ndependencies, LogTransaction *transaction, int image, uint64 until);
+
+/* Resyncs those of the identity that it concerns; false: there were none. */
+extern bool DependencyResync(Identity *identity, Oid relid, uint64 from, uint64 until);
+
+/* Once a turn: tells the decoder which tables' changes are wanted. */
+extern void DependencyMaintain(void);
 
 /* verdicts.c: what identities may see of judged rows */
 typedef enum Verdict

@@ -56,6 +56,7 @@ typedef struct OpenTransaction
 	int maxchanges;
 	RecordChange *changes; /* data pointers hold offsets */
 	List *touched;
+	List *untold;
 	List *lost;
 	const char *lost_reason;
 	int nbarriers;
@@ -270,6 +271,7 @@ ReceiveCommit(const char *data, Size length)
 
 	size += MAXALIGN(sizeof(LogChange) * open->nchanges);
 	size += MAXALIGN(sizeof(Oid) * list_length(open->touched));
+	size += MAXALIGN(sizeof(Oid) * list_length(open->untold));
 	size += MAXALIGN(sizeof(Oid) * list_length(open->lost));
 	size += MAXALIGN(sizeof(LogBarrier) * open->nbarriers);
 	size += MAXALIGN(open->bytes.len);
@@ -297,6 +299,11 @@ ReceiveCommit(const char *data, Size length)
 		transaction->touched[transaction->ntouched++] = lfirst_oid(lc);
 	}
 	p += MAXALIGN(sizeof(Oid) * list_length(open->touched));
+
+	transaction->untold = (Oid *) p;
+	foreach(lc, open->untold)
+		transaction->untold[transaction->nuntold++] = lfirst_oid(lc);
+	p += MAXALIGN(sizeof(Oid) * list_length(open->untold));
 
 	transaction->lost = (Oid *) p;
 	foreach(lc, open->lost)
@@ -333,10 +340,25 @@ ReceiveCommit(const char *data, Size length)
 }
 
 static void
+ReceiveTouch(const char *data, Size length)
+{
+	MemoryContext old = MemoryContextSwitchTo(open_context);
+	Oid relid;
+	bool told;
+
+	RecordReadTouch(data, length, &relid, &told);
+
+	/* A second time it comes only to say that not all is told. */
+	if (told || !list_member_oid(open_transaction.touched, relid))
+		open_transaction.touched = lappend_oid(open_transaction.touched, relid);
+	if (!told)
+		open_transaction.untold = lappend_oid(open_transaction.untold, relid);
+	MemoryContextSwitchTo(old);
+}
+
+static void
 Receive(const char *data, Size length)
 {
-	MemoryContext old;
-
 	if (length < sizeof(RecordHeader))
 		elog(ERROR, "change record of %zu bytes is too short", length);
 
@@ -349,16 +371,13 @@ Receive(const char *data, Size length)
 			ReceiveChange(data, length);
 			break;
 		case RECORD_TOUCH:
-			old = MemoryContextSwitchTo(open_context);
-			open_transaction.touched = lappend_oid(open_transaction.touched,
-												   RecordReadRelation(data, length));
-			MemoryContextSwitchTo(old);
+			ReceiveTouch(data, length);
 			break;
 		case RECORD_TRUNCATE:
-			AddLost(RecordReadRelation(data, length), "truncated");
+			AddLost(RecordReadTruncate(data, length), "truncated");
 			break;
 		case RECORD_LOST:
-			AddLost(RecordReadRelation(data, length), "change_not_readable");
+			AddLost(RecordReadLost(data, length), "change_not_readable");
 			break;
 		case RECORD_BARRIER:
 			ReceiveBarrier(data, length);

@@ -53,6 +53,8 @@ typedef struct LogTransaction
 	LogChange *changes;
 	int ntouched;
 	Oid *touched; /* every user table that was changed */
+	int nuntold;
+	Oid *untold; /* those of which not all changes are here */
 	int nlost;
 	Oid *lost; /* sources whose changes are not here: they were
 								 * truncated, could not be copied, or were too

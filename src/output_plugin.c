@@ -84,12 +84,27 @@ SendRecord(StringInfo record)
 }
 
 static void
-SendRelation(RecordKind kind, Oid relid)
+SendTouch(KnownRelation *known, bool told)
+{
+	StringInfoData record;
+
+	/* Once is enough, unless less is told than we said. */
+	if (known->touched == transaction && (told || !known->told))
+		return;
+	known->touched = transaction;
+	known->told = told;
+	initStringInfo(&record);
+	RecordWriteTouch(&record, known->relid, told);
+	SendRecord(&record);
+}
+
+static void
+SendTruncate(Oid relid)
 {
 	StringInfoData record;
 
 	initStringInfo(&record);
-	RecordWriteRelation(&record, kind, relid);
+	RecordWriteTruncate(&record, relid);
 	SendRecord(&record);
 }
 
@@ -320,22 +335,25 @@ SendChange(KnownRelation *known, Target *target, Relation relation, char operati
 	changes++;
 }
 
-/* Reports that a table and its ancestors have changed, once a transaction. */
-static void
-TouchRelation(KnownRelation *known)
+static bool
+IsTarget(KnownRelation *known, Oid relid)
 {
-	known->touched = transaction;
-	SendRelation(RECORD_TOUCH, known->relid);
-	for (int i = 0; i < known->nancestors; i++)
-	{
-		KnownRelation *ancestor = RelationsFind(known->ancestors[i]);
+	for (int i = 0; i < known->ntargets; i++)
+		if (known->targets[i].source->relid == relid)
+			return true;
+	return false;
+}
 
-		if (ancestor->touched != transaction)
-		{
-			ancestor->touched = transaction;
-			SendRelation(RECORD_TOUCH, ancestor->relid);
-		}
-	}
+/*
+ * Reports that a table and its ancestors have changed.  `row`: it is the change
+ * of a row, which is sent for those that are targets.
+ */
+static void
+TouchRelation(KnownRelation *known, bool row)
+{
+	SendTouch(known, row && IsTarget(known, known->relid));
+	for (int i = 0; i < known->nancestors; i++)
+		SendTouch(RelationsFind(known->ancestors[i]), row && IsTarget(known, known->ancestors[i]));
 }
 
 /* ----------------------------------------------------------------------
@@ -498,7 +516,7 @@ PluginBegin(LogicalDecodingContext *ctx, ReorderBufferTXN *txn)
 	transaction++;
 	records = 0;
 	catalog_changed = false;
-	RelationsForgetOld();
+	RelationsRefresh();
 
 	/* The transaction before must not wait for the replay of a large one. */
 	if (txn->total_size > LARGE_TRANSACTION || rbtxn_is_serialized(txn))
@@ -516,9 +534,7 @@ PluginChange(LogicalDecodingContext *ctx, ReorderBufferTXN *txn, Relation relati
 		catalog_changed = true;
 	else if (known->class == CLASS_USER)
 	{
-		if (known->touched != transaction)
-			TouchRelation(known);
-
+		TouchRelation(known, true);
 		if (known->ntargets > 0)
 		{
 			HeapTuple old_tuple = compat_change_tuple(change->data.tp.oldtuple);
@@ -567,8 +583,7 @@ PluginTruncate(LogicalDecodingContext *ctx, ReorderBufferTXN *txn, int nrelation
 			catalog_changed = true;
 		if (known->class != CLASS_USER)
 			continue;
-		if (known->touched != transaction)
-			TouchRelation(known);
+		TouchRelation(known, false);
 
 		/* Truncating a partitioned table names its partitions, too. */
 		for (int j = 0; j < known->ntargets; j++)
@@ -578,7 +593,7 @@ PluginTruncate(LogicalDecodingContext *ctx, ReorderBufferTXN *txn, int nrelation
 			if (list_member_oid(said, relid))
 				continue;
 			said = lappend_oid(said, relid);
-			SendRelation(RECORD_TRUNCATE, relid);
+			SendTruncate(relid);
 		}
 	}
 

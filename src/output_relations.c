@@ -21,6 +21,7 @@
  */
 #include "postgres.h"
 
+#include "decoder.h"
 #include "output_relations.h"
 #include "pg_changefeed.h"
 #include "record.h"
@@ -52,6 +53,11 @@ static HTAB *sources = NULL;		  /* of Source; never removed, so that targets
 KnownRelation *relations_last = NULL; /* found by the last look-up */
 static uint32 last_version = 0;		  /* of a description */
 static long relations_limit = MAX_RELATIONS;
+
+/* What the feed worker wants to see besides sources, sorted; its version. */
+static Oid wanted[MAX_WANTED];
+static int nwanted = 0;
+static uint32 wanted_version = 0;
 
 /* changefeed.source, as far as it exists at this place in WAL. */
 static bool catalog_known = false;
@@ -226,6 +232,18 @@ MarkSources(const Oid *relids, bool *is_source, int nrelids)
 	RelationClose(catalog);
 }
 
+static int
+CompareOids(const void *a, const void *b)
+{
+	return *(const Oid *) a < *(const Oid *) b ? -1 : *(const Oid *) a > *(const Oid *) b;
+}
+
+static bool
+IsWanted(Oid relid)
+{
+	return bsearch(&relid, wanted, nwanted, sizeof(Oid), CompareOids) != NULL;
+}
+
 static Source *
 FindSource(Oid relid)
 {
@@ -299,6 +317,10 @@ RelationsLearn(KnownRelation *known, Relation relation)
 		relids[nrelids++] = lfirst_oid(cell);
 	MarkSources(relids, is_source, nrelids);
 
+	/* Of a partition that policies read, not what it is part of. */
+	if (IsWanted(known->relid))
+		is_source[0] = true;
+
 	for (int i = 0; i < nrelids; i++)
 		ntargets += is_source[i] ? 1 : 0;
 	if (nrelids == 1 && ntargets == 0)
@@ -325,17 +347,35 @@ RelationsLearn(KnownRelation *known, Relation relation)
 	}
 }
 
+static void
+TakeWanted(void)
+{
+	uint32 version = pg_atomic_read_u32(&decoder_feed->wanted_version);
+
+	if (version == wanted_version)
+		return;
+	LWLockAcquire(shared_feeds->lock, LW_SHARED);
+	wanted_version = pg_atomic_read_u32(&decoder_feed->wanted_version);
+	nwanted = decoder_feed->nwanted;
+	memcpy(wanted, decoder_feed->wanted, sizeof(Oid) * nwanted);
+	LWLockRelease(shared_feeds->lock);
+	qsort(wanted, nwanted, sizeof(Oid), CompareOids);
+	ForgetAll();
+}
+
 /*
- * Forgets tables that are most likely gone, if there are many: somebody may
- * create and drop tables all day.  Between transactions only, since the
- * entries are pointed to while one is replayed.
+ * Tables are forgotten if there are many: somebody may create and drop tables
+ * all day.  Between transactions only, since the entries are pointed to while
+ * one is replayed, and what is said of a table's changes has to be true for
+ * all of them.
  */
 void
-RelationsForgetOld(void)
+RelationsRefresh(void)
 {
 	HASH_SEQ_STATUS status;
 	KnownRelation *known;
 
+	TakeWanted();
 	if (hash_get_num_entries(relations) <= relations_limit)
 		return;
 

@@ -57,6 +57,7 @@ typedef struct KnownRelation
 	bool is_ancestor; /* another entry depends on this one */
 	RelationClass class;
 	uint64 touched; /* the transaction that last reported it */
+	bool told;		/* and said that it sends all its changes */
 	int nancestors;
 	Oid *ancestors;
 	int ntargets;
@@ -70,8 +71,11 @@ extern void RelationsInitialize(void);
 /* The entry with that OID, which may be new and empty. */
 extern KnownRelation *RelationsFind(Oid relid);
 
-/* Between transactions: forgets tables that are most likely gone. */
-extern void RelationsForgetOld(void);
+/*
+ * Between transactions: forgets tables that are most likely gone, and takes
+ * notice of those that the feed worker wants to see.
+ */
+extern void RelationsRefresh(void);
 
 /*
  * Brings the description of a source up to date.  True: it differs from the

@@ -76,12 +76,25 @@ typedef enum QueryKind
 	 * (0: every row may be read, 1: rows have to be judged by QUERY_VERDICTS,
 	 * 2: no row may be read), u64 fingerprint, u32 n + n x u32 relid of tables
 	 * that the policies read (dependencies), u16 n + n x u16 attno of those
-	 * columns to send whose JSON is made by user-defined casts, and of the
+	 * columns to send whose JSON is made by user-defined casts, bytes
+	 * narrowing, and of the
 	 * selection: bytes conditions (SQL boolean expression, canonical; empty:
 	 * none), u16 n + n x u16 attno of columns that it reads, u16 attno of the
 	 * column that rows are found by (0: none), u32 type of that column, u32
 	 * type whose hash function is used, u32 collation, u32 n + n x u32 hash of
-	 * a value
+	 * a value.
+	 *
+	 * The narrowing says which changes of the dependencies can make a
+	 * difference to this identity: u8 opaque (1: the policies call functions
+	 * whose reads are not known), then for each dependency in order u8
+	 * NARROW_*; for NARROW_SCANS: u16 n + n x u16 attno of the columns that are
+	 * used (n 0xFFFF: all), u16 n scans, each: u16 n conditions, all of which a
+	 * row has to fulfil to be read by it, each: u16 attno, u32 type of the
+	 * column, u32 equality function, u32 hash function of the column, u32 hash
+	 * function of the values, u32 collation, u16 row attno (0: none), then:
+	 * u32 type; without a row attno: u16 length and u8 whether by value of that
+	 * type, u16 n + n x bytes values, one of which it has to equal (a Datum by
+	 * reference as its bytes, one by value as 8).
 	 */
 	QUERY_DESCRIBE = 'D',
 
@@ -128,6 +141,10 @@ typedef enum QueryVerdictStatus
 	QUERY_VERDICT_LOCKED = 3,	/* somebody holds a lock: try again */
 	QUERY_VERDICT_UNDECIDED = 4 /* the job failed as a whole */
 } QueryVerdictStatus;
+
+#define NARROW_ANY	 0 /* every change concerns */
+#define NARROW_SCANS 1 /* those that are described */
+#define NARROW_NONE	 2 /* it has no rows of its own */
 
 #define QUERY_WITH_ROWS		1
 #define QUERY_WITH_VERSIONS 2 /* each row gets its xmin (reserved) */

@@ -270,7 +270,9 @@ typedef struct Policy
 	Bitmapset *needed; /* attribute numbers that the plan reads */
 	bool whole_row;	   /* and the row as a whole */
 	int ndependencies;
-	Oid *dependencies; /* tables that the plan reads, sorted */
+	Oid *dependencies;			 /* tables that the plan reads, sorted */
+	bool opaque;				 /* it calls functions whose reads are not known */
+	struct Narrowing *narrowing; /* which of their rows matter; NULL: all */
 } Policy;
 
 /*
@@ -291,6 +293,25 @@ extern uint64 PolicyFingerprint(Policy *policy);
 
 /* Registers the invalidation callbacks. */
 extern void PolicyInit(void);
+
+/* ---- query_narrow.c ---- */
+
+/*
+ * What of the tables that a policy reads can make a difference to it.  Filled
+ * from the plan, for a role; values are found out for an identity when it is
+ * described.
+ */
+typedef struct Narrowing Narrowing;
+
+/*
+ * Reads the plan.  `relids` and `functions` get what SQL functions that the
+ * plan calls read and call in turn.  In CurrentMemoryContext.
+ */
+extern Narrowing *
+NarrowPlan(PlannedStmt *plan, int nparams, List **relids, List **functions, bool *opaque);
+
+/* Appends it in the format of QUERY_DESCRIBE; the identity was entered. */
+extern void NarrowDescribe(Policy *policy, StringInfo out);
 
 /* ---- query_verdicts.c ---- */
 

@@ -321,6 +321,8 @@ BuildPolicy(Policy *policy, Relation rel)
 	int i;
 
 	policy->reusable = true;
+	policy->opaque = false;
+	policy->narrowing = NULL;
 	policy->may_select = MaySelect(rel, policy->key.role);
 	policy->state = POLICY_NONE;
 
@@ -351,7 +353,14 @@ BuildPolicy(Policy *policy, Relation rel)
 		{
 			policy->state = POLICY_JUDGED;
 			plan = PlanExpression(expression);
-			relids = plan->relationOids;
+			relids = list_copy(plan->relationOids);
+
+			/* What it says points into the plan, so both are copied first. */
+			MemoryContextSwitchTo(policy->context);
+			plan = copyObject(plan);
+			policy->narrowing = NarrowPlan(plan, RelationGetNumberOfAttributes(rel), &relids,
+										   &functions, &policy->opaque);
+			MemoryContextSwitchTo(work);
 		}
 	}
 
@@ -372,7 +381,7 @@ BuildPolicy(Policy *policy, Relation rel)
 	policy->param_types[policy->natts] = rel->rd_rel->reltype;
 	policy->needed = bms_copy(replace.needed);
 	policy->whole_row = replace.whole_row;
-	policy->plan = plan != NULL ? copyObject(plan) : NULL;
+	policy->plan = plan;
 
 	MemoryContextSwitchTo(old);
 	MemoryContextDelete(work);

@@ -252,6 +252,7 @@ SourceQueryDescribe(SourceQuery *source, int index, Oid role, StringInfo out)
 	WirePutU16(out, (uint16) source->ncasts);
 	for (i = 0; i < source->ncasts; i++)
 		WirePutU16(out, (uint16) source->casts[i]);
+	NarrowDescribe(policy, out);
 	SelectionQueryDescribe(source, rel, out);
 	table_close(rel, NoLock);
 }

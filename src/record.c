@@ -117,11 +117,17 @@ RecordWriteChange(StringInfo out, uint32 version, char operation, uint8 has_old,
 }
 
 void
-RecordWriteRelation(StringInfo out, RecordKind kind, Oid relid)
+RecordWriteTouch(StringInfo out, Oid relid, bool told)
 {
-	Assert(kind == RECORD_TOUCH || kind == RECORD_TRUNCATE);
+	StartRecord(out, RECORD_TOUCH);
+	WirePutU32(out, relid);
+	WirePutU8(out, told);
+}
 
-	StartRecord(out, kind);
+void
+RecordWriteTruncate(StringInfo out, Oid relid)
+{
+	StartRecord(out, RECORD_TRUNCATE);
 	WirePutU32(out, relid);
 }
 
@@ -151,18 +157,15 @@ RecordWriteCommit(StringInfo out, const RecordCommit *commit)
 	WirePutU64(out, (uint64) commit->time);
 }
 
-/*
- * Positions a reader behind the header of a record of that kind (or, with
- * `other` set, of that one).
- */
+/* Positions a reader behind the header of a record of that kind. */
 static WireReader
-OpenRecord(const char *data, Size length, RecordKind kind, RecordKind other)
+OpenRecord(const char *data, Size length, RecordKind kind)
 {
 	WireReader in = WireReaderInit(data, length);
 	uint8 found = WireGetU8(&in);
 
 	(void) WireTake(&in, sizeof(RecordHeader) - 1);
-	if (in.failed || (found != kind && found != other))
+	if (in.failed || found != kind)
 		ereport(ERROR,
 				(errcode(ERRCODE_DATA_CORRUPTED),
 				 errmsg_internal("unexpected change record: kind %d, %zu bytes, expected kind %d",
@@ -196,7 +199,7 @@ CopyBytes(WireBytes bytes, MemoryContext context)
 RecordDescription *
 RecordReadDescription(const char *data, Size length, MemoryContext context)
 {
-	WireReader in = OpenRecord(data, length, RECORD_DESCRIPTION, RECORD_DESCRIPTION);
+	WireReader in = OpenRecord(data, length, RECORD_DESCRIPTION);
 	MemoryContext old_context = MemoryContextSwitchTo(context);
 	RecordDescription *desc = palloc0(sizeof(RecordDescription));
 	WireBytes schema;
@@ -249,7 +252,7 @@ RecordReadDescription(const char *data, Size length, MemoryContext context)
 void
 RecordReadChange(const char *data, Size length, RecordChange *change)
 {
-	WireReader in = OpenRecord(data, length, RECORD_CHANGE, RECORD_CHANGE);
+	WireReader in = OpenRecord(data, length, RECORD_CHANGE);
 
 	memset(change, 0, sizeof(*change));
 	change->version = WireGetU32(&in);
@@ -269,24 +272,41 @@ RecordReadChange(const char *data, Size length, RecordChange *change)
 	CloseRecord(WireAtEnd(&in), RECORD_CHANGE);
 }
 
-Oid
-RecordReadRelation(const char *data, Size length)
+void
+RecordReadTouch(const char *data, Size length, Oid *relid, bool *told)
 {
-	RecordKind kind = (RecordKind) ((const RecordHeader *) data)->kind;
-	WireReader in = OpenRecord(data, length, kind == RECORD_LOST ? RECORD_LOST : RECORD_TOUCH,
-							   kind == RECORD_LOST ? RECORD_LOST : RECORD_TRUNCATE);
+	WireReader in = OpenRecord(data, length, RECORD_TOUCH);
+
+	*relid = WireGetU32(&in);
+	*told = WireGetU8(&in) != 0;
+	CloseRecord(WireAtEnd(&in), RECORD_TOUCH);
+}
+
+Oid
+RecordReadTruncate(const char *data, Size length)
+{
+	WireReader in = OpenRecord(data, length, RECORD_TRUNCATE);
 	Oid relid = WireGetU32(&in);
 
-	if (kind == RECORD_LOST)
-		(void) WireGetBytes(&in); /* why: for the log of the decoder */
-	CloseRecord(WireAtEnd(&in), kind);
+	CloseRecord(WireAtEnd(&in), RECORD_TRUNCATE);
+	return relid;
+}
+
+Oid
+RecordReadLost(const char *data, Size length)
+{
+	WireReader in = OpenRecord(data, length, RECORD_LOST);
+	Oid relid = WireGetU32(&in);
+
+	(void) WireGetBytes(&in);
+	CloseRecord(WireAtEnd(&in), RECORD_LOST);
 	return relid;
 }
 
 void
 RecordReadBarrier(const char *data, Size length, RecordBarrierKind *kind, Oid *relid)
 {
-	WireReader in = OpenRecord(data, length, RECORD_BARRIER, RECORD_BARRIER);
+	WireReader in = OpenRecord(data, length, RECORD_BARRIER);
 
 	*kind = WireGetU8(&in);
 	*relid = WireGetU32(&in);
@@ -296,7 +316,7 @@ RecordReadBarrier(const char *data, Size length, RecordBarrierKind *kind, Oid *r
 void
 RecordReadCommit(const char *data, Size length, RecordCommit *commit)
 {
-	WireReader in = OpenRecord(data, length, RECORD_COMMIT, RECORD_COMMIT);
+	WireReader in = OpenRecord(data, length, RECORD_COMMIT);
 
 	commit->xid = WireGetU64(&in);
 	commit->lsn = WireGetU64(&in);

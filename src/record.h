@@ -56,8 +56,9 @@ typedef enum RecordKind
 	RECORD_CHANGE = 'C',
 
 	/*
-	 * A table that is no source was changed: once per transaction and table;
-	 * its partitioned ancestors likewise.  Sent for sources too.  u32 relid
+	 * A table was changed: once per transaction and table; its partitioned
+	 * ancestors likewise.  u32 relid, u8 told: all that was done to it comes as
+	 * CHANGE records.  Sent once more when it turns out that not all will be.
 	 */
 	RECORD_TOUCH = 'T',
 
@@ -145,7 +146,8 @@ RecordWriteDescription(StringInfo out, uint32 version, Oid relid, char identity,
 					   const char *name, TupleDesc tupdesc, const uint8 *flags);
 extern void RecordWriteChange(StringInfo out, uint32 version, char operation, uint8 has_old,
 							  HeapTuple old_tuple, HeapTuple new_tuple);
-extern void RecordWriteRelation(StringInfo out, RecordKind kind, Oid relid);
+extern void RecordWriteTouch(StringInfo out, Oid relid, bool told);
+extern void RecordWriteTruncate(StringInfo out, Oid relid);
 extern void RecordWriteBarrier(StringInfo out, RecordBarrierKind kind, Oid relid);
 extern void RecordWriteLost(StringInfo out, Oid relid, const char *why);
 extern void RecordWriteCommit(StringInfo out, const RecordCommit *commit);
@@ -165,7 +167,9 @@ extern void RecordFillChangeHead(char *head, uint32 version, char operation, uin
 extern RecordDescription *
 RecordReadDescription(const char *data, Size length, MemoryContext context);
 extern void RecordReadChange(const char *data, Size length, RecordChange *change);
-extern Oid RecordReadRelation(const char *data, Size length);
+extern void RecordReadTouch(const char *data, Size length, Oid *relid, bool *told);
+extern Oid RecordReadTruncate(const char *data, Size length);
+extern Oid RecordReadLost(const char *data, Size length);
 extern void RecordReadBarrier(const char *data, Size length, RecordBarrierKind *kind, Oid *relid);
 extern void RecordReadCommit(const char *data, Size length, RecordCommit *commit);
 

@@ -61,7 +61,6 @@ static HTAB *connections;
 static HTAB *connection_ids;
 static HTAB *identities;
 static HTAB *instances;
-static HTAB *dependencies;
 static List *starred; /* instances with a "*" */
 static uint64 next_connection_id;
 static uint32 next_subscription_id;
@@ -291,7 +290,9 @@ SameView(const View *a, const View *b)
 		   a->ndependencies == b->ndependencies && a->casts == b->casts &&
 		   memcmp(a->columns, b->columns, sizeof(int16) * a->ncolumns) == 0 &&
 		   memcmp(a->key, b->key, sizeof(int16) * a->nkey) == 0 &&
-		   memcmp(a->dependencies, b->dependencies, sizeof(Oid) * a->ndependencies) == 0;
+		   memcmp(a->dependencies, b->dependencies, sizeof(Oid) * a->ndependencies) == 0 &&
+		   a->narrowing_length == b->narrowing_length &&
+		   memcmp(a->narrowing, b->narrowing, a->narrowing_length) == 0;
 }
 
 static void *
@@ -302,46 +303,6 @@ Copy(const void *data, Size size)
 	if (size > 0)
 		memcpy(copy, data, size);
 	return copy;
-}
-
-/* How many views depend on a table. */
-typedef struct DependencyEntry
-{
-	Oid relid;
-	int views;
-} DependencyEntry;
-
-static void
-CountDependencies(const View *view, int step)
-{
-	int i;
-
-	if (dependencies == NULL)
-	{
-		HASHCTL ctl;
-
-		ctl.keysize = sizeof(Oid);
-		ctl.entrysize = sizeof(DependencyEntry);
-		ctl.hcxt = registry_context;
-		dependencies = hash_create("changefeed dependencies", 32, &ctl,
-								   HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
-	}
-	for (i = 0; i < view->ndependencies; i++)
-	{
-		bool found;
-		DependencyEntry *entry = hash_search(dependencies, &view->dependencies[i], HASH_ENTER,
-											 &found);
-
-		entry->views = (found ? entry->views : 0) + step;
-		if (entry->views <= 0)
-			hash_search(dependencies, &view->dependencies[i], HASH_REMOVE, NULL);
-	}
-}
-
-bool
-ViewsDependOn(Oid relid)
-{
-	return dependencies != NULL && hash_search(dependencies, &relid, HASH_FIND, NULL) != NULL;
 }
 
 /* An equal view of the identity, or a copy of this one; referenced once more. */
@@ -370,8 +331,9 @@ ViewIntern(Identity *identity, const View *view)
 	copy->columns = Copy(view->columns, sizeof(int16) * view->ncolumns);
 	copy->key = Copy(view->key, sizeof(int16) * view->nkey);
 	copy->dependencies = Copy(view->dependencies, sizeof(Oid) * view->ndependencies);
+	copy->narrowing = Copy(view->narrowing, view->narrowing_length);
 	copy->refcount = 1;
-	CountDependencies(copy, 1);
+	DependencyAdd(identity, copy);
 	identity->refcount++;
 	identity->views = lcons(copy, identity->views);
 	MemoryContextSwitchTo(old);
@@ -383,11 +345,12 @@ ViewRelease(Identity *identity, View *view)
 {
 	if (--view->refcount == 0)
 	{
-		CountDependencies(view, -1);
+		DependencyRemove(view);
 		identity->views = list_delete_ptr(identity->views, view);
 		pfree(view->columns);
 		pfree(view->key);
 		pfree(view->dependencies);
+		pfree(view->narrowing);
 		pfree(view);
 	}
 	IdentityRelease(identity);

@@ -63,6 +63,7 @@ InitializeFeed(DatabaseFeed *feed)
 	pg_atomic_init_u64(&feed->wake_at, PG_UINT64_MAX);
 	pg_atomic_init_u32(&feed->visibility_wanted, 0);
 	pg_atomic_init_u64(&feed->role_changes, 0);
+	pg_atomic_init_u32(&feed->wanted_version, 0);
 	pg_atomic_init_u64(&feed->decoder_transactions, 0);
 	pg_atomic_init_u64(&feed->decoder_changes, 0);
 	pg_atomic_init_u64(&feed->decoder_bytes, 0);
@@ -93,6 +94,8 @@ SharedNewGeneration(DatabaseFeed *feed, dsm_handle queue_segment)
 	pg_atomic_write_u64(&feed->confirm_lsn, 0);
 	pg_atomic_write_u64(&feed->wake_at, PG_UINT64_MAX);
 	pg_atomic_write_u32(&feed->visibility_wanted, 0);
+	feed->nwanted = 0;
+	pg_atomic_fetch_add_u32(&feed->wanted_version, 1);
 	pg_atomic_write_u64(&feed->feed_connections, 0);
 	pg_atomic_write_u64(&feed->feed_subscriptions, 0);
 	pg_atomic_write_u64(&feed->feed_log_bytes, 0);

@@ -30,6 +30,9 @@
 
 #define MAX_DATABASES 64
 
+/* Tables that policies read whose rows the decoder sends; see wanted. */
+#define MAX_WANTED 1024
+
 typedef enum FeedState
 {
 	FEED_UNUSED = 0, /* entry is free */
@@ -119,6 +122,16 @@ typedef struct DatabaseFeed
 	 * database of the cluster; the feed worker compares it with its own copy.
 	 */
 	pg_atomic_uint64 role_changes;
+
+	/*
+	 * Tables that are no sources, but whose changes the feed worker wants to
+	 * see because policies read them.  Written by the feed worker, under the
+	 * lock; the decoder takes a copy, under the lock, when it finds the
+	 * version changed at the beginning of a transaction.
+	 */
+	pg_atomic_uint32 wanted_version;
+	int nwanted;
+	Oid wanted[MAX_WANTED];
 
 	/* Counters for the views; each written by one process. */
 	pg_atomic_uint64 decoder_transactions;

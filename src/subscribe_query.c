@@ -113,6 +113,7 @@ ReadDescribe(Subscription *s, WireReader *r)
 	View view = {0};
 	int ncasts;
 	int16 *casts;
+	WireBytes narrowing;
 	int i;
 
 	if (s->views == NULL)
@@ -143,10 +144,13 @@ ReadDescribe(Subscription *s, WireReader *r)
 	casts = palloc(sizeof(int16) * Max(ncasts, 1));
 	for (i = 0; i < ncasts; i++)
 		casts[i] = (int16) WireGetU16(r);
+	narrowing = WireGetBytes(r);
 	AudienceDescribe(s->audience, index, r);
 	if (!WireAtEnd(r))
 		ereport(ERROR, (errcode(ERRCODE_PROTOCOL_VIOLATION),
 						errmsg("malformed description from a query worker")));
+	view.narrowing = unconstify(char *, narrowing.data);
+	view.narrowing_length = (int) narrowing.length;
 	view.casts = CastListIntern(casts, ncasts);
 
 	/* Their values come with the verdict. */

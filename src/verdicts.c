@@ -14,8 +14,9 @@
  *
  * A verdict that read tables (the policy's dependencies) was given on a
  * snapshot later than the row's commit.  It is accepted once everything up to
- * that snapshot has been decoded and no transaction behind the row's has
- * touched a dependency; otherwise the subscriptions concerned are resynced.
+ * that snapshot has been decoded and no transaction behind the row's has done
+ * something to a dependency that can make a difference (dependencies.c);
+ * otherwise the subscriptions concerned are resynced.
  *
  * Process: feed worker.  Memory: batches in feed_context until answered;
  * verdicts with the transaction's map.
@@ -581,6 +582,17 @@ TakeTexts(VerdictSet *set, const Question *q, WireReader *r)
 	return true;
 }
 
+/* Has something happened since the row's commit that may change the verdict? */
+static bool
+IsOutdated(const Question *q, const Oid *dependencies, int ndependencies, uint64 until)
+{
+	LogTransaction *transaction = LogGet(q->number);
+
+	return ndependencies > 0 && transaction != NULL && transaction->map != NULL &&
+		   DependencyOutdates(q->identity, q->relid, q->fingerprint, dependencies, ndependencies,
+							  transaction, q->image, until);
+}
+
 /* Takes over what the answer says about one identity. */
 static void
 AcceptIdentity(Batch *batch, int index, WireReader *r)
@@ -588,6 +600,7 @@ AcceptIdentity(Batch *batch, int index, WireReader *r)
 	Question *from = &batch->questions[batch->first[index]];
 	int n = batch->first[index + 1] - batch->first[index];
 	Identity *identity = from->identity;
+	uint64 until = LogNumberAt(batch->parts[index].lsn);
 	uint8 status = WireGetU8(r);
 	ListCell *lc;
 	int i;
@@ -613,18 +626,12 @@ AcceptIdentity(Batch *batch, int index, WireReader *r)
 				break;
 
 			for (i = 0; i < n && !outdated; i++)
-			{
-				LogTransaction *transaction = LogGet(from[i].number);
-				int k;
-
-				for (k = 0; transaction != NULL && k < (int) ndependencies; k++)
-					if (LogLastTouch(dependencies[k]) > transaction->commit.lsn)
-						outdated = true;
-			}
+				outdated = IsOutdated(&from[i], dependencies, ndependencies, until);
 			if (outdated)
 			{
 				PutBack(from, n);
-				ResyncAll(identity, batch->relid, "dependency_changed");
+				if (!DependencyResync(identity, batch->relid, from->number, until))
+					ResyncAll(identity, batch->relid, "dependency_changed");
 				Wake(identity);
 				return;
 			}
