@@ -111,6 +111,8 @@ Consider(Delivery *d, MapEntry *entry, Subscription *s, bool in_before, bool in_
 
 	in_before = before == VERDICT_VISIBLE;
 	in_after = after == VERDICT_VISIBLE;
+	if (s->recheck != NULL)
+		RecheckNote(s, d->map, entry, view, in_before, in_after);
 	if (in_before && in_after)
 		action = source->on_update;
 	else if (in_after)

@@ -317,6 +317,7 @@ BuildPolicy(Policy *policy, Relation rel)
 	List *relids = NIL;
 	PlannedStmt *plan = NULL;
 	ReplaceContext replace = {0};
+	Reads reads = {0};
 	ListCell *cell;
 	int i;
 
@@ -340,7 +341,12 @@ BuildPolicy(Policy *policy, Relation rel)
 			CheckWholeRow(rel);
 
 		folded = eval_const_expressions(NULL, (Node *) copyObject(expression));
-		if (IsA(folded, Const))
+
+		/*
+		 * What a user's function makes constant is another constant once the
+		 * function was replaced, and only who is judged is asked again then.
+		 */
+		if (IsA(folded, Const) && functions == NIL)
 		{
 			Const *value = (Const *) folded;
 
@@ -350,8 +356,10 @@ BuildPolicy(Policy *policy, Relation rel)
 		else
 		{
 			policy->state = POLICY_JUDGED;
+			ReadsOfExpression(expression, &reads);
+			functions = list_concat_unique_oid(functions, reads.functions);
 			plan = PlanExpression(expression);
-			relids = plan->relationOids;
+			relids = list_concat_unique_oid(reads.relids, plan->relationOids);
 		}
 	}
 
@@ -373,6 +381,9 @@ BuildPolicy(Policy *policy, Relation rel)
 	policy->needed = bms_copy(replace.needed);
 	policy->whole_row = replace.whole_row;
 	policy->plan = plan != NULL ? copyObject(plan) : NULL;
+	policy->declared = list_copy(reads.declared);
+	policy->unknown = list_copy(reads.unknown);
+	policy->recheck = ReadsRecheckReason(&reads);
 
 	MemoryContextSwitchTo(old);
 	MemoryContextDelete(work);

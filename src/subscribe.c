@@ -76,6 +76,7 @@ SubscribeForget(Subscription *s)
 {
 	int i;
 
+	RecheckForget(s);
 	if (s->job != 0)
 	{
 		QueryCancel(s->job);
@@ -222,20 +223,27 @@ SubscribeSnapshotDone(Subscription *s, bool ok)
 /* ---- moving on ---- */
 
 /* Was the transaction committed for the snapshot? */
+bool
+SubscribeInSnapshot(TransactionId xid, TransactionId xmin, TransactionId xmax, int nxip,
+					const TransactionId *xip)
+{
+	int i;
+
+	if (TransactionIdPrecedes(xid, xmin))
+		return true;
+	if (TransactionIdFollowsOrEquals(xid, xmax))
+		return false;
+	for (i = 0; i < nxip; i++)
+		if (xip[i] == xid)
+			return false;
+	return true;
+}
+
 static bool
 InSnapshot(Subscription *s, LogTransaction *transaction)
 {
-	TransactionId xid = (TransactionId) transaction->commit.xid;
-	int i;
-
-	if (TransactionIdPrecedes(xid, s->xmin))
-		return true;
-	if (TransactionIdFollowsOrEquals(xid, s->xmax))
-		return false;
-	for (i = 0; i < s->nxip; i++)
-		if (s->xip[i] == xid)
-			return false;
-	return true;
+	return SubscribeInSnapshot((TransactionId) transaction->commit.xid, s->xmin, s->xmax, s->nxip,
+							   s->xip);
 }
 
 /* Were channels or sources defined anew? */
@@ -277,6 +285,14 @@ UseAnswer(Subscription *s)
 				return; /* asks for a snapshot in the next turn */
 			}
 		}
+		/* What it has lost by the time would not be noticed. */
+		if (RecheckNeedsRows(s))
+		{
+			SubscribeForget(s);
+			s->from_position = false;
+			return;
+		}
+		RecheckBegin(s);
 		s->cursor = s->from;
 		s->since = s->from;
 		s->attempts = 0;
@@ -312,6 +328,7 @@ UseAnswer(Subscription *s)
 	}
 	else
 		s->since = s->start;
+	RecheckBegin(s);
 	s->cursor = s->start;
 	s->attempts = 0;
 	if (!s->announced)
