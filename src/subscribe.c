@@ -195,6 +195,12 @@ MoveOrEnd(Subscription *s, void *arg)
 					 psprintf("channel \"%s\" was dropped", old->name), NULL);
 		return;
 	}
+	if (replacement->nsources == 0)
+	{
+		SubscribeEnd(s, "channel_dropped", "55000",
+					 psprintf("channel \"%s\" has no source", old->name), NULL);
+		return;
+	}
 	SubscribeResync(s, "channel_changed");
 	if (was_ready)
 		s->retry_at = 0;
@@ -285,9 +291,11 @@ UseAnswer(Subscription *s)
 				return; /* asks for a snapshot in the next turn */
 			}
 		}
+
 		/* What it has lost by the time would not be noticed. */
 		if (RecheckNeedsRows(s))
 		{
+			s->refused = "recheck";
 			SubscribeForget(s);
 			s->from_position = false;
 			return;

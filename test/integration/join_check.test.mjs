@@ -23,7 +23,7 @@ describe('join_check', () => {
       CREATE TABLE jc.messages (id int PRIMARY KEY, room_id int, body text); GRANT SELECT ON jc.messages TO join_web;
       INSERT INTO jc.messages SELECT i, 1 + i % 2, 'm' || i FROM generate_series(1, 10) i;
       INSERT INTO jc.members VALUES (1, 'ada'), (2, 'bob');
-      SELECT changefeed.create_channel('room:{room_id}', 'jc.messages', join_check => $$
+      SELECT changefeed.create_channel('jc_room:{room_id}', 'jc.messages', join_check => $$
         EXISTS (SELECT FROM jc.members m WHERE m.room = room_id AND m.uid = current_setting('request.jwt.claims')::jsonb->>'sub')$$)`);
   });
   after(async () => {
@@ -33,21 +33,21 @@ describe('join_check', () => {
 
   test('admits and refuses', async () => {
     const ada = await connect('ada');
-    const s = await ada.openSoon('room:1');
+    const s = await ada.openSoon('jc_room:1');
     assertSame(s.rows(), await db.rows('SELECT * FROM jc.messages WHERE room_id = 1'), 'rows');
-    await assert.rejects(ada.subscribe('room:2'), (error) => {
+    await assert.rejects(ada.subscribe('jc_room:2'), (error) => {
       assert.equal(error.code, '42501');
       assert.equal(error.reply.message, 'permission denied for channel');
       return true;
     });
-    await assert.rejects(ada.subscribe('room:*'), { code: '42501' }); // the parameter is null
-    await assert.rejects(ada.subscribe('room:1x'), { code: '22P02' });
-    await ada.unsubscribe('room:1');
+    await assert.rejects(ada.subscribe('jc_room:*'), { code: '42501' }); // the parameter is null
+    await assert.rejects(ada.subscribe('jc_room:1x'), { code: '22P02' });
+    await ada.unsubscribe('jc_room:1');
   });
 
   test('a member that leaves loses the channel within 1 s, and what follows', async (t) => {
     const ada = await connect('ada');
-    const s = await ada.open('room:1');
+    const s = await ada.open('jc_room:1');
     const seen = [];
     s.onChange = (change) => seen.push(change);
     await db.exec("BEGIN; DELETE FROM jc.members WHERE uid = 'ada'; UPDATE jc.messages SET body = 'secret'; COMMIT");
@@ -57,15 +57,15 @@ describe('join_check', () => {
     assert.equal(s.revoked.reason, 'permission_denied');
     assert.equal(s.revoked.code, '42501');
     assert.equal(seen.length, 0);
-    await assert.rejects(ada.subscribe('room:1'), { code: '42501' });
+    await assert.rejects(ada.subscribe('jc_room:1'), { code: '42501' });
     await db.exec("INSERT INTO jc.members VALUES (1, 'ada')");
-    await until(() => ada.open('room:1').catch((error) => { if (error.code !== '42501') throw error; }), 'admitted', 1000);
+    await until(() => ada.open('jc_room:1').catch((error) => { if (error.code !== '42501') throw error; }), 'admitted', 1000);
     ada.check();
   });
 
   test('a change that keeps it true is a resync', async () => {
     const ada = await connect('ada');
-    const s = ada.subscriptions.get('room:1');
+    const s = ada.subscriptions.get('jc_room:1');
     const before = s.resyncs.length;
     await db.exec("INSERT INTO jc.members VALUES (2, 'carl')");
     await ada.settle();
@@ -78,29 +78,29 @@ describe('join_check', () => {
     const token = await db.token({ role: 'join_web', sub: 'dora' });
     await db.exec("INSERT INTO jc.members VALUES (1, 'dora')");
     const dora = await Client.connect({ token });
-    let s = await until(() => dora.open('room:1').catch(() => null), 'admitted');
+    let s = await until(() => dora.open('jc_room:1').catch(() => null), 'admitted');
     await dora.sync();
     const from = s.position;
     await dora.cut();
     let again = await Client.connect({ token });
-    const resumed = await again.open('room:1', { from, cache: s });
+    const resumed = await again.open('jc_room:1', { from, cache: s });
     assert.equal(resumed.recovered, true);
     await again.cut();
     await db.exec("DELETE FROM jc.members WHERE uid = 'dora'");
     again = await Client.connect({ token });
-    await assert.rejects(again.subscribe('room:1', { from, cache: s }), { code: '42501' });
-    await assert.rejects(again.subscribe('room:1', { snapshot: false }), { code: '42501' });
+    await assert.rejects(again.subscribe('jc_room:1', { from, cache: s }), { code: '42501' });
+    await assert.rejects(again.subscribe('jc_room:1', { snapshot: false }), { code: '42501' });
     await again.cut();
   });
 
   test('REVOKE on what it reads', async () => {
     const ada = await connect('ada');
-    const s = ada.subscriptions.get('room:1');
+    const s = ada.subscriptions.get('jc_room:1');
     await db.exec('REVOKE SELECT ON jc.members FROM join_web');
     await until(() => s.state === 'ended', 'revoked', 1000);
     assert.equal(s.revoked.reason, 'permission_denied');
     await db.exec('GRANT SELECT ON jc.members TO join_web');
-    await until(() => ada.open('room:1').catch(() => null), 'admitted', 1000);
+    await until(() => ada.open('jc_room:1').catch(() => null), 'admitted', 1000);
   });
 
   test('an error or a time-out refuses that subscription only', async () => {

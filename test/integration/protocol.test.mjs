@@ -736,6 +736,16 @@ describe('protocol', () => {
       await db.exec("CREATE TABLE proto.second (id int PRIMARY KEY); INSERT INTO proto.second VALUES (1); SELECT changefeed.add_source('sourced', 'proto.second')");
       await client.settle();
       await until(() => s.resyncs.length === 1, 'resync');
+      await client.settle();
+      assertSame(s.rows('second'), await db.rows('SELECT * FROM proto.second'), 'the second source');
+      await db.exec('INSERT INTO proto.second VALUES (2); DELETE FROM proto.second WHERE id = 1');
+      await client.settle();
+      assertSame(s.rows('second'), await db.rows('SELECT * FROM proto.second'), 'and its changes');
+      await db.exec("SELECT changefeed.drop_source('sourced', 'proto.second')");
+      await until(() => s.resyncs.length === 2, 'resync');
+      await client.settle();
+      client.check();
+      assert.equal(s.state, 'ready');
     });
 
     test('a partitioned table', async () => {

@@ -134,7 +134,12 @@ export class Subscription {
   }
 
   #target(entity) {
-    const target = (this.#filling ?? this.entities).get(entity);
+    let target = (this.#filling ?? this.entities).get(entity);
+    if (!target && this.#filling && !this.#described) {
+      // Of a channel that was defined anew: `ready` names its key.
+      target = new Entity(null, null);
+      this.#filling.set(entity, target);
+    }
     if (!target) this.#violation(`entity "${entity}" was not announced`);
     return target;
   }
@@ -152,6 +157,10 @@ export class Subscription {
     if (this.#refused) this.#violation('the position was refused without a reason');
     if (this.#caughtUp) this.#violation('snapshot behind a transaction');
     const entity = this.#target(message.entity);
+    if (entity.key === null) {
+      (entity.unkeyed ??= []).push(...message.rows);
+      return;
+    }
     for (const row of message.rows) {
       this.#checkRow(entity, row);
       const key = canonical(Object.fromEntries(entity.key.map((name) => [name, row[name]])));
@@ -163,6 +172,15 @@ export class Subscription {
   takeReady(message) {
     if (this.state !== 'filling') this.#violation(`ready in state ${this.state}`);
     if (typeof message.position !== 'string' || message.position === '') this.#violation('ready without position');
+    for (const [name, entity] of this.#filling ?? []) {
+      if (entity.key !== null) continue;
+      if (!message.entities?.[name]) this.#violation(`ready does not name entity "${name}"`);
+      Object.assign(entity, message.entities[name]);
+      for (const row of entity.unkeyed) {
+        this.#checkRow(entity, row);
+        entity.rows.set(canonical(Object.fromEntries(entity.key.map((column) => [column, row[column]]))), row);
+      }
+    }
     if (this.#filling) this.entities = this.#filling;
     this.#filling = null;
     this.position = message.position;
