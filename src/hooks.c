@@ -473,6 +473,12 @@ AfterUtility(Node *stmt)
 			break;
 		}
 
+		case T_AlterOwnerStmt:
+			/* Makes a member of pg_database_owner, without a row that says so. */
+			if (((AlterOwnerStmt *) stmt)->objectType == OBJECT_DATABASE)
+				AddEvent(EVENT_ROLES, InvalidOid);
+			break;
+
 		case T_RenameStmt:
 			if (((RenameStmt *) stmt)->renameType == OBJECT_ROLE)
 				AddEvent(EVENT_ROLES, InvalidOid);
@@ -521,7 +527,8 @@ HooksProcessUtility(PlannedStmt *pstmt, const char *query_string, bool read_only
 		case T_GrantRoleStmt:
 		case T_AlterRoleStmt:
 		case T_AlterRoleSetStmt:
-		case T_AlterDatabaseSetStmt: /* search_path, see QueryEnterIdentity */
+		case T_AlterDatabaseSetStmt:
+		case T_AlterOwnerStmt:
 		case T_DropRoleStmt:
 			mine = shared_feeds != NULL;
 			break;

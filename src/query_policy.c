@@ -117,6 +117,7 @@ PolicyInit(void)
 	CacheRegisterRelcacheCallback(RelationInvalidated, (Datum) 0);
 	CacheRegisterSyscacheCallback(AUTHOID, CatalogInvalidated, (Datum) 0);
 	CacheRegisterSyscacheCallback(AUTHMEMROLEMEM, CatalogInvalidated, (Datum) 0);
+	CacheRegisterSyscacheCallback(DATABASEOID, CatalogInvalidated, (Datum) 0); /* its owner */
 	CacheRegisterSyscacheCallback(PROCOID, CatalogInvalidated, (Datum) 0);
 	CacheRegisterSyscacheCallback(TYPEOID, CatalogInvalidated, (Datum) 0);
 	CacheRegisterSyscacheCallback(NAMESPACEOID, CatalogInvalidated, (Datum) 0);

@@ -68,6 +68,10 @@ struct Recheck
 static dlist_head rechecks = DLIST_STATIC_INIT(rechecks);
 static int running;
 
+/* Nobody is looked at before that time, unless somebody's answer is there. */
+static TimestampTz next_due;
+static bool answers;
+
 /* ---- Digests ---- */
 
 /* Nobody who writes rows shall be able to make sums come out right. */
@@ -168,6 +172,7 @@ RecheckBegin(Subscription *s)
 	r->digest = s->digest;
 	r->exact = s->has_snapshot;
 	Later(r);
+	next_due = Min(next_due, r->due);
 	dlist_push_tail(&rechecks, &r->node);
 	s->recheck = r;
 }
@@ -270,11 +275,13 @@ OnLook(void *arg, uint64 job, QueryKind kind, WireReader *body)
 			r->differs = true;
 			r->job = 0;
 			r->answered = true;
+			answers = true;
 		}
 		break;
 		case QUERY_DONE:
 			r->job = 0;
 			r->answered = true;
+			answers = true;
 			break;
 		default:
 			break;
@@ -325,59 +332,59 @@ Compare(Recheck *r, bool *same)
 	return true;
 }
 
-static void
-Sooner(long *wait, TimestampTz when)
-{
-	long ms = Max(TimestampDifferenceMilliseconds(feed_now, when), 1);
-
-	*wait = *wait < 0 ? ms : Min(*wait, ms);
-}
-
 long
 RecheckAdvance(void)
 {
 	dlist_mutable_iter iter;
-	long wait = -1;
 
-	if (setting_recheck_interval == 0)
+	if (setting_recheck_interval == 0 || dlist_is_empty(&rechecks))
 		return -1;
+	if (!answers && next_due > feed_now)
+		return Max(TimestampDifferenceMilliseconds(feed_now, next_due), 1);
+
+	answers = false;
+	next_due = TimestampTzPlusMilliseconds(feed_now, (int64) setting_recheck_interval * 1000);
 	dlist_foreach_modify(iter, &rechecks)
 	{
 		Recheck *r = dlist_container(Recheck, node, iter.cur);
 		Subscription *s = r->subscription;
 		bool same;
 
-		if (s->state != SUB_READY || s->connection->closing)
-			continue;
-		if (r->again)
-		{
-			EndLook(r);
-			r->again = false;
-			r->due = TimestampTzPlusMilliseconds(feed_now, RECHECK_AGAIN);
-			Sooner(&wait, r->due);
-		}
-		else if (r->answered)
+		if (r->answered && !r->again && s->state == SUB_READY && !s->connection->closing)
 		{
 			if (!Compare(r, &same))
+			{
+				answers = true;
 				continue;
+			}
 			EndLook(r);
 			Later(r);
-			if (same)
-				Sooner(&wait, r->due);
-			else
+			if (!same)
+			{
 				SubscribeResync(s, "recheck");
+				continue;
+			}
 		}
-		else if (r->job == 0)
+		else if (r->job == 0 && r->due <= feed_now)
 		{
-			if (r->due > feed_now)
-				Sooner(&wait, r->due);
+			if (r->again || s->state != SUB_READY || s->connection->closing ||
+				running >= setting_query_workers)
+			{
+				if (r->again)
+					EndLook(r);
+				r->again = false;
+				r->due = TimestampTzPlusMilliseconds(feed_now, RECHECK_AGAIN);
+			}
 			else if (!r->exact && RecheckNeedsRows(s))
+			{
 				SubscribeResync(s, "recheck");
-			else if (running < setting_query_workers)
-				Look(r);
+				continue;
+			}
 			else
-				Sooner(&wait, TimestampTzPlusMilliseconds(feed_now, RECHECK_AGAIN));
+				Look(r);
 		}
+		if (r->due > feed_now)
+			next_due = Min(next_due, r->due);
 	}
-	return wait;
+	return answers ? RECHECK_AGAIN : Max(TimestampDifferenceMilliseconds(feed_now, next_due), 1);
 }

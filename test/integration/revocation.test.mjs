@@ -263,6 +263,22 @@ describe('rights that are taken and given', () => {
       await check(t, made, { lose: 'DELETE FROM rev.members', gain: "INSERT INTO rev.members VALUES ('u1')", lost: empty });
       await check(t, made, { lose: 'REVOKE SELECT ON rev.members FROM rev_web', gain: 'GRANT SELECT ON rev.members TO rev_web', lost: ended });
     });
+    test('a view that a policy reads, and the rights of its owner', async (t) => {
+      const view = (where) => `CREATE OR REPLACE VIEW rev.team AS SELECT uid FROM rev.people WHERE ${where}; ALTER VIEW rev.team OWNER TO rev_owner`;
+      const made = await make(t, { ddl: (table) => `CREATE TABLE rev.people (uid text PRIMARY KEY, active bool); GRANT SELECT ON rev.people TO rev_owner;
+        INSERT INTO rev.people VALUES ('u1', true); ${view('active')}; GRANT SELECT ON rev.team TO rev_web;
+        ALTER TABLE ${table} ENABLE ROW LEVEL SECURITY; CREATE POLICY p ON ${table} USING (EXISTS (SELECT FROM rev.team m WHERE m.uid = ${SUB}))` });
+      await check(t, made, { lose: 'UPDATE rev.people SET active = false', gain: 'UPDATE rev.people SET active = true', lost: empty });
+      await check(t, made, { lose: view('NOT active'), gain: view('active'), lost: empty });
+      const s = await check(t, made, { lose: 'REVOKE SELECT ON rev.people FROM rev_owner', gain: 'GRANT SELECT ON rev.people TO rev_owner', lost: ended });
+      assert.equal(s.revoked.code, '42501');
+    });
+    test('the owner of the database is in pg_database_owner', async (t) => {
+      const made = await make(t, { ddl: (table) => `ALTER TABLE ${table} ENABLE ROW LEVEL SECURITY; CREATE POLICY p ON ${table} TO pg_database_owner USING (true);
+        ALTER DATABASE integration OWNER TO rev_group; GRANT rev_group TO rev_web` });
+      await check(t, made, { lose: 'ALTER DATABASE integration OWNER TO postgres', gain: 'ALTER DATABASE integration OWNER TO rev_group', lost: empty });
+      await db.exec('ALTER DATABASE integration OWNER TO postgres; REVOKE rev_group FROM rev_web');
+    });
     test('a table that an SQL function reads', async (t) => {
       const made = await make(t, { ddl: (table) => `CREATE TABLE rev.members2 (uid text PRIMARY KEY); GRANT SELECT ON rev.members2 TO rev_web;
         INSERT INTO rev.members2 VALUES ('u1');
