@@ -212,7 +212,10 @@ ApplyBarrier(LogBarrier *barrier)
 				Resync(barrier->relid, barrier->relid, false, NULL, "schema_changed");
 			break;
 		case BARRIER_CATALOG:
-			(void) EventsReloadCatalog();
+			/* What cannot be read now is read before the next is published. */
+			if (barrier->relid == InvalidOid || events_catalog_stale ||
+				!RevocationsReload(RevocationsApply))
+				(void) EventsReloadCatalog();
 			break;
 		case BARRIER_ROLES:
 			EventsRolesChanged();

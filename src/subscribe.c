@@ -259,7 +259,8 @@ ChangesCatalog(const LogTransaction *transaction)
 	int i;
 
 	for (i = 0; i < transaction->nbarriers; i++)
-		if (transaction->barriers[i].kind == BARRIER_CATALOG)
+		if (transaction->barriers[i].kind == BARRIER_CATALOG &&
+			transaction->barriers[i].relid == InvalidOid)
 			return true;
 	return false;
 }

@@ -537,6 +537,18 @@ describe('rights that are taken and given', () => {
       await made.client.settle();
       assert.equal(made.client.closed, null);
     });
+    test('who comes back over a revocation of others resumes', async (t) => {
+      const made = await make(t);
+      await made.client.sync();
+      const from = made.s.position;
+      await made.client.cut();
+      await db.exec(`SELECT changefeed.revoke(claim => 'sub', value => 'somebody else'); UPDATE ${made.table} SET secret = 'missed'`);
+      const again = await Client.connect({ token: made.client.token });
+      t.after(() => again.cut());
+      const s = await again.open(made.s.name, { from, cache: made.s });
+      assert.equal(s.recovered, true);
+      assert.equal(s.rows()[0].secret, 'missed');
+    });
     test('what is rolled back revokes nothing', async (t) => {
       const made = await make(t);
       await db.exec(`BEGIN; SELECT changefeed.revoke(claim => 'sub', value => 'u1'); ROLLBACK; UPDATE ${made.table} SET secret = 'x'`);
