@@ -153,6 +153,13 @@
 #define compat_json_lexer(text, length) compat_json_lexer_encoded(text, length, PG_UTF8)
 #define compat_json_error(result, lex)	json_errdetail(result, lex)
 
+/* A set-returning function that gives all rows at once; renamed after 15.0. */
+#if PG_VERSION_NUM >= 160000
+#define compat_materialize(fcinfo) InitMaterializedSRF(fcinfo, 0)
+#else
+#define compat_materialize(fcinfo) SetSingleFuncCall(fcinfo, 0)
+#endif
+
 /* The right to SET ROLE was separated from membership in 16. */
 #if PG_VERSION_NUM >= 160000
 #define compat_can_set_role(user, role) member_can_set_role(user, role)

@@ -460,7 +460,7 @@ changefeed_explain(PG_FUNCTION_ARGS)
 	RequireRights(&e, name);
 	RequireIdentity(&e, PG_GETARG_JSONB_P(1));
 
-	InitMaterializedSRF(fcinfo, 0);
+	compat_materialize(fcinfo);
 	e.result = (ReturnSetInfo *) fcinfo->resultinfo;
 	QueryInitBackend(e.context);
 
