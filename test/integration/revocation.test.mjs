@@ -423,6 +423,30 @@ describe('rights that are taken and given', () => {
       assert.equal(s.rows().length, 6);
     });
 
+    test('a client without snapshot holds a row no longer than that', async (t) => {
+      const made = await make(t, { ddl: timed });
+      const other = await Client.connect({ token: made.client.token });
+      t.after(() => other.cut());
+      const s = await other.open(made.s.name, { snapshot: false });
+      await db.exec(`UPDATE ${made.table} SET secret = 'x', until = now() + interval '100 ms' WHERE id = 1`);
+      await until(() => s.changes > 0, 'changed', PATIENCE);
+      await until(() => s.state === 'ready' && s.rows().length === 0, 'gone', 100 + INTERVAL + BOUND);
+      await db.exec(`UPDATE ${made.table} SET secret = 'y' WHERE id = 2`);
+      await until(() => s.rows().some((row) => row.secret === 'y'), 'goes on', PATIENCE);
+      other.check();
+    });
+    test('nothing is looked at when it is turned off, and everything again when it is on', async (t) => {
+      const made = await make(t, { ddl: timed });
+      t.after(() => db.exec(`ALTER SYSTEM SET changefeed.recheck_interval = '${INTERVAL}ms'; SELECT pg_reload_conf()`));
+      await db.exec('ALTER SYSTEM SET changefeed.recheck_interval = 0; SELECT pg_reload_conf()');
+      await until(async () => await db.value('SHOW changefeed.recheck_interval') === '0', 'off');
+      await db.exec(`UPDATE ${made.table} SET until = now() + interval '300 ms' WHERE id = 1`);
+      await new Promise((resolve) => { setTimeout(resolve, 3 * INTERVAL); });
+      assert.equal(made.s.rows().length, 6);
+      assert.deepEqual(made.s.resyncs, []);
+      await db.exec(`ALTER SYSTEM SET changefeed.recheck_interval = '${INTERVAL}ms'; SELECT pg_reload_conf()`);
+      await until(() => made.s.state === 'ready' && made.s.rows().length === 5, 'gone', PATIENCE);
+    });
     test('a slow client that was sent things twice', async (t) => {
       const made = await make(t, { ddl: timed });
       made.client.socket.pause();
