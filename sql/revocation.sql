@@ -98,6 +98,21 @@ SELECT changefeed.undeclare_dependency('public.is_member()', 'public.members');
 SELECT changefeed.declare_dependency('public.is_member()');
 SELECT changefeed.create_channel('notes3', 'notes');
 SELECT changefeed.undeclare_dependency('public.is_member()');
+
+-- What depends on nothing but the row and the claims, and what on more.
+DROP POLICY unknown ON notes;
+DROP POLICY timed ON notes;
+CREATE POLICY steady ON notes USING (
+    owner = ANY ((current_setting('request.jwt.claims')::jsonb->>'teams')::text[])
+    AND id = ANY ((current_setting('request.jwt.claims')::jsonb->>'ids')::int[])
+    AND current_user <> 'nobody' AND concat(owner, id) <> '' AND to_jsonb(id) <> 'null' AND until > '2020-01-01');
+SELECT changefeed.create_channel('notes4', 'notes');
+CREATE POLICY unsteady ON notes USING (
+    until = ANY ((current_setting('request.jwt.claims')::jsonb->>'days')::timestamptz[])
+    OR current_setting('app.mode') = 'x' OR until > current_timestamp OR random() > 0.5
+    OR until > (current_setting('request.jwt.claims')::jsonb->>'from')::timestamptz
+    OR EXISTS (SELECT FROM unlogged_members) OR pg_has_role('pg_monitor', 'USAGE'));
+SELECT changefeed.create_channel('notes5', 'notes');
 RESET ROLE;
 
 SET client_min_messages = warning;

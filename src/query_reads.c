@@ -37,6 +37,7 @@
 #include "catalog/pg_type.h"
 #include "executor/functions.h"
 #include "miscadmin.h"
+#include "parser/parse_coerce.h"
 #include "nodes/nodeFuncs.h"
 #include "nodes/makefuncs.h"
 #include "rewrite/rewriteHandler.h"
@@ -52,54 +53,16 @@
 
 /* STABLE because of settings that are pinned, or of the role. */
 static const char *const steady_functions[] = {
-	"array_to_json",
-	"array_to_string",
-	"concat",
-	"concat_ws",
-	"current_database",
-	"current_schema",
-	"current_schemas",
-	"current_user",
-	"date_out",
-	"float4out",
-	"float8out",
-	"format",
-	"getpgusername",
-	"interval_out",
-	"json_build_array",
-	"json_build_object",
-	"json_object_agg",
-	"jsonb_agg",
-	"json_agg",
-	"jsonb_build_array",
-	"jsonb_build_object",
-	"jsonb_object_agg",
-	"quote_literal",
-	"quote_nullable",
-	"row_to_json",
-	"session_user",
-	"string_to_array",
-	"timestamp_out",
-	"timestamptz_out",
-	"to_json",
-	"to_jsonb",
-	"array_out",
-	"record_out",
-	"enum_out",
-	"array_in",
-	"domain_in",
-	"json_populate_record",
-	"jsonb_populate_record",
-	"json_to_record",
-	"jsonb_to_record",
-	"json_to_recordset",
-	"jsonb_to_recordset",
-	"enum_in",
-	"record_in",
-	"bpcharin",
-	"varcharin",
-	"numeric_in",
-	"interval_in",
+	"array_to_json",	  "array_to_string",  "concat",			  "concat_ws",
+	"current_database",	  "current_schema",	  "current_schemas",  "current_user",
+	"date_out",			  "float4out",		  "float8out",		  "format",
+	"getpgusername",	  "interval_out",	  "json_build_array", "json_build_object",
+	"json_object_agg",	  "jsonb_agg",		  "json_agg",		  "jsonb_build_array",
+	"jsonb_build_object", "jsonb_object_agg", "quote_literal",	  "quote_nullable",
+	"row_to_json",		  "session_user",	  "string_to_array",  "timestamp_out",
+	"timestamptz_out",	  "to_json",		  "to_jsonb",		  "array_out",
+	"record_out",		  "enum_out",		  "enum_in",		  "bpcharin",
+	"varcharin",		  "numeric_in",		  "interval_in",
 };
 
 typedef struct ReadsContext
@@ -260,6 +223,19 @@ IsSteadySetting(Node *node)
 		   pg_strcasecmp(setting, "role") == 0 || pg_strcasecmp(setting, "search_path") == 0;
 }
 
+/* Text to an array; of times it may be 'now'. */
+static bool
+IsSteadyArray(Node *node)
+{
+	Oid element;
+
+	if (!IsA(node, CoerceViaIO))
+		return false;
+	element = get_base_element_type(((CoerceViaIO *) node)->resulttype);
+	return OidIsValid(element) && element < FirstNormalObjectId && !type_is_rowtype(element) &&
+		   TypeCategory(element) != TYPCATEGORY_DATETIME;
+}
+
 static bool
 IsSteady(Oid function, Node *node)
 {
@@ -270,6 +246,8 @@ IsSteady(Oid function, Node *node)
 		return true;
 	if (function == F_CURRENT_SETTING_TEXT || function == F_CURRENT_SETTING_TEXT_BOOL)
 		return IsSteadySetting(node);
+	if (function == F_ARRAY_IN)
+		return IsSteadyArray(node);
 	name = get_func_name(function);
 	for (i = 0; name != NULL && i < lengthof(steady_functions); i++)
 		if (strcmp(name, steady_functions[i]) == 0)
