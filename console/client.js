@@ -87,6 +87,7 @@ export class Cache {
   constructor(entities = {}, loose = false) {
     this.loose = loose;
     this.entities = new Map();
+    this.unnamed = new Map(); // rows of entities whose key is not known before `ready`
     for (const [name, entity] of Object.entries(entities)) this.define(name, entity);
   }
 
@@ -94,6 +95,8 @@ export class Cache {
     const known = this.entities.get(name);
     const entity = { key: [...key], columns: [...columns], rows: known?.rows ?? new Map() };
     this.entities.set(name, entity);
+    for (const row of this.unnamed.get(name) ?? []) this.put(entity, row);
+    this.unnamed.delete(name);
     return entity;
   }
 
@@ -115,8 +118,9 @@ export class Cache {
   }
 
   addSnapshot(name, rows) {
-    const entity = this.entity(name);
-    for (const row of rows) this.put(entity, row);
+    const entity = this.entities.get(name);
+    if (!entity) this.unnamed.set(name, [...(this.unnamed.get(name) ?? []), ...rows]);
+    else for (const row of rows) this.put(entity, row);
   }
 
   /** Throws if the operation cannot be applied. */
@@ -572,6 +576,7 @@ export class Client {
     const subscription = this.fed(message.channel);
     if (!subscription) return;
     const { staged, replayed, state } = subscription;
+    for (const [name, entity] of Object.entries(message.entities ?? {})) staged?.define(name, entity);
     if (staged) {
       subscription.cache = staged;
       subscription.staged = null;

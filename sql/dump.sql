@@ -16,17 +16,23 @@ SELECT changefeed.drop_channel('gone');
 SELECT changefeed.create_channel('dumped:{customer_id}', 'dumped.orders',
     filter => 'status <> E''a\\nb\\\\'' OR status IS NULL', columns => '{id,customer_id}', on_insert => 'replace');
 SELECT changefeed.create_channel('dumped', 'dumped."Order item"', entity => 'It''s "odd"', key => '{Line,order}');
-SELECT changefeed.create_channel('dumped_empty');
+SELECT changefeed.create_channel('dumped_empty', join_check => 'true');
+CREATE FUNCTION dumped.reads() RETURNS boolean LANGUAGE plpgsql STABLE AS 'BEGIN RETURN true; END';
+SELECT changefeed.declare_dependency('dumped.reads()', 'dumped.orders');
+SELECT changefeed.declare_dependency('dumped.reads()');
 RESET client_min_messages;
 SELECT changefeed.allow_role('regress_web');
 SELECT changefeed.allow_role('"regress Odd"');
 SELECT changefeed.allow_role('regress_gone');
+SELECT changefeed.revoke(role => 'regress_web'), changefeed.revoke(claim => 'sub', value => 'u''1'),
+       changefeed.revoke(role => 'regress_gone'), changefeed.revoke(session => '0000000112');
 -- leaves its number
 DROP ROLE regress_gone;
 
 CREATE TABLE before_channel AS SELECT * FROM changefeed.channel;
 CREATE TABLE before_source AS SELECT *, relid::text AS relname FROM changefeed.source;
 CREATE TABLE before_role AS SELECT role::text FROM changefeed.role WHERE role::text ~ 'regress';
+CREATE TABLE before_revocation AS SELECT *, role::text AS name FROM changefeed.revocation;
 SELECT relid, entity, key, filter, columns, on_insert FROM changefeed.source ORDER BY id;
 
 \getenv directory PG_ABS_BUILDDIR
@@ -46,6 +52,11 @@ RESET client_min_messages;
 -- Everything as it was, but for the number of a role that is gone
 SELECT * FROM changefeed.channel EXCEPT SELECT * FROM before_channel;
 SELECT count(*) FROM changefeed.channel;
+SELECT name, join_check FROM changefeed.channel WHERE join_check IS NOT NULL;
+SELECT * FROM changefeed.dependency ORDER BY relation;
+SELECT r.role, r.claim, r.value, r.session, r.revoked_at = b.revoked_at AND r.expires_at = b.expires_at AS same
+  FROM changefeed.revocation r JOIN before_revocation b USING (id) ORDER BY id;
+SELECT count(*) FROM changefeed.revocation;
 SELECT id, channel, relid::text, entity, key, filter, columns, on_insert, on_update, on_delete FROM changefeed.source
 EXCEPT
 SELECT id, channel, relname, entity, key, filter, columns, on_insert, on_update, on_delete FROM before_source;
@@ -69,7 +80,7 @@ SELECT count(*) FROM changefeed.source;
 SELECT changefeed.disallow_role('regress_web');
 SELECT changefeed.disallow_role('"regress Odd"');
 SELECT count(changefeed.drop_channel(name)) FROM changefeed.channels;
-DROP TABLE before_channel, before_source, before_role;
+DROP TABLE before_channel, before_source, before_role, before_revocation;
 DROP ROLE regress_web, "regress Odd";
 
 -- A schema that somebody else has prepared is not used.

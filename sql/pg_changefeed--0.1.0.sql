@@ -29,7 +29,8 @@ COMMENT ON SCHEMA changefeed IS 'live change feeds of tables (extension pg_chang
 
 CREATE TABLE changefeed.channel (
     id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    name text NOT NULL UNIQUE
+    name text NOT NULL UNIQUE,
+    join_check text
 );
 COMMENT ON TABLE changefeed.channel IS
     'catalog of channels: written by changefeed.create_channel, shown by the view changefeed.channels';
@@ -61,6 +62,29 @@ CREATE TABLE changefeed.role (
 COMMENT ON TABLE changefeed.role IS
     'catalog of roles that clients may have: written by changefeed.allow_role, shown by the view changefeed.roles';
 
+CREATE TABLE changefeed.dependency (
+    function regprocedure NOT NULL,
+    relation regclass,
+    UNIQUE NULLS NOT DISTINCT (function, relation)
+);
+COMMENT ON TABLE changefeed.dependency IS
+    'tables that functions read, which policies call: written by changefeed.declare_dependency, shown by the view changefeed.dependencies';
+
+-- What tokens are not good any more, and which connections had to end.
+CREATE TABLE changefeed.revocation (
+    id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    role regrole,
+    claim text,
+    value text,
+    session text,
+    revoked_at timestamptz NOT NULL,
+    expires_at timestamptz NOT NULL,
+    CHECK (pg_catalog.num_nonnulls(role, claim, session) OPERATOR(pg_catalog.=) 1),
+    CHECK ((claim IS NULL) OPERATOR(pg_catalog.=) (value IS NULL))
+);
+COMMENT ON TABLE changefeed.revocation IS
+    'tokens that are not accepted any more: written by changefeed.revoke, shown by the view changefeed.revocations';
+
 -- Dumped with the database. What is left of dropped tables and roles is only a
 -- number, which would mean something else where the dump is restored.
 SELECT pg_catalog.pg_extension_config_dump('changefeed.channel', '');
@@ -68,6 +92,13 @@ SELECT pg_catalog.pg_extension_config_dump('changefeed.source',
     'WHERE EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid = relid::pg_catalog.oid)');
 SELECT pg_catalog.pg_extension_config_dump('changefeed.role',
     'WHERE EXISTS (SELECT FROM pg_catalog.pg_roles r WHERE r.oid = role::pg_catalog.oid)');
+SELECT pg_catalog.pg_extension_config_dump('changefeed.dependency',
+    'WHERE EXISTS (SELECT FROM pg_catalog.pg_proc p WHERE p.oid = function::pg_catalog.oid)
+       AND (relation IS NULL OR EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid = relation::pg_catalog.oid))');
+SELECT pg_catalog.pg_extension_config_dump('changefeed.revocation',
+    'WHERE session IS NULL
+       AND (role IS NULL OR EXISTS (SELECT FROM pg_catalog.pg_roles r WHERE r.oid = role::pg_catalog.oid))');
+SELECT pg_catalog.pg_extension_config_dump('changefeed.revocation_id_seq', '');
 SELECT pg_catalog.pg_extension_config_dump('changefeed.channel_id_seq', '');
 SELECT pg_catalog.pg_extension_config_dump('changefeed.source_id_seq', '');
 
@@ -108,11 +139,12 @@ CREATE FUNCTION changefeed.create_channel(
     on_insert text DEFAULT 'append',
     on_update text DEFAULT 'merge',
     on_delete text DEFAULT 'remove',
-    set_replica_identity boolean DEFAULT true
+    set_replica_identity boolean DEFAULT true,
+    join_check text DEFAULT NULL
 ) RETURNS void
     LANGUAGE C SET search_path = pg_catalog, pg_temp
     AS 'MODULE_PATHNAME', 'changefeed_create_channel';
-COMMENT ON FUNCTION changefeed.create_channel(text, regclass, name, name[], text, name[], text, text, text, boolean) IS
+COMMENT ON FUNCTION changefeed.create_channel(text, regclass, name, name[], text, name[], text, text, text, boolean, text) IS
     'creates a channel, such as ''orders'' or ''orders:{customer_id}'', and its first source; only the owner of a table may publish it';
 
 CREATE FUNCTION changefeed.add_source(
@@ -173,6 +205,47 @@ CREATE FUNCTION changefeed._identify(token text) RETURNS jsonb
 REVOKE ALL ON FUNCTION changefeed._identify(text) FROM PUBLIC;
 COMMENT ON FUNCTION changefeed._identify(text) IS
     'internal: role and claims that a client with this token has, or the error that it gets';
+
+-----------------------------------------------------------------------------
+-- Rights that are taken away, and how they are found out
+-----------------------------------------------------------------------------
+
+CREATE FUNCTION changefeed.revoke(
+    role regrole DEFAULT NULL,
+    claim text DEFAULT NULL,
+    value text DEFAULT NULL,
+    session text DEFAULT NULL,
+    keep interval DEFAULT '30 days'
+) RETURNS void
+    LANGUAGE C SET search_path = pg_catalog, pg_temp
+    AS 'MODULE_PATHNAME', 'changefeed_revoke';
+COMMENT ON FUNCTION changefeed.revoke(regrole, text, text, text, interval) IS
+    'ends connections and refuses their tokens: those that a role has, those whose claim has a value, or one session; tokens that are issued later are good; takes the owner of the database';
+
+CREATE FUNCTION changefeed.declare_dependency(function regprocedure, relation regclass DEFAULT NULL) RETURNS void
+    LANGUAGE C SET search_path = pg_catalog, pg_temp
+    AS 'MODULE_PATHNAME', 'changefeed_declare_dependency';
+COMMENT ON FUNCTION changefeed.declare_dependency(regprocedure, regclass) IS
+    'says that a function, which policies call and into which nobody can look, reads a table, or with relation => null none; takes the owner of the function and of the table, or of the database';
+
+CREATE FUNCTION changefeed.undeclare_dependency(function regprocedure, relation regclass DEFAULT NULL) RETURNS void
+    LANGUAGE C SET search_path = pg_catalog, pg_temp
+    AS 'MODULE_PATHNAME', 'changefeed_undeclare_dependency';
+COMMENT ON FUNCTION changefeed.undeclare_dependency(regprocedure, regclass) IS
+    'takes back changefeed.declare_dependency';
+
+CREATE FUNCTION changefeed.explain(
+    channel text,
+    claims jsonb,
+    OUT source regclass,
+    OUT aspect text,
+    OUT name text,
+    OUT detail text
+) RETURNS SETOF record
+    LANGUAGE C SET search_path = pg_catalog, pg_temp
+    AS 'MODULE_PATHNAME', 'changefeed_explain';
+COMMENT ON FUNCTION changefeed.explain(text, jsonb) IS
+    'what decides about the rows and columns that a client with these claims sees of a channel; takes whoever may be the client''s role and owns the channel''s sources or the database';
 
 -----------------------------------------------------------------------------
 -- Internal functions on names of channels
@@ -250,6 +323,7 @@ COMMENT ON COLUMN changefeed.sources.on_delete IS 'effect on clients of a row th
 CREATE VIEW changefeed.channels WITH (security_barrier = true) AS
 SELECT c.name,
        changefeed._parameters(c.name) AS parameters,
+       c.join_check,
        (SELECT pg_catalog.count(*)::int
           FROM changefeed.source s WHERE s.channel = c.id) AS sources
   FROM changefeed.channel c
@@ -262,6 +336,7 @@ COMMENT ON VIEW changefeed.channels IS
     'channels: those that a table of yours feeds, or all for the owner of the database and members of pg_monitor';
 COMMENT ON COLUMN changefeed.channels.name IS 'name or template of the channel';
 COMMENT ON COLUMN changefeed.channels.parameters IS 'columns whose values are part of the name';
+COMMENT ON COLUMN changefeed.channels.join_check IS 'only clients for which this is true may subscribe; $1 is the first of the parameters; null: all';
 COMMENT ON COLUMN changefeed.channels.sources IS 'number of tables that feed the channel';
 
 CREATE VIEW changefeed.roles AS
@@ -271,7 +346,31 @@ SELECT r.role
 COMMENT ON VIEW changefeed.roles IS 'roles that clients may have';
 COMMENT ON COLUMN changefeed.roles.role IS 'the role, admitted with changefeed.allow_role';
 
-GRANT SELECT ON changefeed.sources, changefeed.channels, changefeed.roles TO PUBLIC;
+CREATE VIEW changefeed.dependencies WITH (security_barrier = true) AS
+SELECT d.function, d.relation
+  FROM changefeed.dependency d
+  JOIN pg_catalog.pg_proc p ON p.oid = d.function::oid
+ WHERE (SELECT changefeed._sees_all()) OR pg_catalog.pg_has_role(p.proowner, 'USAGE');
+COMMENT ON VIEW changefeed.dependencies IS
+    'tables that functions read: of functions that you own, or all for the owner of the database and members of pg_monitor';
+COMMENT ON COLUMN changefeed.dependencies.function IS 'the function, which policies may call';
+COMMENT ON COLUMN changefeed.dependencies.relation IS 'a table that it reads; null: it reads none';
+
+CREATE VIEW changefeed.revocations WITH (security_barrier = true) AS
+SELECT r.role, r.claim, r.value, r.session, r.revoked_at, r.expires_at
+  FROM changefeed.revocation r
+ WHERE (SELECT changefeed._sees_all()) AND r.expires_at > pg_catalog.now();
+COMMENT ON VIEW changefeed.revocations IS
+    'tokens that are not accepted, for the owner of the database and members of pg_monitor';
+COMMENT ON COLUMN changefeed.revocations.role IS 'of tokens of this role';
+COMMENT ON COLUMN changefeed.revocations.claim IS 'of tokens that have this claim';
+COMMENT ON COLUMN changefeed.revocations.value IS 'with this value';
+COMMENT ON COLUMN changefeed.revocations.session IS 'of this connection only';
+COMMENT ON COLUMN changefeed.revocations.revoked_at IS 'tokens that were issued before this time (claim iat) are refused';
+COMMENT ON COLUMN changefeed.revocations.expires_at IS 'until this time; by then they have expired';
+
+GRANT SELECT ON changefeed.sources, changefeed.channels, changefeed.roles, changefeed.dependencies,
+    changefeed.revocations TO PUBLIC;
 
 CREATE FUNCTION changefeed._stat_feed(
     OUT state text,

@@ -176,6 +176,7 @@ DeliverChoked(Connection *connection, uint64 last)
 	 * what lies before its `since`.
 	 */
 	connection->choked = true;
+	RecheckLostAll(connection);
 	ProtocolSyncsLost(connection);
 	ConnectionSetBehind(connection, Min(cursor, Max(last, connection->first)));
 }

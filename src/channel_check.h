@@ -64,5 +64,13 @@ extern char *ChannelFilterText(Relation rel, Node *expr);
 
 /* Is nobody's code behind the type? */
 extern bool ChannelFilterTypeAllowed(Oid typid);
+/*
+ * channel_join.c: checks a join_check and returns its canonical text.  Of the
+ * first source, if there is one, are the types of the parameters.
+ */
+extern char *ChannelCheckJoin(const char *join_check, const ChannelTemplate *template, Oid relid);
+
+/* channel_policies.c: warns of policies whose dependencies are not known. */
+extern void ChannelWarnOfPolicies(Oid relid);
 
 #endif /* CHANGEFEED_CHANNEL_CHECK_H */

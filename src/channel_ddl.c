@@ -389,7 +389,7 @@ SetReplicaIdentity(const SourceDefinition *definition)
 
 /*
  * create_channel(name, source, entity, key, filter, columns, on_insert,
- * on_update, on_delete, set_replica_identity)
+ * on_update, on_delete, set_replica_identity, join_check)
  */
 Datum
 changefeed_create_channel(PG_FUNCTION_ARGS)
@@ -399,9 +399,10 @@ changefeed_create_channel(PG_FUNCTION_ARGS)
 	DdlAccess access;
 	char *name;
 	bool has_source = !PG_ARGISNULL(1);
+	char *join_check = NULL;
 	bool isnull;
-	Oid types[1] = {TEXTOID};
-	Datum values[1];
+	Oid types[2] = {TEXTOID, TEXTOID};
+	Datum values[2] = {0};
 	int id;
 
 	PreventCommandIfReadOnly("create_channel()");
@@ -429,19 +430,29 @@ changefeed_create_channel(PG_FUNCTION_ARGS)
 					 errhint("Give a table that you own as the channel's source.")));
 	}
 
+	if (!PG_ARGISNULL(10))
+		join_check = ChannelCheckJoin(text_to_cstring(PG_GETARG_TEXT_PP(10)), template,
+									  has_source ? definition.relid : InvalidOid);
+
 	DdlLock();
 	DdlBegin(&access);
 	CheckNameIsFree(name, template);
 	values[0] = CStringGetTextDatum(name);
-	(void) DdlWrite("INSERT INTO changefeed.channel (name) VALUES ($1) RETURNING id", 1, types,
-					values, NULL);
+	if (join_check != NULL)
+		values[1] = CStringGetTextDatum(join_check);
+	(void) DdlWrite(
+		"INSERT INTO changefeed.channel (name, join_check) VALUES ($1, $2) RETURNING id", 2, types,
+		values, join_check != NULL ? "  " : " n");
 	id = DatumGetInt32(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
 	if (has_source)
 		InsertSource(id, &definition);
 	DdlEnd(&access);
 
 	if (has_source)
+	{
 		SetReplicaIdentity(&definition);
+		ChannelWarnOfPolicies(definition.relid);
+	}
 	PG_RETURN_VOID();
 }
 
@@ -476,6 +487,7 @@ changefeed_add_source(PG_FUNCTION_ARGS)
 	DdlEnd(&access);
 
 	SetReplicaIdentity(&definition);
+	ChannelWarnOfPolicies(definition.relid);
 	PG_RETURN_VOID();
 }
 

@@ -39,18 +39,8 @@ uint64 channels_generation = 1; /* the index by table starts at 0 */
 static List *channels;		/* of Channel, in TopMemoryContext */
 static List *allowed_roles; /* of Oid, sorted, in TopMemoryContext */
 
-/* A row of one of our tables, by column name. */
-typedef struct CatalogRow
-{
-	TupleDesc tupdesc;
-	Datum *values;
-	bool *isnull;
-} CatalogRow;
-
-typedef void (*RowCallback)(CatalogRow *row, void *arg);
-
-static Datum
-RowGet(CatalogRow *row, const char *name, bool *isnull)
+Datum
+CatalogRowGet(CatalogRow *row, const char *name, bool *isnull)
 {
 	int i;
 
@@ -70,11 +60,11 @@ RowGet(CatalogRow *row, const char *name, bool *isnull)
 	return (Datum) 0;
 }
 
-static char *
-RowText(CatalogRow *row, const char *name)
+char *
+CatalogRowText(CatalogRow *row, const char *name)
 {
 	bool isnull;
-	Datum value = RowGet(row, name, &isnull);
+	Datum value = CatalogRowGet(row, name, &isnull);
 
 	return isnull ? NULL : TextDatumGetCString(value);
 }
@@ -83,7 +73,7 @@ static char **
 RowNames(CatalogRow *row, const char *name, int *count)
 {
 	bool isnull;
-	Datum value = RowGet(row, name, &isnull);
+	Datum value = CatalogRowGet(row, name, &isnull);
 	Datum *elements;
 	char **names;
 	int i;
@@ -99,9 +89,8 @@ RowNames(CatalogRow *row, const char *name, int *count)
 	return names;
 }
 
-/* Calls back for every row; false when the table is locked exclusively. */
-static bool
-ScanTable(const char *name, RowCallback callback, void *arg)
+bool
+CatalogScan(const char *name, CatalogRowCallback callback, void *arg)
 {
 	Oid namespace = get_namespace_oid(CHANGEFEED_SCHEMA, true);
 	Oid relid;
@@ -158,14 +147,17 @@ ReadChannel(CatalogRow *row, void *arg)
 	MemoryContext old;
 	Channel *channel;
 	bool isnull;
+	static uint64 last_serial;
 
 	context = AllocSetContextCreate(TopMemoryContext, "changefeed channel", ALLOCSET_SMALL_SIZES);
 	old = MemoryContextSwitchTo(context);
 	channel = palloc0(sizeof(Channel));
 	channel->context = context;
-	channel->id = DatumGetInt32(RowGet(row, "id", &isnull));
-	channel->name = RowText(row, "name");
+	channel->serial = ++last_serial;
+	channel->id = DatumGetInt32(CatalogRowGet(row, "id", &isnull));
+	channel->name = CatalogRowText(row, "name");
 	channel->template = TemplateParse(channel->name);
+	channel->join_check = CatalogRowText(row, "join_check");
 	MemoryContextSwitchTo(old);
 	*list = lappend(*list, channel);
 }
@@ -175,7 +167,7 @@ ReadSource(CatalogRow *row, void *arg)
 {
 	List **list = arg;
 	bool isnull;
-	int channel_id = DatumGetInt32(RowGet(row, "channel", &isnull));
+	int channel_id = DatumGetInt32(CatalogRowGet(row, "channel", &isnull));
 	ListCell *lc;
 
 	foreach(lc, *list)
@@ -190,15 +182,15 @@ ReadSource(CatalogRow *row, void *arg)
 		old = MemoryContextSwitchTo(channel->context);
 		source = palloc0(sizeof(Source));
 		source->channel = channel;
-		source->id = DatumGetInt32(RowGet(row, "id", &isnull));
-		source->relid = DatumGetObjectId(RowGet(row, "relid", &isnull));
-		source->entity = pstrdup(NameStr(*DatumGetName(RowGet(row, "entity", &isnull))));
+		source->id = DatumGetInt32(CatalogRowGet(row, "id", &isnull));
+		source->relid = DatumGetObjectId(CatalogRowGet(row, "relid", &isnull));
+		source->entity = pstrdup(NameStr(*DatumGetName(CatalogRowGet(row, "entity", &isnull))));
 		source->key = RowNames(row, "key", &source->nkey);
-		source->filter = RowText(row, "filter");
+		source->filter = CatalogRowText(row, "filter");
 		source->columns = RowNames(row, "columns", &source->ncolumns);
-		source->on_insert = ParseAction(RowText(row, "on_insert"));
-		source->on_update = ParseAction(RowText(row, "on_update"));
-		source->on_delete = ParseAction(RowText(row, "on_delete"));
+		source->on_insert = ParseAction(CatalogRowText(row, "on_insert"));
+		source->on_update = ParseAction(CatalogRowText(row, "on_update"));
+		source->on_delete = ParseAction(CatalogRowText(row, "on_delete"));
 		if (channel->sources == NULL)
 			channel->sources = palloc(sizeof(Source *));
 		else
@@ -228,7 +220,8 @@ Sign(Channel *channel)
 	if (channel->nsources > 1)
 		qsort(channel->sources, channel->nsources, sizeof(Source *), CompareSources);
 	initStringInfo(&s);
-	appendStringInfo(&s, "%s", channel->name);
+	appendStringInfo(&s, "%s (%s)", channel->name,
+					 channel->join_check != NULL ? channel->join_check : "");
 	for (i = 0; i < channel->nsources; i++)
 	{
 		Source *source = channel->sources[i];
@@ -251,7 +244,7 @@ ReadRole(CatalogRow *row, void *arg)
 {
 	List **list = arg;
 	bool isnull;
-	Oid role = DatumGetObjectId(RowGet(row, "role", &isnull));
+	Oid role = DatumGetObjectId(CatalogRowGet(row, "role", &isnull));
 
 	if (!isnull)
 		*list = list_append_unique_oid(*list, role);
@@ -268,8 +261,8 @@ ChannelsReload(void (*changed)(Channel *old), bool *roles_changed)
 	ListCell *lc2;
 	MemoryContext old;
 
-	if (!ScanTable("channel", ReadChannel, &fresh) || !ScanTable("source", ReadSource, &fresh) ||
-		!ScanTable("role", ReadRole, &roles))
+	if (!CatalogScan("channel", ReadChannel, &fresh) ||
+		!CatalogScan("source", ReadSource, &fresh) || !CatalogScan("role", ReadRole, &roles))
 	{
 		foreach(lc, fresh)
 			MemoryContextDelete(((Channel *) lfirst(lc))->context);

@@ -75,7 +75,9 @@ typedef struct Source
 typedef struct Channel
 {
 	int id;
+	uint64 serial; /* of this object: another definition has another */
 	char *name;
+	char *join_check; /* SQL text or NULL */
 	ChannelTemplate *template;
 	int nsources;
 	Source **sources;
@@ -85,6 +87,21 @@ typedef struct Channel
 	struct Channel *replacement; /* after a reload changed it: the new one
 									 * (NULL: dropped) */
 } Channel;
+
+/* A row of one of our tables, by column name. */
+typedef struct CatalogRow
+{
+	TupleDesc tupdesc;
+	Datum *values;
+	bool *isnull;
+} CatalogRow;
+
+typedef void (*CatalogRowCallback)(CatalogRow *row, void *arg);
+
+/* Calls back for every row; false when the table is locked exclusively. */
+extern bool CatalogScan(const char *name, CatalogRowCallback callback, void *arg);
+extern Datum CatalogRowGet(CatalogRow *row, const char *name, bool *isnull);
+extern char *CatalogRowText(CatalogRow *row, const char *name); /* or NULL */
 
 /* Raised with every reload that changed something. */
 extern uint64 channels_generation;

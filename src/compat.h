@@ -62,11 +62,13 @@
 #define compat_database_ownercheck(oid, role) object_ownercheck(DatabaseRelationId, oid, role)
 #define compat_relation_ownercheck(oid, role) object_ownercheck(RelationRelationId, oid, role)
 #define compat_proc_aclcheck(oid, role, mode) object_aclcheck(ProcedureRelationId, oid, role, mode)
+#define compat_proc_ownercheck(oid, role)	  object_ownercheck(ProcedureRelationId, oid, role)
 #else
 #define compat_namespace_aclcheck(oid, role, mode) pg_namespace_aclcheck(oid, role, mode)
 #define compat_database_ownercheck(oid, role)	   pg_database_ownercheck(oid, role)
 #define compat_relation_ownercheck(oid, role)	   pg_class_ownercheck(oid, role)
 #define compat_proc_aclcheck(oid, role, mode)	   pg_proc_aclcheck(oid, role, mode)
+#define compat_proc_ownercheck(oid, role)		   pg_proc_ownercheck(oid, role)
 #endif
 
 /*
@@ -150,6 +152,20 @@
 #endif
 #define compat_json_lexer(text, length) compat_json_lexer_encoded(text, length, PG_UTF8)
 #define compat_json_error(result, lex)	json_errdetail(result, lex)
+
+/* A set-returning function that gives all rows at once; renamed after 15.0. */
+#if PG_VERSION_NUM >= 160000
+#define compat_materialize(fcinfo) InitMaterializedSRF(fcinfo, 0)
+#else
+#define compat_materialize(fcinfo) SetSingleFuncCall(fcinfo, 0)
+#endif
+
+/* The right to SET ROLE was separated from membership in 16. */
+#if PG_VERSION_NUM >= 160000
+#define compat_can_set_role(user, role) member_can_set_role(user, role)
+#else
+#define compat_can_set_role(user, role) is_member_of_role(user, role)
+#endif
 
 /* Requested privileges moved from the range table entry into a list in 16. */
 #if PG_VERSION_NUM >= 160000

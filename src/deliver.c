@@ -158,6 +158,8 @@ Consider(Delivery *d, MapEntry *entry, Subscription *s, const AudienceMatch *mat
 		Fail(d, entry, s);
 		return;
 	}
+	if (s->recheck != NULL)
+		RecheckNote(s, d->map, entry, view, in_before, in_after);
 	if (in_before && in_after)
 		action = source->on_update;
 	else if (in_after)

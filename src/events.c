@@ -21,6 +21,10 @@
 
 #include "feed.h"
 #include "gateways.h"
+#include "revocations.h"
+
+#include "utils/inval.h"
+#include "utils/snapmgr.h"
 
 bool events_catalog_stale = false;
 
@@ -67,6 +71,8 @@ IsJudged(Subscription *s)
 {
 	int i;
 
+	if (s->instance->channel->join_check != NULL)
+		return true;
 	if (s->views == NULL)
 		return false;
 	for (i = 0; i < s->instance->channel->nsources; i++)
@@ -110,7 +116,8 @@ EventsReloadCatalog(void)
 	/* Maps point to sources. */
 	MapFreeAll();
 	DeliverForgetWaiting();
-	if (!ChannelsReload(SubscribeChannelChanged, &roles_changed))
+	if (!ChannelsReload(SubscribeChannelChanged, &roles_changed) ||
+		!RevocationsReload(RevocationsApply))
 	{
 		events_catalog_stale = true;
 		return false;
@@ -124,8 +131,13 @@ EventsReloadCatalog(void)
 void
 EventsRolesChanged(void)
 {
+	uint64 changes = pg_atomic_read_u64(&feed_shared->role_changes);
 	dlist_mutable_iter iter;
 
+	/* Whoever raised the counter has sent what invalidates our caches. */
+	pg_read_barrier();
+	AcceptInvalidationMessages();
+	InvalidateCatalogSnapshot();
 	dlist_foreach_modify(iter, &all_identities)
 	{
 		Identity *identity = dlist_container(Identity, node, iter.cur);
@@ -160,7 +172,7 @@ EventsRolesChanged(void)
 		}
 		IdentityRelease(changed);
 	}
-	seen_role_changes = pg_atomic_read_u64(&feed_shared->role_changes);
+	seen_role_changes = changes;
 }
 
 bool
@@ -200,7 +212,10 @@ ApplyBarrier(LogBarrier *barrier)
 				Resync(barrier->relid, barrier->relid, false, NULL, "schema_changed");
 			break;
 		case BARRIER_CATALOG:
-			(void) EventsReloadCatalog();
+			/* What cannot be read now is read before the next is published. */
+			if (barrier->relid == InvalidOid || events_catalog_stale ||
+				!RevocationsReload(RevocationsApply))
+				(void) EventsReloadCatalog();
 			break;
 		case BARRIER_ROLES:
 			EventsRolesChanged();

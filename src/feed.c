@@ -183,6 +183,7 @@ Turn(XLogRecPtr start_lsn, bool *serving)
 			more = true;
 
 	Sooner(&wait, VerdictsAdvance());
+	Sooner(&wait, RecheckAdvance());
 	Sooner(&wait, SubscribeAdvance());
 	DeliverAdvance();
 	Sooner(&wait, VerdictsAdvance());

@@ -66,6 +66,7 @@ typedef struct View
 	int narrowing_length;
 	MemoryContext details_context;	   /* of dependencies.c; NULL: none */
 	struct DependencyDetails *details; /* of each dependency */
+	uint8 recheck;					   /* RECHECK_*: and what leaves no trace in the WAL */
 } View;
 
 typedef struct Identity
@@ -89,6 +90,9 @@ typedef struct Connection
 	Identity *identity;		  /* NULL before connect */
 	int64 expires;			  /* of the token, seconds since 1970, 0: never */
 	bool expiry_warned;
+	int64 issued;			  /* of the token, as in IdentityInfo */
+	char *token_claims;		  /* its claims that are not the identity's, or
+							   * NULL */
 	bool closing;			  /* LINK_CLOSE was sent: ignore it */
 	dlist_head subscriptions; /* Subscription.connection_node */
 	int nsubscriptions;
@@ -135,7 +139,7 @@ typedef struct Spelling
 
 typedef struct Instance
 {
-	char *key; /* channel id, NUL-separated parameters; hash key */
+	char *key; /* channel's serial, NUL-separated parameters; hash key */
 	int key_length;
 	Channel *channel;
 	char **params; /* NULL entries: any ("*") */
@@ -206,6 +210,8 @@ typedef struct Subscription
 	bool from_position;		 /* `from` is to be honoured if possible */
 	uint64 from;			 /* number of the transaction it names */
 	const char *refused;	 /* why it is not, until the client is told */
+	RowDigest digest;		 /* of the snapshot's rows */
+	struct Recheck *recheck; /* NULL: nothing has to be looked at again */
 	int npages;				 /* messages in `pages` */
 	bool holds;				 /* counted in connection->held */
 	char *file;				 /* spooled pages */
@@ -358,6 +364,27 @@ extern bool MapKnows(TransactionMap *map, int image, int16 attno);
 
 /* The image as a tuple for a query worker: its bytes, completed. */
 extern void MapImageTuple(const MapImage *image, const char **data, uint32 *length);
+
+/* recheck.c: rights that change without a trace in the WAL */
+typedef struct Recheck Recheck;
+
+extern uint64 RecheckSeed(void);
+extern bool RecheckNeedsRows(Subscription *subscription);
+
+/* The client gets these rows, or loses the subscription's. */
+extern void RecheckBegin(Subscription *subscription);
+extern void RecheckForget(Subscription *subscription);
+
+/* A change that the client is sent, if the row was or is visible to it. */
+extern void RecheckNote(Subscription *subscription, TransactionMap *map, MapEntry *entry,
+						View *view, bool before, bool after);
+
+/* What the client has is not known any more. */
+extern void RecheckLost(Subscription *subscription);
+extern void RecheckLostAll(Connection *connection);
+
+/* Looks, and resyncs whoever has something else; ms until the next is due. */
+extern long RecheckAdvance(void);
 
 /* deliver.c: from a published transaction to frames */
 extern void DeliverPublish(LogTransaction *transaction);

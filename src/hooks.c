@@ -39,6 +39,7 @@
 #include "storage/condition_variable.h"
 #include "tcop/utility.h"
 #include "utils/memutils.h"
+#include "utils/resowner.h"
 #include "utils/syscache.h"
 #include "utils/timestamp.h"
 
@@ -65,6 +66,7 @@ static ProcessUtility_hook_type prev_process_utility_hook = NULL;
 static object_access_hook_type prev_object_access_hook = NULL;
 
 static List *pending_events = NIL; /* of HookEvent */
+static bool roles_committed = false;
 static XLogRecPtr seen_commit_end = InvalidXLogRecPtr;
 
 PG_FUNCTION_INFO_V1(changefeed_extension_created);
@@ -134,8 +136,20 @@ ActOnEvents(void)
 		SharedRequest(MyDatabaseId, dropped ? REQUEST_RESTART : REQUEST_START);
 	else if (dropped)
 		SharedRequest(MyDatabaseId, REQUEST_STOP);
-	if (roles)
-		AnnounceRoleChange();
+	roles_committed = roles_committed || roles;
+}
+
+/*
+ * At the end of the commit, when its invalidations have been sent: whoever
+ * looked at the roles before would see them as they were, and not look again.
+ */
+static void
+HooksRelease(ResourceReleasePhase phase, bool is_commit, bool is_top_level, void *arg)
+{
+	if (phase != RESOURCE_RELEASE_AFTER_LOCKS || !is_top_level || !roles_committed)
+		return;
+	roles_committed = false;
+	AnnounceRoleChange();
 }
 
 /* This backend has committed something; the position is in seen_commit_end. */
@@ -459,6 +473,12 @@ AfterUtility(Node *stmt)
 			break;
 		}
 
+		case T_AlterOwnerStmt:
+			/* Makes a member of pg_database_owner, without a row that says so. */
+			if (((AlterOwnerStmt *) stmt)->objectType == OBJECT_DATABASE)
+				AddEvent(EVENT_ROLES, InvalidOid);
+			break;
+
 		case T_RenameStmt:
 			if (((RenameStmt *) stmt)->renameType == OBJECT_ROLE)
 				AddEvent(EVENT_ROLES, InvalidOid);
@@ -467,6 +487,7 @@ AfterUtility(Node *stmt)
 		case T_GrantRoleStmt:
 		case T_AlterRoleStmt:
 		case T_AlterRoleSetStmt:
+		case T_AlterDatabaseSetStmt: /* search_path, see QueryEnterIdentity */
 		case T_DropRoleStmt:
 			AddEvent(EVENT_ROLES, InvalidOid);
 			break;
@@ -506,6 +527,8 @@ HooksProcessUtility(PlannedStmt *pstmt, const char *query_string, bool read_only
 		case T_GrantRoleStmt:
 		case T_AlterRoleStmt:
 		case T_AlterRoleSetStmt:
+		case T_AlterDatabaseSetStmt:
+		case T_AlterOwnerStmt:
 		case T_DropRoleStmt:
 			mine = shared_feeds != NULL;
 			break;
@@ -539,5 +562,6 @@ HooksInstall(void)
 	prev_object_access_hook = object_access_hook;
 	object_access_hook = HooksObjectAccess;
 	RegisterXactCallback(HooksXact, NULL);
+	RegisterResourceReleaseCallback(HooksRelease, NULL);
 	RegisterSubXactCallback(HooksSubXact, NULL);
 }

@@ -47,6 +47,8 @@
 #include "utils/syscache.h"
 
 #include "identity.h"
+#include "query_internal.h"
+#include "revocations.h"
 
 /*
  * Longest text of claims.  A token of 16 kB can stand for much more: numbers
@@ -202,6 +204,7 @@ CollectRoles(Oid role, StringInfo rows)
 {
 	List *roles = list_make1_oid(role);
 	const char *problem = NULL;
+	char *path;
 	HeapTuple database;
 	ListCell *lc;
 
@@ -226,6 +229,11 @@ CollectRoles(Oid role, StringInfo rows)
 	}
 
 	qsort(rows->data, rows->len / sizeof(RoleRow), sizeof(RoleRow), CompareRows);
+
+	/* Decides what the functions of policies find; see QueryEnterIdentity. */
+	path = QueryRoleSetting(role, "search_path");
+	if (path != NULL)
+		appendStringInfoString(rows, path);
 	list_free(roles);
 	return NULL;
 }
@@ -440,13 +448,33 @@ ReadSubject(Jsonb *claims)
 	return NULL;
 }
 
-/* The claims without those of identity_claims, and with the role. */
+/* Claim "iat" in whole seconds; what is no time is as good as missing. */
+static int64
+ReadIssued(Jsonb *claims)
+{
+	JsonbValue *value = FindMember(&claims->root, "iat", 3);
+	double seconds;
+
+	if (value == NULL || value->type != jbvNumeric)
+		return 0;
+	seconds = DatumGetFloat8(
+		DirectFunctionCall1(numeric_float8_no_overflow, NumericGetDatum(value->val.numeric)));
+	return seconds > 0 && seconds < 1e15 ? (int64) seconds : 0;
+}
+
+/*
+ * The claims without those of identity_claims, and with the role.  `removed`
+ * gets the others, or NULL.
+ */
 static char *
-ReduceClaims(Jsonb *claims, const char *role)
+ReduceClaims(Jsonb *claims, const char *role, char **removed)
 {
 	Datum reduced = JsonbPGetDatum(claims);
+	JsonbParseState *state = NULL;
+	bool any = false;
 	const char *at = setting_identity_claims != NULL ? setting_identity_claims : "";
 	StringInfoData addition;
+	JsonbValue key;
 	Jsonb *result;
 
 	while (*at != '\0')
@@ -461,9 +489,29 @@ ReduceClaims(Jsonb *claims, const char *role)
 		while (start < end && isspace((unsigned char) end[-1]))
 			end--;
 		if (start < end)
+		{
+			JsonbValue *value = FindMember(&claims->root, start, end - start);
+
+			if (value == NULL)
+				continue;
+			if (!any)
+				(void) pushJsonbValue(&state, WJB_BEGIN_OBJECT, NULL);
+			any = true;
+			key.type = jbvString;
+			key.val.string.val = unconstify(char *, start);
+			key.val.string.len = end - start;
+			(void) pushJsonbValue(&state, WJB_KEY, &key);
+			(void) pushJsonbValue(&state, WJB_VALUE, value);
 			reduced = DirectFunctionCall2(
 				jsonb_delete, reduced,
 				PointerGetDatum(cstring_to_text_with_len(start, end - start)));
+		}
+	}
+	*removed = NULL;
+	if (any)
+	{
+		result = JsonbValueToJsonb(pushJsonbValue(&state, WJB_END_OBJECT, NULL));
+		*removed = JsonbToCString(NULL, &result->root, VARSIZE(result));
 	}
 
 	initStringInfo(&addition);
@@ -485,9 +533,9 @@ IdentityResolve(const char *token, Size length, bool (*role_allowed)(Oid role),
 				IdentityInfo *identity, JwtResult *error)
 {
 	const char *payload = "{}";
+	int64 expires = 0;
+	bool has_token = token != NULL && length > 0;
 	Jsonb *claims;
-	char *name = NULL;
-	HeapTuple tuple;
 
 	memset(identity, 0, sizeof(*identity));
 	memset(error, 0, sizeof(*error));
@@ -498,26 +546,42 @@ IdentityResolve(const char *token, Size length, bool (*role_allowed)(Oid role),
 		if (!error->valid)
 			return false;
 		payload = error->payload;
-		identity->expires = error->expires;
+		expires = error->expires;
 	}
 
 	claims = ParseClaims(payload);
 	if (claims == NULL || !JB_ROOT_IS_OBJECT(claims))
 		return Refuse(error, "28000", "token claims cannot be represented in the database", NULL);
+	if (!has_token && (setting_anon_role == NULL || setting_anon_role[0] == '\0'))
+		return Refuse(error, "28000", "a token is required",
+					  "Send a token. Clients without one are admitted by changefeed.anon_role.");
+	if (!IdentityFromClaims(claims, role_allowed, identity, error))
+		return false;
+	identity->expires = expires;
+
+	/* There is nothing to revoke of who has no token. */
+	if (!has_token)
+		identity->issued = PG_INT64_MAX;
+	return true;
+}
+
+bool
+IdentityFromClaims(Jsonb *claims, bool (*role_allowed)(Oid role), IdentityInfo *identity,
+				   JwtResult *error)
+{
+	char *name = NULL;
+	HeapTuple tuple;
+
+	memset(identity, 0, sizeof(*identity));
+	memset(error, 0, sizeof(*error));
 	if (!ReadRole(claims, &name, error))
 		return false;
 	if (name == NULL)
 	{
 		/* As PostgREST does: a token that names no role is an anonymous one. */
 		if (setting_anon_role == NULL || setting_anon_role[0] == '\0')
-		{
-			if (length == 0 || token == NULL)
-				return Refuse(
-					error, "28000", "a token is required",
-					"Send a token. Clients without one are admitted by changefeed.anon_role.");
 			return Refuse(error, "28000", "the token names no role",
 						  "The claim with the role's name is set by changefeed.jwt_role_claim.");
-		}
 		name = pstrdup(setting_anon_role);
 	}
 
@@ -529,7 +593,8 @@ IdentityResolve(const char *token, Size length, bool (*role_allowed)(Oid role),
 	ReleaseSysCache(tuple);
 	identity->role_name = name;
 
-	identity->claims = ReduceClaims(claims, name);
+	identity->issued = ReadIssued(claims);
+	identity->claims = ReduceClaims(claims, name, &identity->token_claims);
 	if (strlen(identity->claims) > MAX_CLAIMS)
 		return Refuse(error, "28000", "token claims are too long", NULL);
 	identity->subject = ReadSubject(claims);
@@ -559,8 +624,8 @@ IdentityRefresh(IdentityInfo *identity, bool (*role_allowed)(Oid role), JwtResul
  * SQL
  * ---------------------------------------------------------------------- */
 
-static bool
-RoleAllowedByTable(Oid role)
+bool
+IdentityRoleAllowed(Oid role)
 {
 	Oid types[] = {OIDOID};
 	Datum values[] = {ObjectIdGetDatum(role)};
@@ -568,7 +633,7 @@ RoleAllowedByTable(Oid role)
 
 	SPI_connect();
 	if (SPI_execute_with_args("SELECT FROM " CHANGEFEED_SCHEMA
-							  ".role WHERE role OPERATOR(pg_catalog.=) $1",
+							  ".roles WHERE role OPERATOR(pg_catalog.=) $1",
 							  1, types, values, NULL, true, 1) != SPI_OK_SELECT)
 		elog(ERROR, "could not read the table of admitted roles");
 	allowed = SPI_processed > 0;
@@ -595,8 +660,9 @@ changefeed_identify(PG_FUNCTION_ARGS)
 						errmsg("must be superuser to identify tokens")));
 
 	if (!IdentityResolve(token != NULL ? VARDATA_ANY(token) : NULL,
-						 token != NULL ? VARSIZE_ANY_EXHDR(token) : 0, RoleAllowedByTable,
-						 &identity, &error))
+						 token != NULL ? VARSIZE_ANY_EXHDR(token) : 0, IdentityRoleAllowed,
+						 &identity, &error) ||
+		(RevocationsReload(NULL) && !RevocationsAllow(&identity, &error)))
 		ereport(ERROR,
 				(errcode(MAKE_SQLSTATE(error.sqlstate[0], error.sqlstate[1], error.sqlstate[2],
 									   error.sqlstate[3], error.sqlstate[4])),

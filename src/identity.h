@@ -17,15 +17,21 @@
 
 #include "pg_changefeed.h"
 
+#include "utils/jsonb.h"
+
 typedef struct IdentityInfo
 {
 	Oid role;
 	char *role_name;
-	char *claims;  /* JSON text: the reduced claims, with "role", in
+	char *claims;		/* JSON text: the reduced claims, with "role", in
 								 * jsonb's canonical form */
-	char *subject; /* claim "sub" as text, or NULL */
-	int64 expires; /* claim "exp": seconds since 1970, 0: never */
-	uint64 hash;   /* of role, its attributes and memberships (with
+	char *subject;		/* claim "sub" as text, or NULL */
+	int64 expires;		/* claim "exp": seconds since 1970, 0: never */
+	int64 issued;		/* claim "iat": seconds since 1970, 0 when missing;
+								 * PG_INT64_MAX without a token */
+	char *token_claims; /* JSON text of the claims that `claims` lacks, or
+								 * NULL */
+	uint64 hash;		/* of role, its attributes and memberships (with
 								 * their catalog rows' xmin), and claims */
 } IdentityInfo;
 
@@ -63,6 +69,13 @@ extern char *JwtSign(const char *claims);
  */
 extern bool IdentityResolve(const char *token, Size length, bool (*role_allowed)(Oid role),
 							IdentityInfo *identity, JwtResult *error);
+
+/* The same, of the claims of a token that was verified or never existed. */
+extern bool IdentityFromClaims(Jsonb *claims, bool (*role_allowed)(Oid role),
+							   IdentityInfo *identity, JwtResult *error);
+
+/* Is the role admitted, for backends: looks into the table. */
+extern bool IdentityRoleAllowed(Oid role);
 
 /*
  * The hash again, after roles may have changed.  False: the role is gone or no

@@ -64,6 +64,7 @@ static uint64 transaction = 0; /* counts them */
 static uint64 records = 0;	   /* sent for it */
 static uint64 changes = 0;	   /* CHANGE records of all times */
 static bool catalog_changed = false;
+static Oid revocations_changed = InvalidOid; /* the table */
 
 extern PGDLLEXPORT void _PG_output_plugin_init(OutputPluginCallbacks *cb);
 
@@ -460,6 +461,8 @@ SendBarriers(ReorderBufferTXN *txn)
 
 	if (catalog_changed)
 		SendBarrier(BARRIER_CATALOG, InvalidOid);
+	else if (OidIsValid(revocations_changed))
+		SendBarrier(BARRIER_CATALOG, revocations_changed);
 	if (barriers.roles)
 		SendBarrier(BARRIER_ROLES, InvalidOid);
 	if (barriers.all)
@@ -517,6 +520,7 @@ PluginBegin(LogicalDecodingContext *ctx, ReorderBufferTXN *txn)
 	records = 0;
 	catalog_changed = false;
 	RelationsRefresh();
+	revocations_changed = InvalidOid;
 
 	/* The transaction before must not wait for the replay of a large one. */
 	if (txn->total_size > LARGE_TRANSACTION || rbtxn_is_serialized(txn))
@@ -531,7 +535,13 @@ PluginChange(LogicalDecodingContext *ctx, ReorderBufferTXN *txn, Relation relati
 	KnownRelation *known = RelationsLookUp(relation);
 
 	if (known->class == CLASS_CATALOG)
-		catalog_changed = true;
+	{
+		/* Often written, and no channel is another for it. */
+		if (strcmp(RelationGetRelationName(relation), "revocation") == 0)
+			revocations_changed = known->relid;
+		else
+			catalog_changed = true;
+	}
 	else if (known->class == CLASS_USER)
 	{
 		TouchRelation(known, true);

@@ -49,6 +49,7 @@ extern int setting_max_message;		 /* kB */
 extern int setting_max_connections;
 extern int setting_max_subscriptions; /* per connection */
 extern int setting_policy_timeout;	  /* ms */
+extern int setting_recheck_interval;  /* seconds, 0: off */
 extern int setting_heartbeat;		  /* ms */
 extern int setting_connect_timeout;	  /* ms */
 

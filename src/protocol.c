@@ -17,6 +17,7 @@
 #include "gateways.h"
 #include "json_message.h"
 #include "selection.h"
+#include "revocations.h"
 
 #include "access/transam.h"
 #include "access/xact.h"
@@ -176,7 +177,8 @@ Authenticate(Connection *connection, const char *token, const char *id, const ch
 	JwtResult error = {0};
 	Identity *identity;
 
-	if (!IdentityResolve(token, strlen(token), ChannelsRoleAllowed, &info, &error))
+	if (!IdentityResolve(token, strlen(token), ChannelsRoleAllowed, &info, &error) ||
+		!RevocationsAllow(&info, &error))
 	{
 		/* Perhaps allow_role has just been committed. */
 		if (strcmp(error.sqlstate, "42501") == 0 && Postpone(connection, data, length))
@@ -194,6 +196,7 @@ Authenticate(Connection *connection, const char *token, const char *id, const ch
 	else if (connection->identity != identity)
 		ProtocolChangeIdentity(connection, identity);
 	NoteExpiry(connection, info.expires);
+	RevocationsNoteToken(connection, &info);
 	return AUTHENTICATED;
 }
 
@@ -206,8 +209,8 @@ SendConnected(Connection *connection, const char *id)
 	appendStringInfoString(&m, "{\"type\":\"connected\"");
 	if (id != NULL)
 		appendStringInfo(&m, ",\"id\":%s", id);
-	appendStringInfo(&m, ",\"session\":\"%08x" UINT64_FORMAT "\",\"heartbeat_ms\":%d",
-					 feed_shared->generation, connection->id, setting_heartbeat);
+	appendStringInfo(&m, ",\"session\":\"%s\",\"heartbeat_ms\":%d", RevocationsSession(connection),
+					 setting_heartbeat);
 	if (connection->expires != 0)
 		appendStringInfo(&m, ",\"expires_at\":\"%s\"", IsoTime(connection->expires));
 	appendStringInfo(&m, ",\"server\":\"pg_changefeed/%s\"}", CHANGEFEED_VERSION);

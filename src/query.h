@@ -40,8 +40,10 @@ typedef enum QueryKind
 	 * What may this identity read of these sources, and what is in them now?
 	 *
 	 * u32 role, bytes claims (JSON text, empty: none), u8 flags
-	 * (QUERY_WITH_ROWS: take the snapshot; otherwise only DESCRIBE), u16 n
-	 * sources, each: u32 relid, bytes filter (SQL boolean expression on the
+	 * (QUERY_WITH_ROWS: take the snapshot; otherwise only DESCRIBE), bytes
+	 * join_check (empty: none), u16 n + n x (u8 given, bytes text) values of
+	 * the template's parameters for it, u64 seed of digests, u16 n sources,
+	 * each: u32 relid, bytes filter (SQL boolean expression on the
 	 * table's columns, checked at creation; empty: none), u16 n + n x bytes
 	 * names of key columns, u16 n + n x bytes names of published columns (0:
 	 * all), u16 n + n x (bytes column, bytes text) template parameters: the
@@ -75,9 +77,11 @@ typedef enum QueryKind
 	 * the role, in attno order), u16 n + n x u16 attno of key columns, u8 rls
 	 * (0: every row may be read, 1: rows have to be judged by QUERY_VERDICTS,
 	 * 2: no row may be read), u64 fingerprint, u32 n + n x u32 relid of tables
-	 * that the policies read (dependencies), u16 n + n x u16 attno of those
+	 * that the policies read (dependencies; of the first source also those
+	 * that join_check reads), u16 n + n x u16 attno of those
 	 * columns to send whose JSON is made by user-defined casts, bytes
-	 * narrowing, and of the
+	 * narrowing, u8 recheck (RECHECK_*: it depends on something that
+	 * changes without a trace in the WAL), and of the
 	 * selection: bytes conditions (SQL boolean expression, canonical; empty:
 	 * none), u16 n + n x u16 attno of columns that it reads, u16 attno of the
 	 * column that rows are found by (0: none), u32 type of that column, u32
@@ -120,6 +124,12 @@ typedef enum QueryKind
 	QUERY_FILE = 'F',
 
 	/*
+	 * Of QUERY_SUBSCRIBE with rows, behind QUERY_SNAPSHOT, u64, u64: sum of
+	 * the hashes of the rows of sources with RECHECK_ROWS (recheck.c)
+	 */
+	QUERY_DIGEST = 'G',
+
+	/*
 	 * Of QUERY_VERDICTS, once for each identity, in no order: u32 index of
 	 * the identity, u32 microseconds that it took, u64 LSN noted after the last
 	 * snapshot used, u8 QueryVerdictStatus.  OK: u64 fingerprint, u32 n + n x
@@ -148,6 +158,21 @@ typedef enum QueryVerdictStatus
 
 #define QUERY_WITH_ROWS		1
 #define QUERY_WITH_VERSIONS 2 /* each row gets its xmin (reserved) */
+#define QUERY_DIGEST_ONLY	4 /* read the rows, but send only their digest */
+
+/* What of a source has to be looked at again now and then; see recheck.c. */
+#define RECHECK_ROWS	1
+#define RECHECK_CHANNEL 2 /* join_check */
+
+/* An order-independent hash of rows as JSON. */
+typedef struct RowDigest
+{
+	uint64 a;
+	uint64 b;
+} RowDigest;
+
+extern void
+RowDigestAdd(RowDigest *digest, uint64 seed, int source, const char *row, int length, bool add);
 
 /* ---- The pool, for the feed worker ---- */
 

@@ -128,6 +128,64 @@ extern const char *QuerySearchPath(Oid role);
 /* A setting that ALTER ROLE or ALTER DATABASE made for the role, or NULL. */
 extern char *QueryRoleSetting(Oid role, const char *name);
 
+/* For a backend that explains instead of a worker; once per call. */
+extern void QueryInitBackend(MemoryContext context);
+
+/* Gives what is under way that much time from now (ms). */
+extern void QueryTimeLimit(int64 time_limit);
+
+/* ---- query_reads.c ---- */
+
+/* What an expression depends on besides the row and the claims. */
+typedef struct Reads
+{
+	List *relids;	 /* Oid: tables, also in functions and declared */
+	List *functions; /* Oid: all that are called and do not come with the
+								 * server */
+	List *declared;	 /* Oid: those of them whose tables were declared */
+	List *unknown;	 /* Oid: those that may read anything */
+	List *unsteady;	 /* char *: what changes without a trace in the WAL */
+} Reads;
+
+/* Adds what the expression, or the rewritten query, depends on. */
+extern void ReadsOfExpression(Node *expression, Reads *reads);
+extern void ReadsOfQuery(Query *query, Reads *reads);
+
+/* Why it has to be looked at now and then, or NULL. */
+extern char *ReadsRecheckReason(const Reads *reads);
+
+/* ---- query_check.c ---- */
+
+typedef struct JoinCheck
+{
+	char *text; /* canonical; empty: none */
+	int nparams;
+	char **params; /* NULL entries: any ("*") */
+	/* found out: */
+	List *relids;  /* Oid: tables that it reads, sorted */
+	char *recheck; /* as ReadsRecheckReason gives it */
+} JoinCheck;
+
+typedef enum JoinCheckResult
+{
+	JOIN_ALLOWED,
+	JOIN_DENIED,
+	JOIN_UNKNOWN /* its tables had not been locked: begin once more */
+} JoinCheckResult;
+
+/* Locks what it read when it was planned last; before the snapshot. */
+extern void JoinCheckLock(const JoinCheck *check);
+
+/*
+ * Evaluates it as the identity that was entered, on the active snapshot; what
+ * is found out goes to `context`.
+ */
+extern JoinCheckResult
+JoinCheckEvaluate(JoinCheck *check, bool last_attempt, MemoryContext context);
+
+/* The error that whoever is denied gets. */
+extern void JoinCheckRefuse(void) pg_attribute_noreturn();
+
 /* ---- query_source.c ---- */
 
 /* A parameter of the channel's name with the value that the client gave. */
@@ -166,6 +224,8 @@ typedef struct SourceQuery
 	bool nothing; /* no row may be read */
 	int ncasts;	  /* columns that user-defined casts make JSON of */
 	int16 *casts;
+	List *more;	   /* Oid: tables that decide about the channel as a whole */
+	uint8 recheck; /* RECHECK_* */
 } SourceQuery;
 
 /* Finds the columns; writes the QUERY_DESCRIBE message into `out`. */
@@ -273,6 +333,9 @@ typedef struct Policy
 	Oid *dependencies;			 /* tables that the plan reads, sorted */
 	bool opaque;				 /* it calls functions whose reads are not known */
 	struct Narrowing *narrowing; /* which of their rows matter; NULL: all */
+	List *declared;				 /* as in Reads */
+	List *unknown;
+	char *recheck; /* as ReadsRecheckReason gives it */
 } Policy;
 
 /*
@@ -310,8 +373,11 @@ typedef struct Narrowing Narrowing;
 extern Narrowing *
 NarrowPlan(PlannedStmt *plan, int nparams, List **relids, List **functions, bool *opaque);
 
-/* Appends it in the format of QUERY_DESCRIBE; the identity was entered. */
-extern void NarrowDescribe(Policy *policy, StringInfo out);
+/*
+ * Appends it in the format of QUERY_DESCRIBE; the identity was entered.  Of
+ * `others` (Oid), which follow the policy's dependencies, every change matters.
+ */
+extern void NarrowDescribe(Policy *policy, List *others, StringInfo out);
 
 /* ---- query_verdicts.c ---- */
 

@@ -486,7 +486,7 @@ HasValues(const Narrowing *narrowing)
 }
 
 void
-NarrowDescribe(Policy *policy, StringInfo out)
+NarrowDescribe(Policy *policy, List *others, StringInfo out)
 {
 	Narrowing *narrowing = policy->narrowing;
 	ValuesAttempt attempt = {narrowing, CurrentMemoryContext, NULL, NULL};
@@ -507,6 +507,8 @@ NarrowDescribe(Policy *policy, StringInfo out)
 	WirePutU8(&list, policy->opaque);
 	for (i = 0; i < policy->ndependencies; i++)
 		PutDependency(&list, policy->dependencies[i], known ? &attempt : NULL);
+	for (i = 0; i < list_length(others); i++)
+		WirePutU8(&list, NARROW_ANY);
 	WirePutBytes(out, list.data, list.len);
 	pfree(list.data);
 }

@@ -117,6 +117,7 @@ PolicyInit(void)
 	CacheRegisterRelcacheCallback(RelationInvalidated, (Datum) 0);
 	CacheRegisterSyscacheCallback(AUTHOID, CatalogInvalidated, (Datum) 0);
 	CacheRegisterSyscacheCallback(AUTHMEMROLEMEM, CatalogInvalidated, (Datum) 0);
+	CacheRegisterSyscacheCallback(DATABASEOID, CatalogInvalidated, (Datum) 0); /* its owner */
 	CacheRegisterSyscacheCallback(PROCOID, CatalogInvalidated, (Datum) 0);
 	CacheRegisterSyscacheCallback(TYPEOID, CatalogInvalidated, (Datum) 0);
 	CacheRegisterSyscacheCallback(NAMESPACEOID, CatalogInvalidated, (Datum) 0);
@@ -317,6 +318,7 @@ BuildPolicy(Policy *policy, Relation rel)
 	List *relids = NIL;
 	PlannedStmt *plan = NULL;
 	ReplaceContext replace = {0};
+	Reads reads = {0};
 	ListCell *cell;
 	int i;
 
@@ -342,7 +344,12 @@ BuildPolicy(Policy *policy, Relation rel)
 			CheckWholeRow(rel);
 
 		folded = eval_const_expressions(NULL, (Node *) copyObject(expression));
-		if (IsA(folded, Const))
+
+		/*
+		 * What a user's function makes constant is another constant once the
+		 * function was replaced, and only who is judged is asked again then.
+		 */
+		if (IsA(folded, Const) && functions == NIL)
 		{
 			Const *value = (Const *) folded;
 
@@ -352,6 +359,8 @@ BuildPolicy(Policy *policy, Relation rel)
 		else
 		{
 			policy->state = POLICY_JUDGED;
+			ReadsOfExpression(expression, &reads);
+			functions = list_concat_unique_oid(functions, reads.functions);
 			plan = PlanExpression(expression);
 			relids = list_copy(plan->relationOids);
 
@@ -361,6 +370,11 @@ BuildPolicy(Policy *policy, Relation rel)
 			policy->narrowing = NarrowPlan(plan, RelationGetNumberOfAttributes(rel), &relids,
 										   &functions, &policy->opaque);
 			MemoryContextSwitchTo(work);
+			relids = list_concat_unique_oid(relids, reads.relids);
+
+			/* What a function reads has no conditions that are known. */
+			if (reads.declared != NIL || reads.unknown != NIL)
+				policy->opaque = true;
 		}
 	}
 
@@ -382,6 +396,9 @@ BuildPolicy(Policy *policy, Relation rel)
 	policy->needed = bms_copy(replace.needed);
 	policy->whole_row = replace.whole_row;
 	policy->plan = plan;
+	policy->declared = list_copy(reads.declared);
+	policy->unknown = list_copy(reads.unknown);
+	policy->recheck = ReadsRecheckReason(&reads);
 
 	MemoryContextSwitchTo(old);
 	MemoryContextDelete(work);

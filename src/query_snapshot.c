@@ -55,6 +55,9 @@ typedef struct Request
 	Oid role;
 	char *claims;
 	uint8 flags;
+	JoinCheck check;
+	uint64 seed;
+	RowDigest digest; /* of all rows of sources with RECHECK_ROWS */
 	int nsources;
 	SourceQuery *sources;
 	StringInfoData *describes; /* one message each */
@@ -66,9 +69,11 @@ typedef struct Request
  * role and within the transaction's limits.
  */
 static void
-EncodeBatch(SourceQuery *source, int index, RowEncoder *encoder, TupleDesc tupdesc,
-			HeapTuple *tuples, int ntuples, QueryPages *pages, int64 *left)
+EncodeBatch(Request *request, int index, RowEncoder *encoder, TupleDesc tupdesc, HeapTuple *tuples,
+			int ntuples, QueryPages *pages, int64 *left)
 {
+	SourceQuery *source = &request->sources[index];
+	bool digest_only = (request->flags & QUERY_DIGEST_ONLY) != 0;
 	int nestlevel = EncodePinnedBegin();
 	MemoryContext row_context = AllocSetContextCreate(CurrentMemoryContext, "changefeed row",
 													  ALLOCSET_DEFAULT_SIZES);
@@ -86,11 +91,19 @@ EncodeBatch(SourceQuery *source, int index, RowEncoder *encoder, TupleDesc tupde
 		heap_deform_tuple(tuples[i], tupdesc, values, isnull);
 		if (SourceQueryMatches(source, values, isnull) && *left > 0)
 		{
+			int start;
+
 			--*left;
 			if (pages->rows > 0)
 				appendStringInfoChar(&pages->page, ',');
+			start = pages->page.len;
 			EncodeRow(encoder, &pages->page, attnos, source->ncolumns, values, isnull);
-			if (++pages->rows >= PAGE_ROWS || pages->page.len >= PAGE_BYTES)
+			if ((source->recheck & RECHECK_ROWS) != 0)
+				RowDigestAdd(&request->digest, request->seed, index, pages->page.data + start,
+							 pages->page.len - start, true);
+			if (digest_only)
+				pages->page.len = start;
+			else if (++pages->rows >= PAGE_ROWS || pages->page.len >= PAGE_BYTES)
 			{
 				QueryPageEnd(pages);
 				QueryPageBegin(pages, index);
@@ -104,9 +117,10 @@ EncodeBatch(SourceQuery *source, int index, RowEncoder *encoder, TupleDesc tupde
 }
 
 static void
-ReadRows(SourceQuery *source, int index, PlannedStmt *plan, const char *sql, ParamListInfo params,
+ReadRows(Request *request, int index, PlannedStmt *plan, const char *sql, ParamListInfo params,
 		 QueryPages *pages)
 {
+	SourceQuery *source = &request->sources[index];
 	QueryDesc *query = CreateQueryDesc(plan, sql, GetActiveSnapshot(), InvalidSnapshot,
 									   None_Receiver, params, NULL, 0);
 	MemoryContext batch_context = AllocSetContextCreate(CurrentMemoryContext, "changefeed batch",
@@ -150,7 +164,7 @@ ReadRows(SourceQuery *source, int index, PlannedStmt *plan, const char *sql, Par
 			bytes += tuples[n++]->t_len;
 		}
 		MemoryContextSwitchTo(batch_context);
-		EncodeBatch(source, index, encoder, query->tupDesc, tuples, n, pages, &left);
+		EncodeBatch(request, index, encoder, query->tupDesc, tuples, n, pages, &left);
 		MemoryContextSwitchTo(old);
 		MemoryContextReset(batch_context);
 		QueryCheckPeer();
@@ -177,8 +191,9 @@ SnapshotSource(Request *request, int index, QueryPages *pages)
 	if (pages != NULL)
 	{
 		QueryPageBegin(pages, index);
-		if (!source->nothing)
-			ReadRows(source, index, plan, sql, params, pages);
+		if (!source->nothing &&
+			((request->flags & QUERY_DIGEST_ONLY) == 0 || (source->recheck & RECHECK_ROWS) != 0))
+			ReadRows(request, index, plan, sql, params, pages);
 		/* Every source has a page. */
 		QueryPageEnd(pages);
 	}
@@ -237,6 +252,31 @@ PutSnapshot(Request *request, Snapshot snapshot, XLogRecPtr lsn)
 	WirePutU64(&request->snapshot, lsn);
 }
 
+/* Is the identity admitted to the channel?  False: begin once more. */
+static bool
+CheckJoin(Request *request, bool last_attempt)
+{
+	JoinCheckResult result;
+
+	if (request->check.text[0] == '\0')
+		return true;
+	QueryTimeLimit(setting_policy_timeout);
+	result = JoinCheckEvaluate(&request->check, last_attempt, query_job_context);
+	if (QueryTimedOut())
+		ereport(ERROR, (errcode(ERRCODE_QUERY_CANCELED), errmsg("join_check took too long")));
+	QueryTimeLimit((int64) setting_policy_timeout * SNAPSHOT_TIME_FACTOR);
+	if (result == JOIN_DENIED)
+		JoinCheckRefuse();
+
+	/* A table of the channel as a whole is one of its first source's. */
+	if (request->nsources > 0)
+	{
+		request->sources[0].more = request->check.relids;
+		request->sources[0].recheck = request->check.recheck != NULL ? RECHECK_CHANNEL : 0;
+	}
+	return result == JOIN_ALLOWED;
+}
+
 /*
  * Begins the transaction, with everything locked before the snapshot, and
  * finds out about the sources.  What policies read is known only when they
@@ -250,6 +290,7 @@ BeginSnapshot(Request *request)
 	for (attempt = 0;; attempt++)
 	{
 		bool known = true;
+		bool joined;
 		XLogRecPtr lsn;
 		MemoryContext old;
 		int i;
@@ -257,6 +298,7 @@ BeginSnapshot(Request *request)
 		QueryTransactionBegin(SNAPSHOT_LOCK_TIMEOUT,
 							  (int64) setting_policy_timeout * SNAPSHOT_TIME_FACTOR);
 		LockSources(request);
+		JoinCheckLock(&request->check);
 		for (i = 0; i < request->nsources; i++)
 			if (!PolicyLockDependencies(request->sources[i].relid, request->role))
 				known = false;
@@ -264,11 +306,12 @@ BeginSnapshot(Request *request)
 		QueryEnterIdentity(request->role, request->claims);
 		PushActiveSnapshot(GetTransactionSnapshot());
 		lsn = SharedInsertLsn();
+		joined = CheckJoin(request, attempt >= 2);
 		for (i = 0; i < request->nsources; i++)
 			SourceQueryDescribe(&request->sources[i], i, request->role, &request->describes[i]);
-		if ((request->flags & QUERY_WITH_ROWS) == 0)
+		if ((request->flags & QUERY_WITH_ROWS) == 0 && joined)
 			return;
-		if (known || attempt >= 2)
+		if ((known && joined) || attempt >= 2)
 		{
 			old = MemoryContextSwitchTo(query_job_context);
 			PutSnapshot(request, GetActiveSnapshot(), lsn);
@@ -293,6 +336,23 @@ ReadNames(WireReader *body, int *n)
 }
 
 static void
+ReadCheck(JoinCheck *check, WireReader *body)
+{
+	int i;
+
+	check->text = QueryCopyBytes(WireGetBytes(body));
+	check->nparams = WireGetU16(body);
+	check->params = palloc0(sizeof(char *) * Max(check->nparams, 1));
+	for (i = 0; i < check->nparams && !body->failed; i++)
+	{
+		bool given = WireGetU8(body) != 0;
+		char *text = QueryCopyBytes(WireGetBytes(body));
+
+		check->params[i] = given ? text : NULL;
+	}
+}
+
+static void
 ReadRequest(Request *request, WireReader *body)
 {
 	Selection *selection = NULL;
@@ -305,6 +365,8 @@ ReadRequest(Request *request, WireReader *body)
 	request->role = WireGetU32(body);
 	request->claims = QueryCopyBytes(WireGetBytes(body));
 	request->flags = WireGetU8(body);
+	ReadCheck(&request->check, body);
+	request->seed = WireGetU64(body);
 	request->nsources = WireGetU16(body);
 	request->sources = palloc0(sizeof(SourceQuery) * Max(request->nsources, 1));
 	request->describes = palloc0(sizeof(StringInfoData) * Max(request->nsources, 1));
@@ -338,6 +400,18 @@ ReadRequest(Request *request, WireReader *body)
 				(errcode(ERRCODE_DATA_CORRUPTED), errmsg("malformed job for a query worker")));
 }
 
+static void
+SendDigest(Request *request)
+{
+	StringInfoData message;
+
+	initStringInfo(&message);
+	QueryMessage(&message, QUERY_DIGEST);
+	WirePutU64(&message, request->digest.a);
+	WirePutU64(&message, request->digest.b);
+	QuerySend(&message);
+}
+
 void
 QueryRunSubscribe(WireReader *body)
 {
@@ -363,6 +437,8 @@ QueryRunSubscribe(WireReader *body)
 	if (with_rows)
 	{
 		QuerySend(&request.snapshot);
-		QueryPagesSend(&pages);
+		SendDigest(&request);
+		if ((request.flags & QUERY_DIGEST_ONLY) == 0)
+			QueryPagesSend(&pages);
 	}
 }

@@ -222,6 +222,7 @@ SourceQueryDescribe(SourceQuery *source, int index, Oid role, StringInfo out)
 	MemoryContext old = MemoryContextSwitchTo(query_job_context);
 	Relation rel = table_open(source->relid, NoLock);
 	Policy *policy;
+	ListCell *lc;
 	int i;
 
 	FindColumns(source, rel, role);
@@ -246,13 +247,18 @@ SourceQueryDescribe(SourceQuery *source, int index, Oid role, StringInfo out)
 	source->nothing = policy->state == POLICY_NOTHING;
 	WirePutU8(out, (uint8) policy->state);
 	WirePutU64(out, PolicyFingerprint(policy));
-	WirePutU32(out, policy->ndependencies);
+	if (policy->recheck != NULL)
+		source->recheck |= RECHECK_ROWS;
+	WirePutU32(out, policy->ndependencies + list_length(source->more));
 	for (i = 0; i < policy->ndependencies; i++)
 		WirePutU32(out, policy->dependencies[i]);
+	foreach(lc, source->more)
+		WirePutU32(out, lfirst_oid(lc));
 	WirePutU16(out, (uint16) source->ncasts);
 	for (i = 0; i < source->ncasts; i++)
 		WirePutU16(out, (uint16) source->casts[i]);
-	NarrowDescribe(policy, out);
+	NarrowDescribe(policy, source->more, out);
+	WirePutU8(out, source->recheck);
 	SelectionQueryDescribe(source, rel, out);
 	table_close(rel, NoLock);
 }

@@ -212,6 +212,19 @@ SetLocal(const char *name, const char *value)
 }
 
 void
+QueryTimeLimit(int64 time_limit)
+{
+	/* Whoever has ignored that his time is up gets no more of it. */
+	if (limit_hits > 0)
+		return;
+	limit_ms = (int) Min(time_limit, INT_MAX / 4);
+	/* Who goes on is given the time of a verdict to think better of it. */
+	enable_timeout_every(limit_timeout,
+						 TimestampTzPlusMilliseconds(GetCurrentTimestamp(), limit_ms),
+						 Min(limit_ms, setting_policy_timeout));
+}
+
+void
 QueryTransactionBegin(int lock_timeout, int64 time_limit)
 {
 	char text[32];
@@ -226,13 +239,8 @@ QueryTransactionBegin(int lock_timeout, int64 time_limit)
 	snprintf(text, sizeof(text), "%d", lock_timeout);
 	SetLocal("lock_timeout", text);
 	search_path_role = InvalidOid;
-
-	limit_ms = (int) Min(time_limit, INT_MAX / 4);
 	limit_hits = 0;
-	/* Who goes on is given the time of a verdict to think better of it. */
-	enable_timeout_every(limit_timeout,
-						 TimestampTzPlusMilliseconds(GetCurrentTimestamp(), limit_ms),
-						 Min(limit_ms, setting_policy_timeout));
+	QueryTimeLimit(time_limit);
 }
 
 void
@@ -428,6 +436,26 @@ FindDefaultSearchPath(void)
 	table_close(rel, AccessShareLock);
 	CommitTransactionCommand();
 	MemoryContextSwitchTo(TopMemoryContext);
+}
+
+void
+QueryInitBackend(MemoryContext context)
+{
+	static bool initialized = false;
+
+	if (!initialized)
+	{
+		const char *value = GetConfigOptionResetString("search_path");
+
+		/* What the session began with, unless it was the user's own. */
+		if (QueryRoleSetting(GetSessionUserId(), "search_path") != NULL)
+			value = "\"$user\", public";
+		default_search_path = MemoryContextStrdup(TopMemoryContext, value);
+		PolicyInit();
+		initialized = true;
+	}
+	search_path_role = InvalidOid;
+	query_job_context = context;
 }
 
 /*

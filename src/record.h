@@ -87,7 +87,8 @@ typedef enum RecordKind
 typedef enum RecordBarrierKind
 {
 	BARRIER_RELATION = 1, /* relcache invalidation of relid */
-	BARRIER_CATALOG = 2,  /* the channel catalog was changed */
+	BARRIER_CATALOG = 2,  /* the channel catalog was changed, or (with its
+						   * relid) only the table of revocations */
 	BARRIER_ROLES = 3,	  /* roles or memberships */
 	BARRIER_ALL = 4		  /* functions, types, operators, or too much to
 								 * tell */

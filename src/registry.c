@@ -166,6 +166,8 @@ ConnectionFree(Connection *connection)
 	hash_search(connection_ids, &connection->id, HASH_REMOVE, NULL);
 	if (connection->open_token != NULL)
 		pfree(connection->open_token);
+	if (connection->token_claims != NULL)
+		pfree(connection->token_claims);
 	list_free_deep(connection->syncs);
 	pfree(connection);
 	connection_count--;
@@ -249,7 +251,11 @@ IdentityIntern(const IdentityInfo *info)
 	identity->info.role_name = pstrdup(info->role_name);
 	identity->info.claims = pstrdup(info->claims);
 	identity->info.subject = info->subject != NULL ? pstrdup(info->subject) : NULL;
-	identity->info.expires = 0; /* a token's, not the identity's */
+
+	/* A token's, not the identity's. */
+	identity->info.expires = 0;
+	identity->info.issued = 0;
+	identity->info.token_claims = NULL;
 	PositionTag(identity->tag, info->hash);
 	dlist_init(&identity->connections);
 	dlist_push_head(&all_identities, &identity->node);
@@ -286,7 +292,8 @@ static bool
 SameView(const View *a, const View *b)
 {
 	return a->source_id == b->source_id && a->relid == b->relid && a->rls == b->rls &&
-		   a->fingerprint == b->fingerprint && a->ncolumns == b->ncolumns && a->nkey == b->nkey &&
+		   a->recheck == b->recheck && a->fingerprint == b->fingerprint &&
+		   a->ncolumns == b->ncolumns && a->nkey == b->nkey &&
 		   a->ndependencies == b->ndependencies && a->casts == b->casts &&
 		   memcmp(a->columns, b->columns, sizeof(int16) * a->ncolumns) == 0 &&
 		   memcmp(a->key, b->key, sizeof(int16) * a->nkey) == 0 &&
@@ -365,7 +372,7 @@ InstanceKey(Channel *channel, char *const *params, int *length)
 	int i;
 
 	initStringInfo(&s);
-	appendBinaryStringInfo(&s, (char *) &channel->id, sizeof(channel->id));
+	appendBinaryStringInfo(&s, (char *) &channel->serial, sizeof(channel->serial));
 	for (i = 0; i < channel->template->nparams; i++)
 	{
 		/* "*" differs from every text by its first byte. */

@@ -50,6 +50,7 @@ int setting_max_message;
 int setting_max_connections;
 int setting_max_subscriptions;
 int setting_policy_timeout;
+int setting_recheck_interval;
 int setting_heartbeat;
 int setting_connect_timeout;
 
@@ -389,6 +390,14 @@ DefineIdentitySettings(void)
 		"A client whose policies take longer gets an error and loses the subscription; other clients are not "
 		"concerned.",
 		&setting_policy_timeout, 1000, 10, 600 * 1000, PGC_SUSET, GUC_UNIT_MS, NULL, NULL, NULL);
+
+	DefineCustomIntVariable(
+		"changefeed.recheck_interval",
+		"Time after which policies that depend on more than tables are evaluated again.",
+		"Of what a client sees by the time, by functions of which nobody knows what they read, or by tables "
+		"that are not in the WAL, changes reach the client after this time at the latest. 0 turns it off: "
+		"then they reach it with the next snapshot.",
+		&setting_recheck_interval, 60, 0, 24 * 3600, PGC_SUSET, GUC_UNIT_S, NULL, NULL, NULL);
 }
 
 static const struct config_enum_entry decoders[] = {{"native", DECODER_NATIVE, false},

@@ -76,6 +76,7 @@ SubscribeForget(Subscription *s)
 {
 	int i;
 
+	RecheckForget(s);
 	if (s->job != 0)
 	{
 		QueryCancel(s->job);
@@ -229,20 +230,27 @@ SubscribeSnapshotDone(Subscription *s, bool ok)
 /* ---- moving on ---- */
 
 /* Was the transaction committed for the snapshot? */
+bool
+SubscribeInSnapshot(TransactionId xid, TransactionId xmin, TransactionId xmax, int nxip,
+					const TransactionId *xip)
+{
+	int i;
+
+	if (TransactionIdPrecedes(xid, xmin))
+		return true;
+	if (TransactionIdFollowsOrEquals(xid, xmax))
+		return false;
+	for (i = 0; i < nxip; i++)
+		if (xip[i] == xid)
+			return false;
+	return true;
+}
+
 static bool
 InSnapshot(Subscription *s, LogTransaction *transaction)
 {
-	TransactionId xid = (TransactionId) transaction->commit.xid;
-	int i;
-
-	if (TransactionIdPrecedes(xid, s->xmin))
-		return true;
-	if (TransactionIdFollowsOrEquals(xid, s->xmax))
-		return false;
-	for (i = 0; i < s->nxip; i++)
-		if (s->xip[i] == xid)
-			return false;
-	return true;
+	return SubscribeInSnapshot((TransactionId) transaction->commit.xid, s->xmin, s->xmax, s->nxip,
+							   s->xip);
 }
 
 /* Were channels or sources defined anew? */
@@ -252,7 +260,8 @@ ChangesCatalog(const LogTransaction *transaction)
 	int i;
 
 	for (i = 0; i < transaction->nbarriers; i++)
-		if (transaction->barriers[i].kind == BARRIER_CATALOG)
+		if (transaction->barriers[i].kind == BARRIER_CATALOG &&
+			transaction->barriers[i].relid == InvalidOid)
 			return true;
 	return false;
 }
@@ -284,6 +293,16 @@ UseAnswer(Subscription *s)
 				return; /* asks for a snapshot in the next turn */
 			}
 		}
+
+		/* What it has lost by the time would not be noticed. */
+		if (RecheckNeedsRows(s))
+		{
+			s->refused = "recheck";
+			SubscribeForget(s);
+			s->from_position = false;
+			return;
+		}
+		RecheckBegin(s);
 		s->cursor = s->from;
 		s->since = s->from;
 		s->attempts = 0;
@@ -319,6 +338,7 @@ UseAnswer(Subscription *s)
 	}
 	else
 		s->since = s->start;
+	RecheckBegin(s);
 	s->cursor = s->start;
 	s->attempts = 0;
 	if (!s->announced)

@@ -27,4 +27,13 @@ extern void SubscribeTellSubscribed(Subscription *subscription, bool recovered);
 extern void SubscribeTellPages(Subscription *subscription);
 extern void SubscribeTellReady(Subscription *subscription);
 
+/* For recheck.c: the question, and reading parts of the answer. */
+extern void SubscribePutQuestion(StringInfo body, Subscription *subscription, uint8 flags);
+extern bool SubscribeMayRetry(const char *sqlstate);
+extern bool SubscribeSameView(Subscription *subscription, WireReader *body);
+extern void SubscribeReadSnapshot(WireReader *body, TransactionId *xmin, TransactionId *xmax,
+								  int *nxip, TransactionId **xip, XLogRecPtr *lsn);
+extern bool SubscribeInSnapshot(TransactionId xid, TransactionId xmin, TransactionId xmax, int nxip,
+								const TransactionId *xip);
+
 #endif /* CHANGEFEED_SUBSCRIBE_H */

@@ -52,22 +52,37 @@ FilterOf(Instance *instance, Source *source)
 	return filter.data;
 }
 
+static void
+PutCheck(StringInfo body, Instance *instance)
+{
+	const char *check = instance->channel->join_check;
+	int nparams = instance->channel->template->nparams;
+	int i;
+
+	WirePutString(body, check != NULL ? check : "");
+	WirePutU16(body, nparams);
+	for (i = 0; i < nparams; i++)
+	{
+		WirePutU8(body, instance->params[i] != NULL);
+		WirePutString(body, instance->params[i] != NULL ? instance->params[i] : "");
+	}
+}
+
 void
-SubscribeAsk(Subscription *s)
+SubscribePutQuestion(StringInfo out, Subscription *s, uint8 flags)
 {
 	Instance *instance = s->instance;
 	Channel *channel = instance->channel;
 	Identity *identity = s->connection->identity;
-	StringInfoData body;
-	bool rows = !s->no_snapshot && !s->from_position;
 	int i;
 	int k;
 
-	initStringInfo(&body);
-	WirePutU32(&body, identity->info.role);
-	WirePutString(&body, identity->info.claims);
-	WirePutU8(&body, rows ? QUERY_WITH_ROWS : 0);
-	WirePutU16(&body, channel->nsources);
+	WirePutU32(out, identity->info.role);
+	WirePutString(out, identity->info.claims);
+	WirePutU8(out, flags);
+	PutCheck(out, instance);
+	WirePutU64(out, RecheckSeed());
+	WirePutU16(out, channel->nsources);
 	for (i = 0; i < channel->nsources; i++)
 	{
 		Source *source = channel->sources[i];
@@ -75,27 +90,37 @@ SubscribeAsk(Subscription *s)
 
 		/* From now on a barrier of this table is noticed. */
 		RelationNote(source->relid);
-		WirePutU32(&body, source->relid);
-		WirePutString(&body, FilterOf(instance, source));
-		WirePutU16(&body, source->nkey);
+		WirePutU32(out, source->relid);
+		WirePutString(out, FilterOf(instance, source));
+		WirePutU16(out, source->nkey);
 		for (k = 0; k < source->nkey; k++)
-			WirePutString(&body, source->key[k]);
-		WirePutU16(&body, source->ncolumns);
+			WirePutString(out, source->key[k]);
+		WirePutU16(out, source->ncolumns);
 		for (k = 0; k < source->ncolumns; k++)
-			WirePutString(&body, source->columns[k]);
+			WirePutString(out, source->columns[k]);
 		for (k = 0; k < channel->template->nparams; k++)
 			if (instance->params[k] != NULL)
 				nparams++;
-		WirePutU16(&body, nparams);
+		WirePutU16(out, nparams);
 		for (k = 0; k < channel->template->nparams; k++)
 		{
 			if (instance->params[k] == NULL)
 				continue;
-			WirePutString(&body, channel->template->params[k]);
-			WirePutString(&body, instance->params[k]);
+			WirePutString(out, channel->template->params[k]);
+			WirePutString(out, instance->params[k]);
 		}
 	}
-	WirePutString(&body, s->selection != NULL ? s->selection : "");
+	WirePutString(out, s->selection != NULL ? s->selection : "");
+}
+
+void
+SubscribeAsk(Subscription *s)
+{
+	StringInfoData body;
+	bool rows = !s->no_snapshot && !s->from_position;
+
+	initStringInfo(&body);
+	SubscribePutQuestion(&body, s, rows ? QUERY_WITH_ROWS : 0);
 	s->start = LogPublished();
 	s->answered = false;
 	s->restart = false;
@@ -105,8 +130,9 @@ SubscribeAsk(Subscription *s)
 
 /* ---- answers ---- */
 
-static void
-ReadDescribe(Subscription *s, WireReader *r)
+/* A description from a query worker, as a view in turn memory. */
+static int
+ReadView(Subscription *s, WireReader *r, View *result)
 {
 	Channel *channel = s->instance->channel;
 	uint16 index = WireGetU16(r);
@@ -116,9 +142,7 @@ ReadDescribe(Subscription *s, WireReader *r)
 	WireBytes narrowing;
 	int i;
 
-	if (s->views == NULL)
-		s->views = MemoryContextAllocZero(feed_context, sizeof(View *) * Max(channel->nsources, 1));
-	if (r->failed || index >= channel->nsources || s->views[index] != NULL)
+	if (r->failed || index >= channel->nsources)
 		ereport(ERROR, (errcode(ERRCODE_PROTOCOL_VIOLATION),
 						errmsg("malformed description from a query worker")));
 	view.source_id = channel->sources[index]->id;
@@ -145,6 +169,7 @@ ReadDescribe(Subscription *s, WireReader *r)
 	for (i = 0; i < ncasts; i++)
 		casts[i] = (int16) WireGetU16(r);
 	narrowing = WireGetBytes(r);
+	view.recheck = WireGetU8(r);
 	AudienceDescribe(s->audience, index, r);
 	if (!WireAtEnd(r))
 		ereport(ERROR, (errcode(ERRCODE_PROTOCOL_VIOLATION),
@@ -156,30 +181,57 @@ ReadDescribe(Subscription *s, WireReader *r)
 	/* Their values come with the verdict. */
 	if (view.casts != NULL && view.rls == 0)
 		view.rls = 1;
-	s->views[index] = ViewIntern(s->connection->identity, &view);
+	*result = view;
+	return index;
 }
 
 static void
-ReadSnapshot(Subscription *s, WireReader *r)
+ReadDescribe(Subscription *s, WireReader *r)
+{
+	Channel *channel = s->instance->channel;
+	View view;
+	int index = ReadView(s, r, &view);
+
+	if (s->views == NULL)
+		s->views = MemoryContextAllocZero(feed_context, sizeof(View *) * Max(channel->nsources, 1));
+	if (s->views[index] != NULL)
+		ereport(ERROR, (errcode(ERRCODE_PROTOCOL_VIOLATION),
+						errmsg("malformed description from a query worker")));
+	s->views[index] = ViewIntern(s->connection->identity, &view);
+}
+
+bool
+SubscribeSameView(Subscription *s, WireReader *r)
+{
+	View view;
+	View *mine = s->views[ReadView(s, r, &view)];
+
+	return view.fingerprint == mine->fingerprint && view.rls == mine->rls &&
+		   view.ncolumns == mine->ncolumns &&
+		   memcmp(view.columns, mine->columns, sizeof(int16) * view.ncolumns) == 0;
+}
+
+void
+SubscribeReadSnapshot(WireReader *r, TransactionId *xmin, TransactionId *xmax, int *nxip,
+					  TransactionId **xip, XLogRecPtr *lsn)
 {
 	int i;
 
-	s->xmin = WireGetU32(r);
-	s->xmax = WireGetU32(r);
-	s->nxip = WireGetU32(r);
-	if (r->failed || s->nxip > r->length)
+	*xmin = WireGetU32(r);
+	*xmax = WireGetU32(r);
+	*nxip = WireGetU32(r);
+	if (r->failed || *nxip > r->length)
 		ereport(ERROR, (errcode(ERRCODE_PROTOCOL_VIOLATION),
 						errmsg("malformed snapshot from a query worker")));
-	s->xip = MemoryContextAlloc(feed_context, sizeof(TransactionId) * Max(s->nxip, 1));
-	for (i = 0; i < s->nxip; i++)
-		s->xip[i] = WireGetU32(r);
-	s->snapshot_lsn = WireGetU64(r);
-	s->has_snapshot = true;
+	*xip = MemoryContextAlloc(feed_context, sizeof(TransactionId) * Max(*nxip, 1));
+	for (i = 0; i < *nxip; i++)
+		(*xip)[i] = WireGetU32(r);
+	*lsn = WireGetU64(r);
 }
 
 /* Passing reasons: somebody's lock, a worker that died, a cancelled job. */
-static bool
-MayRetry(const char *sqlstate)
+bool
+SubscribeMayRetry(const char *sqlstate)
 {
 	return strcmp(sqlstate, "55P03") == 0 || strcmp(sqlstate, "57P01") == 0 ||
 		   strncmp(sqlstate, "40", 2) == 0;
@@ -203,7 +255,12 @@ OnResult(void *arg, uint64 job, QueryKind kind, WireReader *body)
 			ReadDescribe(s, body);
 			break;
 		case QUERY_SNAPSHOT:
-			ReadSnapshot(s, body);
+			SubscribeReadSnapshot(body, &s->xmin, &s->xmax, &s->nxip, &s->xip, &s->snapshot_lsn);
+			s->has_snapshot = true;
+			break;
+		case QUERY_DIGEST:
+			s->digest.a = WireGetU64(body);
+			s->digest.b = WireGetU64(body);
 			break;
 		case QUERY_PAGE:
 		{
@@ -237,7 +294,7 @@ OnResult(void *arg, uint64 job, QueryKind kind, WireReader *body)
 
 			s->job = 0;
 			SubscribeForget(s);
-			if (MayRetry(state) && ++s->attempts < MAX_ATTEMPTS)
+			if (SubscribeMayRetry(state) && ++s->attempts < MAX_ATTEMPTS)
 				SubscribeDelay(s);
 			else
 				SubscribeEnd(s, "error", state, pnstrdup(message.data, message.length),

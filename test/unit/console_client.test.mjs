@@ -377,6 +377,18 @@ test('resync keeps the old rows and swaps at ready', () => {
   assert.deepEqual(rowsOf(it).map(({ id }) => id), [7, 8]);
 });
 
+test('a resync may bring an entity that ready describes', () => {
+  const it = live([{ id: 1, status: 'new' }]);
+  socket().receive({ type: 'resync', channel: 'orders:1', reason: 'channel_changed' });
+  socket().receive({ type: 'snapshot', channel: 'orders:1', entity: 'notes', rows: [{ no: 7, text: 'a' }] });
+  socket().receive({ type: 'snapshot', channel: 'orders:1', entity: 'notes', rows: [{ no: 8, text: 'b' }] });
+  socket().receive({
+    type: 'ready', channel: 'orders:1', position: 'p9', entities: { notes: { key: ['no'], columns: ['no', 'text'] } },
+  });
+  assert.deepEqual([...it.subscriptions.get('orders:1').cache.entities.get('notes').rows.values()], [{ no: 7, text: 'a' }, { no: 8, text: 'b' }]);
+  assert.equal(it.state, 'live');
+});
+
 test('a connection lost during a resync keeps the old rows and asks for a snapshot', () => {
   const it = live();
   socket().receive({ type: 'resync', channel: 'orders:1', reason: 'truncate' });
