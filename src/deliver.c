@@ -22,6 +22,7 @@
 #include "postgres.h"
 
 #include "deliver.h"
+#include "extend.h"
 #include "gateways.h"
 
 /* Runs are numbered so that marks need not be cleared. */
@@ -233,11 +234,14 @@ DeliverRun(Delivery *d, uint8 flags)
 	ListCell *lc;
 
 	d->run = ++last_run;
+	ExtensionsBegin(d);
 	d->asking = true;
 	Visit(d);
 	d->asking = false;
 	Visit(d);
+	ExtensionsAdd(d);
 	FragmentsSend(d, flags);
+	ExtensionsEnd(d);
 	foreach(lc, d->unreadable)
 		SubscribeResync(lfirst(lc), "value_not_in_wal");
 }

@@ -26,6 +26,7 @@ typedef struct Fragment
 	/* What view->casts gave, before and after; NULL without them. */
 	const char *const *old_texts;
 	const char *const *new_texts;
+	View *before; /* NULL: `view`; its columns are what receivers have */
 	StringInfoData json;
 	int count[MAX_GATEWAYS];
 	int room[MAX_GATEWAYS];
@@ -39,6 +40,7 @@ typedef struct Delivery
 	List *removes; /* of Fragment */
 	List *others;
 	List *current;	  /* fragments of the entry at hand */
+	List *texts;	  /* those of FragmentAddText */
 	List *unreadable; /* subscriptions that cannot get their change */
 
 	/* Who takes part: the live ones, a group, or one subscription. */
@@ -64,6 +66,9 @@ extern bool FragmentRowIsKnown(MapEntry *entry, TransactionMap *map, View *view)
  */
 extern void FragmentAdd(Delivery *d, MapEntry *entry, Subscription *s, View *view,
 						SourceAction action, bool in_before, bool complete);
+
+/* One more receiver for operations that are there as text already. */
+extern void FragmentAddText(Delivery *d, Subscription *s, const char *json, int length);
 
 /* Hands the fragments to the gateways. */
 extern void FragmentsSend(Delivery *d, uint8 flags);

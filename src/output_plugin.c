@@ -347,6 +347,7 @@ typedef struct Barriers
 {
 	bool all;
 	bool roles;
+	bool types;
 	int nrelids;
 	int space;
 	Oid *relids;
@@ -403,12 +404,14 @@ CollectBarriers(Barriers *barriers, const SharedInvalidationMessage *messages, u
 				case AUTHMEMMEMROLE:
 					barriers->roles = true;
 					break;
+				case CASTSOURCETARGET:
+				case ENUMOID:
+					/* What values of some types look like as JSON. */
+					barriers->types = true;
+					break;
 				case PROCOID:
 				case OPEROID:
 				case NAMESPACEOID:
-				/* What values of some types look like as JSON. */
-				case CASTSOURCETARGET:
-				case ENUMOID:
 					barriers->all = true;
 					break;
 				default:
@@ -444,6 +447,8 @@ SendBarriers(ReorderBufferTXN *txn)
 		SendBarrier(BARRIER_CATALOG, InvalidOid);
 	if (barriers.roles)
 		SendBarrier(BARRIER_ROLES, InvalidOid);
+	if (barriers.types && !barriers.all)
+		SendBarrier(BARRIER_TYPES, InvalidOid);
 	if (barriers.all)
 		SendBarrier(BARRIER_ALL, InvalidOid);
 	else

@@ -40,7 +40,9 @@ typedef enum QueryKind
 	 * What may this identity read of these sources, and what is in them now?
 	 *
 	 * u32 role, bytes claims (JSON text, empty: none), u8 flags
-	 * (QUERY_WITH_ROWS: take the snapshot; otherwise only DESCRIBE), u16 n
+	 * (QUERY_WITH_ROWS: take the snapshot; otherwise only DESCRIBE;
+	 * QUERY_WITH_POSITION: and SNAPSHOT; QUERY_WITH_KEYS: with the rows, which
+	 * have only the key, in the order of its columns), u16 n
 	 * sources, each: u32 relid, bytes filter (SQL boolean expression on the
 	 * table's columns, checked at creation; empty: none), u16 n + n x bytes
 	 * names of key columns, u16 n + n x bytes names of published columns (0:
@@ -75,12 +77,13 @@ typedef enum QueryKind
 	 * (0: every row may be read, 1: rows have to be judged by QUERY_VERDICTS,
 	 * 2: no row may be read), u64 fingerprint, u32 n + n x u32 relid of tables
 	 * that the policies read (dependencies), u16 n + n x u16 attno of those
-	 * columns to send whose JSON is made by user-defined casts
+	 * columns to send whose JSON is made by user-defined casts, u8 1 if the
+	 * policies call functions that are not built in
 	 */
 	QUERY_DESCRIBE = 'D',
 
 	/*
-	 * Of QUERY_SUBSCRIBE with rows, before the first page: u32 xmin, u32 xmax,
+	 * Of QUERY_SUBSCRIBE with rows or position, before the first page: u32 xmin, u32 xmax,
 	 * u32 n + n x u32 xip (top-level), u64 LSN N: the WAL insert position
 	 * noted after the snapshot was taken
 	 */
@@ -125,6 +128,8 @@ typedef enum QueryVerdictStatus
 
 #define QUERY_WITH_ROWS		1
 #define QUERY_WITH_VERSIONS 2 /* each row gets its xmin (reserved) */
+#define QUERY_WITH_POSITION 4
+#define QUERY_WITH_KEYS		8
 
 /* ---- The pool, for the feed worker ---- */
 

@@ -88,8 +88,9 @@ typedef enum RecordBarrierKind
 	BARRIER_RELATION = 1, /* relcache invalidation of relid */
 	BARRIER_CATALOG = 2,  /* the channel catalog was changed */
 	BARRIER_ROLES = 3,	  /* roles or memberships */
-	BARRIER_ALL = 4		  /* functions, types, operators, or too much to
+	BARRIER_ALL = 4,	  /* functions, operators, schemas, or too much to
 								 * tell */
+	BARRIER_TYPES = 5	  /* labels of enums, casts */
 } RecordBarrierKind;
 
 #define RECORD_ATT_DROPPED	 1

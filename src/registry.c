@@ -287,6 +287,7 @@ SameView(const View *a, const View *b)
 	return a->source_id == b->source_id && a->relid == b->relid && a->rls == b->rls &&
 		   a->fingerprint == b->fingerprint && a->ncolumns == b->ncolumns && a->nkey == b->nkey &&
 		   a->ndependencies == b->ndependencies && a->casts == b->casts &&
+		   a->functions == b->functions &&
 		   memcmp(a->columns, b->columns, sizeof(int16) * a->ncolumns) == 0 &&
 		   memcmp(a->key, b->key, sizeof(int16) * a->nkey) == 0 &&
 		   memcmp(a->dependencies, b->dependencies, sizeof(Oid) * a->ndependencies) == 0;
@@ -400,7 +401,9 @@ InstanceKey(Channel *channel, char *const *params, int *length)
 	int i;
 
 	initStringInfo(&s);
-	appendBinaryStringInfo(&s, (char *) &channel->id, sizeof(channel->id));
+
+	/* Not its number, which a channel that is defined anew keeps. */
+	appendBinaryStringInfo(&s, (char *) &channel, sizeof(channel));
 	for (i = 0; i < channel->template->nparams; i++)
 	{
 		/* "*" differs from every text by its first byte. */

@@ -76,6 +76,7 @@ SubscribeForget(Subscription *s)
 {
 	int i;
 
+	CheckForget(s);
 	if (s->job != 0)
 	{
 		QueryCancel(s->job);
@@ -194,7 +195,15 @@ MoveOrEnd(Subscription *s, void *arg)
 					 psprintf("channel \"%s\" was dropped", old->name), NULL);
 		return;
 	}
+	if (replacement->nsources == 0)
+	{
+		SubscribeEnd(s, "channel_dropped", "55000",
+					 psprintf("channel \"%s\" has no source any more", old->name),
+					 "Its table was dropped, or changefeed.drop_source was used.");
+		return;
+	}
 	SubscribeResync(s, "channel_changed");
+	s->redefined = true;
 	if (was_ready)
 		s->retry_at = 0;
 	SubscriptionMove(s, InstanceIntern(replacement, s->instance->params));
@@ -222,30 +231,40 @@ SubscribeSnapshotDone(Subscription *s, bool ok)
 /* ---- moving on ---- */
 
 /* Was the transaction committed for the snapshot? */
-static bool
-InSnapshot(Subscription *s, LogTransaction *transaction)
+bool
+SubscribeSnapshotContains(const SubscribeSnapshot *snapshot, const LogTransaction *transaction)
 {
 	TransactionId xid = (TransactionId) transaction->commit.xid;
 	int i;
 
-	if (TransactionIdPrecedes(xid, s->xmin))
+	if (TransactionIdPrecedes(xid, snapshot->xmin))
 		return true;
-	if (TransactionIdFollowsOrEquals(xid, s->xmax))
+	if (TransactionIdFollowsOrEquals(xid, snapshot->xmax))
 		return false;
-	for (i = 0; i < s->nxip; i++)
-		if (s->xip[i] == xid)
+	for (i = 0; i < snapshot->nxip; i++)
+		if (snapshot->xip[i] == xid)
 			return false;
 	return true;
 }
 
-/* Were channels or sources defined anew? */
 static bool
-ChangesCatalog(const LogTransaction *transaction)
+InSnapshot(Subscription *s, LogTransaction *transaction)
+{
+	SubscribeSnapshot snapshot = {s->xmin, s->xmax, s->nxip, s->xip, s->snapshot_lsn};
+
+	return SubscribeSnapshotContains(&snapshot, transaction);
+}
+
+/* Was the channel defined anew? */
+static bool
+ChangesChannel(const Channel *channel, const LogTransaction *transaction)
 {
 	int i;
 
 	for (i = 0; i < transaction->nbarriers; i++)
-		if (transaction->barriers[i].kind == BARRIER_CATALOG)
+		if (transaction->barriers[i].kind == BARRIER_CATALOG &&
+			(channel->changed >= transaction->number ||
+			 transaction->number <= channels_unknown_until))
 			return true;
 	return false;
 }
@@ -267,9 +286,10 @@ UseAnswer(Subscription *s)
 			LogTransaction *transaction = LogGet(number);
 
 			/* The client's rows are those of the definition of then. */
-			s->refused = transaction == NULL		   ? "history_truncated"
-						 : ChangesCatalog(transaction) ? "channel_changed"
-													   : EventConcerns(s, transaction, false);
+			s->refused = transaction == NULL ? "history_truncated"
+						 : ChangesChannel(s->instance->channel, transaction)
+							 ? "channel_changed"
+							 : EventConcerns(s, transaction, false);
 			if (s->refused != NULL)
 			{
 				SubscribeForget(s);

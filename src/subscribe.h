@@ -14,6 +14,24 @@
 
 #include "feed.h"
 
+/* What a snapshot contains, and when it was taken. */
+typedef struct SubscribeSnapshot
+{
+	TransactionId xmin;
+	TransactionId xmax;
+	int nxip;
+	TransactionId *xip;
+	XLogRecPtr lsn; /* N */
+} SubscribeSnapshot;
+
+extern bool
+SubscribeSnapshotContains(const SubscribeSnapshot *snapshot, const LogTransaction *transaction);
+
+/* subscribe_query.c: the body of a QUERY_SUBSCRIBE job, and its results */
+extern void SubscribeQuestion(Instance *instance, Identity *identity, uint8 flags, StringInfo body);
+extern void SubscribeReadView(Identity *identity, Channel *channel, View **views, WireReader *r);
+extern void SubscribeReadSnapshot(SubscribeSnapshot *snapshot, WireReader *r);
+
 /* subscribe_query.c: submits the job; the answer sets `answered`. */
 extern void SubscribeAsk(Subscription *subscription);
 
@@ -25,6 +43,9 @@ extern void SubscribeTellSubscribed(Subscription *subscription, bool recovered);
 
 /* Pages; the state is SUB_LOADING then, or SUB_CATCHUP when they are out. */
 extern void SubscribeTellPages(Subscription *subscription);
+
+/* What there is now, to somebody who knows something else. */
+extern void SubscribeTellColumns(Subscription *subscription);
 extern void SubscribeTellReady(Subscription *subscription);
 
 #endif /* CHANGEFEED_SUBSCRIBE_H */

@@ -52,21 +52,17 @@ FilterOf(Instance *instance, Source *source)
 }
 
 void
-SubscribeAsk(Subscription *s)
+SubscribeQuestion(Instance *instance, Identity *identity, uint8 flags, StringInfo body)
 {
-	Instance *instance = s->instance;
 	Channel *channel = instance->channel;
-	Identity *identity = s->connection->identity;
-	StringInfoData body;
-	bool rows = !s->no_snapshot && !s->from_position;
 	int i;
 	int k;
 
-	initStringInfo(&body);
-	WirePutU32(&body, identity->info.role);
-	WirePutString(&body, identity->info.claims);
-	WirePutU8(&body, rows ? QUERY_WITH_ROWS : 0);
-	WirePutU16(&body, channel->nsources);
+	initStringInfo(body);
+	WirePutU32(body, identity->info.role);
+	WirePutString(body, identity->info.claims);
+	WirePutU8(body, flags);
+	WirePutU16(body, channel->nsources);
 	for (i = 0; i < channel->nsources; i++)
 	{
 		Source *source = channel->sources[i];
@@ -74,26 +70,35 @@ SubscribeAsk(Subscription *s)
 
 		/* From now on a barrier of this table is noticed. */
 		RelationNote(source->relid);
-		WirePutU32(&body, source->relid);
-		WirePutString(&body, FilterOf(instance, source));
-		WirePutU16(&body, source->nkey);
+		WirePutU32(body, source->relid);
+		WirePutString(body, FilterOf(instance, source));
+		WirePutU16(body, source->nkey);
 		for (k = 0; k < source->nkey; k++)
-			WirePutString(&body, source->key[k]);
-		WirePutU16(&body, source->ncolumns);
+			WirePutString(body, source->key[k]);
+		WirePutU16(body, source->ncolumns);
 		for (k = 0; k < source->ncolumns; k++)
-			WirePutString(&body, source->columns[k]);
+			WirePutString(body, source->columns[k]);
 		for (k = 0; k < channel->template->nparams; k++)
 			if (instance->params[k] != NULL)
 				nparams++;
-		WirePutU16(&body, nparams);
+		WirePutU16(body, nparams);
 		for (k = 0; k < channel->template->nparams; k++)
 		{
 			if (instance->params[k] == NULL)
 				continue;
-			WirePutString(&body, channel->template->params[k]);
-			WirePutString(&body, instance->params[k]);
+			WirePutString(body, channel->template->params[k]);
+			WirePutString(body, instance->params[k]);
 		}
 	}
+}
+
+void
+SubscribeAsk(Subscription *s)
+{
+	bool rows = !s->no_snapshot && !s->from_position;
+	StringInfoData body;
+
+	SubscribeQuestion(s->instance, s->connection->identity, rows ? QUERY_WITH_ROWS : 0, &body);
 	s->start = LogPublished();
 	s->answered = false;
 	s->restart = false;
@@ -103,19 +108,16 @@ SubscribeAsk(Subscription *s)
 
 /* ---- answers ---- */
 
-static void
-ReadDescribe(Subscription *s, WireReader *r)
+void
+SubscribeReadView(Identity *identity, Channel *channel, View **views, WireReader *r)
 {
-	Channel *channel = s->instance->channel;
 	uint16 index = WireGetU16(r);
 	View view = {0};
 	int ncasts;
 	int16 *casts;
 	int i;
 
-	if (s->views == NULL)
-		s->views = MemoryContextAllocZero(feed_context, sizeof(View *) * Max(channel->nsources, 1));
-	if (r->failed || index >= channel->nsources || s->views[index] != NULL)
+	if (r->failed || index >= channel->nsources || views[index] != NULL)
 		ereport(ERROR, (errcode(ERRCODE_PROTOCOL_VIOLATION),
 						errmsg("malformed description from a query worker")));
 	view.source_id = channel->sources[index]->id;
@@ -141,6 +143,7 @@ ReadDescribe(Subscription *s, WireReader *r)
 	casts = palloc(sizeof(int16) * Max(ncasts, 1));
 	for (i = 0; i < ncasts; i++)
 		casts[i] = (int16) WireGetU16(r);
+	view.functions = WireGetU8(r) != 0;
 	if (!WireAtEnd(r))
 		ereport(ERROR, (errcode(ERRCODE_PROTOCOL_VIOLATION),
 						errmsg("malformed description from a query worker")));
@@ -149,24 +152,49 @@ ReadDescribe(Subscription *s, WireReader *r)
 	/* Their values come with the verdict. */
 	if (view.casts != NULL && view.rls == 0)
 		view.rls = 1;
-	s->views[index] = ViewIntern(s->connection->identity, &view);
+	views[index] = ViewIntern(identity, &view);
+}
+
+static void
+ReadDescribe(Subscription *s, WireReader *r)
+{
+	Channel *channel = s->instance->channel;
+
+	if (s->views == NULL)
+		s->views = MemoryContextAllocZero(feed_context, sizeof(View *) * Max(channel->nsources, 1));
+	SubscribeReadView(s->connection->identity, channel, s->views, r);
+}
+
+void
+SubscribeReadSnapshot(SubscribeSnapshot *snapshot, WireReader *r)
+{
+	int i;
+
+	snapshot->xmin = WireGetU32(r);
+	snapshot->xmax = WireGetU32(r);
+	snapshot->nxip = WireGetU32(r);
+	if (r->failed || snapshot->nxip > r->length)
+		ereport(ERROR, (errcode(ERRCODE_PROTOCOL_VIOLATION),
+						errmsg("malformed snapshot from a query worker")));
+	snapshot->xip = palloc(sizeof(TransactionId) * Max(snapshot->nxip, 1));
+	for (i = 0; i < snapshot->nxip; i++)
+		snapshot->xip[i] = WireGetU32(r);
+	snapshot->lsn = WireGetU64(r);
 }
 
 static void
 ReadSnapshot(Subscription *s, WireReader *r)
 {
-	int i;
+	MemoryContext old = MemoryContextSwitchTo(feed_context);
+	SubscribeSnapshot snapshot;
 
-	s->xmin = WireGetU32(r);
-	s->xmax = WireGetU32(r);
-	s->nxip = WireGetU32(r);
-	if (r->failed || s->nxip > r->length)
-		ereport(ERROR, (errcode(ERRCODE_PROTOCOL_VIOLATION),
-						errmsg("malformed snapshot from a query worker")));
-	s->xip = MemoryContextAlloc(feed_context, sizeof(TransactionId) * Max(s->nxip, 1));
-	for (i = 0; i < s->nxip; i++)
-		s->xip[i] = WireGetU32(r);
-	s->snapshot_lsn = WireGetU64(r);
+	SubscribeReadSnapshot(&snapshot, r);
+	MemoryContextSwitchTo(old);
+	s->xmin = snapshot.xmin;
+	s->xmax = snapshot.xmax;
+	s->nxip = snapshot.nxip;
+	s->xip = snapshot.xip;
+	s->snapshot_lsn = snapshot.lsn;
 	s->has_snapshot = true;
 }
 

@@ -736,6 +736,20 @@ describe('protocol', () => {
       await db.exec("CREATE TABLE proto.second (id int PRIMARY KEY); INSERT INTO proto.second VALUES (1); SELECT changefeed.add_source('sourced', 'proto.second')");
       await client.settle();
       await until(() => s.resyncs.length === 1, 'resync');
+      await client.settle();
+      const both = async () => {
+        await client.settle();
+        client.check();
+        for (const name of ['sourced', 'second']) assertSame(s.rows(name), await db.rowsAs(CLAIMS, `SELECT * FROM proto.${name}`), name);
+      };
+      await both();
+      await db.exec("INSERT INTO proto.second VALUES (2); UPDATE proto.sourced SET v = 'both'");
+      await both();
+      await db.exec("SELECT changefeed.drop_source('sourced', 'proto.sourced'); INSERT INTO proto.second VALUES (3)");
+      await client.settle();
+      assert.deepEqual([...s.entities.keys()], ['second']);
+      assertSame(s.rows('second'), await db.rowsAs(CLAIMS, 'SELECT * FROM proto.second'), 'second');
+      assert.deepEqual(s.resyncs, ['channel_changed', 'channel_changed']);
     });
 
     test('a partitioned table', async () => {

@@ -82,11 +82,12 @@ export class Subscription {
   #txids = new Set();
   #readyWaiters = [];
 
-  constructor(client, name, { snapshot = true, cache = null, loose = false, from = undefined } = {}) {
+  constructor(client, name, { snapshot = true, cache = null, loose = false, repeats = false, from = undefined } = {}) {
     this.client = client;
     this.name = name;
     this.from = from;
     this.exact = snapshot && !loose; // operations fit what is held
+    this.repeats = repeats; // old values are not in the WAL: what did not change may be sent
     this.loose = loose; // the channel has operations of its own
     this.cache = cache;
   }
@@ -128,6 +129,28 @@ export class Subscription {
     this.state = 'filling';
   }
 
+  /** New columns for somebody who is ready: the next frame brings them. */
+  takeColumns(message) {
+    if (this.state === 'filling') {
+      // Another definition: other entities.
+      for (const [name, { key, columns }] of Object.entries(message.entities)) {
+        this.entities.set(name, Object.assign(this.entities.get(name) ?? new Entity(), { key, columns }));
+      }
+      for (const name of [...this.entities.keys()]) if (!(name in message.entities)) this.entities.delete(name);
+      this.#begin();
+      this.#described = true;
+      return;
+    }
+    if (this.state !== 'ready') this.#violation(`columns in state ${this.state}`);
+    for (const [name, { key, columns }] of Object.entries(message.entities)) {
+      const entity = this.entities.get(name);
+      if (canonical(entity.key) !== canonical(key)) this.#violation(`columns with another key: ${key}`);
+      for (const column of entity.columns) if (!columns.includes(column)) this.#violation(`column "${column}" is gone without a resync`);
+      entity.columns = columns;
+    }
+    this.columnMessages = (this.columnMessages ?? 0) + 1;
+  }
+
   #begin() {
     this.#filling = new Map([...this.entities].map(([name, entity]) => [name, entity.empty()]));
     this.#caughtUp = false;
@@ -165,6 +188,11 @@ export class Subscription {
     if (typeof message.position !== 'string' || message.position === '') this.#violation('ready without position');
     if (this.#filling) this.entities = this.#filling;
     this.#filling = null;
+    for (const [name, { key, columns }] of Object.entries(message.entities ?? {})) {
+      const entity = this.entities.get(name);
+      if (entity) Object.assign(entity, { key, columns });
+      this.#described = true;
+    }
     this.position = message.position;
     this.snapshot = message.snapshot ?? null;
     this.state = 'ready';
@@ -177,7 +205,7 @@ export class Subscription {
     if (!message.reason) this.#violation('resync without reason');
     this.#refused = false;
     this.resyncs.push(message.reason);
-    if (['schema_changed', 'channel_changed', 'identity_changed'].includes(message.reason)) this.#described = false;
+    if (/_changed$|_rewritten$/.test(message.reason)) this.#described = false;
     this.#begin();
     this.#txids.clear();
     this.exact = !this.loose; // a snapshot comes
@@ -225,7 +253,7 @@ export class Subscription {
         for (const name of names) {
           if (this.#described && !entity.columns.includes(name)) this.#violation(`merge of column "${name}", which was not announced`);
           if (held && entity.key.includes(name)) this.#violation(`merge of key column "${name}"`);
-          if (held && name in held && canonical(held[name]) === canonical(change.set[name])) {
+          if (held && !this.repeats && name in held && canonical(held[name]) === canonical(change.set[name])) {
             this.#violation(`merge of ${key} repeats the value of "${name}" (txid ${frame.txid})`);
           }
         }
@@ -344,9 +372,9 @@ export class Client {
   }
 
   /** Resolves when it is subscribed; `ready()` of the result waits on. */
-  async subscribe(channel, { from, snapshot, cache, loose, ...fields } = {}) {
+  async subscribe(channel, { from, snapshot, cache, loose, repeats, ...fields } = {}) {
     const old = this.subscriptions.get(channel);
-    const subscription = new Subscription(this, channel, { snapshot: snapshot !== false, cache, loose, from });
+    const subscription = new Subscription(this, channel, { snapshot: snapshot !== false, cache, loose, repeats, from });
     if (!old) this.subscriptions.set(channel, subscription);
     try {
       const message = await this.request('subscribe', {
@@ -446,6 +474,9 @@ export class Client {
         break;
       case 'snapshot':
         this.#subscription(message).takeSnapshot(message);
+        break;
+      case 'columns':
+        this.#subscription(message).takeColumns(message);
         break;
       case 'ready':
         this.#subscription(message).takeReady(message);
