@@ -254,11 +254,11 @@ ApplyRelation(Subscription *s, void *arg)
 
 /* False: nothing that a client could see has changed. */
 static bool
-ApplyRelationBarrier(LogTransaction *transaction, Oid relid)
+ApplyRelationBarrier(LogTransaction *transaction, Oid relid, uint64 rights)
 {
 	RelationEvent event = {transaction, relid};
 
-	RelationCompare(relid, transaction, &event.change);
+	RelationCompare(relid, transaction, rights, &event.change);
 	if (event.change.aspects == 0)
 		return false;
 	SubscriptionForEach(NULL, ApplyRelation, &event);
@@ -290,7 +290,8 @@ ApplyBarrier(LogTransaction *transaction, LogBarrier *barrier)
 				relids = list_append_unique_oid(relids, barrier->relid);
 			changed = relids == NIL;
 			foreach(lc, relids)
-				if (ApplyRelationBarrier(transaction, lfirst_oid(lc)))
+				if (ApplyRelationBarrier(transaction, lfirst_oid(lc),
+										 lfirst_oid(lc) == barrier->relid ? barrier->state : 0))
 					changed = true;
 
 			/* Nobody has to look at it again. */
@@ -305,11 +306,11 @@ ApplyBarrier(LogTransaction *transaction, LogBarrier *barrier)
 			break;
 		case BARRIER_TYPES:
 			foreach(lc, RelationsAll())
-				(void) ApplyRelationBarrier(transaction, lfirst_oid(lc));
+				(void) ApplyRelationBarrier(transaction, lfirst_oid(lc), 0);
 			break;
 		case BARRIER_ALL:
 			foreach(lc, RelationsAll())
-				(void) ApplyRelationBarrier(transaction, lfirst_oid(lc));
+				(void) ApplyRelationBarrier(transaction, lfirst_oid(lc), 0);
 			SubscriptionForEach(NULL, ApplyFunctions, transaction);
 			break;
 	}

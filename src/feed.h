@@ -492,9 +492,11 @@ extern void RelationNote(Oid relid);
 
 /*
  * Compares what is remembered with the state of now, which is remembered.  Of
- * a table that was not noted everything may have changed.
+ * a table that was not noted everything may have changed.  `rights`: its
+ * RelationRights at the transaction, 0 when they are not known.
  */
-extern void RelationCompare(Oid relid, const LogTransaction *transaction, RelationChange *change);
+extern void RelationCompare(Oid relid, const LogTransaction *transaction, uint64 rights,
+							RelationChange *change);
 
 /* Tables noted that this is, or is a partition or type of; all of them. */
 extern List *RelationsOf(Oid relid);

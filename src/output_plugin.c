@@ -30,6 +30,7 @@
 #include "decoder.h"
 #include "output_plugin.h"
 #include "output_relations.h"
+#include "relations.h"
 #include "record.h"
 
 #include "access/detoast.h"
@@ -99,7 +100,7 @@ SendBarrier(RecordBarrierKind kind, Oid relid)
 	StringInfoData record;
 
 	initStringInfo(&record);
-	RecordWriteBarrier(&record, kind, relid);
+	RecordWriteBarrier(&record, kind, relid, OidIsValid(relid) ? RelationRights(relid) : 0);
 	SendRecord(&record);
 }
 

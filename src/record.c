@@ -126,11 +126,12 @@ RecordWriteRelation(StringInfo out, RecordKind kind, Oid relid)
 }
 
 void
-RecordWriteBarrier(StringInfo out, RecordBarrierKind kind, Oid relid)
+RecordWriteBarrier(StringInfo out, RecordBarrierKind kind, Oid relid, uint64 state)
 {
 	StartRecord(out, RECORD_BARRIER);
 	WirePutU8(out, kind);
 	WirePutU32(out, relid);
+	WirePutU64(out, state);
 }
 
 void
@@ -284,12 +285,13 @@ RecordReadRelation(const char *data, Size length)
 }
 
 void
-RecordReadBarrier(const char *data, Size length, RecordBarrierKind *kind, Oid *relid)
+RecordReadBarrier(const char *data, Size length, RecordBarrierKind *kind, Oid *relid, uint64 *state)
 {
 	WireReader in = OpenRecord(data, length, RECORD_BARRIER, RECORD_BARRIER);
 
 	*kind = WireGetU8(&in);
 	*relid = WireGetU32(&in);
+	*state = WireGetU64(&in);
 	CloseRecord(WireAtEnd(&in), RECORD_BARRIER);
 }
 

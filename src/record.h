@@ -66,7 +66,9 @@ typedef enum RecordKind
 
 	/*
 	 * The transaction changed something that plans, policies, privileges or
-	 * row types depend on.  u8 RecordBarrierKind, u32 relid (0: none or all)
+	 * row types depend on.  u8 RecordBarrierKind, u32 relid (0: none or all),
+	 * u64 state of the relation at this place in WAL (RelationRights; 0: not
+	 * known)
 	 */
 	RECORD_BARRIER = 'B',
 
@@ -147,7 +149,7 @@ RecordWriteDescription(StringInfo out, uint32 version, Oid relid, char identity,
 extern void RecordWriteChange(StringInfo out, uint32 version, char operation, uint8 has_old,
 							  HeapTuple old_tuple, HeapTuple new_tuple);
 extern void RecordWriteRelation(StringInfo out, RecordKind kind, Oid relid);
-extern void RecordWriteBarrier(StringInfo out, RecordBarrierKind kind, Oid relid);
+extern void RecordWriteBarrier(StringInfo out, RecordBarrierKind kind, Oid relid, uint64 state);
 extern void RecordWriteLost(StringInfo out, Oid relid, const char *why);
 extern void RecordWriteCommit(StringInfo out, const RecordCommit *commit);
 
@@ -167,7 +169,8 @@ extern RecordDescription *
 RecordReadDescription(const char *data, Size length, MemoryContext context);
 extern void RecordReadChange(const char *data, Size length, RecordChange *change);
 extern Oid RecordReadRelation(const char *data, Size length);
-extern void RecordReadBarrier(const char *data, Size length, RecordBarrierKind *kind, Oid *relid);
+extern void RecordReadBarrier(const char *data, Size length, RecordBarrierKind *kind, Oid *relid,
+							  uint64 *state);
 extern void RecordReadCommit(const char *data, Size length, RecordCommit *commit);
 
 /*

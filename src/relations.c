@@ -15,7 +15,8 @@
  * tables that they belong to.  The tables themselves are neither opened nor
  * locked.
  *
- * Process: feed worker.  Memory: a context for each table that was ever
+ * Process: feed worker; RelationRights in the decoder, too, where it reads the
+ * catalogs of the place in WAL.  Memory: a context for each table that was ever
  * noted, below TopMemoryContext.  Needs a transaction.
  *
  *-------------------------------------------------------------------------
@@ -23,6 +24,7 @@
 #include "postgres.h"
 
 #include "feed.h"
+#include "relations.h"
 
 #include "access/genam.h"
 #include "access/htup_details.h"
@@ -98,6 +100,7 @@ typedef struct StateEntry
 	Oid relid;
 	MemoryContext context;
 	RelationState state;
+	uint64 rights;	/* at the last barrier: RelationRights */
 	uint64 changed; /* the transaction that last changed it */
 	const char *reason;
 } StateEntry;
@@ -129,6 +132,41 @@ MixAcl(uint64 state, int cacheid, HeapTuple tuple, AttrNumber attno)
 		return MixBytes(state, "n", 1);
 	acl = PG_DETOAST_DATUM(datum);
 	return MixBytes(state, acl, VARSIZE(acl));
+}
+
+uint64
+RelationRights(Oid relid)
+{
+	HeapTuple tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(relid));
+	Form_pg_class form;
+	uint64 state;
+	int natts;
+	int i;
+
+	if (!HeapTupleIsValid(tuple))
+		return 0;
+	form = (Form_pg_class) GETSTRUCT(tuple);
+	natts = form->relnatts;
+	state = MixBytes(1, &form->relowner, sizeof(Oid));
+	state = hash_combine64(state, form->relrowsecurity + 2 * form->relforcerowsecurity);
+	state = MixAcl(state, RELOID, tuple, Anum_pg_class_relacl);
+	ReleaseSysCache(tuple);
+	for (i = 1; i <= natts; i++)
+	{
+		Form_pg_attribute att;
+
+		tuple = SearchSysCache2(ATTNUM, ObjectIdGetDatum(relid), Int16GetDatum(i));
+		if (!HeapTupleIsValid(tuple))
+			continue;
+		att = (Form_pg_attribute) GETSTRUCT(tuple);
+		if (!att->attisdropped)
+		{
+			state = MixBytes(state, NameStr(att->attname), strlen(NameStr(att->attname)));
+			state = MixAcl(state, ATTNUM, tuple, Anum_pg_attribute_attacl);
+		}
+		ReleaseSysCache(tuple);
+	}
+	return state == 0 ? 1 : state;
 }
 
 /* ---- reading the catalogs ---- */
@@ -513,7 +551,10 @@ RelationNote(Oid relid)
 	MemoryContext old;
 
 	if (!found)
+	{
 		Remember(entry, &before, &old);
+		entry->rights = RelationRights(relid);
+	}
 }
 
 List *
@@ -652,7 +693,7 @@ LabelsChanged(const RelationState *before, const RelationState *now)
 }
 
 void
-RelationCompare(Oid relid, const LogTransaction *transaction, RelationChange *change)
+RelationCompare(Oid relid, const LogTransaction *transaction, uint64 rights, RelationChange *change)
 {
 	bool found;
 	StateEntry *entry = Find(relid, &found);
@@ -689,6 +730,17 @@ RelationCompare(Oid relid, const LogTransaction *transaction, RelationChange *ch
 			for (i = 0; i < transaction->ntouched; i++)
 				if (transaction->touched[i] == lfirst_oid(lc))
 					change->aspects |= RELATION_PARTITIONS;
+	}
+
+	/*
+	 * The catalogs of now may be further than the transaction: what it has
+	 * changed may have been changed back.
+	 */
+	if (rights != 0)
+	{
+		if (change->aspects == 0 && entry->rights != rights)
+			change->aspects = RELATION_PRIVILEGES;
+		entry->rights = rights;
 	}
 	if (old != NULL)
 		MemoryContextDelete(old);

@@ -175,6 +175,22 @@ describe('structure', () => {
       await step(t, "UPDATE st.secret SET v = 'end'");
     });
 
+    test('nothing committed between a REVOKE and a GRANT is sent', async () => {
+      const t = await table('between');
+      let leaked = null;
+      for (let i = 0; i < 30; i += 1) {
+        t.bob.onChange = (change, frame, row) => { if (/^secret/.test(row?.v)) leaked = row.v; };
+        const quiet = t.ada.resyncs.length;
+        await db.exec(`REVOKE SELECT ON st.between FROM st_staff; UPDATE st.between SET v = 'secret${i}' WHERE id = 1; UPDATE st.between SET v = 'open' WHERE id = 1; GRANT SELECT ON st.between TO st_staff; UPDATE st.between SET v = 'open${i}' WHERE id = 2`);
+        await settled();
+        assert.equal(leaked, null);
+        for (const reason of t.ada.resyncs.slice(quiet)) assert.equal(reason, 'privileges_changed');
+        if (t.bob.state === 'ended') t.bob = await bob.open('between');
+        await same(t, i);
+      }
+      assert.ok(t.bob.resyncs.length > 0 || bob.subscriptionsEnded.length > 0);
+    });
+
     test('policies for one role', async () => {
       const t = await table('ruled', { setup: 'ALTER TABLE st.ruled ENABLE ROW LEVEL SECURITY; CREATE POLICY w ON st.ruled TO st_web USING (n > 1); CREATE POLICY s ON st.ruled TO st_staff USING (n < 3)' });
       await busyStep(t, 'ruled', 'ALTER POLICY s ON st.ruled USING (n < 2)', [], ['policy_changed']);
