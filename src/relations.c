@@ -15,8 +15,7 @@
  * tables that they belong to.  The tables themselves are neither opened nor
  * locked.
  *
- * Process: feed worker; RelationRights in the decoder, too, where it reads the
- * catalogs of the place in WAL.  Memory: a context for each table that was ever
+ * Process: feed worker.  Memory: a context for each table that was ever
  * noted, below TopMemoryContext.  Needs a transaction.
  *
  *-------------------------------------------------------------------------
@@ -115,60 +114,6 @@ typedef struct MemberEntry
 static HTAB *states;
 static HTAB *members;
 
-static uint64
-MixBytes(uint64 state, const void *data, Size length)
-{
-	return hash_combine64(state, hash_bytes_extended(data, (int) length, 0));
-}
-
-static uint64
-MixAcl(uint64 state, int cacheid, HeapTuple tuple, AttrNumber attno)
-{
-	bool isnull;
-	Datum datum = SysCacheGetAttr(cacheid, tuple, attno, &isnull);
-	struct varlena *acl;
-
-	if (isnull)
-		return MixBytes(state, "n", 1);
-	acl = PG_DETOAST_DATUM(datum);
-	return MixBytes(state, acl, VARSIZE(acl));
-}
-
-uint64
-RelationRights(Oid relid)
-{
-	HeapTuple tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(relid));
-	Form_pg_class form;
-	uint64 state;
-	int natts;
-	int i;
-
-	if (!HeapTupleIsValid(tuple))
-		return 0;
-	form = (Form_pg_class) GETSTRUCT(tuple);
-	natts = form->relnatts;
-	state = MixBytes(1, &form->relowner, sizeof(Oid));
-	state = hash_combine64(state, form->relrowsecurity + 2 * form->relforcerowsecurity);
-	state = MixAcl(state, RELOID, tuple, Anum_pg_class_relacl);
-	ReleaseSysCache(tuple);
-	for (i = 1; i <= natts; i++)
-	{
-		Form_pg_attribute att;
-
-		tuple = SearchSysCache2(ATTNUM, ObjectIdGetDatum(relid), Int16GetDatum(i));
-		if (!HeapTupleIsValid(tuple))
-			continue;
-		att = (Form_pg_attribute) GETSTRUCT(tuple);
-		if (!att->attisdropped)
-		{
-			state = MixBytes(state, NameStr(att->attname), strlen(NameStr(att->attname)));
-			state = MixAcl(state, ATTNUM, tuple, Anum_pg_attribute_attacl);
-		}
-		ReleaseSysCache(tuple);
-	}
-	return state == 0 ? 1 : state;
-}
-
 /* ---- reading the catalogs ---- */
 
 static void
@@ -206,7 +151,7 @@ ReadCast(RelationState *state, Oid type)
 		}
 		ReleaseSysCache(cast);
 	}
-	AddLabel(state, ((uint64) 1 << 60) | type, MixBytes(0, xmins, sizeof(xmins)));
+	AddLabel(state, ((uint64) 1 << 60) | type, RelationMixBytes(0, xmins, sizeof(xmins)));
 }
 
 /* What texts of values of a type of users consist of. */
@@ -234,7 +179,7 @@ ReadType(RelationState *state, Oid type, int depth)
 		{
 			Form_pg_enum form = (Form_pg_enum) GETSTRUCT(&list->members[i]->tuple);
 
-			AddLabel(state, form->oid, MixBytes(0, NameStr(form->enumlabel), NAMEDATALEN));
+			AddLabel(state, form->oid, RelationMixBytes(0, NameStr(form->enumlabel), NAMEDATALEN));
 		}
 		ReleaseSysCacheList(list);
 	}
@@ -263,7 +208,7 @@ ReadType(RelationState *state, Oid type, int depth)
 			if (!att->attisdropped)
 			{
 				column = att->atttypid;
-				hash = MixBytes((uint64) column, NameStr(att->attname), NAMEDATALEN);
+				hash = RelationMixBytes((uint64) column, NameStr(att->attname), NAMEDATALEN);
 			}
 			AddLabel(state, ((uint64) relid << 16) + i, hash);
 			ReleaseSysCache(tuple);
@@ -299,8 +244,8 @@ ReadColumns(RelationState *state, Oid relid, int natts)
 			column->collation = att->attcollation;
 			column->generated = att->attgenerated;
 			if (!heap_attisnull(tuple, Anum_pg_attribute_attacl, NULL))
-				state->privileges = MixAcl(hash_combine64(state->privileges, i), ATTNUM, tuple,
-										   Anum_pg_attribute_attacl);
+				state->privileges = RelationMixAcl(hash_combine64(state->privileges, i), ATTNUM,
+												   tuple, Anum_pg_attribute_attacl);
 		}
 		ReleaseSysCache(tuple);
 		if (!column->dropped)
@@ -324,7 +269,7 @@ ReadPolicies(RelationState *state, Oid relid)
 		uint32 row[2] = {((Form_pg_policy) GETSTRUCT(tuple))->oid,
 						 HeapTupleHeaderGetRawXmin(tuple->t_data)};
 
-		state->policies = MixBytes(state->policies, row, sizeof(row));
+		state->policies = RelationMixBytes(state->policies, row, sizeof(row));
 	}
 	systable_endscan(scan);
 	table_close(rel, AccessShareLock);
@@ -436,17 +381,18 @@ ReadState(Oid relid, RelationState *state)
 	state->kind = form->relkind;
 	state->persistence = form->relpersistence;
 	state->filenode = form->relfilenode;
-	state->policies = MixBytes(form->relrowsecurity, &form->relforcerowsecurity, sizeof(bool));
-	state->privileges = MixBytes(0, &form->relowner, sizeof(Oid));
-	state->privileges = MixAcl(state->privileges, RELOID, tuple, Anum_pg_class_relacl);
+	state->policies = RelationMixBytes(form->relrowsecurity, &form->relforcerowsecurity,
+									   sizeof(bool));
+	state->privileges = RelationMixBytes(0, &form->relowner, sizeof(Oid));
+	state->privileges = RelationMixAcl(state->privileges, RELOID, tuple, Anum_pg_class_relacl);
 	natts = form->relnatts;
 	namespace = SearchSysCache1(NAMESPACEOID, ObjectIdGetDatum(form->relnamespace));
 	if (HeapTupleIsValid(namespace))
 	{
-		state->privileges = MixBytes(
+		state->privileges = RelationMixBytes(
 			state->privileges, &((Form_pg_namespace) GETSTRUCT(namespace))->nspowner, sizeof(Oid));
-		state->privileges = MixAcl(state->privileges, NAMESPACEOID, namespace,
-								   Anum_pg_namespace_nspacl);
+		state->privileges = RelationMixAcl(state->privileges, NAMESPACEOID, namespace,
+										   Anum_pg_namespace_nspacl);
 		ReleaseSysCache(namespace);
 	}
 	ReleaseSysCache(tuple);
