@@ -93,6 +93,23 @@ SELECT changefeed.create_channel('events:{kind}', 'events');
 SELECT changefeed.create_channel('january', 'events_1');
 SELECT relname, relreplident FROM pg_class WHERE relname ~ '^events(_\d)?$' ORDER BY relname COLLATE "C";
 
+
+-- Partitions that come later have what create_channel sets, unless it was told not to.
+CREATE TABLE events_3 PARTITION OF events FOR VALUES FROM ('2026-03-01') TO ('2026-04-01') PARTITION BY LIST (id);
+CREATE TABLE events_3d PARTITION OF events_3 DEFAULT;
+CREATE TABLE events_4 (LIKE events INCLUDING ALL);
+ALTER TABLE events ATTACH PARTITION events_4 FOR VALUES FROM ('2026-04-01') TO ('2026-05-01');
+ALTER TABLE events_4 REPLICA IDENTITY DEFAULT;
+SELECT relname, relreplident FROM pg_class WHERE relname ~ '^events_[34]d?$' ORDER BY relname COLLATE "C";
+DROP TABLE events_3, events_4;
+CREATE TABLE bare (id int PRIMARY KEY) PARTITION BY LIST (id);
+CREATE TABLE bare_1 PARTITION OF bare FOR VALUES IN (1);
+SELECT changefeed.create_channel('bare', 'bare', set_replica_identity => false);
+CREATE TABLE bare_2 PARTITION OF bare FOR VALUES IN (2);
+SELECT relname, relreplident FROM pg_class WHERE relname ~ '^bare(_\d)?$' ORDER BY relname COLLATE "C";
+SELECT changefeed.drop_channel('bare');
+DROP TABLE bare;
+
 -- Everything is part of the transaction.
 BEGIN;
 CREATE TABLE temporary_thing (id int PRIMARY KEY);

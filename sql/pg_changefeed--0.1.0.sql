@@ -125,6 +125,19 @@ CREATE EVENT TRIGGER changefeed_tables_dropped ON sql_drop
 COMMENT ON EVENT TRIGGER changefeed_tables_dropped IS
     'removes the sources of dropped tables from changefeed.source';
 
+-- Not SECURITY DEFINER: partitions are altered by whoever makes them.
+CREATE FUNCTION changefeed._tables_altered() RETURNS event_trigger
+    LANGUAGE C SET search_path = pg_catalog, pg_temp
+    AS 'MODULE_PATHNAME', 'changefeed_tables_altered';
+REVOKE ALL ON FUNCTION changefeed._tables_altered() FROM PUBLIC;
+COMMENT ON FUNCTION changefeed._tables_altered() IS
+    'internal: event trigger that sets the replica identity of new partitions of sources';
+CREATE EVENT TRIGGER changefeed_tables_altered ON ddl_command_end
+    WHEN TAG IN ('CREATE TABLE', 'ALTER TABLE')
+    EXECUTE FUNCTION changefeed._tables_altered();
+COMMENT ON EVENT TRIGGER changefeed_tables_altered IS
+    'sets REPLICA IDENTITY FULL for new partitions of tables that feed channels';
+
 -----------------------------------------------------------------------------
 -- Channels and sources. Everybody may call these: they check whose table it is.
 -----------------------------------------------------------------------------

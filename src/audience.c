@@ -405,7 +405,8 @@ void
 AudienceDescribe(Audience *audience, int source, WireReader *r)
 {
 	WireBytes text = WireGetBytes(r);
-	AudienceSource *as = audience->sources != NULL ? &audience->sources[source] : NULL;
+	AudienceSource *as = audience != NULL && audience->sources != NULL ? &audience->sources[source]
+																	   : NULL;
 	MemoryContext old = MemoryContextSwitchTo(registry_context);
 	int nneeded = WireGetU16(r);
 	int16 *needed = palloc(sizeof(int16) * Max(nneeded, 1));
@@ -424,7 +425,7 @@ AudienceDescribe(Audience *audience, int source, WireReader *r)
 	type = WireGetU32(r);
 	collation = WireGetU32(r);
 	nhashes = (int) WireGetU32(r);
-	if (r->failed || nhashes > r->length || (as != NULL) != (text.length > 0))
+	if (r->failed || nhashes > r->length || (audience != NULL && (as != NULL) != (text.length > 0)))
 		ereport(ERROR, (errcode(ERRCODE_PROTOCOL_VIOLATION),
 						errmsg("malformed conditions from a query worker")));
 	hashes = palloc(sizeof(uint32) * Max(nhashes, 1));

@@ -40,7 +40,10 @@ extern void AudienceJoin(Subscription *subscription, Audience *audience, const c
 /* Frees the audience with its last subscription.  True: the instance has none. */
 extern bool AudienceLeave(Subscription *subscription);
 
-/* Reads what a query worker found out about the conditions on a source. */
+/*
+ * Reads what a query worker found out about the conditions on a source; without
+ * an audience it is only read.
+ */
 extern void AudienceDescribe(Audience *audience, int source, WireReader *r);
 
 /*

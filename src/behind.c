@@ -16,6 +16,7 @@
 #include "postgres.h"
 
 #include "deliver.h"
+#include "extend.h"
 
 #include "storage/latch.h"
 #include "miscadmin.h"
@@ -64,6 +65,7 @@ MoveGroup(List *members, uint64 number)
 {
 	Delivery d = {0};
 	LogTransaction *transaction = LogGet(number);
+	bool extends;
 	ListCell *lc;
 
 	d.group = ++last_group;
@@ -71,10 +73,11 @@ MoveGroup(List *members, uint64 number)
 	d.transaction = transaction;
 	foreach(lc, members)
 		((Connection *) lfirst(lc))->group = d.group;
-	if (transaction->nchanges > 0)
+	extends = ExtensionsAt(members, number);
+	if (transaction->nchanges > 0 || extends)
 	{
 		d.map = MapGet(transaction);
-		if (d.map->nentries > 0)
+		if (d.map->nentries > 0 || extends)
 			DeliverRun(&d, 0);
 	}
 	foreach(lc, members)
@@ -168,6 +171,7 @@ void
 DeliverChoked(Connection *connection, uint64 last)
 {
 	uint64 cursor = connection->live ? LogPublished() : connection->cursor;
+	dlist_mutable_iter iter;
 
 	/*
 	 * The gateway has dropped what came behind `last`.  A connection that got
@@ -178,7 +182,17 @@ DeliverChoked(Connection *connection, uint64 last)
 	connection->choked = true;
 	RecheckLostAll(connection);
 	ProtocolSyncsLost(connection);
-	ConnectionSetBehind(connection, Min(cursor, Max(last, connection->first)));
+	cursor = Min(cursor, Max(last, connection->first));
+	ConnectionSetBehind(connection, cursor);
+
+	/* New columns that were lost with a frame are not told a second time. */
+	dlist_foreach_modify(iter, &connection->subscriptions)
+	{
+		Subscription *s = dlist_container(Subscription, connection_node, iter.cur);
+
+		if (s->state == SUB_READY && s->extended > cursor)
+			SubscribeResync(s, "columns_changed");
+	}
 }
 
 void

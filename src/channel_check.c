@@ -129,15 +129,17 @@ ChannelCheckTable(Oid relid)
 
 	if (!class->relispartition && class->relkind == RELKIND_RELATION)
 	{
-		/* relhassubclass may be outdated, so look at the children. */
+		/*
+		 * Children may have rows with the same key, which no index prevents,
+		 * and a client could not tell them apart.  (relhassubclass may be
+		 * outdated, so look at the children.)  A child on its own is a table
+		 * like others.
+		 */
 		if (find_inheritance_children(relid, NoLock) != NIL)
 			RefuseTable(
-				relid, relid, _("Other tables inherit from it."),
-				_("Use partitioning instead of inheritance, or publish tables without children."));
-		if (has_superclass(relid))
-			RefuseTable(
-				relid, relid, _("It inherits from another table."),
-				_("Use partitioning instead of inheritance, or end it with ALTER TABLE ... NO INHERIT."));
+				relid, relid,
+				_("Other tables inherit from it, and keys are not unique over all of them."),
+				_("Use partitioning instead of inheritance, or publish the tables without children, each as a source of its own."));
 	}
 	ReleaseSysCache(tuple);
 }

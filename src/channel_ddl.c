@@ -355,7 +355,7 @@ SetReplicaIdentity(const SourceDefinition *definition)
 {
 	List *relations = NotFullRelations(definition->relations);
 	char *table = ChannelTableName(definition->relid);
-	ListCell *lc;
+	int i;
 
 	if (!definition->set_replica_identity || relations == NIL)
 		return;
@@ -371,9 +371,11 @@ SetReplicaIdentity(const SourceDefinition *definition)
 
 	if (SPI_connect() != SPI_OK_CONNECT)
 		elog(ERROR, "SPI_connect failed");
-	foreach(lc, relations)
+
+	/* Partitions first: what they lack is otherwise set by the event trigger. */
+	for (i = list_length(relations) - 1; i >= 0; i--)
 	{
-		Oid relid = lfirst_oid(lc);
+		Oid relid = list_nth_oid(relations, i);
 		char *name = quote_qualified_identifier(get_namespace_name(get_rel_namespace(relid)),
 												get_rel_name(relid));
 		int result = SPI_execute(psprintf("ALTER TABLE %s REPLICA IDENTITY FULL", name), false, 0);

@@ -36,6 +36,8 @@
 
 uint64 channels_generation = 1; /* the index by table starts at 0 */
 
+uint64 channels_unknown_until;
+
 static List *channels;		/* of Channel, in TopMemoryContext */
 static List *allowed_roles; /* of Oid, sorted, in TopMemoryContext */
 
@@ -251,7 +253,7 @@ ReadRole(CatalogRow *row, void *arg)
 }
 
 bool
-ChannelsReload(void (*changed)(Channel *old), bool *roles_changed)
+ChannelsReload(uint64 number, void (*changed)(Channel *old), bool *roles_changed)
 {
 	List *fresh = NIL;
 	List *roles = NIL;
@@ -288,6 +290,7 @@ ChannelsReload(void (*changed)(Channel *old), bool *roles_changed)
 		Channel *same = NULL;
 
 		Sign(channel);
+		channel->changed = number;
 		foreach(lc2, previous)
 		{
 			Channel *before = lfirst(lc2);

@@ -82,6 +82,7 @@ typedef struct Channel
 	int nsources;
 	Source **sources;
 	char *signature; /* text of the whole definition */
+	uint64 changed;	 /* the transaction with which we got this one */
 	MemoryContext context;
 	bool seen;					 /* mark during a reload */
 	struct Channel *replacement; /* after a reload changed it: the new one
@@ -107,12 +108,19 @@ extern char *CatalogRowText(CatalogRow *row, const char *name); /* or NULL */
 extern uint64 channels_generation;
 
 /*
+ * Up to that transaction definitions may have changed without our seeing it:
+ * they were read from a catalog that was further than the log.
+ */
+extern uint64 channels_unknown_until;
+
+/*
  * Reads the catalog.  `changed` is called for each channel that has a new
  * definition (replacement set) or is gone, before the old object is freed;
- * `roles_changed` tells whether the list of allowed roles differs.  False: the
+ * `number` names the
+ * transaction published last.  `roles_changed` tells whether the list of allowed roles differs.  False: the
  * extension's tables are locked exclusively, try again later.
  */
-extern bool ChannelsReload(void (*changed)(Channel *old), bool *roles_changed);
+extern bool ChannelsReload(uint64 number, void (*changed)(Channel *old), bool *roles_changed);
 
 /* The channel to which a concrete name (without the part from "?") belongs. */
 extern Channel *ChannelsFind(const char *name, Size length, char **values);

@@ -24,10 +24,17 @@
 
 #include "audience.h"
 #include "deliver.h"
+#include "extend.h"
 #include "gateways.h"
 
 /* Runs are numbered so that marks need not be cleared. */
 static uint64 last_run;
+
+uint64
+DeliverNewRun(void)
+{
+	return ++last_run;
+}
 
 static bool
 TakesPart(Delivery *d, Subscription *s)
@@ -317,12 +324,15 @@ DeliverRun(Delivery *d, uint8 flags)
 {
 	ListCell *lc;
 
-	d->run = ++last_run;
+	d->run = DeliverNewRun();
+	ExtensionsBegin(d);
 	d->asking = true;
 	Visit(d);
 	d->asking = false;
 	Visit(d);
+	ExtensionsAdd(d);
 	FragmentsSend(d, flags);
+	ExtensionsEnd(d);
 	foreach(lc, d->unreadable)
 		SubscribeResync(lfirst(lc), "value_not_in_wal");
 	foreach(lc, d->stale)
@@ -379,7 +389,7 @@ DeliverTo(Subscription *s, LogTransaction *transaction, Size *sent)
 		}
 	}
 	d.only = s;
-	d.run = ++last_run;
+	d.run = DeliverNewRun();
 	d.asking = true;
 	Visit(&d);
 	if (d.missing)

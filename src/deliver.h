@@ -28,6 +28,7 @@ typedef struct Fragment
 	/* What view->casts gave, before and after; NULL without them. */
 	const char *const *old_texts;
 	const char *const *new_texts;
+	View *before; /* NULL: `view`; its columns are what receivers have */
 	StringInfoData json;
 	int count[MAX_GATEWAYS];
 	int room[MAX_GATEWAYS];
@@ -49,6 +50,7 @@ typedef struct Delivery
 	List *removes; /* of Fragment */
 	List *others;
 	List *current;	  /* fragments of the entry at hand */
+	List *texts;	  /* those of FragmentAddText */
 	List *unreadable; /* subscriptions that cannot get their change */
 	List *stale;	  /* those whose conditions or types do not fit the table any more */
 	List *failed;	  /* of FailedSubscription */
@@ -64,6 +66,9 @@ typedef struct Delivery
 	Size bytes;	  /* of fragments, per receiver */
 } Delivery;
 
+/* deliver.c: a number that no run had, for AudienceMatches. */
+extern uint64 DeliverNewRun(void);
+
 /* deliver.c: both passes over a transaction for those who take part. */
 extern void DeliverRun(Delivery *d, uint8 flags);
 
@@ -76,6 +81,9 @@ extern bool FragmentRowIsKnown(MapEntry *entry, TransactionMap *map, View *view)
  */
 extern void FragmentAdd(Delivery *d, MapEntry *entry, Subscription *s, View *view,
 						SourceAction action, bool in_before, bool complete);
+
+/* One more receiver for operations that are there as text already. */
+extern void FragmentAddText(Delivery *d, Subscription *s, const char *json, int length);
 
 /* Hands the fragments to the gateways. */
 extern void FragmentsSend(Delivery *d, uint8 flags);

@@ -10,8 +10,9 @@
  * exactly the subscriptions that they can concern.
  *
  * Barriers are judged by the state of the catalogs (relations.c): an
- * invalidation that changed nothing that matters (ANALYZE, VACUUM, a new
- * index) disturbs nobody.
+ * invalidation that changed nothing that clients can see (ANALYZE, a new
+ * index, another name) disturbs nobody.  Where only some identities may be
+ * concerned it is found out which (check.c).
  *
  * Process: feed worker.
  *
@@ -35,7 +36,6 @@ typedef struct Concern
 {
 	Oid source;			/* subscriptions fed by this table (0: all) */
 	Oid dependency;		/* whose policies read this table */
-	bool judged;		/* that have any judged source */
 	Identity *identity; /* only this one's */
 	const char *reason;
 } Concern;
@@ -66,8 +66,9 @@ HasDependency(Subscription *s, Oid relid)
 	return false;
 }
 
+/* Do policies of it call functions of users? */
 static bool
-IsJudged(Subscription *s)
+UsesFunctions(Subscription *s)
 {
 	int i;
 
@@ -76,7 +77,7 @@ IsJudged(Subscription *s)
 	if (s->views == NULL)
 		return false;
 	for (i = 0; i < s->instance->channel->nsources; i++)
-		if (s->views[i] != NULL && s->views[i]->rls == 1)
+		if (s->views[i] != NULL && s->views[i]->functions)
 			return true;
 	return false;
 }
@@ -95,15 +96,13 @@ ResyncIfConcerned(Subscription *s, void *arg)
 		return;
 	if (c->source == InvalidOid && c->dependency != InvalidOid && !HasDependency(s, c->dependency))
 		return;
-	if (c->judged && !IsJudged(s))
-		return;
 	SubscribeResync(s, c->reason);
 }
 
 static void
-Resync(Oid source, Oid dependency, bool judged, Identity *identity, const char *reason)
+Resync(Oid source, Oid dependency, Identity *identity, const char *reason)
 {
-	Concern c = {source, dependency, judged, identity, reason};
+	Concern c = {source, dependency, identity, reason};
 
 	SubscriptionForEach(NULL, ResyncIfConcerned, &c);
 }
@@ -116,7 +115,7 @@ EventsReloadCatalog(void)
 	/* Maps point to sources. */
 	MapFreeAll();
 	DeliverForgetWaiting();
-	if (!ChannelsReload(SubscribeChannelChanged, &roles_changed) ||
+	if (!ChannelsReload(LogPublished(), SubscribeChannelChanged, &roles_changed) ||
 		!RevocationsReload(RevocationsApply))
 	{
 		events_catalog_stale = true;
@@ -184,32 +183,133 @@ EventsCheckRoles(void)
 	return true;
 }
 
-static void
-ApplyBarrier(LogBarrier *barrier)
+/* One subscription and one table of which something has changed. */
+typedef struct RelationEvent
+{
+	LogTransaction *transaction;
+	Oid relid;
+	RelationChange change;
+} RelationEvent;
+
+static bool
+NameIn(const List *names, const char *name)
 {
 	ListCell *lc;
-	List *changed;
+
+	foreach(lc, names)
+		if (strcmp(lfirst(lc), name) == 0)
+			return true;
+	return false;
+}
+
+/*
+ * Is any of the columns one that the source needs?  Which a filter reads is not
+ * looked at.
+ */
+static bool
+ColumnsConcern(Subscription *s, Oid relid, const RelationChange *change)
+{
+	Channel *channel = s->instance->channel;
+	int i;
+	int k;
+
+	for (i = 0; i < channel->nsources; i++)
+	{
+		Source *source = channel->sources[i];
+
+		if (source->relid != relid)
+			continue;
+		if (source->filter != NULL || s->selection != NULL || s->views == NULL ||
+			s->views[i] == NULL)
+			return true;
+		for (k = 0; k < s->views[i]->ncolumns; k++)
+			if (bms_is_member(s->views[i]->columns[k], change->altered))
+				return true;
+		for (k = 0; k < channel->template->nparams; k++)
+			if (NameIn(change->names, channel->template->params[k]))
+				return true;
+	}
+	return false;
+}
+
+static void
+ApplyRelation(Subscription *s, void *arg)
+{
+	RelationEvent *event = arg;
+	const RelationChange *change = &event->change;
+	uint32 aspects = change->aspects;
+	bool source = HasSource(s, event->relid);
+
+	if (s->state != SUB_READY)
+		return; /* looks at the log itself */
+
+	/* What is read by policies is judged anew. */
+	if (!source)
+	{
+		if (HasDependency(s, event->relid))
+		{
+			if ((aspects & (RELATION_REWRITTEN | RELATION_PARTITIONS | RELATION_GONE)) != 0)
+				SubscribeResync(s, "dependency_changed");
+			else
+				CheckSubscription(s, event->transaction, "policy_changed", false);
+		}
+		return;
+	}
+	if ((aspects & RELATION_COLUMNS) != 0 && !ColumnsConcern(s, event->relid, change))
+		aspects &= ~RELATION_COLUMNS;
+	if ((aspects & (RELATION_GONE | RELATION_UNLOGGED | RELATION_REWRITTEN | RELATION_COLUMNS |
+					RELATION_TYPES | RELATION_PARTITIONS)) != 0)
+		SubscribeResync(s, RelationReason(aspects));
+	else if (aspects != 0)
+		CheckSubscription(s, event->transaction, RelationReason(aspects),
+						  (aspects & (RELATION_PRIVILEGES | RELATION_COLUMNS_ADDED)) == 0);
+}
+
+/* False: nothing that a client could see has changed. */
+static bool
+ApplyRelationBarrier(LogTransaction *transaction, Oid relid, uint64 rights)
+{
+	RelationEvent event = {transaction, relid};
+
+	RelationCompare(relid, transaction, rights, &event.change);
+	if (event.change.aspects == 0)
+		return false;
+	SubscriptionForEach(NULL, ApplyRelation, &event);
+	return true;
+}
+
+/* A function or operator that a policy uses may be another now. */
+static void
+ApplyFunctions(Subscription *s, void *arg)
+{
+	LogTransaction *transaction = arg;
+
+	if (s->state == SUB_READY && UsesFunctions(s))
+		CheckSubscription(s, transaction, "policy_changed", true);
+}
+
+static void
+ApplyBarrier(LogTransaction *transaction, LogBarrier *barrier)
+{
+	List *relids;
+	ListCell *lc;
+	bool changed;
 
 	switch (barrier->kind)
 	{
 		case BARRIER_RELATION:
-			changed = RelationTypeChanged(barrier->relid);
-			if (changed != NIL)
-			{
-				foreach(lc, changed)
-					Resync(lfirst_oid(lc), lfirst_oid(lc), false, NULL, "schema_changed");
-				/* Who is not ready yet does not know which those are. */
-				barrier->kind = BARRIER_ALL;
-				return;
-			}
-			if (!RelationChanged(barrier->relid))
-			{
-				/* Nobody has to look at it again. */
+			relids = RelationsOf(barrier->relid);
+			if (ViewsDependOn(barrier->relid))
+				relids = list_append_unique_oid(relids, barrier->relid);
+			changed = relids == NIL;
+			foreach(lc, relids)
+				if (ApplyRelationBarrier(transaction, lfirst_oid(lc),
+										 lfirst_oid(lc) == barrier->relid ? barrier->state : 0))
+					changed = true;
+
+			/* Nobody has to look at it again. */
+			if (!changed)
 				barrier->relid = InvalidOid;
-				return;
-			}
-			if (ChannelsSourcesOf(barrier->relid) != NIL || ViewsDependOn(barrier->relid))
-				Resync(barrier->relid, barrier->relid, false, NULL, "schema_changed");
 			break;
 		case BARRIER_CATALOG:
 			/* What cannot be read now is read before the next is published. */
@@ -220,12 +320,14 @@ ApplyBarrier(LogBarrier *barrier)
 		case BARRIER_ROLES:
 			EventsRolesChanged();
 			break;
+		case BARRIER_TYPES:
+			foreach(lc, RelationsAll())
+				(void) ApplyRelationBarrier(transaction, lfirst_oid(lc), 0);
+			break;
 		case BARRIER_ALL:
-			foreach(lc, RelationsChanged())
-				Resync(lfirst_oid(lc), lfirst_oid(lc), false, NULL, "schema_changed");
-
-			/* A function or operator that a policy uses may be another now. */
-			Resync(InvalidOid, InvalidOid, true, NULL, "schema_changed");
+			foreach(lc, RelationsAll())
+				(void) ApplyRelationBarrier(transaction, lfirst_oid(lc), 0);
+			SubscriptionForEach(NULL, ApplyFunctions, transaction);
 			break;
 	}
 }
@@ -238,9 +340,9 @@ EventsApply(LogTransaction *transaction)
 
 	/* The more telling reason first: TRUNCATE is a barrier, too. */
 	for (i = 0; i < transaction->nlost; i++)
-		Resync(transaction->lost[i], InvalidOid, false, NULL, transaction->lost_reason);
+		Resync(transaction->lost[i], InvalidOid, NULL, transaction->lost_reason);
 	for (i = 0; i < transaction->nbarriers; i++)
-		ApplyBarrier(&transaction->barriers[i]);
+		ApplyBarrier(transaction, &transaction->barriers[i]);
 	foreach(lc, DependencyConcerned(transaction))
 		SubscribeResync(lfirst(lc), "dependency_changed");
 }
@@ -251,29 +353,57 @@ EventsMapFailed(TransactionMap *map)
 	ListCell *lc;
 
 	foreach(lc, map->failed)
-		Resync(lfirst_oid(lc), InvalidOid, false, NULL, "change_not_readable");
+		Resync(lfirst_oid(lc), InvalidOid, NULL, "change_not_readable");
 }
 
 void
 EventsResyncIdentity(Identity *identity, Oid relid, const char *reason)
 {
-	Resync(relid, InvalidOid, false, identity, reason);
+	Resync(relid, InvalidOid, identity, reason);
+}
+
+/* Has a table of the subscription changed with that transaction, or since? */
+static const char *
+RelationConcerns(Subscription *s, uint64 number)
+{
+	Channel *channel = s->instance->channel;
+	const char *reason;
+	int i;
+	int k;
+
+	for (i = 0; i < channel->nsources; i++)
+	{
+		View *view = s->views != NULL ? s->views[i] : NULL;
+
+		reason = RelationChangedSince(channel->sources[i]->relid, number);
+		if (reason != NULL)
+			return reason;
+		for (k = 0; view != NULL && k < view->ndependencies; k++)
+			if (RelationChangedSince(view->dependencies[k], number) != NULL)
+				return "policy_changed";
+	}
+	return NULL;
 }
 
 const char *
 EventConcerns(Subscription *s, LogTransaction *transaction, bool barriers_only)
 {
+	const char *reason;
 	int i;
 
 	for (i = 0; i < transaction->nbarriers; i++)
 	{
 		LogBarrier *barrier = &transaction->barriers[i];
 
-		if (barrier->kind == BARRIER_ALL)
-			return "schema_changed";
+		if (barrier->kind == BARRIER_ALL && UsesFunctions(s))
+			return "policy_changed";
 		if (barrier->kind == BARRIER_RELATION && barrier->relid != InvalidOid &&
-			(HasSource(s, barrier->relid) || HasDependency(s, barrier->relid)))
-			return "schema_changed";
+			HasDependency(s, barrier->relid))
+			return "policy_changed";
+		if ((barrier->kind == BARRIER_ALL || barrier->kind == BARRIER_TYPES ||
+			 (barrier->kind == BARRIER_RELATION && barrier->relid != InvalidOid)) &&
+			(reason = RelationConcerns(s, transaction->number)) != NULL)
+			return reason;
 	}
 	if (barriers_only)
 		return NULL;

@@ -136,6 +136,7 @@ Turn(XLogRecPtr start_lsn, bool *serving)
 	if (!*serving && LogReceivedUpTo(start_lsn))
 	{
 		*serving = true;
+		channels_unknown_until = LogLast();
 
 		/*
 		 * What was committed before the slot came into being is not in the
@@ -185,6 +186,7 @@ Turn(XLogRecPtr start_lsn, bool *serving)
 	Sooner(&wait, VerdictsAdvance());
 	Sooner(&wait, RecheckAdvance());
 	Sooner(&wait, SubscribeAdvance());
+	ChecksAdvance();
 	DeliverAdvance();
 	Sooner(&wait, VerdictsAdvance());
 	if (QueryPoolPoll())

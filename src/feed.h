@@ -26,11 +26,13 @@
 
 #include "pg_changefeed.h"
 #include "channels.h"
+#include "compat.h"
 #include "identity.h"
 #include "log.h"
 #include "query.h"
 
 #include "lib/ilist.h"
+#include "nodes/bitmapset.h"
 #include "utils/hsearch.h"
 #include "utils/timestamp.h"
 
@@ -67,6 +69,7 @@ typedef struct View
 	MemoryContext details_context;	   /* of dependencies.c; NULL: none */
 	struct DependencyDetails *details; /* of each dependency */
 	uint8 recheck;					   /* RECHECK_*: and what leaves no trace in the WAL */
+	bool functions;					   /* the policies call functions of users */
 } View;
 
 typedef struct Identity
@@ -181,8 +184,18 @@ typedef struct Subscription
 	SubscriptionState state;
 	bool announced;			 /* "subscribed" was sent */
 	bool announced_entities; /* and the client knows the columns of now */
+	bool redefined;			 /* it may not even know the entities of now */
 	bool no_snapshot;		 /* "snapshot":false */
 	View **views;			 /* by index of source, NULL before described */
+
+	/* ready, but the connection is held until a check is over: check.c */
+	struct Check *check;
+	dlist_node check_node;
+
+	/* ready, and gets new columns with a transaction to come: extend.c */
+	struct Extension *extension;
+	dlist_node extension_node;
+	uint64 extended; /* the last one that brought new columns */
 
 	/* ready: gets transactions with a greater number */
 	uint64 since;
@@ -295,6 +308,20 @@ extern long SubscribeAdvance(void);
 
 /* Lets go of views, pages and files: before a new start or the end. */
 extern void SubscribeForget(Subscription *subscription);
+
+/* check.c: may ready subscriptions go on behind a barrier? */
+
+/*
+ * The subscription, which is ready, gets nothing of the transaction and what
+ * follows until it is known whether it may go on.  `repeatable`: what changed
+ * would leave a trace even if it had been changed back meanwhile.
+ */
+extern void CheckSubscription(Subscription *subscription, LogTransaction *transaction,
+							  const char *reason, bool repeatable);
+
+/* It ends or starts again. */
+extern void CheckForget(Subscription *subscription);
+extern void ChecksAdvance(void);
 
 /* map.c: which rows of a transaction concern which sources, net */
 typedef struct MapImage
@@ -532,22 +559,53 @@ extern bool PostponeBehind(Connection *connection, const char *data, Size length
 extern void PostponedAdvance(void);
 
 /*
- * relations.c: has anything changed that decides who sees what of a table?
- * RelationNote remembers the state of now, if none is known; RelationChanged
- * compares with what is remembered, and remembers the new state.
+ * relations.c: what has changed of a table that decides who sees what of it?
  */
-extern void RelationNote(Oid relid);
-extern bool RelationChanged(Oid relid);
+#define RELATION_GONE		   0x001 /* dropped */
+#define RELATION_UNLOGGED	   0x002 /* its changes are not in the WAL any more */
+#define RELATION_REWRITTEN	   0x004 /* values may be others */
+#define RELATION_COLUMNS	   0x008 /* renamed, dropped, or of another type */
+#define RELATION_COLUMNS_ADDED 0x010
+#define RELATION_TYPES		   0x020 /* values are written differently */
+#define RELATION_PARTITIONS	   0x040 /* that brought or took rows */
+#define RELATION_POLICIES	   0x080
+#define RELATION_PRIVILEGES	   0x100
 
-/* RelationChanged of all that are remembered. */
-extern List *RelationsChanged(void);
+typedef struct RelationChange
+{
+	uint32 aspects;		/* RELATION_*; 0: nothing that a client could see */
+	Bitmapset *added;	/* attribute numbers */
+	Bitmapset *altered; /* those of RELATION_COLUMNS */
+	List *names;		/* which they had */
+	int before;			/* number of attributes that there were */
+	bool touched;		/* scratch */
+	List *made;			/* partitions that the transaction has made */
+} RelationChange;
+
+/* Remembers the state of now, if none is known. */
+extern void RelationNote(Oid relid);
 
 /*
- * relation_types.c: the types' part of a relation's state; and, when `relid` has
- * the attributes of a type in use, RelationsChanged of all.
+ * Compares what is remembered with the state of now, which is remembered.  Of
+ * a table that was not noted everything may have changed.  `rights`: its
+ * RelationRights at the transaction, 0 when they are not known.
  */
-extern uint64 RelationTypesState(uint64 state, Oid relid);
-extern List *RelationTypeChanged(Oid relid);
+extern void RelationCompare(Oid relid, const LogTransaction *transaction, uint64 rights,
+							RelationChange *change);
+
+/* Tables noted that this is, or is a partition or type of; all of them. */
+extern List *RelationsOf(Oid relid);
+extern List *RelationsAll(void);
+
+/* Has it changed with that transaction or a later one?  The reason, or NULL. */
+extern const char *RelationChangedSince(Oid relid, uint64 number);
+extern const char *RelationReason(uint32 aspects);
+
+/* Did that transaction add the column? */
+extern bool RelationColumnIsNew(Oid relid, int16 attno, uint64 number);
+
+/* Some partition with rows of its own, or InvalidOid. */
+extern Oid RelationLeaf(Oid relid);
 
 /* The name of a column, "" when there is none. */
 extern char *RelationColumnName(Oid relid, int16 attno);

@@ -14,6 +14,7 @@
 #include "postgres.h"
 
 #include "deliver.h"
+#include "extend.h"
 
 #include "utils/datum.h"
 #include "utils/memutils.h"
@@ -30,6 +31,42 @@ CastIndex(const View *view, int16 attno)
 	return -1;
 }
 
+static bool
+IsKey(const Layout *layout, int16 attno)
+{
+	int i;
+
+	for (i = 0; i < layout->nkey; i++)
+		if (layout->key[i] == attno)
+			return true;
+	return false;
+}
+
+/* Of an incomplete old row there are the columns of the replica identity. */
+static bool
+IsKnown(const MapImage *image, int16 attno)
+{
+	return !image->incomplete || (attno <= image->desc->tupdesc->natts &&
+								  (image->desc->flags[attno - 1] & RECORD_ATT_IDENTITY) != 0);
+}
+
+/* Can values of both be compared by their bytes, and with one encoder? */
+static bool
+SameColumn(const RecordDescription *before, const RecordDescription *after, int16 attno)
+{
+	Form_pg_attribute x;
+	Form_pg_attribute y;
+
+	if (before == after)
+		return true;
+	if (attno > before->tupdesc->natts)
+		return false;
+	x = TupleDescAttr(before->tupdesc, attno - 1);
+	y = TupleDescAttr(after->tupdesc, attno - 1);
+	return !x->attisdropped && !y->attisdropped && x->atttypid == y->atttypid &&
+		   x->attcollation == y->attcollation;
+}
+
 /* Which of the view's columns differ between the images, as sent. */
 static int
 ChangedColumns(MapEntry *entry, TransactionMap *map, const Fragment *f, int16 *changed)
@@ -37,7 +74,6 @@ ChangedColumns(MapEntry *entry, TransactionMap *map, const Fragment *f, int16 *c
 	View *view = f->view;
 	MapImage *before = &map->images[entry->old_image];
 	MapImage *after = &map->images[entry->new_image];
-	bool whole_before = !before->incomplete;
 	int n = 0;
 	int i;
 
@@ -45,16 +81,23 @@ ChangedColumns(MapEntry *entry, TransactionMap *map, const Fragment *f, int16 *c
 	{
 		int16 attno = view->columns[i];
 		Form_pg_attribute att;
-		Datum x = before->values[attno - 1];
-		Datum y = after->values[attno - 1];
-		bool xnull = before->isnull[attno - 1];
-		bool ynull = after->isnull[attno - 1];
+		Datum x;
+		Datum y;
+		bool xnull;
+		bool ynull;
 		StringInfoData a;
 		StringInfoData b;
 		int cast = CastIndex(view, attno);
 
 		if (attno > after->desc->tupdesc->natts)
 			continue;
+		y = after->values[attno - 1];
+		ynull = after->isnull[attno - 1];
+		if (f->before != NULL && i >= f->before->ncolumns)
+		{
+			changed[n++] = attno;
+			continue;
+		}
 		att = TupleDescAttr(after->desc->tupdesc, attno - 1);
 
 		/* Not in the WAL because it did not change. */
@@ -67,11 +110,15 @@ ChangedColumns(MapEntry *entry, TransactionMap *map, const Fragment *f, int16 *c
 				changed[n++] = attno;
 			continue;
 		}
-		if (!whole_before || before->desc != after->desc)
+		if (!IsKnown(before, attno) || !SameColumn(before->desc, after->desc, attno))
 		{
-			changed[n++] = attno;
+			/* The key has not changed, whatever else is not known. */
+			if (!IsKey(entry->layout, attno))
+				changed[n++] = attno;
 			continue;
 		}
+		x = before->values[attno - 1];
+		xnull = before->isnull[attno - 1];
 		if (xnull && ynull)
 			continue;
 		if (!xnull && !ynull && datum_image_eq(x, y, att->attbyval, att->attlen))
@@ -245,16 +292,58 @@ SameTexts(const View *view, const char *const *a, const char *const *b)
 	return true;
 }
 
+static void
+AddReceiver(Delivery *d, Fragment *f, Subscription *s)
+{
+	int g = s->connection->gateway->index;
+
+	if (f->count[g] == f->room[g])
+	{
+		f->room[g] = Max(4, f->room[g] * 2);
+		if (f->numbers[g] == NULL)
+			f->numbers[g] = palloc(sizeof(uint32) * f->room[g]);
+		else
+			f->numbers[g] = repalloc_huge(f->numbers[g], sizeof(uint32) * f->room[g]);
+	}
+	f->numbers[g][f->count[g]++] = s->connection->number;
+	d->bytes += f->json.len + 1;
+}
+
+/* Equal texts to the same channel are shared. */
+void
+FragmentAddText(Delivery *d, Subscription *s, const char *json, int length)
+{
+	Fragment *f = NULL;
+	ListCell *lc;
+
+	foreach(lc, d->texts)
+	{
+		Fragment *other = lfirst(lc);
+
+		if (other->json.len == length && memcmp(other->json.data, json, length) == 0)
+			f = other;
+	}
+	if (f == NULL)
+	{
+		f = palloc0(sizeof(Fragment));
+		initStringInfo(&f->json);
+		appendBinaryStringInfo(&f->json, json, length);
+		d->texts = lappend(d->texts, f);
+		d->others = lappend(d->others, f);
+	}
+	AddReceiver(d, f, s);
+}
+
 void
 FragmentAdd(Delivery *d, MapEntry *entry, Subscription *s, View *view, SourceAction action,
 			bool in_before, bool complete)
 {
 	Fragment *f = NULL;
 	ListCell *lc;
-	int g = s->connection->gateway->index;
 	const char *const *old_texts = NULL;
 	const char *const *new_texts = NULL;
 	bool changed = false;
+	View *before = ExtensionBefore(s, d->transaction->number, entry->source->index);
 
 	if (view->casts != NULL && action != ACTION_REMOVE)
 	{
@@ -268,8 +357,8 @@ FragmentAdd(Delivery *d, MapEntry *entry, Subscription *s, View *view, SourceAct
 		Fragment *other = lfirst(lc);
 
 		if (other->action == action && other->name == s->name && other->complete == complete &&
-			other->in_before == in_before && SameColumns(other->view, view) &&
-			SameTexts(view, other->old_texts, old_texts) &&
+			other->in_before == in_before && other->before == before &&
+			SameColumns(other->view, view) && SameTexts(view, other->old_texts, old_texts) &&
 			SameTexts(view, other->new_texts, new_texts))
 		{
 			f = other;
@@ -287,6 +376,7 @@ FragmentAdd(Delivery *d, MapEntry *entry, Subscription *s, View *view, SourceAct
 		f->old_texts = old_texts;
 		f->new_texts = new_texts;
 		f->in_before = in_before;
+		f->before = before;
 		d->current = lappend(d->current, f);
 		if (!TryEncodeFragment(d, f, &changed))
 			f->failed = true;
@@ -306,16 +396,7 @@ FragmentAdd(Delivery *d, MapEntry *entry, Subscription *s, View *view, SourceAct
 	if (f->json.data == NULL)
 		return; /* nothing that they can see has changed */
 
-	if (f->count[g] == f->room[g])
-	{
-		f->room[g] = Max(4, f->room[g] * 2);
-		if (f->numbers[g] == NULL)
-			f->numbers[g] = palloc(sizeof(uint32) * f->room[g]);
-		else
-			f->numbers[g] = repalloc_huge(f->numbers[g], sizeof(uint32) * f->room[g]);
-	}
-	f->numbers[g][f->count[g]++] = s->connection->number;
-	d->bytes += f->json.len + 1;
+	AddReceiver(d, f, s);
 }
 
 void

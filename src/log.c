@@ -228,7 +228,7 @@ ReceiveBarrier(const char *data, Size length)
 	OpenTransaction *open = &open_transaction;
 	LogBarrier barrier;
 
-	RecordReadBarrier(data, length, &barrier.kind, &barrier.relid);
+	RecordReadBarrier(data, length, &barrier.kind, &barrier.relid, &barrier.state);
 	if (open->nbarriers == open->maxbarriers)
 	{
 		open->maxbarriers = Max(8, open->maxbarriers * 2);

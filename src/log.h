@@ -40,6 +40,7 @@ typedef struct LogBarrier
 {
 	RecordBarrierKind kind;
 	Oid relid;
+	uint64 state; /* of BARRIER_RELATION, see record.h */
 } LogBarrier;
 
 typedef struct LogTransaction

@@ -30,6 +30,7 @@
 #include "decoder.h"
 #include "output_plugin.h"
 #include "output_relations.h"
+#include "relations.h"
 #include "record.h"
 
 #include "access/detoast.h"
@@ -115,7 +116,7 @@ SendBarrier(RecordBarrierKind kind, Oid relid)
 	StringInfoData record;
 
 	initStringInfo(&record);
-	RecordWriteBarrier(&record, kind, relid);
+	RecordWriteBarrier(&record, kind, relid, OidIsValid(relid) ? RelationRights(relid) : 0);
 	SendRecord(&record);
 }
 
@@ -366,6 +367,7 @@ typedef struct Barriers
 {
 	bool all;
 	bool roles;
+	bool types;
 	int nrelids;
 	int space;
 	Oid *relids;
@@ -422,12 +424,14 @@ CollectBarriers(Barriers *barriers, const SharedInvalidationMessage *messages, u
 				case AUTHMEMMEMROLE:
 					barriers->roles = true;
 					break;
+				case CASTSOURCETARGET:
+				case ENUMOID:
+					/* What values of some types look like as JSON. */
+					barriers->types = true;
+					break;
 				case PROCOID:
 				case OPEROID:
 				case NAMESPACEOID:
-				/* What values of some types look like as JSON. */
-				case CASTSOURCETARGET:
-				case ENUMOID:
 					barriers->all = true;
 					break;
 				default:
@@ -465,6 +469,8 @@ SendBarriers(ReorderBufferTXN *txn)
 		SendBarrier(BARRIER_CATALOG, revocations_changed);
 	if (barriers.roles)
 		SendBarrier(BARRIER_ROLES, InvalidOid);
+	if (barriers.types && !barriers.all)
+		SendBarrier(BARRIER_TYPES, InvalidOid);
 	if (barriers.all)
 		SendBarrier(BARRIER_ALL, InvalidOid);
 	else

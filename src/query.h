@@ -40,7 +40,9 @@ typedef enum QueryKind
 	 * What may this identity read of these sources, and what is in them now?
 	 *
 	 * u32 role, bytes claims (JSON text, empty: none), u8 flags
-	 * (QUERY_WITH_ROWS: take the snapshot; otherwise only DESCRIBE), bytes
+	 * (QUERY_WITH_ROWS: take the snapshot; otherwise only DESCRIBE;
+	 * QUERY_WITH_POSITION: and SNAPSHOT; QUERY_WITH_KEYS: with the rows, which
+	 * have only the key, in the order of its columns), bytes
 	 * join_check (empty: none), u16 n + n x (u8 given, bytes text) values of
 	 * the template's parameters for it, u64 seed of digests, u16 n sources,
 	 * each: u32 relid, bytes filter (SQL boolean expression on the
@@ -80,7 +82,8 @@ typedef enum QueryKind
 	 * that the policies read (dependencies; of the first source also those
 	 * that join_check reads), u16 n + n x u16 attno of those
 	 * columns to send whose JSON is made by user-defined casts, bytes
-	 * narrowing, u8 recheck (RECHECK_*: it depends on something that
+	 * narrowing, u8 1 if the policies call functions that are not built in,
+	 * u8 recheck (RECHECK_*: it depends on something that
 	 * changes without a trace in the WAL), and of the
 	 * selection: bytes conditions (SQL boolean expression, canonical; empty:
 	 * none), u16 n + n x u16 attno of columns that it reads, u16 attno of the
@@ -103,7 +106,7 @@ typedef enum QueryKind
 	QUERY_DESCRIBE = 'D',
 
 	/*
-	 * Of QUERY_SUBSCRIBE with rows, before the first page: u32 xmin, u32 xmax,
+	 * Of QUERY_SUBSCRIBE with rows or position, before the first page: u32 xmin, u32 xmax,
 	 * u32 n + n x u32 xip (top-level), u64 LSN N: the WAL insert position
 	 * noted after the snapshot was taken
 	 */
@@ -159,6 +162,8 @@ typedef enum QueryVerdictStatus
 #define QUERY_WITH_ROWS		1
 #define QUERY_WITH_VERSIONS 2 /* each row gets its xmin (reserved) */
 #define QUERY_DIGEST_ONLY	4 /* read the rows, but send only their digest */
+#define QUERY_WITH_POSITION 8
+#define QUERY_WITH_KEYS		16
 
 /* What of a source has to be looked at again now and then; see recheck.c. */
 #define RECHECK_ROWS	1

@@ -11,9 +11,10 @@
  * functions and memberships it is the row's xmin, which changes with every
  * ALTER and survives freezing.
  *
- * Of privileges on the table itself it is what the role may do, so that a GRANT
- * to somebody else is no change; tables that policies read may be read as
- * somebody else (views), so it is the whole list of theirs.
+ * Of the table itself only what decides about rows is in it: which columns
+ * there are and may be read a subscription is told beside it.  Of its policies
+ * those count that apply to the role.  Tables that policies read may be read
+ * as somebody else (views), so it is all of theirs.
  *
  * Not covered, since nothing in the catalogs leads there: functions that
  * policies call indirectly.
@@ -46,9 +47,12 @@
 #include "nodes/nodeFuncs.h"
 #include "rewrite/rowsecurity.h"
 #include "utils/catcache.h"
+#include "utils/acl.h"
+#include "utils/array.h"
 #include "utils/fmgroids.h"
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
+#include "utils/rls.h"
 #include "utils/syscache.h"
 
 typedef struct Entry
@@ -206,23 +210,19 @@ AddRole(StringInfo out, Oid role)
 /* ---- Tables ---- */
 
 static void
-AddNamespace(StringInfo out, Oid namespace, Oid reader)
+AddNamespace(StringInfo out, Oid namespace)
 {
 	HeapTuple tuple = SearchSysCache1(NAMESPACEOID, ObjectIdGetDatum(namespace));
 
 	WirePutU32(out, namespace);
 	if (!HeapTupleIsValid(tuple))
 		return;
-	if (OidIsValid(reader))
-		WirePutU8(out, compat_namespace_aclcheck(namespace, reader, ACL_USAGE) == ACLCHECK_OK);
-	else
-	{
-		WirePutU32(out, ((Form_pg_namespace) GETSTRUCT(tuple))->nspowner);
-		AddAcl(out, NAMESPACEOID, tuple, Anum_pg_namespace_nspacl);
-	}
+	WirePutU32(out, ((Form_pg_namespace) GETSTRUCT(tuple))->nspowner);
+	AddAcl(out, NAMESPACEOID, tuple, Anum_pg_namespace_nspacl);
 	ReleaseSysCache(tuple);
 }
 
+/* `reader`: the columns are a row of his, and privileges no matter. */
 static void
 AddColumns(StringInfo out, Relation rel, Oid reader)
 {
@@ -246,10 +246,7 @@ AddColumns(StringInfo out, Relation rel, Oid reader)
 			WirePutU32(out, (uint32) form->atttypmod);
 			WirePutU32(out, form->attcollation);
 			WirePutU8(out, (uint8) form->attgenerated);
-			if (OidIsValid(reader))
-				WirePutU8(out,
-						  pg_attribute_aclcheck(relid, attno, reader, ACL_SELECT) == ACLCHECK_OK);
-			else
+			if (!OidIsValid(reader))
 				AddAcl(out, ATTNUM, tuple, Anum_pg_attribute_attacl);
 		}
 		ReleaseSysCache(tuple);
@@ -298,13 +295,112 @@ AddCatalogRows(StringInfo out, Oid relid, Oid catalog, Oid index, AttrNumber col
 	}
 }
 
-/* `reader`: whose privileges count; InvalidOid: everybody's. */
 static void
-AddRelation(StringInfo out, Oid relid, Oid reader, List **functions)
+AddPolicyRow(StringInfo out, Oid relid, const char *name)
+{
+	Relation rel = table_open(PolicyRelationId, AccessShareLock);
+	ScanKeyData keys[2];
+	SysScanDesc scan;
+	HeapTuple tuple;
+
+	ScanKeyInit(&keys[0], Anum_pg_policy_polrelid, BTEqualStrategyNumber, F_OIDEQ,
+				ObjectIdGetDatum(relid));
+	ScanKeyInit(&keys[1], Anum_pg_policy_polname, BTEqualStrategyNumber, F_NAMEEQ,
+				CStringGetDatum(name));
+	scan = systable_beginscan(rel, PolicyPolrelidPolnameIndexId, true, NULL, 2, keys);
+	while (HeapTupleIsValid(tuple = systable_getnext(scan)))
+	{
+		WirePutU32(out, ((Form_pg_policy) GETSTRUCT(tuple))->oid);
+		WirePutU32(out, TupleXmin(tuple));
+	}
+	systable_endscan(scan);
+	table_close(rel, AccessShareLock);
+}
+
+/* Is it one of the policies that decide which rows the reader sees? */
+static bool
+PolicyConcerns(const RowSecurityPolicy *policy, Oid reader)
+{
+	Oid *roles = (Oid *) ARR_DATA_PTR(policy->roles);
+	int n = ARR_DIMS(policy->roles)[0];
+	int i;
+
+	if (!OidIsValid(reader))
+		return true;
+	if (policy->polcmd != '*' && policy->polcmd != ACL_SELECT_CHR)
+		return false;
+	for (i = 0; i < n; i++)
+		if (roles[i] == ACL_ID_PUBLIC || has_privs_of_role(reader, roles[i]))
+			return true;
+	return false;
+}
+
+/* The policies of a table, by OID and xmin of their rows. */
+static void
+AddPolicies(StringInfo out, Relation rel, Oid reader, List **functions)
+{
+	ListCell *cell;
+
+	foreach(cell, rel->rd_rsdesc->policies)
+	{
+		RowSecurityPolicy *policy = (RowSecurityPolicy *) lfirst(cell);
+
+		if (!PolicyConcerns(policy, reader))
+			continue;
+		AddPolicyRow(out, RelationGetRelid(rel), policy->policy_name);
+		*functions = FingerprintFunctions(*functions, (Node *) policy->qual);
+	}
+}
+
+/* What a virtual generated column means can be changed in place. */
+static void
+AddVirtualColumns(StringInfo out, Relation rel)
+{
+	int attno;
+
+	for (attno = 1; attno <= RelationGetNumberOfAttributes(rel); attno++)
+	{
+		if (TupleDescAttr(RelationGetDescr(rel), attno - 1)->attgenerated ==
+			COMPAT_GENERATED_VIRTUAL)
+		{
+			AddCatalogRows(out, RelationGetRelid(rel), AttrDefaultRelationId, AttrDefaultIndexId,
+						   Anum_pg_attrdef_adrelid);
+			break;
+		}
+	}
+}
+
+/*
+ * The table itself: what decides about its rows.  About its columns the
+ * subscription is told by themselves, so neither they nor privileges are in
+ * it, unless policies read the row as a whole.
+ */
+static void
+AddSource(StringInfo out, Oid relid, Oid reader, bool whole_row, List **functions)
+{
+	Relation rel = try_relation_open(relid, NoLock);
+	bool enabled;
+
+	WirePutU32(out, relid);
+	if (rel == NULL)
+		return;
+	enabled = check_enable_rls(relid, reader, true) == RLS_ENABLED;
+	WirePutU8(out, (uint8) rel->rd_rel->relkind);
+	WirePutU8(out, enabled);
+	if (whole_row)
+		AddColumns(out, rel, reader);
+	AddVirtualColumns(out, rel);
+	if (enabled && rel->rd_rsdesc != NULL)
+		AddPolicies(out, rel, reader, functions);
+	relation_close(rel, NoLock);
+}
+
+/* A table that policies read, perhaps as somebody else. */
+static void
+AddDependency(StringInfo out, Oid relid, List **functions)
 {
 	Relation rel = try_relation_open(relid, NoLock);
 	HeapTuple tuple;
-	int attno;
 
 	WirePutU32(out, relid);
 	if (rel == NULL)
@@ -315,67 +411,39 @@ AddRelation(StringInfo out, Oid relid, Oid reader, List **functions)
 	{
 		Form_pg_class form = (Form_pg_class) GETSTRUCT(tuple);
 
-		WirePutString(out, NameStr(form->relname));
 		WirePutU32(out, form->relowner);
 		WirePutU8(out, (uint8) form->relkind);
 		WirePutU8(out, form->relrowsecurity);
 		WirePutU8(out, form->relforcerowsecurity);
-		if (OidIsValid(reader))
-			WirePutU8(out, pg_class_aclcheck(relid, reader, ACL_SELECT) == ACLCHECK_OK);
-		else
-			AddAcl(out, RELOID, tuple, Anum_pg_class_relacl);
-		AddNamespace(out, form->relnamespace, reader);
+		AddAcl(out, RELOID, tuple, Anum_pg_class_relacl);
+		AddNamespace(out, form->relnamespace);
 		ReleaseSysCache(tuple);
 	}
-	AddColumns(out, rel, reader);
-
-	/* What a virtual generated column means can be changed in place. */
-	for (attno = 1; attno <= RelationGetNumberOfAttributes(rel); attno++)
-	{
-		if (TupleDescAttr(RelationGetDescr(rel), attno - 1)->attgenerated ==
-			COMPAT_GENERATED_VIRTUAL)
-		{
-			AddCatalogRows(out, relid, AttrDefaultRelationId, AttrDefaultIndexId,
-						   Anum_pg_attrdef_adrelid);
-			break;
-		}
-	}
-
+	AddColumns(out, rel, InvalidOid);
+	AddVirtualColumns(out, rel);
 	if (rel->rd_rules != NULL)
 		AddCatalogRows(out, relid, RewriteRelationId, RewriteRelRulenameIndexId,
 					   Anum_pg_rewrite_ev_class);
-
 	if (rel->rd_rsdesc != NULL)
-	{
-		ListCell *cell;
-
-		AddCatalogRows(out, relid, PolicyRelationId, PolicyPolrelidPolnameIndexId,
-					   Anum_pg_policy_polrelid);
-		foreach(cell, rel->rd_rsdesc->policies)
-		{
-			RowSecurityPolicy *policy = (RowSecurityPolicy *) lfirst(cell);
-
-			*functions = FingerprintFunctions(*functions, (Node *) policy->qual);
-		}
-	}
+		AddPolicies(out, rel, InvalidOid, functions);
 	relation_close(rel, NoLock);
 }
 
 uint64
-FingerprintCompute(Oid relid, Oid role, const Oid *dependencies, int ndependencies, List *functions)
+FingerprintCompute(Oid relid, Oid role, bool whole_row, const Oid *dependencies, int ndependencies,
+				   List **functions)
 {
 	StringInfoData out;
 	uint64 hash;
 	int i;
 
 	initStringInfo(&out);
-	functions = list_copy(functions);
 	AddRole(&out, role);
-	AddRelation(&out, relid, role, &functions);
+	AddSource(&out, relid, role, whole_row, functions);
 	for (i = 0; i < ndependencies; i++)
 		if (dependencies[i] != relid)
-			AddRelation(&out, dependencies[i], InvalidOid, &functions);
-	AddFunctions(&out, functions);
+			AddDependency(&out, dependencies[i], functions);
+	AddFunctions(&out, *functions);
 
 	hash = hash_bytes_extended((unsigned char *) out.data, out.len, 0);
 	pfree(out.data);

@@ -226,6 +226,7 @@ typedef struct SourceQuery
 	int16 *casts;
 	List *more;	   /* Oid: tables that decide about the channel as a whole */
 	uint8 recheck; /* RECHECK_* */
+	int16 *key;
 } SourceQuery;
 
 /* Finds the columns; writes the QUERY_DESCRIBE message into `out`. */
@@ -237,6 +238,8 @@ extern void SourceQueryDescribe(SourceQuery *source, int index, Oid role, String
  */
 extern int16 SourceQueryRequire(const SourceQuery *source, Relation rel, const char *column,
 								Oid role, const char *what);
+/* Behind the description: the query is to give the key alone. */
+extern void SourceQueryKeysOnly(SourceQuery *source);
 
 /* The parameters as values; `types` gets their types. */
 extern ParamListInfo SourceQueryParameters(SourceQuery *source, Relation rel, Oid *types);
@@ -283,8 +286,9 @@ typedef struct QueryPages
 	int rows;
 	StringInfoData buffer;
 	bool spooled;
-	uint64 size; /* of the file */
-	int64 limit; /* of its size, -1: none */
+	uint64 size;	   /* of the file */
+	int64 limit;	   /* of its size, -1: none */
+	Size inline_bytes; /* beyond it a file is used */
 } QueryPages;
 
 /* `role`: whose temp_file_limit counts. */
@@ -329,6 +333,7 @@ typedef struct Policy
 	Oid *param_types;
 	Bitmapset *needed; /* attribute numbers that the plan reads */
 	bool whole_row;	   /* and the row as a whole */
+	bool functions;	   /* it calls some that are not built in */
 	int ndependencies;
 	Oid *dependencies;			 /* tables that the plan reads, sorted */
 	bool opaque;				 /* it calls functions whose reads are not known */
@@ -390,8 +395,8 @@ extern void QueryRunVerdicts(WireReader *body);
  * role: the table, the role and its memberships, the policies and functions,
  * and the same of the tables that the policies read.
  */
-extern uint64 FingerprintCompute(Oid relid, Oid role, const Oid *dependencies, int ndependencies,
-								 List *functions);
+extern uint64 FingerprintCompute(Oid relid, Oid role, bool whole_row, const Oid *dependencies,
+								 int ndependencies, List **functions);
 
 /* Adds the OIDs of the functions that the expression calls to the list. */
 extern List *FingerprintFunctions(List *functions, Node *expression);

@@ -118,6 +118,7 @@ QueryPagesInit(QueryPages *pages, Oid role)
 	initStringInfo(&pages->page);
 	initStringInfo(&pages->buffer);
 	MemoryContextSwitchTo(old);
+	pages->inline_bytes = INLINE_BYTES;
 	pages->limit = temp_file_limit;
 	if (setting != NULL && parse_int(setting, &value, GUC_UNIT_KB, NULL))
 		pages->limit = value;
@@ -138,7 +139,7 @@ QueryPageEnd(QueryPages *pages)
 	appendStringInfoChar(&pages->page, ']');
 
 	/* A row may be huge: what is waiting goes first. */
-	if (pages->buffer.len + pages->page.len > INLINE_BYTES && !pages->spooled)
+	if (pages->buffer.len + pages->page.len > (int64) pages->inline_bytes && !pages->spooled)
 	{
 		SpoolOpen();
 		pages->spooled = true;

@@ -380,8 +380,9 @@ BuildPolicy(Policy *policy, Relation rel)
 
 	KeepDependencies(policy, relids);
 	policy->fingerprint = FingerprintCompute(RelationGetRelid(rel), policy->key.role,
-											 policy->dependencies, policy->ndependencies,
-											 functions);
+											 replace.whole_row, policy->dependencies,
+											 policy->ndependencies, &functions);
+	policy->functions = functions != NIL;
 
 	MemoryContextSwitchTo(policy->context);
 	policy->natts = RelationGetNumberOfAttributes(rel);
@@ -484,7 +485,10 @@ PolicyFingerprint(Policy *policy)
 {
 	const char *path = QuerySearchPath(policy->key.role);
 
-	/* Decides which functions the policies' functions find. */
-	return hash_combine64(policy->fingerprint,
+	/*
+	 * The path decides which functions the policies' functions find.  Without
+	 * SELECT no row is visible, which is not to be taken for a verdict.
+	 */
+	return hash_combine64(policy->fingerprint + policy->may_select,
 						  hash_bytes_extended((const unsigned char *) path, strlen(path), 0));
 }

@@ -208,6 +208,30 @@ CompareSources(const void *a, const void *b)
 	return oid_cmp(&(*(SourceQuery *const *) a)->relid, &(*(SourceQuery *const *) b)->relid);
 }
 
+/* They may have been altered since they were made sources. */
+static void
+RequireNoChildren(Oid relid)
+{
+	if (has_subclass(relid) && find_inheritance_children(relid, NoLock) != NIL)
+		ereport(ERROR, (errcode(ERRCODE_WRONG_OBJECT_TYPE),
+						errmsg("other tables inherit from table \"%s\"", get_rel_name(relid)),
+						errdetail("Keys are not unique over all of them."),
+						errhint("Use ALTER TABLE ... NO INHERIT on them, or use partitioning.")));
+}
+
+static void
+RequireLogged(Oid relid)
+{
+	if (get_rel_persistence(relid) == RELPERSISTENCE_UNLOGGED)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("table \"%s\" is unlogged, so its changes are not in the WAL",
+						get_rel_name(relid)),
+				 errhint("Use ALTER TABLE %s SET LOGGED.",
+						 quote_qualified_identifier(get_namespace_name(get_rel_namespace(relid)),
+													get_rel_name(relid)))));
+}
+
 /* In the order of their OIDs, so that two of us cannot wait for each other. */
 static void
 LockSources(Request *request)
@@ -230,7 +254,17 @@ LockSources(Request *request)
 							errmsg("table of the channel does not exist any more"),
 							errdetail_internal("relation with OID %u", relid)));
 		if (relkind == RELKIND_PARTITIONED_TABLE)
-			(void) find_all_inheritors(relid, AccessShareLock, NULL);
+		{
+			ListCell *lc;
+
+			foreach(lc, find_all_inheritors(relid, AccessShareLock, NULL))
+				RequireLogged(lfirst_oid(lc));
+		}
+		else
+		{
+			RequireLogged(relid);
+			RequireNoChildren(relid);
+		}
 	}
 }
 
@@ -309,9 +343,19 @@ BeginSnapshot(Request *request)
 		joined = CheckJoin(request, attempt >= 2);
 		for (i = 0; i < request->nsources; i++)
 			SourceQueryDescribe(&request->sources[i], i, request->role, &request->describes[i]);
-		if ((request->flags & QUERY_WITH_ROWS) == 0 && joined)
+		if ((request->flags & (QUERY_WITH_ROWS | QUERY_WITH_POSITION)) == 0 && joined)
 			return;
-		if ((known && joined) || attempt >= 2)
+
+		/*
+		 * Who compares the answer with an earlier one has to know all that it
+		 * can have seen.
+		 */
+		if ((request->flags & (QUERY_WITH_POSITION | QUERY_WITH_KEYS)) != 0)
+			lsn = SharedInsertLsn();
+		if ((request->flags & QUERY_WITH_KEYS) != 0)
+			for (i = 0; i < request->nsources; i++)
+				SourceQueryKeysOnly(&request->sources[i]);
+		if ((joined && (known || (request->flags & QUERY_WITH_ROWS) == 0)) || attempt >= 2)
 		{
 			old = MemoryContextSwitchTo(query_job_context);
 			PutSnapshot(request, GetActiveSnapshot(), lsn);
@@ -428,15 +472,18 @@ QueryRunSubscribe(WireReader *body)
 	BeginSnapshot(&request);
 	if (with_rows)
 		QueryPagesInit(&pages, request.role);
+	if ((request.flags & QUERY_WITH_KEYS) != 0)
+		pages.inline_bytes = (Size) setting_max_transaction * 1024;
 	for (i = 0; i < request.nsources; i++)
 		SnapshotSource(&request, i, with_rows ? &pages : NULL);
 	QueryTransactionEnd();
 
 	for (i = 0; i < request.nsources; i++)
 		QuerySend(&request.describes[i]);
+	if (with_rows || (request.flags & QUERY_WITH_POSITION) != 0)
+		QuerySend(&request.snapshot);
 	if (with_rows)
 	{
-		QuerySend(&request.snapshot);
 		SendDigest(&request);
 		if ((request.flags & QUERY_DIGEST_ONLY) == 0)
 			QueryPagesSend(&pages);

@@ -233,9 +233,12 @@ SourceQueryDescribe(SourceQuery *source, int index, Oid role, StringInfo out)
 	for (i = 0; i < source->ncolumns; i++)
 		WirePutU16(out, (uint16) source->columns[i]);
 	WirePutU16(out, (uint16) source->nkeys);
+	source->key = palloc(sizeof(int16) * Max(source->nkeys, 1));
 	for (i = 0; i < source->nkeys; i++)
 	{
 		int16 attno = RequireColumn(rel, source->keys[i]);
+
+		source->key[i] = attno;
 
 		RequireReadable(rel, attno, role, "key column");
 		RequireNoCast(rel, attno, "key column");
@@ -258,9 +261,24 @@ SourceQueryDescribe(SourceQuery *source, int index, Oid role, StringInfo out)
 	for (i = 0; i < source->ncasts; i++)
 		WirePutU16(out, (uint16) source->casts[i]);
 	NarrowDescribe(policy, source->more, out);
+	WirePutU8(out, policy->functions);
 	WirePutU8(out, source->recheck);
 	SelectionQueryDescribe(source, rel, out);
 	table_close(rel, NoLock);
+}
+
+void
+SourceQueryKeysOnly(SourceQuery *source)
+{
+	int i;
+
+	source->columns = source->key;
+	source->ncolumns = source->nkeys;
+	source->nextra = 0;
+	for (i = 0; i < source->nparams; i++)
+		if (!HasColumn(source->columns, source->ncolumns, source->params[i].attno) &&
+			!HasColumn(source->extra, source->nextra, source->params[i].attno))
+			source->extra[source->nextra++] = source->params[i].attno;
 }
 
 /* ---- Parameters ---- */
@@ -456,6 +474,14 @@ SourceQueryText(const SourceQuery *source, Relation rel)
 	return sql.data;
 }
 
+/* The filter was checked when the source was declared: what is wrong is new. */
+static void
+FilterHint(void *arg)
+{
+	errhint(
+		"The table has changed since the channel was created: create the channel again, with another filter.");
+}
+
 /*
  * Names in the filter mean what they meant when it was checked, whatever the
  * role's search_path is; functions find their way in the role's.
@@ -468,13 +494,19 @@ SourceQueryPlan(const SourceQuery *source, Relation rel, Oid role, const char *s
 	List *raw = pg_parse_query(sql);
 	List *queries;
 	Query *query;
+	ErrorContextCallback context;
 	Bitmapset *attnos = NULL;
 	int attno = -1;
 
 	if (list_length(raw) != 1)
 		ereport(ERROR, (errcode(ERRCODE_SYNTAX_ERROR), errmsg("filter is not one expression")));
+	context.callback = FilterHint;
+	context.arg = NULL;
+	context.previous = error_context_stack;
+	error_context_stack = &context;
 	queries = pg_analyze_and_rewrite_fixedparams(linitial_node(RawStmt, raw), sql, types,
 												 source->nparams, NULL);
+	error_context_stack = context.previous;
 	EncodePinnedEnd(nestlevel);
 
 	query = list_length(queries) == 1 ? linitial_node(Query, queries) : NULL;

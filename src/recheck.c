@@ -55,11 +55,7 @@ struct Recheck
 	bool differs; /* in columns, policies, memberships */
 	bool again;	  /* it failed for a passing reason */
 	RowDigest found;
-	TransactionId xmin;
-	TransactionId xmax;
-	int nxip;
-	TransactionId *xip;
-	XLogRecPtr lsn;
+	SubscribeSnapshot snapshot;
 	int ndeltas; /* what was delivered since the question */
 	int maxdeltas;
 	RecheckDelta *deltas;
@@ -115,9 +111,9 @@ EndLook(Recheck *r)
 		running--;
 	r->job = 0;
 	r->answered = false;
-	if (r->xip != NULL)
-		pfree(r->xip);
-	r->xip = NULL;
+	if (r->snapshot.xip != NULL)
+		pfree(r->snapshot.xip);
+	r->snapshot.xip = NULL;
 	r->ndeltas = 0;
 }
 
@@ -262,8 +258,13 @@ OnLook(void *arg, uint64 job, QueryKind kind, WireReader *body)
 				r->differs = true;
 			break;
 		case QUERY_SNAPSHOT:
-			SubscribeReadSnapshot(body, &r->xmin, &r->xmax, &r->nxip, &r->xip, &r->lsn);
-			break;
+		{
+			MemoryContext old = MemoryContextSwitchTo(feed_context);
+
+			SubscribeReadSnapshot(&r->snapshot, body);
+			MemoryContextSwitchTo(old);
+		}
+		break;
 		case QUERY_DIGEST:
 			r->found.a = WireGetU64(body);
 			r->found.b = WireGetU64(body);
@@ -293,14 +294,15 @@ OnLook(void *arg, uint64 job, QueryKind kind, WireReader *body)
 static void
 Look(Recheck *r)
 {
+	Subscription *s = r->subscription;
 	StringInfoData body;
 
-	initStringInfo(&body);
-	SubscribePutQuestion(&body, r->subscription, QUERY_WITH_ROWS | QUERY_DIGEST_ONLY);
+	SubscribeQuestion(s->instance, s->connection->identity, s->selection,
+					  QUERY_WITH_ROWS | QUERY_DIGEST_ONLY, &body);
 	r->differs = false;
 	r->again = false;
 	r->found = (RowDigest){0};
-	r->lsn = InvalidXLogRecPtr;
+	r->snapshot.lsn = InvalidXLogRecPtr;
 	r->job = QuerySubmit(QUERY_SUBSCRIBE, body.data, body.len, QUERY_LATER, OnLook, r);
 	running++;
 	pfree(body.data);
@@ -318,9 +320,9 @@ Compare(Recheck *r, bool *same)
 	*same = false;
 	if (r->differs)
 		return true;
-	if (!LogReached(r->lsn))
+	if (!LogReached(r->snapshot.lsn))
 		return false;
-	if (!connection->live && connection->cursor < LogNumberAt(r->lsn))
+	if (!connection->live && connection->cursor < LogNumberAt(r->snapshot.lsn))
 		return false;
 	if (!RecheckNeedsRows(s))
 	{
@@ -328,7 +330,7 @@ Compare(Recheck *r, bool *same)
 		return true;
 	}
 	for (i = 0; i < r->ndeltas; i++)
-		if (!SubscribeInSnapshot(r->deltas[i].xid, r->xmin, r->xmax, r->nxip, r->xip))
+		if (!SubscribeSnapshotContains(&r->snapshot, r->deltas[i].xid))
 			Subtract(&digest, &r->deltas[i].digest);
 	*same = r->exact && digest.a == r->found.a && digest.b == r->found.b;
 	return true;

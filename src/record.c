@@ -132,11 +132,12 @@ RecordWriteTruncate(StringInfo out, Oid relid)
 }
 
 void
-RecordWriteBarrier(StringInfo out, RecordBarrierKind kind, Oid relid)
+RecordWriteBarrier(StringInfo out, RecordBarrierKind kind, Oid relid, uint64 state)
 {
 	StartRecord(out, RECORD_BARRIER);
 	WirePutU8(out, kind);
 	WirePutU32(out, relid);
+	WirePutU64(out, state);
 }
 
 void
@@ -304,12 +305,13 @@ RecordReadLost(const char *data, Size length)
 }
 
 void
-RecordReadBarrier(const char *data, Size length, RecordBarrierKind *kind, Oid *relid)
+RecordReadBarrier(const char *data, Size length, RecordBarrierKind *kind, Oid *relid, uint64 *state)
 {
 	WireReader in = OpenRecord(data, length, RECORD_BARRIER);
 
 	*kind = WireGetU8(&in);
 	*relid = WireGetU32(&in);
+	*state = WireGetU64(&in);
 	CloseRecord(WireAtEnd(&in), RECORD_BARRIER);
 }
 

@@ -67,7 +67,9 @@ typedef enum RecordKind
 
 	/*
 	 * The transaction changed something that plans, policies, privileges or
-	 * row types depend on.  u8 RecordBarrierKind, u32 relid (0: none or all)
+	 * row types depend on.  u8 RecordBarrierKind, u32 relid (0: none or all),
+	 * u64 state of the relation at this place in WAL (RelationRights; 0: not
+	 * known)
 	 */
 	RECORD_BARRIER = 'B',
 
@@ -90,8 +92,9 @@ typedef enum RecordBarrierKind
 	BARRIER_CATALOG = 2,  /* the channel catalog was changed, or (with its
 						   * relid) only the table of revocations */
 	BARRIER_ROLES = 3,	  /* roles or memberships */
-	BARRIER_ALL = 4		  /* functions, types, operators, or too much to
+	BARRIER_ALL = 4,	  /* functions, operators, schemas, or too much to
 								 * tell */
+	BARRIER_TYPES = 5	  /* labels of enums, casts */
 } RecordBarrierKind;
 
 #define RECORD_ATT_DROPPED	 1
@@ -149,7 +152,7 @@ extern void RecordWriteChange(StringInfo out, uint32 version, char operation, ui
 							  HeapTuple old_tuple, HeapTuple new_tuple);
 extern void RecordWriteTouch(StringInfo out, Oid relid, bool told);
 extern void RecordWriteTruncate(StringInfo out, Oid relid);
-extern void RecordWriteBarrier(StringInfo out, RecordBarrierKind kind, Oid relid);
+extern void RecordWriteBarrier(StringInfo out, RecordBarrierKind kind, Oid relid, uint64 state);
 extern void RecordWriteLost(StringInfo out, Oid relid, const char *why);
 extern void RecordWriteCommit(StringInfo out, const RecordCommit *commit);
 
@@ -171,7 +174,8 @@ extern void RecordReadChange(const char *data, Size length, RecordChange *change
 extern void RecordReadTouch(const char *data, Size length, Oid *relid, bool *told);
 extern Oid RecordReadTruncate(const char *data, Size length);
 extern Oid RecordReadLost(const char *data, Size length);
-extern void RecordReadBarrier(const char *data, Size length, RecordBarrierKind *kind, Oid *relid);
+extern void RecordReadBarrier(const char *data, Size length, RecordBarrierKind *kind, Oid *relid,
+							  uint64 *state);
 extern void RecordReadCommit(const char *data, Size length, RecordCommit *commit);
 
 /*

@@ -295,6 +295,7 @@ SameView(const View *a, const View *b)
 		   a->recheck == b->recheck && a->fingerprint == b->fingerprint &&
 		   a->ncolumns == b->ncolumns && a->nkey == b->nkey &&
 		   a->ndependencies == b->ndependencies && a->casts == b->casts &&
+		   a->functions == b->functions &&
 		   memcmp(a->columns, b->columns, sizeof(int16) * a->ncolumns) == 0 &&
 		   memcmp(a->key, b->key, sizeof(int16) * a->nkey) == 0 &&
 		   memcmp(a->dependencies, b->dependencies, sizeof(Oid) * a->ndependencies) == 0 &&

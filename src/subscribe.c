@@ -77,6 +77,7 @@ SubscribeForget(Subscription *s)
 	int i;
 
 	RecheckForget(s);
+	CheckForget(s);
 	if (s->job != 0)
 	{
 		QueryCancel(s->job);
@@ -199,10 +200,11 @@ MoveOrEnd(Subscription *s, void *arg)
 	{
 		SubscribeEnd(s, "channel_dropped", "55000",
 					 psprintf("channel \"%s\" has no source any more", old->name),
-					 "Add a table with changefeed.add_source.");
+					 "Its table was dropped, or changefeed.drop_source was used.");
 		return;
 	}
 	SubscribeResync(s, "channel_changed");
+	s->redefined = true;
 	if (was_ready)
 		s->retry_at = 0;
 	SubscriptionMove(s, InstanceIntern(replacement, s->instance->params));
@@ -231,17 +233,16 @@ SubscribeSnapshotDone(Subscription *s, bool ok)
 
 /* Was the transaction committed for the snapshot? */
 bool
-SubscribeInSnapshot(TransactionId xid, TransactionId xmin, TransactionId xmax, int nxip,
-					const TransactionId *xip)
+SubscribeSnapshotContains(const SubscribeSnapshot *snapshot, TransactionId xid)
 {
 	int i;
 
-	if (TransactionIdPrecedes(xid, xmin))
+	if (TransactionIdPrecedes(xid, snapshot->xmin))
 		return true;
-	if (TransactionIdFollowsOrEquals(xid, xmax))
+	if (TransactionIdFollowsOrEquals(xid, snapshot->xmax))
 		return false;
-	for (i = 0; i < nxip; i++)
-		if (xip[i] == xid)
+	for (i = 0; i < snapshot->nxip; i++)
+		if (snapshot->xip[i] == xid)
 			return false;
 	return true;
 }
@@ -249,19 +250,22 @@ SubscribeInSnapshot(TransactionId xid, TransactionId xmin, TransactionId xmax, i
 static bool
 InSnapshot(Subscription *s, LogTransaction *transaction)
 {
-	return SubscribeInSnapshot((TransactionId) transaction->commit.xid, s->xmin, s->xmax, s->nxip,
-							   s->xip);
+	SubscribeSnapshot snapshot = {s->xmin, s->xmax, s->nxip, s->xip, s->snapshot_lsn};
+
+	return SubscribeSnapshotContains(&snapshot, (TransactionId) transaction->commit.xid);
 }
 
-/* Were channels or sources defined anew? */
+/* Was the channel defined anew? */
 static bool
-ChangesCatalog(const LogTransaction *transaction)
+ChangesChannel(const Channel *channel, const LogTransaction *transaction)
 {
 	int i;
 
 	for (i = 0; i < transaction->nbarriers; i++)
 		if (transaction->barriers[i].kind == BARRIER_CATALOG &&
-			transaction->barriers[i].relid == InvalidOid)
+			transaction->barriers[i].relid == InvalidOid &&
+			(channel->changed >= transaction->number ||
+			 transaction->number <= channels_unknown_until))
 			return true;
 	return false;
 }
@@ -283,9 +287,10 @@ UseAnswer(Subscription *s)
 			LogTransaction *transaction = LogGet(number);
 
 			/* The client's rows are those of the definition of then. */
-			s->refused = transaction == NULL		   ? "history_truncated"
-						 : ChangesCatalog(transaction) ? "channel_changed"
-													   : EventConcerns(s, transaction, false);
+			s->refused = transaction == NULL ? "history_truncated"
+						 : ChangesChannel(s->instance->channel, transaction)
+							 ? "channel_changed"
+							 : EventConcerns(s, transaction, false);
 			if (s->refused != NULL)
 			{
 				SubscribeForget(s);

@@ -14,6 +14,27 @@
 
 #include "feed.h"
 
+/* What a snapshot contains, and when it was taken. */
+typedef struct SubscribeSnapshot
+{
+	TransactionId xmin;
+	TransactionId xmax;
+	int nxip;
+	TransactionId *xip;
+	XLogRecPtr lsn; /* N */
+} SubscribeSnapshot;
+
+extern bool SubscribeSnapshotContains(const SubscribeSnapshot *snapshot, TransactionId xid);
+
+/* subscribe_query.c: the body of a QUERY_SUBSCRIBE job, and its results */
+extern void SubscribeQuestion(Instance *instance, Identity *identity, const char *selection,
+							  uint8 flags, StringInfo body);
+
+/* `audience` (may be NULL) is told of its conditions. */
+extern void SubscribeReadView(Identity *identity, Channel *channel, Audience *audience,
+							  View **views, WireReader *r);
+extern void SubscribeReadSnapshot(SubscribeSnapshot *snapshot, WireReader *r);
+
 /* subscribe_query.c: submits the job; the answer sets `answered`. */
 extern void SubscribeAsk(Subscription *subscription);
 
@@ -25,15 +46,13 @@ extern void SubscribeTellSubscribed(Subscription *subscription, bool recovered);
 
 /* Pages; the state is SUB_LOADING then, or SUB_CATCHUP when they are out. */
 extern void SubscribeTellPages(Subscription *subscription);
+
+/* What there is now, to somebody who knows something else. */
+extern void SubscribeTellColumns(Subscription *subscription);
 extern void SubscribeTellReady(Subscription *subscription);
 
-/* For recheck.c: the question, and reading parts of the answer. */
-extern void SubscribePutQuestion(StringInfo body, Subscription *subscription, uint8 flags);
+/* For recheck.c: of an answer that is not the subscription's own. */
 extern bool SubscribeMayRetry(const char *sqlstate);
 extern bool SubscribeSameView(Subscription *subscription, WireReader *body);
-extern void SubscribeReadSnapshot(WireReader *body, TransactionId *xmin, TransactionId *xmax,
-								  int *nxip, TransactionId **xip, XLogRecPtr *lsn);
-extern bool SubscribeInSnapshot(TransactionId xid, TransactionId xmin, TransactionId xmax, int nxip,
-								const TransactionId *xip);
 
 #endif /* CHANGEFEED_SUBSCRIBE_H */

@@ -95,6 +95,10 @@ SubscribeTellPages(Subscription *s)
 	StringInfo prefixes = palloc(sizeof(StringInfoData) * Max(channel->nsources, 1));
 	int i;
 
+	/* Rows of an entity with an unknown key would be of no use. */
+	if (s->redefined && !s->announced_entities)
+		SubscribeTellColumns(s);
+	s->redefined = false;
 	for (i = 0; i < channel->nsources; i++)
 		PagePrefix(s, i, &prefixes[i]);
 
@@ -143,6 +147,21 @@ SubscribeTellPages(Subscription *s)
 		memset(&s->pages, 0, sizeof(s->pages));
 	}
 	SubscriptionSetState(s, SUB_CATCHUP);
+}
+
+void
+SubscribeTellColumns(Subscription *s)
+{
+	StringInfoData m;
+
+	initStringInfo(&m);
+	appendStringInfoString(&m, "{\"type\":\"columns\",\"channel\":");
+	appendBinaryStringInfo(&m, s->name->json, s->name->length);
+	appendStringInfoChar(&m, ',');
+	AppendEntities(s, &m);
+	appendStringInfoChar(&m, '}');
+	ProtocolSend(s->connection, m.data, m.len);
+	pfree(m.data);
 }
 
 void

@@ -69,20 +69,20 @@ PutCheck(StringInfo body, Instance *instance)
 }
 
 void
-SubscribePutQuestion(StringInfo out, Subscription *s, uint8 flags)
+SubscribeQuestion(Instance *instance, Identity *identity, const char *selection, uint8 flags,
+				  StringInfo body)
 {
-	Instance *instance = s->instance;
 	Channel *channel = instance->channel;
-	Identity *identity = s->connection->identity;
 	int i;
 	int k;
 
-	WirePutU32(out, identity->info.role);
-	WirePutString(out, identity->info.claims);
-	WirePutU8(out, flags);
-	PutCheck(out, instance);
-	WirePutU64(out, RecheckSeed());
-	WirePutU16(out, channel->nsources);
+	initStringInfo(body);
+	WirePutU32(body, identity->info.role);
+	WirePutString(body, identity->info.claims);
+	WirePutU8(body, flags);
+	PutCheck(body, instance);
+	WirePutU64(body, RecheckSeed());
+	WirePutU16(body, channel->nsources);
 	for (i = 0; i < channel->nsources; i++)
 	{
 		Source *source = channel->sources[i];
@@ -90,37 +90,37 @@ SubscribePutQuestion(StringInfo out, Subscription *s, uint8 flags)
 
 		/* From now on a barrier of this table is noticed. */
 		RelationNote(source->relid);
-		WirePutU32(out, source->relid);
-		WirePutString(out, FilterOf(instance, source));
-		WirePutU16(out, source->nkey);
+		WirePutU32(body, source->relid);
+		WirePutString(body, FilterOf(instance, source));
+		WirePutU16(body, source->nkey);
 		for (k = 0; k < source->nkey; k++)
-			WirePutString(out, source->key[k]);
-		WirePutU16(out, source->ncolumns);
+			WirePutString(body, source->key[k]);
+		WirePutU16(body, source->ncolumns);
 		for (k = 0; k < source->ncolumns; k++)
-			WirePutString(out, source->columns[k]);
+			WirePutString(body, source->columns[k]);
 		for (k = 0; k < channel->template->nparams; k++)
 			if (instance->params[k] != NULL)
 				nparams++;
-		WirePutU16(out, nparams);
+		WirePutU16(body, nparams);
 		for (k = 0; k < channel->template->nparams; k++)
 		{
 			if (instance->params[k] == NULL)
 				continue;
-			WirePutString(out, channel->template->params[k]);
-			WirePutString(out, instance->params[k]);
+			WirePutString(body, channel->template->params[k]);
+			WirePutString(body, instance->params[k]);
 		}
 	}
-	WirePutString(out, s->selection != NULL ? s->selection : "");
+	WirePutString(body, selection != NULL ? selection : "");
 }
 
 void
 SubscribeAsk(Subscription *s)
 {
-	StringInfoData body;
 	bool rows = !s->no_snapshot && !s->from_position;
+	StringInfoData body;
 
-	initStringInfo(&body);
-	SubscribePutQuestion(&body, s, rows ? QUERY_WITH_ROWS : 0);
+	SubscribeQuestion(s->instance, s->connection->identity, s->selection,
+					  rows ? QUERY_WITH_ROWS : 0, &body);
 	s->start = LogPublished();
 	s->answered = false;
 	s->restart = false;
@@ -132,9 +132,8 @@ SubscribeAsk(Subscription *s)
 
 /* A description from a query worker, as a view in turn memory. */
 static int
-ReadView(Subscription *s, WireReader *r, View *result)
+ReadView(Channel *channel, Audience *audience, WireReader *r, View *result)
 {
-	Channel *channel = s->instance->channel;
 	uint16 index = WireGetU16(r);
 	View view = {0};
 	int ncasts;
@@ -169,8 +168,9 @@ ReadView(Subscription *s, WireReader *r, View *result)
 	for (i = 0; i < ncasts; i++)
 		casts[i] = (int16) WireGetU16(r);
 	narrowing = WireGetBytes(r);
+	view.functions = WireGetU8(r) != 0;
 	view.recheck = WireGetU8(r);
-	AudienceDescribe(s->audience, index, r);
+	AudienceDescribe(audience, index, r);
 	if (!WireAtEnd(r))
 		ereport(ERROR, (errcode(ERRCODE_PROTOCOL_VIOLATION),
 						errmsg("malformed description from a query worker")));
@@ -185,48 +185,71 @@ ReadView(Subscription *s, WireReader *r, View *result)
 	return index;
 }
 
-static void
-ReadDescribe(Subscription *s, WireReader *r)
+void
+SubscribeReadView(Identity *identity, Channel *channel, Audience *audience, View **views,
+				  WireReader *r)
 {
-	Channel *channel = s->instance->channel;
 	View view;
-	int index = ReadView(s, r, &view);
+	int index = ReadView(channel, audience, r, &view);
 
-	if (s->views == NULL)
-		s->views = MemoryContextAllocZero(feed_context, sizeof(View *) * Max(channel->nsources, 1));
-	if (s->views[index] != NULL)
+	if (views[index] != NULL)
 		ereport(ERROR, (errcode(ERRCODE_PROTOCOL_VIOLATION),
 						errmsg("malformed description from a query worker")));
-	s->views[index] = ViewIntern(s->connection->identity, &view);
+	views[index] = ViewIntern(identity, &view);
 }
 
 bool
 SubscribeSameView(Subscription *s, WireReader *r)
 {
 	View view;
-	View *mine = s->views[ReadView(s, r, &view)];
+	View *mine = s->views[ReadView(s->instance->channel, NULL, r, &view)];
 
 	return view.fingerprint == mine->fingerprint && view.rls == mine->rls &&
 		   view.ncolumns == mine->ncolumns &&
 		   memcmp(view.columns, mine->columns, sizeof(int16) * view.ncolumns) == 0;
 }
 
+static void
+ReadDescribe(Subscription *s, WireReader *r)
+{
+	Channel *channel = s->instance->channel;
+
+	if (s->views == NULL)
+		s->views = MemoryContextAllocZero(feed_context, sizeof(View *) * Max(channel->nsources, 1));
+	SubscribeReadView(s->connection->identity, channel, s->audience, s->views, r);
+}
+
 void
-SubscribeReadSnapshot(WireReader *r, TransactionId *xmin, TransactionId *xmax, int *nxip,
-					  TransactionId **xip, XLogRecPtr *lsn)
+SubscribeReadSnapshot(SubscribeSnapshot *snapshot, WireReader *r)
 {
 	int i;
 
-	*xmin = WireGetU32(r);
-	*xmax = WireGetU32(r);
-	*nxip = WireGetU32(r);
-	if (r->failed || *nxip > r->length)
+	snapshot->xmin = WireGetU32(r);
+	snapshot->xmax = WireGetU32(r);
+	snapshot->nxip = WireGetU32(r);
+	if (r->failed || snapshot->nxip > r->length)
 		ereport(ERROR, (errcode(ERRCODE_PROTOCOL_VIOLATION),
 						errmsg("malformed snapshot from a query worker")));
-	*xip = MemoryContextAlloc(feed_context, sizeof(TransactionId) * Max(*nxip, 1));
-	for (i = 0; i < *nxip; i++)
-		(*xip)[i] = WireGetU32(r);
-	*lsn = WireGetU64(r);
+	snapshot->xip = palloc(sizeof(TransactionId) * Max(snapshot->nxip, 1));
+	for (i = 0; i < snapshot->nxip; i++)
+		snapshot->xip[i] = WireGetU32(r);
+	snapshot->lsn = WireGetU64(r);
+}
+
+static void
+ReadSnapshot(Subscription *s, WireReader *r)
+{
+	MemoryContext old = MemoryContextSwitchTo(feed_context);
+	SubscribeSnapshot snapshot;
+
+	SubscribeReadSnapshot(&snapshot, r);
+	MemoryContextSwitchTo(old);
+	s->xmin = snapshot.xmin;
+	s->xmax = snapshot.xmax;
+	s->nxip = snapshot.nxip;
+	s->xip = snapshot.xip;
+	s->snapshot_lsn = snapshot.lsn;
+	s->has_snapshot = true;
 }
 
 /* Passing reasons: somebody's lock, a worker that died, a cancelled job. */
@@ -255,8 +278,7 @@ OnResult(void *arg, uint64 job, QueryKind kind, WireReader *body)
 			ReadDescribe(s, body);
 			break;
 		case QUERY_SNAPSHOT:
-			SubscribeReadSnapshot(body, &s->xmin, &s->xmax, &s->nxip, &s->xip, &s->snapshot_lsn);
-			s->has_snapshot = true;
+			ReadSnapshot(s, body);
 			break;
 		case QUERY_DIGEST:
 			s->digest.a = WireGetU64(body);

@@ -735,17 +735,20 @@ describe('protocol', () => {
       const s = await table('sourced');
       await db.exec("CREATE TABLE proto.second (no int PRIMARY KEY); GRANT SELECT ON proto.second TO proto_web; INSERT INTO proto.second VALUES (1); SELECT changefeed.add_source('sourced', 'proto.second')");
       await until(() => s.resyncs.length === 1, 'resync');
+      await client.settle();
+      const both = async () => {
+        await client.settle();
+        client.check();
+        for (const name of ['sourced', 'second']) assertSame(s.rows(name), await db.rowsAs(CLAIMS, `SELECT * FROM proto.${name}`), name);
+      };
+      await both();
       await db.exec("INSERT INTO proto.second VALUES (2); UPDATE proto.sourced SET v = 'both'");
+      await both();
+      await db.exec("SELECT changefeed.drop_source('sourced', 'proto.sourced'); INSERT INTO proto.second VALUES (3)");
       await client.settle();
-      client.check();
-      assertSame(s.rows('second'), await db.rows('SELECT * FROM proto.second'), 'the new source');
-      assertSame(s.rows('sourced'), await db.rows('SELECT * FROM proto.sourced'), 'the old source');
-      await db.exec("SELECT changefeed.drop_source('sourced', 'proto.second'); INSERT INTO proto.second VALUES (3); UPDATE proto.sourced SET v = 'one'");
-      await until(() => s.resyncs.length === 2, 'resync');
-      await client.settle();
-      client.check();
-      assert.deepEqual([...s.entities.keys()], ['sourced']);
-      assertSame(s.rows('sourced'), await db.rows('SELECT * FROM proto.sourced'), 'the source that is left');
+      assert.deepEqual([...s.entities.keys()], ['second']);
+      assertSame(s.rows('second'), await db.rowsAs(CLAIMS, 'SELECT * FROM proto.second'), 'second');
+      assert.deepEqual(s.resyncs, ['channel_changed', 'channel_changed']);
     });
 
     test('a partitioned table', async () => {

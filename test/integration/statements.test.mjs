@@ -38,7 +38,7 @@ describe('statements', () => {
       ${Object.values(TABLES).join(';')};
       ${Object.keys(TABLES).map((name) => `SELECT changefeed.create_channel('stm_${name}', 'stm.${name}', set_replica_identity => ${name !== 'lean'})`).join(';')}`);
     client = await Client.connectSoon({ token: await db.token(CLAIMS) });
-    for (const name of Object.keys(TABLES)) subscriptions[name] = await client.openSoon(`stm_${name}`, { oldUnknown: name === 'lean' });
+    for (const name of Object.keys(TABLES)) subscriptions[name] = await client.openSoon(`stm_${name}`, { repeats: name === 'lean' });
   });
 
   after(async () => {

@@ -91,13 +91,13 @@ export class Subscription {
   #txids = new Set();
   #readyWaiters = [];
 
-  constructor(client, name, { snapshot = true, cache = null, loose = false, from = undefined, oldUnknown = false } = {}) {
+  constructor(client, name, { snapshot = true, cache = null, loose = false, repeats = false, from = undefined } = {}) {
     this.client = client;
     this.name = name;
     this.from = from;
     this.exact = snapshot && !loose; // operations fit what is held
+    this.repeats = repeats; // old values are not in the WAL: what did not change may be sent
     this.loose = loose; // the channel has operations of its own
-    this.oldUnknown = oldUnknown; // the WAL has only the key of old rows
     this.cache = cache;
   }
 
@@ -136,6 +136,28 @@ export class Subscription {
       this.#refused = this.from !== undefined;
     }
     this.state = 'filling';
+  }
+
+  /** New columns for somebody who is ready: the next frame brings them. */
+  takeColumns(message) {
+    if (this.state === 'filling') {
+      // Another definition: other entities.
+      for (const [name, { key, columns }] of Object.entries(message.entities)) {
+        this.entities.set(name, Object.assign(this.entities.get(name) ?? new Entity(), { key, columns }));
+      }
+      for (const name of [...this.entities.keys()]) if (!(name in message.entities)) this.entities.delete(name);
+      this.#begin();
+      this.#described = true;
+      return;
+    }
+    if (this.state !== 'ready') this.#violation(`columns in state ${this.state}`);
+    for (const [name, { key, columns }] of Object.entries(message.entities)) {
+      const entity = this.entities.get(name);
+      if (canonical(entity.key) !== canonical(key)) this.#violation(`columns with another key: ${key}`);
+      for (const column of entity.columns) if (!columns.includes(column)) this.#violation(`column "${column}" is gone without a resync`);
+      entity.columns = columns;
+    }
+    this.columnMessages = (this.columnMessages ?? 0) + 1;
   }
 
   #begin() {
@@ -198,7 +220,7 @@ export class Subscription {
     if (!message.reason) this.#violation('resync without reason');
     this.#refused = false;
     this.resyncs.push(message.reason);
-    if (['schema_changed', 'channel_changed', 'identity_changed'].includes(message.reason)) this.#described = false;
+    if (/_changed$|_rewritten$/.test(message.reason)) this.#described = false;
     this.#begin();
     this.#txids.clear();
     this.exact = !this.loose; // a snapshot comes
@@ -246,8 +268,8 @@ export class Subscription {
         if (names.length === 0) this.#violation(`merge of nothing into ${key}`);
         for (const name of names) {
           if (this.#described && !entity.columns.includes(name)) this.#violation(`merge of column "${name}", which was not announced`);
-          if (held && !this.oldUnknown && entity.key.includes(name)) this.#violation(`merge of key column "${name}"`);
-          if (held && !this.oldUnknown && name in held && canonical(held[name]) === canonical(change.set[name])) {
+          if (held && entity.key.includes(name)) this.#violation(`merge of key column "${name}"`);
+          if (held && !this.repeats && name in held && canonical(held[name]) === canonical(change.set[name])) {
             this.#violation(`merge of ${key} repeats the value of "${name}" (txid ${frame.txid})`);
           }
         }
@@ -366,9 +388,9 @@ export class Client {
   }
 
   /** Resolves when it is subscribed; `ready()` of the result waits on. */
-  async subscribe(channel, { from, snapshot, cache, loose, oldUnknown, ...fields } = {}) {
+  async subscribe(channel, { from, snapshot, cache, loose, repeats, ...fields } = {}) {
     const old = this.subscriptions.get(channel);
-    const subscription = new Subscription(this, channel, { snapshot: snapshot !== false, cache, loose, from, oldUnknown });
+    const subscription = new Subscription(this, channel, { snapshot: snapshot !== false, cache, loose, repeats, from });
     if (!old) this.subscriptions.set(channel, subscription);
     try {
       const message = await this.request('subscribe', {
@@ -468,6 +490,9 @@ export class Client {
         break;
       case 'snapshot':
         this.#subscription(message).takeSnapshot(message);
+        break;
+      case 'columns':
+        this.#subscription(message).takeColumns(message);
         break;
       case 'ready':
         this.#subscription(message).takeReady(message);
