@@ -269,7 +269,7 @@ describe('policies that misbehave', () => {
       assertSame(s.rows(), await db.rowsAs({ role: 'hostile_web', sub: 'ada' }, `SELECT * FROM ${name}`), `a change after ${sql}`);
       assert.equal(s.resyncs.length, resyncs);
     }
-    assert.deepEqual([...new Set(s.resyncs)], ['schema_changed']);
+    assert.deepEqual([...new Set(s.resyncs)], ['type_changed']);
   });
 
   test('a cast of the key, made later, ends the subscription and runs nowhere', async (t) => {
