@@ -173,7 +173,7 @@ EventsCheckRoles(void)
 }
 
 static void
-ApplyBarrier(LogBarrier *barrier)
+ApplyBarrier(const LogTransaction *transaction, LogBarrier *barrier)
 {
 	ListCell *lc;
 	List *changed;
@@ -192,8 +192,13 @@ ApplyBarrier(LogBarrier *barrier)
 			}
 			if (!RelationChanged(barrier->relid))
 			{
-				/* Nobody has to look at it again. */
-				barrier->relid = InvalidOid;
+				/*
+				 * Nobody has to look at it again.  But what is replayed behind a
+				 * restart may have been a change: the first barrier compared
+				 * nothing with the catalogs of now, and so does this one.
+				 */
+				if (transaction->commit.lsn >= feed_start_lsn)
+					barrier->relid = InvalidOid;
 				return;
 			}
 			if (ChannelsSourcesOf(barrier->relid) != NIL || ViewsDependOn(barrier->relid))
@@ -224,7 +229,7 @@ EventsApply(LogTransaction *transaction)
 	for (i = 0; i < transaction->nlost; i++)
 		Resync(transaction->lost[i], InvalidOid, false, NULL, transaction->lost_reason);
 	for (i = 0; i < transaction->nbarriers; i++)
-		ApplyBarrier(&transaction->barriers[i]);
+		ApplyBarrier(transaction, &transaction->barriers[i]);
 	for (i = 0; i < transaction->ntouched; i++)
 		if (ViewsDependOn(transaction->touched[i]))
 			Resync(InvalidOid, transaction->touched[i], false, NULL, "dependency_changed");

@@ -194,6 +194,7 @@ extern MemoryContext feed_context; /* as long as the process */
 
 /* Time of this turn, taken once. */
 extern TimestampTz feed_now;
+extern XLogRecPtr feed_start_lsn; /* what lies before it is replayed */
 
 /* How much of changefeed.worker_memory is used: what is refused then. */
 typedef enum MemoryState
