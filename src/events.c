@@ -181,7 +181,7 @@ ApplyBarrier(const LogTransaction *transaction, LogBarrier *barrier)
 	switch (barrier->kind)
 	{
 		case BARRIER_RELATION:
-			changed = RelationTypeChanged(barrier->relid);
+			changed = RelationTypeChanged(barrier->relid, transaction->commit.lsn);
 			if (changed != NIL)
 			{
 				foreach(lc, changed)
@@ -190,15 +190,10 @@ ApplyBarrier(const LogTransaction *transaction, LogBarrier *barrier)
 				barrier->kind = BARRIER_ALL;
 				return;
 			}
-			if (!RelationChanged(barrier->relid))
+			if (!RelationChanged(barrier->relid, transaction->commit.lsn))
 			{
-				/*
-				 * Nobody has to look at it again.  But what is replayed behind a
-				 * restart may have been a change: the first barrier compared
-				 * nothing with the catalogs of now, and so does this one.
-				 */
-				if (transaction->commit.lsn >= feed_start_lsn)
-					barrier->relid = InvalidOid;
+				/* Nobody has to look at it again. */
+				barrier->relid = InvalidOid;
 				return;
 			}
 			if (ChannelsSourcesOf(barrier->relid) != NIL || ViewsDependOn(barrier->relid))
@@ -211,7 +206,7 @@ ApplyBarrier(const LogTransaction *transaction, LogBarrier *barrier)
 			EventsRolesChanged();
 			break;
 		case BARRIER_ALL:
-			foreach(lc, RelationsChanged())
+			foreach(lc, RelationsChanged(transaction->commit.lsn))
 				Resync(lfirst_oid(lc), lfirst_oid(lc), false, NULL, "schema_changed");
 
 			/* A function or operator that a policy uses may be another now. */

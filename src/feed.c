@@ -48,7 +48,6 @@ DatabaseFeed *feed_shared;
 int feed_index;
 MemoryContext feed_context;
 TimestampTz feed_now;
-XLogRecPtr feed_start_lsn;
 MemoryState feed_memory = MEMORY_FINE;
 
 static MemoryContext turn_context;
@@ -290,7 +289,6 @@ ChangefeedFeedMain(Datum main_arg)
 	pgstat_report_activity(STATE_RUNNING, "starting");
 
 	start_lsn = SharedInsertLsn();
-	feed_start_lsn = start_lsn;
 	LogInit(feed_shared);
 	RegistryInit();
 	GatewaysInit();

@@ -194,7 +194,6 @@ extern MemoryContext feed_context; /* as long as the process */
 
 /* Time of this turn, taken once. */
 extern TimestampTz feed_now;
-extern XLogRecPtr feed_start_lsn; /* what lies before it is replayed */
 
 /* How much of changefeed.worker_memory is used: what is refused then. */
 typedef enum MemoryState
@@ -440,20 +439,21 @@ extern void PostponedAdvance(void);
 /*
  * relations.c: has anything changed that decides who sees what of a table?
  * RelationNote remembers the state of now, if none is known; RelationChanged
- * compares with what is remembered, and remembers the new state.
+ * compares with what is remembered, and remembers the new state.  `lsn` is the
+ * commit: before the first look at a relation everything counts as a change.
  */
 extern void RelationNote(Oid relid);
-extern bool RelationChanged(Oid relid);
+extern bool RelationChanged(Oid relid, XLogRecPtr lsn);
 
 /* RelationChanged of all that are remembered. */
-extern List *RelationsChanged(void);
+extern List *RelationsChanged(XLogRecPtr lsn);
 
 /*
  * relation_types.c: the types' part of a relation's state; and, when `relid` has
  * the attributes of a type in use, RelationsChanged of all.
  */
 extern uint64 RelationTypesState(uint64 state, Oid relid);
-extern List *RelationTypeChanged(Oid relid);
+extern List *RelationTypeChanged(Oid relid, XLogRecPtr lsn);
 
 /* The name of a column, "" when there is none. */
 extern char *RelationColumnName(Oid relid, int16 attno);

@@ -162,7 +162,7 @@ RelationTypesState(uint64 state, Oid relid)
 }
 
 List *
-RelationTypeChanged(Oid relid)
+RelationTypeChanged(Oid relid, XLogRecPtr lsn)
 {
-	return list_member_oid(type_relations, relid) ? RelationsChanged() : NIL;
+	return list_member_oid(type_relations, relid) ? RelationsChanged(lsn) : NIL;
 }

@@ -36,6 +36,7 @@ typedef struct StateEntry
 {
 	Oid relid;
 	uint64 state;
+	XLogRecPtr first; /* where WAL ended when it was first looked at */
 } StateEntry;
 
 static HTAB *states;
@@ -116,23 +117,35 @@ RelationNote(Oid relid)
 	StateEntry *entry = Find(relid, &found);
 
 	if (!found)
+	{
+		entry->first = SharedInsertLsn();
 		entry->state = State(relid);
+	}
 }
 
+/*
+ * What was committed before the relation was first looked at may be in that
+ * state already: behind a restart, the log is replayed with the catalogs of
+ * now.  Nothing says that it was no change.
+ */
 bool
-RelationChanged(Oid relid)
+RelationChanged(Oid relid, XLogRecPtr lsn)
 {
-	uint64 state = State(relid);
+	uint64 state;
 	bool found;
 	StateEntry *entry = Find(relid, &found);
-	bool changed = !found || entry->state != state;
+	bool changed;
 
+	if (!found)
+		entry->first = SharedInsertLsn();
+	state = State(relid);
+	changed = !found || entry->state != state || lsn < entry->first;
 	entry->state = state;
 	return changed;
 }
 
 List *
-RelationsChanged(void)
+RelationsChanged(XLogRecPtr lsn)
 {
 	HASH_SEQ_STATUS status;
 	StateEntry *entry;
@@ -145,7 +158,7 @@ RelationsChanged(void)
 	{
 		uint64 state = State(entry->relid);
 
-		if (state != entry->state)
+		if (state != entry->state || lsn < entry->first)
 			changed = lappend_oid(changed, entry->relid);
 		entry->state = state;
 	}
