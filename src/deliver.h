@@ -21,7 +21,8 @@ typedef struct Fragment
 	View *view; /* any with these columns */
 	Spelling *name;
 	SourceAction action;
-	bool complete; /* whole row, even for merge */
+	bool complete;	/* whole row, even for merge */
+	bool in_before; /* the receivers had the row */
 
 	/* What view->casts gave, before and after; NULL without them. */
 	const char *const *old_texts;

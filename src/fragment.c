@@ -233,7 +233,8 @@ FragmentAdd(Delivery *d, MapEntry *entry, Subscription *s, View *view, SourceAct
 		Fragment *other = lfirst(lc);
 
 		if (other->action == action && other->name == s->name && other->complete == complete &&
-			SameColumns(other->view, view) && SameTexts(view, other->old_texts, old_texts) &&
+			other->in_before == in_before && SameColumns(other->view, view) &&
+			SameTexts(view, other->old_texts, old_texts) &&
 			SameTexts(view, other->new_texts, new_texts))
 		{
 			f = other;
@@ -248,6 +249,7 @@ FragmentAdd(Delivery *d, MapEntry *entry, Subscription *s, View *view, SourceAct
 		f->name = s->name;
 		f->action = action;
 		f->complete = complete;
+		f->in_before = in_before;
 		f->old_texts = old_texts;
 		f->new_texts = new_texts;
 		d->current = lappend(d->current, f);
