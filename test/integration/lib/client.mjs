@@ -367,6 +367,7 @@ export class Client {
       assert.equal(message.type, 'subscribed');
     } catch (error) {
       if (!old) this.subscriptions.delete(channel);
+      if (!this.closed) subscription.end({ type: 'refused' }); // whoever waits for it
       throw error;
     }
     return subscription;
