@@ -5,15 +5,15 @@
 #   make PG_CONFIG=/path/pg_config  build for another one
 #   make WERROR=1                   warnings are errors
 #
-# demo, test and bench must work on a machine that has nothing yet. So nothing
-# here asks pg_config unless a goal builds something, and those three install
+# demo, test, soak and bench must work on a machine that has nothing yet. So nothing
+# here asks pg_config unless a goal builds something, and those four install
 # what is missing before they start a build.
 
 EXTENSION = pg_changefeed
 MODULE_big = pg_changefeed
 GATEWAY = pg_changefeed_gateway
 
-SCRIPT_GOALS = help demo test bench bench-quick format format-check lint
+SCRIPT_GOALS = help demo test soak bench bench-quick format format-check lint
 BUILD_GOALS := $(filter-out $(SCRIPT_GOALS),$(or $(MAKECMDGOALS),all))
 
 .DEFAULT_GOAL := all
@@ -154,6 +154,7 @@ help:
 	@echo 'make clean           remove what was built'
 	@echo 'make demo            start a private cluster with the demo applications'
 	@echo 'make test            run every test'
+	@echo 'make soak SECONDS=n  run the convergence test for that long (3600); SEED=n repeats one'
 	@echo 'make bench           run the benchmarks'
 	@echo 'make bench-quick     the same in a few minutes, with less precision'
 	@echo 'make format          format the C sources'
@@ -163,7 +164,7 @@ help:
 	@echo 'Variables: PG_CONFIG=/path/to/pg_config  WERROR=1  ARGS="arguments of demo, test or bench"'
 
 # Goals that build come first if both kinds are given.
-demo test bench bench-quick: | $(BUILD_GOALS)
+demo test soak bench bench-quick: | $(BUILD_GOALS)
 
 demo:
 	scripts/setup --for demo
@@ -174,6 +175,11 @@ test:
 	scripts/setup --for test
 	scripts/cluster install
 	test/run $(ARGS)
+
+soak:
+	scripts/setup --for test
+	scripts/cluster install
+	env SECONDS=$(or $(SECONDS),3600) test/convergence/run
 
 bench:
 	scripts/setup --for bench

@@ -295,9 +295,10 @@ ChannelsReload(uint64 number, void (*changed)(Channel *old), bool *roles_changed
 		{
 			Channel *before = lfirst(lc2);
 
-			if (before->id == channel->id)
+			/* Dropped and created again, in one transaction, it has another number. */
+			if (before->id == channel->id || strcmp(before->name, channel->name) == 0)
 			{
-				if (strcmp(before->signature, channel->signature) == 0)
+				if (before->id == channel->id && strcmp(before->signature, channel->signature) == 0)
 				{
 					before->seen = true;
 					same = before;

@@ -22,7 +22,7 @@ typedef struct Fragment
 	Spelling *name;
 	SourceAction action;
 	bool complete;	/* whole row, even for merge */
-	bool in_before; /* nothing is sent if the receiver sees no difference */
+	bool in_before; /* the receivers had the row */
 	bool failed;	/* could not be written */
 
 	/* What view->casts gave, before and after; NULL without them. */

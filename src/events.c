@@ -273,7 +273,7 @@ ApplyRelationBarrier(LogTransaction *transaction, Oid relid, uint64 rights)
 
 	RelationCompare(relid, transaction, rights, &event.change);
 	if (event.change.aspects == 0)
-		return false;
+		return event.change.unknown;
 	SubscriptionForEach(NULL, ApplyRelation, &event);
 	return true;
 }
@@ -364,7 +364,7 @@ EventsResyncIdentity(Identity *identity, Oid relid, const char *reason)
 
 /* Has a table of the subscription changed with that transaction, or since? */
 static const char *
-RelationConcerns(Subscription *s, uint64 number)
+RelationConcerns(Subscription *s, uint64 number, Oid cause)
 {
 	Channel *channel = s->instance->channel;
 	const char *reason;
@@ -375,11 +375,11 @@ RelationConcerns(Subscription *s, uint64 number)
 	{
 		View *view = s->views != NULL ? s->views[i] : NULL;
 
-		reason = RelationChangedSince(channel->sources[i]->relid, number);
+		reason = RelationChangedSince(channel->sources[i]->relid, number, cause);
 		if (reason != NULL)
 			return reason;
 		for (k = 0; view != NULL && k < view->ndependencies; k++)
-			if (RelationChangedSince(view->dependencies[k], number) != NULL)
+			if (RelationChangedSince(view->dependencies[k], number, cause) != NULL)
 				return "policy_changed";
 	}
 	return NULL;
@@ -402,7 +402,9 @@ EventConcerns(Subscription *s, LogTransaction *transaction, bool barriers_only)
 			return "policy_changed";
 		if ((barrier->kind == BARRIER_ALL || barrier->kind == BARRIER_TYPES ||
 			 (barrier->kind == BARRIER_RELATION && barrier->relid != InvalidOid)) &&
-			(reason = RelationConcerns(s, transaction->number)) != NULL)
+			(reason = RelationConcerns(s, transaction->number,
+									   barrier->kind == BARRIER_RELATION ? barrier->relid
+																		 : InvalidOid)) != NULL)
 			return reason;
 	}
 	if (barriers_only)

@@ -574,6 +574,7 @@ extern void PostponedAdvance(void);
 typedef struct RelationChange
 {
 	uint32 aspects;		/* RELATION_*; 0: nothing that a client could see */
+	bool unknown;		/* there may be more: nobody is ready who knew it before */
 	Bitmapset *added;	/* attribute numbers */
 	Bitmapset *altered; /* those of RELATION_COLUMNS */
 	List *names;		/* which they had */
@@ -597,8 +598,12 @@ extern void RelationCompare(Oid relid, const LogTransaction *transaction, uint64
 extern List *RelationsOf(Oid relid);
 extern List *RelationsAll(void);
 
-/* Has it changed with that transaction or a later one?  The reason, or NULL. */
-extern const char *RelationChangedSince(Oid relid, uint64 number);
+/*
+ * Has it changed with that transaction or a later one?  The reason, or NULL.
+ * `cause`: the relation that the transaction's barrier names, or InvalidOid; only
+ * what that is a part of may have changed before the first look at it.
+ */
+extern const char *RelationChangedSince(Oid relid, uint64 number, Oid cause);
 extern const char *RelationReason(uint32 aspects);
 
 /* Did that transaction add the column? */

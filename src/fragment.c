@@ -373,9 +373,9 @@ FragmentAdd(Delivery *d, MapEntry *entry, Subscription *s, View *view, SourceAct
 		f->name = s->name;
 		f->action = action;
 		f->complete = complete;
+		f->in_before = in_before;
 		f->old_texts = old_texts;
 		f->new_texts = new_texts;
-		f->in_before = in_before;
 		f->before = before;
 		d->current = lappend(d->current, f);
 		if (!TryEncodeFragment(d, f, &changed))

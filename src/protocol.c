@@ -158,6 +158,9 @@ ProtocolChangeIdentity(Connection *connection, Identity *identity)
 		s->retry_at = 0;
 	}
 	ConnectionSetIdentity(connection, identity);
+
+	/* The verdict that it waits for is another identity's: nobody would wake it. */
+	connection->waits_verdict = false;
 	GatewayIdentity(connection);
 }
 

@@ -99,8 +99,9 @@ typedef struct StateEntry
 	Oid relid;
 	MemoryContext context;
 	RelationState state;
-	uint64 rights;	/* at the last barrier: RelationRights */
-	uint64 changed; /* the transaction that last changed it */
+	uint64 rights;	  /* at the last barrier: RelationRights */
+	XLogRecPtr first; /* where WAL ended when it was first looked at */
+	uint64 changed;	  /* the transaction that last changed it */
 	const char *reason;
 } StateEntry;
 
@@ -498,6 +499,7 @@ RelationNote(Oid relid)
 
 	if (!found)
 	{
+		entry->first = SharedInsertLsn();
 		Remember(entry, &before, &old);
 		entry->rights = RelationRights(relid);
 	}
@@ -650,6 +652,8 @@ RelationCompare(Oid relid, const LogTransaction *transaction, uint64 rights, Rel
 	int i;
 
 	memset(change, 0, sizeof(RelationChange));
+	if (!found)
+		entry->first = SharedInsertLsn();
 	Remember(entry, &before, &old);
 	change->before = before.ncolumns;
 	if (!found)
@@ -690,7 +694,14 @@ RelationCompare(Oid relid, const LogTransaction *transaction, uint64 rights, Rel
 	}
 	if (old != NULL)
 		MemoryContextDelete(old);
-	if (change->aspects != 0)
+
+	/*
+	 * What was committed before the first look may be in that state already:
+	 * behind a restart, the log is replayed with the catalogs of now.  Nothing
+	 * says that it was no change.
+	 */
+	change->unknown = transaction->commit.lsn < entry->first;
+	if (change->aspects != 0 || change->unknown)
 	{
 		entry->changed = transaction->number;
 		entry->reason = RelationReason(change->aspects);
@@ -725,11 +736,18 @@ RelationReason(uint32 aspects)
 }
 
 const char *
-RelationChangedSince(Oid relid, uint64 number)
+RelationChangedSince(Oid relid, uint64 number, Oid cause)
 {
 	StateEntry *entry = states != NULL ? hash_search(states, &relid, HASH_FIND, NULL) : NULL;
+	LogTransaction *transaction = LogGet(number);
 
-	return entry != NULL && entry->changed >= number ? entry->reason : NULL;
+	if (entry != NULL && entry->changed >= number)
+		return entry->reason;
+	if (entry != NULL && transaction != NULL && transaction->commit.lsn >= entry->first)
+		return NULL;
+	return !OidIsValid(cause) || cause == relid || list_member_oid(RelationsOf(cause), relid)
+			   ? "schema_changed"
+			   : NULL;
 }
 
 bool

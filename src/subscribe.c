@@ -361,15 +361,51 @@ UseAnswer(Subscription *s)
 		SubscriptionSetState(s, SUB_CATCHUP);
 }
 
+/*
+ * Does something behind its connection's cursor concern it as a whole?  What
+ * was published has been applied to the subscriptions that were ready then.
+ * One that becomes ready on a connection that is behind was not.
+ */
+static const char *
+ConcernedAhead(Subscription *s, uint64 cursor)
+{
+	uint64 number;
+
+	for (number = cursor + 1; number <= LogPublished(); number++)
+	{
+		LogTransaction *transaction = LogGet(number);
+		const char *reason = transaction != NULL ? EventConcerns(s, transaction, false)
+												 : "history_truncated";
+
+		if (reason != NULL)
+			return reason;
+	}
+	return NULL;
+}
+
 static void
 CatchUp(Subscription *s)
 {
 	Connection *connection = s->connection;
 	uint64 target = connection->live ? LogPublished() : connection->cursor;
+	const char *concern;
 	Size sent = 0;
 
-	/* The connection itself is further back: it has to come here first. */
-	if (target < s->since || connection->mark != 0)
+	if (target < s->since || target < s->cursor)
+	{
+		/*
+		 * The connection is further back, or was thrown back, as its client is
+		 * slow: it has to come here first, and must not wait for us.  Ready
+		 * before that, positions of its frames would count for us, too.
+		 */
+		if (s->holds)
+		{
+			s->holds = false;
+			connection->held--;
+		}
+		return;
+	}
+	if (connection->mark != 0)
 		return;
 
 	/* Where it is has no name any more that `ready` could give. */
@@ -420,6 +456,13 @@ CatchUp(Subscription *s)
 			GatewayMark(connection, MARK_REPLAY);
 			return;
 		}
+	}
+
+	concern = ConcernedAhead(s, target);
+	if (concern != NULL)
+	{
+		SubscribeResync(s, concern);
+		return;
 	}
 
 	s->since = Max(s->since, s->cursor);

@@ -162,7 +162,10 @@ ReadView(Channel *channel, Audience *audience, WireReader *r, View *result)
 						errmsg("malformed description from a query worker")));
 	view.dependencies = palloc(sizeof(Oid) * Max(view.ndependencies, 1));
 	for (i = 0; i < view.ndependencies; i++)
+	{
 		view.dependencies[i] = WireGetU32(r);
+		RelationNote(view.dependencies[i]);
+	}
 	ncasts = WireGetU16(r);
 	casts = palloc(sizeof(int16) * Max(ncasts, 1));
 	for (i = 0; i < ncasts; i++)

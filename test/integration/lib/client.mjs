@@ -208,6 +208,14 @@ export class Subscription {
       this.#described = true;
     }
     this.#filling = null;
+    if (!this.#described && !message.entities) this.#violation('ready behind a resync without entities');
+    for (const [name, { key, columns }] of Object.entries(message.entities ?? {})) {
+      const entity = this.entities.get(name);
+      if (!entity) this.#violation(`entity "${name}" was not announced`);
+      Object.assign(entity, { key, columns });
+      this.#described = true;
+      for (const row of entity.rows.values()) this.#checkRow(entity, row);
+    }
     this.position = message.position;
     this.snapshot = message.snapshot ?? null;
     this.state = 'ready';
@@ -220,10 +228,9 @@ export class Subscription {
     if (!message.reason) this.#violation('resync without reason');
     this.#refused = false;
     this.resyncs.push(message.reason);
-    if (/_changed$|_rewritten$/.test(message.reason)) this.#described = false;
+    this.#described = false; // columns may be others: `ready` names them
     this.#begin();
     this.#txids.clear();
-    this.exact = !this.loose; // a snapshot comes
     this.state = 'filling';
   }
 
@@ -308,6 +315,8 @@ export class Client {
   parts = 0;
   answersPings = true;
   onTransaction = null;
+  onMessage = null; // behind everything else, of each message
+  tamper = null; // gives the texts to take in place of one
 
   #requests = new Map();
   #nextId = 0;
@@ -322,7 +331,9 @@ export class Client {
     this.token = token;
     this.socket = new WebSocket(url, protocols, { headers, perMessageDeflate: false, ...receive });
     this.socket.on('open', () => this.#opened.resolve());
-    this.socket.on('message', (data, binary) => this.#guard(() => this.#take(data, binary)));
+    this.socket.on('message', (data, binary) => {
+      for (const text of this.tamper?.(String(data)) ?? [data]) this.#guard(() => this.#take(text, binary));
+    });
     this.socket.on('error', (error) => this.#opened.reject(error));
     this.socket.on('close', (code, reason) => {
       this.closed = { code, reason: String(reason) };
@@ -343,10 +354,10 @@ export class Client {
     return this.#opened.promise;
   }
 
-  static async connect({ fields = {}, ...options } = {}) {
+  static async connect({ fields = {}, ms, ...options } = {}) {
     const client = new Client(options);
-    await within(10000, client.opened, 'open');
-    client.connected = await client.request('connect', { ...(client.token !== undefined && { token: client.token }), ...fields });
+    await within(ms ?? 10000, client.opened, 'open');
+    client.connected = await client.request('connect', { ...(client.token !== undefined && { token: client.token }), ...fields }, { ms });
     return client;
   }
 
@@ -378,8 +389,9 @@ export class Client {
     this.socket.send(typeof message === 'string' ? message : JSON.stringify(message));
   }
 
-  request(type, fields = {}, { id = ++this.#nextId, ms = 30000 } = {}) {
+  request(type, fields = {}, { id = ++this.#nextId, ms = 30000, onAnswer } = {}) {
     const d = deferred();
+    d.onAnswer = onAnswer;
     this.#requests.set(JSON.stringify(id), d);
     this.check();
     if (this.closed) throw new Error('connection is closed');
@@ -388,17 +400,18 @@ export class Client {
   }
 
   /** Resolves when it is subscribed; `ready()` of the result waits on. */
-  async subscribe(channel, { from, snapshot, cache, loose, repeats, ...fields } = {}) {
+  async subscribe(channel, { from, snapshot, cache, loose, repeats, ms, ...fields } = {}) {
     const old = this.subscriptions.get(channel);
     const subscription = new Subscription(this, channel, { snapshot: snapshot !== false, cache, loose, repeats, from });
     if (!old) this.subscriptions.set(channel, subscription);
     try {
       const message = await this.request('subscribe', {
         channel, ...fields, ...(from !== undefined && { from }), ...(snapshot !== undefined && { snapshot }),
-      });
+      }, { ms });
       assert.equal(message.type, 'subscribed');
     } catch (error) {
       if (!old) this.subscriptions.delete(channel);
+      if (!this.closed) subscription.end({ type: 'refused' }); // whoever waits for it
       throw error;
     }
     return subscription;
@@ -418,9 +431,12 @@ export class Client {
 
   async unsubscribe(channel) {
     const subscription = this.subscriptions.get(channel);
-    await this.request('unsubscribe', { channel });
-    subscription?.end({ type: 'unsubscribed' });
-    this.subscriptions.delete(channel);
+    // At once: the position of the next message is not this channel's any more.
+    const onAnswer = () => {
+      subscription?.end({ type: 'unsubscribed' });
+      this.subscriptions.delete(channel);
+    };
+    await this.request('unsubscribe', { channel }, { onAnswer });
   }
 
   /** Everything committed until now has been delivered. */
@@ -464,8 +480,12 @@ export class Client {
     const d = this.#requests.get(id);
     if (!d) this.#fail(`answer to unknown request ${id}`);
     this.#requests.delete(id);
-    if (message.type === 'error') d.reject(new ServerError(message));
-    else d.resolve(message);
+    if (message.type === 'error') {
+      d.reject(new ServerError(message));
+    } else {
+      d.onAnswer?.(message);
+      d.resolve(message);
+    }
   }
 
   #subscription(message) {
@@ -534,6 +554,7 @@ export class Client {
         if (message.id !== undefined) this.#answer(message);
         else this.#fail(`message of unknown type: ${data}`);
     }
+    this.onMessage?.(message);
   }
 
   #takeSettled(text) {
