@@ -34,6 +34,14 @@ MayMove(Connection *connection)
 		   !connection->waits_verdict && connection->mark == 0 && connection->held == 0;
 }
 
+/* Subscriptions that wait for their connection to move get a turn. */
+static void
+HasMoved(Connection *connection)
+{
+	if (connection->nready < connection->nsubscriptions)
+		SetLatch(MyLatch);
+}
+
 void
 DeliverCheckBase(Connection *connection)
 {
@@ -57,6 +65,31 @@ DeliverCheckBase(Connection *connection)
 		ConnectionSetBehind(connection, LogPublished());
 	else
 		ConnectionSetLive(connection);
+	HasMoved(connection);
+}
+
+/*
+ * Whoever was ready when the transaction was published has been resynced then.
+ * Others became ready while their connection was behind it.
+ */
+static void
+ResyncFailed(Connection *connection, TransactionMap *map)
+{
+	dlist_mutable_iter iter;
+	int i;
+
+	dlist_foreach_modify(iter, &connection->subscriptions)
+	{
+		Subscription *s = dlist_container(Subscription, connection_node, iter.cur);
+		Channel *channel = s->instance->channel;
+
+		for (i = 0; i < channel->nsources; i++)
+		{
+			if (s->state == SUB_READY && s->since < map->transaction->number &&
+				list_member_oid(map->failed, channel->sources[i]->relid))
+				SubscribeResync(s, "change_not_readable");
+		}
+	}
 }
 
 /* Sends transaction `number` to those of `members` whose verdicts are there. */
@@ -77,6 +110,9 @@ MoveGroup(List *members, uint64 number)
 	if (transaction->nchanges > 0 || extends)
 	{
 		d.map = MapGet(transaction);
+		if (d.map->failed != NIL)
+			foreach(lc, members)
+				ResyncFailed(lfirst(lc), d.map);
 		if (d.map->nentries > 0 || extends)
 			DeliverRun(&d, 0);
 	}
@@ -87,6 +123,7 @@ MoveGroup(List *members, uint64 number)
 		if (connection->group != d.group)
 			continue;
 		connection->cursor = number;
+		HasMoved(connection);
 		connection->replayed += d.bytes / Max(list_length(members), 1);
 		if (connection->replayed > REPLAY_WINDOW)
 		{

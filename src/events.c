@@ -391,6 +391,10 @@ EventConcerns(Subscription *s, LogTransaction *transaction, bool barriers_only)
 	const char *reason;
 	int i;
 
+	/* The more telling reason first, as above. */
+	for (i = 0; i < transaction->nlost && !barriers_only; i++)
+		if (transaction->lost[i] == InvalidOid || HasSource(s, transaction->lost[i]))
+			return transaction->lost_reason;
 	for (i = 0; i < transaction->nbarriers; i++)
 	{
 		LogBarrier *barrier = &transaction->barriers[i];
@@ -409,8 +413,5 @@ EventConcerns(Subscription *s, LogTransaction *transaction, bool barriers_only)
 	}
 	if (barriers_only)
 		return NULL;
-	for (i = 0; i < transaction->nlost; i++)
-		if (transaction->lost[i] == InvalidOid || HasSource(s, transaction->lost[i]))
-			return transaction->lost_reason;
 	return DependencyConcerns(s, transaction) ? "dependency_changed" : NULL;
 }

@@ -580,7 +580,7 @@ class Grammar {
       case 3:
       case 4: return `INSERT INTO @${table} VALUES ${this.row()} ON CONFLICT DO NOTHING`;
       case 5: return `UPDATE @${table} SET id = id + 100 WHERE id = ${this.random(30)}; DELETE FROM @${table} WHERE id >= 100 AND val = ${this.random(5)}; UPDATE @${table} o SET id = id - 100 WHERE id >= 100 AND NOT EXISTS (SELECT FROM @${table} i WHERE i.id = o.id - 100)`;
-      case 6: return table !== 't' && this.random(6) === 0 ? `TRUNCATE @${table}` : `UPDATE @${table} SET ${column} = ${column} WHERE ${where}`;
+      case 6: return this.random(6) === 0 ? `TRUNCATE @${table}` : `UPDATE @${table} SET ${column} = ${column} WHERE ${where}`;
       default: return `UPDATE @${table} SET ${column} = ${this.#value[column]()} WHERE ${where}`;
     }
   }
