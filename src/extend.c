@@ -487,13 +487,24 @@ ExtensionsAt(List *connections, uint64 number)
 	return false;
 }
 
+static void
+SetViews(Subscription *s, View **views)
+{
+	int i;
+
+	for (i = 0; i < s->extension->nviews; i++)
+	{
+		ViewRelease(s->connection->identity, s->views[i]);
+		s->views[i] = ViewIntern(s->connection->identity, views[i]);
+	}
+}
+
 /* From here on the new views count. */
 void
 ExtensionsBegin(Delivery *d)
 {
 	ListCell *lc;
 	dlist_iter iter;
-	int i;
 
 	foreach(lc, d->members)
 	{
@@ -501,13 +512,8 @@ ExtensionsBegin(Delivery *d)
 		{
 			Subscription *s = dlist_container(Subscription, connection_node, iter.cur);
 
-			if (!IsDue(s, d->transaction->number))
-				continue;
-			for (i = 0; i < s->extension->nviews; i++)
-			{
-				ViewRelease(s->connection->identity, s->views[i]);
-				s->views[i] = ViewIntern(s->connection->identity, s->extension->after[i]);
-			}
+			if (IsDue(s, d->transaction->number))
+				SetViews(s, s->extension->after);
 		}
 	}
 }
@@ -590,14 +596,21 @@ ExtensionsEnd(Delivery *d)
 	{
 		Connection *connection = lfirst(lc);
 
-		if (connection->group != d->group)
-			continue;
 		dlist_foreach(iter, &connection->subscriptions)
 		{
 			Subscription *s = dlist_container(Subscription, connection_node, iter.cur);
 
 			if (!IsDue(s, d->transaction->number))
 				continue;
+			if (connection->group != d->group)
+			{
+				/*
+				 * It waits for a verdict, and may be thrown back meanwhile to
+				 * rows that have no such columns.
+				 */
+				SetViews(s, s->extension->before);
+				continue;
+			}
 			s->extended = d->transaction->number;
 			RecheckLost(s);
 			ExtensionForget(s);
