@@ -305,7 +305,10 @@ AppendMissing(StringInfo out, Oid relid, int16 attno)
 	if (!HeapTupleIsValid(tuple))
 		return false;
 	att = (Form_pg_attribute) GETSTRUCT(tuple);
-	known = !att->attisdropped && att->attgenerated == '\0' && !EncodeTypeUsesCast(att->atttypid);
+
+	/* VACUUM FULL takes the value away: what there is no word of need not be null. */
+	known = !att->attisdropped && att->attgenerated == '\0' &&
+			(att->atthasmissing || !att->atthasdef) && !EncodeTypeUsesCast(att->atttypid);
 	if (known)
 	{
 		tupdesc = CreateTemplateTupleDesc(1);
