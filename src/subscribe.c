@@ -361,6 +361,11 @@ UseAnswer(Subscription *s)
 		s->announced_entities = false;
 	}
 	s->told_rows = true;
+
+	/* Rows of an entity with an unknown key would be of no use. */
+	if (s->redefined && !s->announced_entities)
+		SubscribeTellColumns(s);
+	s->redefined = false;
 	if (s->has_snapshot)
 		SubscribeTellPages(s);
 	else
