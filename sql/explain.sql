@@ -49,6 +49,16 @@ SELECT aspect, name, detail FROM changefeed.explain('room:1', '{"role": "regress
 -- Nothing of it is left in the session.
 SELECT current_user, current_setting('role') AS role, current_setting('search_path') AS path,
        coalesce(current_setting('request.jwt.claims', true), '') AS claims, current_setting('transaction_read_only') AS read_only;
+-- Nor what functions of others have set.
+CREATE OR REPLACE FUNCTION secret() RETURNS boolean LANGUAGE plpgsql IMMUTABLE AS $$
+BEGIN
+    PERFORM set_config('work_mem', '64kB', false);
+    RETURN true;
+END$$;
+ALTER POLICY visible ON messages USING (secret());
+ALTER TABLE messages ENABLE ROW LEVEL SECURITY;
+SELECT count(*) > 5 AS explained FROM changefeed.explain('room:1', '{"role": "regress_web", "sub": "u1"}');
+SELECT current_setting('work_mem') <> '64kB' AS same;
 BEGIN;
 SELECT count(*) > 5 AS explained FROM changefeed.explain('room:1', '{"role": "regress_web", "sub": "u1"}');
 INSERT INTO members VALUES (9, 'x');

@@ -74,7 +74,8 @@ CheckForget(Subscription *s)
 }
 
 void
-CheckSubscription(Subscription *s, LogTransaction *transaction, const char *reason, bool repeatable)
+CheckSubscription(Subscription *s, LogTransaction *transaction, const char *reason, bool repeatable,
+				  bool functions)
 {
 	Connection *connection = s->connection;
 	Check *check = s->check;
@@ -95,6 +96,7 @@ CheckSubscription(Subscription *s, LogTransaction *transaction, const char *reas
 			check->several = true;
 		}
 		check->repeatable = check->repeatable && repeatable;
+		check->functions = check->functions || functions;
 		return;
 	}
 
@@ -125,6 +127,7 @@ CheckSubscription(Subscription *s, LogTransaction *transaction, const char *reas
 		dlist_push_tail(&checks, &check->node);
 	}
 	check->repeatable = check->repeatable && repeatable;
+	check->functions = check->functions || functions;
 	s->check = check;
 	dlist_push_tail(&check->subscriptions, &s->check_node);
 	if (connection->live)
@@ -240,9 +243,12 @@ CompareViews(const View *before, const View *now)
 		return OUTCOME_OTHER;
 
 	/* Without policies the fingerprint is about nothing. */
-	if (now->rls == 1 && (before->fingerprint != now->fingerprint ||
-						  !SameOids(before->dependencies, before->ndependencies, now->dependencies,
-									now->ndependencies)))
+	if (now->rls == 1 && before->fingerprint != now->fingerprint)
+		return OUTCOME_OTHER;
+
+	/* What happened to others since the answer was nobody's concern (join_check). */
+	if (!SameOids(before->dependencies, before->ndependencies, now->dependencies,
+				  now->ndependencies))
 		return OUTCOME_OTHER;
 	if (now->ncolumns < before->ncolumns ||
 		memcmp(before->columns, now->columns, sizeof(int16) * before->ncolumns) != 0)
@@ -268,6 +274,18 @@ Compare(Check *check, Subscription *s)
 	return outcome;
 }
 
+/* Do its policies call functions into which nobody can look? */
+static bool
+IsOpaque(const Check *check)
+{
+	int i;
+
+	for (i = 0; i < check->nviews; i++)
+		if (check->views[i]->narrowing_length > 0 && check->views[i]->narrowing[0] != 0)
+			return true;
+	return false;
+}
+
 /* It goes on with what is known now. */
 static void
 GoOn(Check *check, Subscription *s)
@@ -280,6 +298,10 @@ GoOn(Check *check, Subscription *s)
 		s->views[i] = ViewIntern(check->identity, check->views[i]);
 	}
 	Leave(s);
+
+	/* What such a function calls is in no fingerprint: look at the rows. */
+	if (check->functions && IsOpaque(check) && !RecheckSoon(s))
+		SubscribeResync(s, check->reason);
 }
 
 static void
@@ -335,7 +357,8 @@ UseAnswer(Check *check)
 				GoOn(check, s);
 				break;
 			case OUTCOME_ADDED:
-				if (!check->several && !check->too_large && ExtensionPossible(check, s))
+				if (!check->several && !check->too_large &&
+					!(check->functions && IsOpaque(check)) && ExtensionPossible(check, s))
 					added = true;
 				else
 					SubscribeResync(s, check->reason);

@@ -163,6 +163,7 @@ EventsRolesChanged(void)
 		/* Another set of memberships is another identity. */
 		changed = IdentityIntern(&info);
 		changed->refcount++;
+		identity->refcount++; /* its list is walked through */
 		dlist_foreach_modify(iter2, &identity->connections)
 		{
 			Connection *connection = dlist_container(Connection, identity_node, iter2.cur);
@@ -170,6 +171,7 @@ EventsRolesChanged(void)
 			ProtocolChangeIdentity(connection, changed);
 		}
 		IdentityRelease(changed);
+		IdentityRelease(identity);
 	}
 	seen_role_changes = changes;
 }
@@ -251,7 +253,7 @@ ApplyRelation(Subscription *s, void *arg)
 			if ((aspects & (RELATION_REWRITTEN | RELATION_PARTITIONS | RELATION_GONE)) != 0)
 				SubscribeResync(s, "dependency_changed");
 			else
-				CheckSubscription(s, event->transaction, "policy_changed", false);
+				CheckSubscription(s, event->transaction, "policy_changed", false, false);
 		}
 		return;
 	}
@@ -262,7 +264,7 @@ ApplyRelation(Subscription *s, void *arg)
 		SubscribeResync(s, RelationReason(aspects));
 	else if (aspects != 0)
 		CheckSubscription(s, event->transaction, RelationReason(aspects),
-						  (aspects & (RELATION_PRIVILEGES | RELATION_COLUMNS_ADDED)) == 0);
+						  (aspects & (RELATION_PRIVILEGES | RELATION_COLUMNS_ADDED)) == 0, false);
 }
 
 /* False: nothing that a client could see has changed. */
@@ -278,14 +280,18 @@ ApplyRelationBarrier(LogTransaction *transaction, Oid relid, uint64 rights)
 	return true;
 }
 
-/* A function or operator that a policy uses may be another now. */
+/*
+ * A function or operator that a policy uses may be another now.  One that is
+ * called by such a function is in no fingerprint, as nobody knows which these
+ * are: then the rows themselves are looked at.
+ */
 static void
 ApplyFunctions(Subscription *s, void *arg)
 {
 	LogTransaction *transaction = arg;
 
 	if (s->state == SUB_READY && UsesFunctions(s))
-		CheckSubscription(s, transaction, "policy_changed", true);
+		CheckSubscription(s, transaction, "policy_changed", true, true);
 }
 
 static void

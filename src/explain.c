@@ -115,7 +115,9 @@ AsIdentity(Explain *e, Oid source, void (*part)(Explain *e))
 		int nestlevel = Enter(e);
 
 		part(e);
-		AtEOXact_GUC(true, nestlevel);
+
+		/* What functions have set goes as well: the caller's session is his. */
+		AtEOXact_GUC(false, nestlevel);
 		SetUserIdAndSecContext(user, sec_context);
 		ReleaseCurrentSubTransaction();
 	}

@@ -305,7 +305,10 @@ AppendMissing(StringInfo out, Oid relid, int16 attno)
 	if (!HeapTupleIsValid(tuple))
 		return false;
 	att = (Form_pg_attribute) GETSTRUCT(tuple);
-	known = !att->attisdropped && att->attgenerated == '\0' && !EncodeTypeUsesCast(att->atttypid);
+
+	/* VACUUM FULL takes the value away: what there is no word of need not be null. */
+	known = !att->attisdropped && att->attgenerated == '\0' &&
+			(att->atthasmissing || !att->atthasdef) && !EncodeTypeUsesCast(att->atttypid);
 	if (known)
 	{
 		tupdesc = CreateTemplateTupleDesc(1);
@@ -487,13 +490,24 @@ ExtensionsAt(List *connections, uint64 number)
 	return false;
 }
 
+static void
+SetViews(Subscription *s, View **views)
+{
+	int i;
+
+	for (i = 0; i < s->extension->nviews; i++)
+	{
+		ViewRelease(s->connection->identity, s->views[i]);
+		s->views[i] = ViewIntern(s->connection->identity, views[i]);
+	}
+}
+
 /* From here on the new views count. */
 void
 ExtensionsBegin(Delivery *d)
 {
 	ListCell *lc;
 	dlist_iter iter;
-	int i;
 
 	foreach(lc, d->members)
 	{
@@ -501,13 +515,8 @@ ExtensionsBegin(Delivery *d)
 		{
 			Subscription *s = dlist_container(Subscription, connection_node, iter.cur);
 
-			if (!IsDue(s, d->transaction->number))
-				continue;
-			for (i = 0; i < s->extension->nviews; i++)
-			{
-				ViewRelease(s->connection->identity, s->views[i]);
-				s->views[i] = ViewIntern(s->connection->identity, s->extension->after[i]);
-			}
+			if (IsDue(s, d->transaction->number))
+				SetViews(s, s->extension->after);
 		}
 	}
 }
@@ -590,14 +599,21 @@ ExtensionsEnd(Delivery *d)
 	{
 		Connection *connection = lfirst(lc);
 
-		if (connection->group != d->group)
-			continue;
 		dlist_foreach(iter, &connection->subscriptions)
 		{
 			Subscription *s = dlist_container(Subscription, connection_node, iter.cur);
 
 			if (!IsDue(s, d->transaction->number))
 				continue;
+			if (connection->group != d->group)
+			{
+				/*
+				 * It waits for a verdict, and may be thrown back meanwhile to
+				 * rows that have no such columns.
+				 */
+				SetViews(s, s->extension->before);
+				continue;
+			}
 			s->extended = d->transaction->number;
 			RecheckLost(s);
 			ExtensionForget(s);

@@ -37,6 +37,7 @@ typedef struct Check
 	uint64 last;	 /* and that of the last barrier since */
 	bool several;	 /* they differ */
 	bool repeatable; /* see CheckSubscription */
+	bool functions;	 /* may have changed */
 	const char *reason;
 	dlist_head subscriptions;
 	bool busy;

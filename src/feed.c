@@ -192,6 +192,8 @@ Turn(XLogRecPtr start_lsn, bool *serving)
 	if (QueryPoolPoll())
 		more = true;
 	Sooner(&wait, ProtocolAdvance());
+	if (subscribe_again)
+		more = true;
 	CheckMemory();
 	Sooner(&wait, LogTrim());
 	if (dlist_is_empty(&all_connections_behind) && dlist_is_empty(&all_subscriptions_working))

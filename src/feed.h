@@ -303,8 +303,12 @@ extern void SubscribeEnd(Subscription *subscription, const char *reason, const c
 extern void SubscribeSnapshotDone(Subscription *subscription, bool ok);
 extern void SubscribeChannelChanged(Channel *channel);
 
-/* Moves everything that can be moved; returns ms until something is due. */
+/*
+ * Moves everything that can be moved; returns ms until something is due.  What
+ * has to be asked since it began is not in that, and sets `subscribe_again`.
+ */
 extern long SubscribeAdvance(void);
+extern bool subscribe_again;
 
 /* Lets go of views, pages and files: before a new start or the end. */
 extern void SubscribeForget(Subscription *subscription);
@@ -314,10 +318,11 @@ extern void SubscribeForget(Subscription *subscription);
 /*
  * The subscription, which is ready, gets nothing of the transaction and what
  * follows until it is known whether it may go on.  `repeatable`: what changed
- * would leave a trace even if it had been changed back meanwhile.
+ * would leave a trace even if it had been changed back meanwhile.  `functions`:
+ * it may be a function that others call.
  */
 extern void CheckSubscription(Subscription *subscription, LogTransaction *transaction,
-							  const char *reason, bool repeatable);
+							  const char *reason, bool repeatable, bool functions);
 
 /* It ends or starts again. */
 extern void CheckForget(Subscription *subscription);
@@ -409,6 +414,9 @@ extern void RecheckNote(Subscription *subscription, TransactionMap *map, MapEntr
 /* What the client has is not known any more. */
 extern void RecheckLost(Subscription *subscription);
 extern void RecheckLostAll(Connection *connection);
+
+/* Looks at once; false: that would tell nothing. */
+extern bool RecheckSoon(Subscription *subscription);
 
 /* Looks, and resyncs whoever has something else; ms until the next is due. */
 extern long RecheckAdvance(void);

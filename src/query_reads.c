@@ -302,9 +302,10 @@ NoteTable(Reads *reads, const RangeTblEntry *rte)
 {
 	const char *what = NULL;
 
+	/* What is behind a view comes as well; but it can be defined anew. */
 	if (rte->relkind == RELKIND_VIEW)
-		return; /* what is behind it comes as well */
-	if (rte->relkind == RELKIND_FOREIGN_TABLE)
+		;
+	else if (rte->relkind == RELKIND_FOREIGN_TABLE)
 		what = "foreign table";
 	else if (rte->relid < FirstNormalObjectId ||
 			 get_rel_namespace(rte->relid) == get_namespace_oid(CHANGEFEED_SCHEMA, true))
@@ -327,7 +328,8 @@ ReadsWalker(Node *node, ReadsContext *context)
 			return query_tree_walker((Query *) node, ReadsWalker, (void *) context,
 									 QTW_EXAMINE_RTES_BEFORE);
 		case T_RangeTblEntry:
-			if (((RangeTblEntry *) node)->rtekind == RTE_RELATION)
+			/* A view that was rewritten leaves its OID behind since 16. */
+			if (OidIsValid(((RangeTblEntry *) node)->relid))
 				NoteTable(context->reads, (RangeTblEntry *) node);
 			return false; /* its parts come as well */
 		case T_SQLValueFunction:

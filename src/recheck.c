@@ -62,6 +62,8 @@ struct Recheck
 };
 
 static dlist_head rechecks = DLIST_STATIC_INIT(rechecks);
+
+/* Jobs; an answer may wait for a slow client, which must not stop the others. */
 static int running;
 
 /* Nobody is looked at before that time, unless somebody's answer is there. */
@@ -106,9 +108,10 @@ static void
 EndLook(Recheck *r)
 {
 	if (r->job != 0)
+	{
 		QueryCancel(r->job);
-	if (r->job != 0 || r->answered)
 		running--;
+	}
 	r->job = 0;
 	r->answered = false;
 	if (r->snapshot.xip != NULL)
@@ -189,6 +192,25 @@ RecheckLostAll(Connection *connection)
 
 	dlist_foreach(iter, &connection->subscriptions)
 		RecheckLost(dlist_container(Subscription, connection_node, iter.cur));
+}
+
+bool
+RecheckSoon(Subscription *s)
+{
+	Recheck *r = s->recheck;
+
+	if (r == NULL || !r->exact || !RecheckNeedsRows(s) || setting_recheck_interval == 0)
+		return false;
+
+	/* A look that is under way may have seen what was before. */
+	EndLook(r);
+	r->again = false;
+	r->due = feed_now;
+	next_due = Min(next_due, r->due);
+
+	/* In the next turn, which has to come. */
+	subscribe_again = true;
+	return true;
 }
 
 /* Adds or subtracts the row of an image; false: it is not known in full. */
@@ -277,12 +299,14 @@ OnLook(void *arg, uint64 job, QueryKind kind, WireReader *body)
 			r->again = SubscribeMayRetry(pnstrdup(sqlstate.data, sqlstate.length));
 			r->differs = true;
 			r->job = 0;
+			running--;
 			r->answered = true;
 			answers = true;
 		}
 		break;
 		case QUERY_DONE:
 			r->job = 0;
+			running--;
 			r->answered = true;
 			answers = true;
 			break;

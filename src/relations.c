@@ -38,6 +38,7 @@
 #include "catalog/pg_inherits.h"
 #include "catalog/pg_namespace.h"
 #include "catalog/pg_policy.h"
+#include "catalog/pg_rewrite.h"
 #include "catalog/pg_type.h"
 #include "common/hashfn.h"
 #include "utils/array.h"
@@ -276,6 +277,29 @@ ReadPolicies(RelationState *state, Oid relid)
 	table_close(rel, AccessShareLock);
 }
 
+/* What a view selects is a rule of it. */
+static void
+ReadRules(RelationState *state, Oid relid)
+{
+	Relation rel = table_open(RewriteRelationId, AccessShareLock);
+	ScanKeyData key;
+	SysScanDesc scan;
+	HeapTuple tuple;
+
+	ScanKeyInit(&key, Anum_pg_rewrite_ev_class, BTEqualStrategyNumber, F_OIDEQ,
+				ObjectIdGetDatum(relid));
+	scan = systable_beginscan(rel, RewriteRelRulenameIndexId, true, NULL, 1, &key);
+	while (HeapTupleIsValid(tuple = systable_getnext(scan)))
+	{
+		uint32 row[2] = {((Form_pg_rewrite) GETSTRUCT(tuple))->oid,
+						 HeapTupleHeaderGetRawXmin(tuple->t_data)};
+
+		state->policies = RelationMixBytes(state->policies, row, sizeof(row));
+	}
+	systable_endscan(scan);
+	table_close(rel, AccessShareLock);
+}
+
 /* Partitions that are about to be detached are no longer read. */
 static List *
 ReadChildren(Relation inherits, Oid relid)
@@ -400,6 +424,8 @@ ReadState(Oid relid, RelationState *state)
 
 	ReadColumns(state, relid, natts);
 	ReadPolicies(state, relid);
+	if (state->kind == RELKIND_VIEW || state->kind == RELKIND_MATVIEW)
+		ReadRules(state, relid);
 	if (state->kind == RELKIND_PARTITIONED_TABLE || state->kind == RELKIND_RELATION)
 		ReadParts(state, relid);
 	if (state->nlabels > 0)
@@ -560,7 +586,13 @@ CompareColumns(const RelationState *before, RelationState *now, uint64 number,
 		}
 		now->columns[i].added = a->added;
 		if (a->xmin != b->xmin)
+		{
 			touched = true;
+
+			/* Its expression may be another one, which only policies read. */
+			if (b->generated == COMPAT_GENERATED_VIRTUAL)
+				change->aspects |= RELATION_POLICIES;
+		}
 		if (a->dropped)
 			continue;
 		if (b->dropped || a->type != b->type || a->collation != b->collation ||
@@ -577,8 +609,11 @@ CompareColumns(const RelationState *before, RelationState *now, uint64 number,
 	if (change->altered != NULL)
 		change->aspects |= RELATION_COLUMNS;
 
-	/* New storage and a changed column: values may be others. */
-	if (touched && before->filenode != now->filenode)
+	/*
+	 * New storage and a changed column: values may be others.  REFRESH changes
+	 * no column.
+	 */
+	if ((touched || now->kind == RELKIND_MATVIEW) && before->filenode != now->filenode)
 		change->aspects |= RELATION_REWRITTEN;
 	change->touched = touched;
 }

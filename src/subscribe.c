@@ -36,6 +36,8 @@
 /* So close to its connection, it makes it wait rather than chase it. */
 #define CHASE_LIMIT 1000
 
+bool subscribe_again;
+
 /*
  * A position that cannot be honoured costs the client a snapshot, and it is
  * told why.
@@ -43,6 +45,7 @@
 void
 SubscribeStart(Subscription *s, const Position *from)
 {
+	subscribe_again = true;
 	if (from == NULL)
 		return;
 	if (LogIsForeign(from))
@@ -138,6 +141,7 @@ SubscribeResync(Subscription *s, const char *reason)
 	SubscribeForget(s);
 	SubscriptionSetState(s, SUB_QUERYING);
 	s->from_position = false;
+	subscribe_again = true;
 
 	/*
 	 * The first one at once; what keeps happening (a policy that reads a table
@@ -295,6 +299,7 @@ UseAnswer(Subscription *s)
 			{
 				SubscribeForget(s);
 				s->from_position = false;
+				subscribe_again = true;
 				return; /* asks for a snapshot in the next turn */
 			}
 		}
@@ -305,6 +310,7 @@ UseAnswer(Subscription *s)
 			s->refused = "recheck";
 			SubscribeForget(s);
 			s->from_position = false;
+			subscribe_again = true;
 			return;
 		}
 		RecheckBegin(s);
@@ -355,6 +361,11 @@ UseAnswer(Subscription *s)
 		s->announced_entities = false;
 	}
 	s->told_rows = true;
+
+	/* Rows of an entity with an unknown key would be of no use. */
+	if (s->redefined && !s->announced_entities)
+		SubscribeTellColumns(s);
+	s->redefined = false;
 	if (s->has_snapshot)
 		SubscribeTellPages(s);
 	else
@@ -478,6 +489,7 @@ SubscribeAdvance(void)
 	long wait = -1;
 	dlist_mutable_iter iter;
 
+	subscribe_again = false;
 	dlist_foreach_modify(iter, &all_subscriptions_working)
 	{
 		Subscription *s = dlist_container(Subscription, work_node, iter.cur);

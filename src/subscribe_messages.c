@@ -95,10 +95,6 @@ SubscribeTellPages(Subscription *s)
 	StringInfo prefixes = palloc(sizeof(StringInfoData) * Max(channel->nsources, 1));
 	int i;
 
-	/* Rows of an entity with an unknown key would be of no use. */
-	if (s->redefined && !s->announced_entities)
-		SubscribeTellColumns(s);
-	s->redefined = false;
 	for (i = 0; i < channel->nsources; i++)
 		PagePrefix(s, i, &prefixes[i]);
 

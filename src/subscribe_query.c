@@ -268,6 +268,7 @@ SubscribeDelay(Subscription *s)
 {
 	s->retry_delay = s->retry_delay == 0 ? 20 : Min(s->retry_delay * 2, 2000);
 	s->retry_at = TimestampTzPlusMilliseconds(feed_now, s->retry_delay);
+	subscribe_again = true;
 }
 
 static void

@@ -362,8 +362,10 @@ describe('conditions', () => {
   });
 
   test('columns that are not for this identity, and what cannot be evaluated', async () => {
+    // wal2json cannot tell values of types like citext.
+    const ci = process.env.CHANGEFEED_DECODER === 'wal2json' ? 'text' : 'flt.citext';
     await db.exec(`CREATE TYPE flt.pair AS (a int, b int); CREATE EXTENSION IF NOT EXISTS citext SCHEMA flt;
-      CREATE TABLE flt.guarded (id int PRIMARY KEY, open text, secret text, hidden text, p flt.pair, ci flt.citext, n int, at timestamptz, js json, during tstzrange, days date[]);
+      CREATE TABLE flt.guarded (id int PRIMARY KEY, open text, secret text, hidden text, p flt.pair, ci ${ci}, n int, at timestamptz, js json, during tstzrange, days date[]);
       GRANT SELECT (id, open, hidden, p, ci, n, at, js, during, days) ON flt.guarded TO filter_web;
       INSERT INTO flt.guarded (id, open, secret, hidden) VALUES (1, 'o', 's', 'h');
       SELECT changefeed.create_channel('guarded', 'flt.guarded', columns => '{id,open,secret,p,ci,n,at,js,during,days}')`);
@@ -377,7 +379,7 @@ describe('conditions', () => {
     for (const [text, code, pattern] of [
       ['n=eq.abc', '22P02', /abc/], ['n=like.1*', '42883', /integer/], ['n=eq.99999999999', '22003'], ['n=cs.{1}', '42883'],
       ['open=is.true', '42804'], ['js=eq.1', '42883'], ['js->a=eq.1', '42883'], ['n->a=eq.1', '42883'], ['open=match.(', '2201B'], ['open=match(any).{a,(}', '2201B'],
-      ['p=eq.(1,2)', '0A000', /pair/], ['ci=eq.x', '0A000', /citext/], ['order=js', '42883'],
+      ['p=eq.(1,2)', '0A000', /pair/], ...(ci === 'text' ? [] : [['ci=eq.x', '0A000', /citext/]]), ['order=js', '42883'],
       ['at=gt.now', '0A000', /now/], ['at=lt.Today', '0A000'], ['at=in.(2026-01-01,tomorrow)', '0A000', /tomorrow/], ['during=cs.[yesterday,infinity)', '0A000'],
       ['days=cs.{now}', '0A000'], ['at=isdistinct.now', '0A000'], ['or=(n.eq.1,at.gt.now)', '0A000'], ['n=in.(1,x)', '22P02'], ['n=eq(any).1', '22P02'],
     ]) await refused(`guarded?${text}`, code, pattern);

@@ -412,6 +412,20 @@ describe('protocol', () => {
       assertSame(s.rows('note'), await db.rows('SELECT * FROM proto.notes WHERE id = 1'), 'notes');
       assert.equal(frames.length, 1);
       await client.unsubscribe('room:1');
+
+      // Other entities are told before their changes, with and without rows.
+      for (const options of [{}, { snapshot: false }]) {
+        const other = await Client.connect({ token: client.token });
+        await other.open('room:1', options);
+        const types = [];
+        other.onMessage = ({ type }) => types.push(type);
+        await db.exec("SELECT changefeed.drop_source('room:{id}', 'proto.notes'); SELECT changefeed.add_source('room:{id}', 'proto.notes', entity => 'remark')");
+        await other.settle();
+        await other.cut();
+        other.check();
+        assert.ok(types.includes('columns') && types.indexOf('columns') < types.lastIndexOf('ready'), types.join());
+        await db.exec("SELECT changefeed.drop_source('room:{id}', 'proto.notes'); SELECT changefeed.add_source('room:{id}', 'proto.notes', entity => 'note')");
+      }
     });
 
     test('operations of their own: replace, ignore, remove', async () => {

@@ -263,6 +263,23 @@ describe('rights that are taken and given', () => {
       await check(t, made, { lose: 'DELETE FROM rev.members', gain: "INSERT INTO rev.members VALUES ('u1')", lost: empty });
       await check(t, made, { lose: 'REVOKE SELECT ON rev.members FROM rev_web', gain: 'GRANT SELECT ON rev.members TO rev_web', lost: ended });
     });
+    test('a view that a function reads', async (t) => {
+      const view = (where) => `CREATE OR REPLACE VIEW rev.seen AS SELECT uid FROM rev.seen_people WHERE ${where}`;
+      const made = await make(t, { ddl: (table) => `CREATE TABLE rev.seen_people (uid text PRIMARY KEY, active bool);
+        INSERT INTO rev.seen_people VALUES ('u1', true); ${view('active')}; GRANT SELECT ON rev.seen TO rev_web;
+        CREATE FUNCTION rev.is_seen() RETURNS bool LANGUAGE sql STABLE SET enable_sort = on AS 'SELECT EXISTS (SELECT FROM rev.seen m WHERE m.uid = ${SUB.replaceAll("'", "''")})';
+        ALTER TABLE ${table} ENABLE ROW LEVEL SECURITY; CREATE POLICY p ON ${table} USING (rev.is_seen())` });
+      for (let i = 0; i < 2; i += 1) await check(t, made, { lose: view('NOT active'), gain: view('active'), lost: empty });
+    });
+    test('a materialized view that a policy reads', async (t) => {
+      const made = await make(t, { ddl: (table) => `CREATE TABLE rev.crowd (uid text PRIMARY KEY); INSERT INTO rev.crowd VALUES ('u1');
+        CREATE MATERIALIZED VIEW rev.crowded AS SELECT uid FROM rev.crowd; GRANT SELECT ON rev.crowded TO rev_web;
+        ALTER TABLE ${table} ENABLE ROW LEVEL SECURITY; CREATE POLICY p ON ${table} USING (EXISTS (SELECT FROM rev.crowded m WHERE m.uid = ${SUB}))` });
+      for (let i = 0; i < 2; i += 1) {
+        await check(t, made, { lose: 'DELETE FROM rev.crowd; REFRESH MATERIALIZED VIEW rev.crowded',
+          gain: "INSERT INTO rev.crowd VALUES ('u1'); REFRESH MATERIALIZED VIEW rev.crowded", lost: empty });
+      }
+    });
     test('a view that a policy reads, and the rights of its owner', async (t) => {
       const view = (where) => `CREATE OR REPLACE VIEW rev.team AS SELECT uid FROM rev.people WHERE ${where}; ALTER VIEW rev.team OWNER TO rev_owner`;
       const made = await make(t, { ddl: (table) => `CREATE TABLE rev.people (uid text PRIMARY KEY, active bool); GRANT SELECT ON rev.people TO rev_owner;
