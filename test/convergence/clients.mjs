@@ -207,6 +207,9 @@ class Member {
         report.snapshotPages += 1;
         break;
       }
+      case 'columns':
+        checker.add(this, { kind: s.state === 'ready' ? 'columns' : 'shape', track: s.track, shape: Checker.shape(message.entities), lsn: 0 });
+        break;
       case 'ready':
         if (message.entities) checker.add(this, { kind: 'shape', track: s.track, shape: Checker.shape(message.entities), lsn: 0 });
         checker.add(this, { kind: 'ready', track: s.track, lsn: readPosition(message.position).lsn, texts: cacheTexts(s) });
