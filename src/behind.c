@@ -59,6 +59,28 @@ DeliverCheckBase(Connection *connection)
 		ConnectionSetLive(connection);
 }
 
+/*
+ * Whoever was ready when the transaction was published has been told already;
+ * a subscription may have become ready on a connection that was behind it.
+ */
+static void
+ResyncUnmapped(List *members, TransactionMap *map)
+{
+	ListCell *lc;
+	dlist_mutable_iter iter;
+
+	foreach(lc, members)
+	{
+		dlist_foreach_modify(iter, &((Connection *) lfirst(lc))->subscriptions)
+		{
+			Subscription *s = dlist_container(Subscription, connection_node, iter.cur);
+
+			if (s->state == SUB_READY && s->since < map->transaction->number)
+				(void) DeliverMapFailed(s, map);
+		}
+	}
+}
+
 /* Sends transaction `number` to those of `members` whose verdicts are there. */
 static void
 MoveGroup(List *members, uint64 number)
@@ -77,6 +99,8 @@ MoveGroup(List *members, uint64 number)
 	if (transaction->nchanges > 0 || extends)
 	{
 		d.map = MapGet(transaction);
+		if (d.map->failed != NIL)
+			ResyncUnmapped(members, d.map);
 		if (d.map->nentries > 0 || extends)
 			DeliverRun(&d, 0);
 	}
