@@ -60,7 +60,8 @@ describe('behind', () => {
       [['resync', undefined], ['transaction', ['plain']]]);
   });
 
-  test('a change that cannot be read, for whom it is still to come when he becomes ready', async () => {
+  // wal2json does not give such a change at all, which is known before the map is made.
+  test('a change that cannot be read, for whom it is still to come when he becomes ready', { skip: process.env.CHANGEFEED_DECODER === 'wal2json' }, async () => {
     await db.exec(`ALTER SYSTEM SET changefeed.policy_timeout = '60s'; SELECT pg_reload_conf();
       CREATE TABLE bh.slow (id int PRIMARY KEY);
       CREATE FUNCTION bh.wait() RETURNS bool LANGUAGE plpgsql AS 'BEGIN PERFORM pg_advisory_xact_lock_shared(${LOCK}); RETURN true; END';
@@ -99,6 +100,34 @@ describe('behind', () => {
     } finally {
       await blocker.close();
       await db.exec('ALTER SYSTEM RESET changefeed.policy_timeout; SELECT pg_reload_conf()');
+    }
+  });
+
+  test('rows that were put together from pieces are read behind a change of their table', async () => {
+    await db.exec(`CREATE TABLE bh.pieces (id int PRIMARY KEY, gone int, big text) PARTITION BY HASH (id);
+      CREATE TABLE bh.pieces0 PARTITION OF bh.pieces FOR VALUES WITH (MODULUS 1, REMAINDER 0);
+      ALTER TABLE bh.pieces0 ALTER big SET STORAGE EXTERNAL;
+      ALTER TABLE bh.pieces ENABLE ROW LEVEL SECURITY;
+      CREATE POLICY p ON bh.pieces USING (id > 0);
+      CREATE TABLE bh.piece (LIKE bh.pieces0 INCLUDING ALL);
+      ALTER TABLE bh.piece ENABLE ROW LEVEL SECURITY;
+      CREATE POLICY p ON bh.piece USING (id > 0);
+      SELECT changefeed.create_channel('pieces', 'bh.pieces', columns => '{id,big}'), changefeed.create_channel('piece', 'bh.piece', columns => '{id,big}')`);
+    const client = await connect();
+    const watched = { pieces: await client.openSoon('pieces'), piece: await client.openSoon('piece') };
+    await client.settle();
+    const pid = Number(await db.value('SELECT feed_worker_pid FROM changefeed.stat_feed'));
+    process.kill(pid, 'SIGSTOP');
+    try {
+      for (const name of Object.keys(watched)) await db.exec(`INSERT INTO bh.${name} VALUES (1, 1, repeat('x', 10000)); ALTER TABLE bh.${name} DROP COLUMN gone`);
+    } finally {
+      process.kill(pid, 'SIGCONT');
+    }
+    await client.settle();
+    client.check();
+    for (const [name, s] of Object.entries(watched)) {
+      assert.deepEqual([s.state, ...s.resyncs], ['ready'], name);
+      assertSame(s.rows(), await db.rows(`SELECT * FROM bh.${name}`), name);
     }
   });
 });
