@@ -71,6 +71,17 @@ LookUp(Subscription *s)
 
 /* ---- starting over and ending ---- */
 
+/*
+ * Before the client is told that they do not count any more: the gateway sends
+ * pages at the client's speed, between messages that came later.
+ */
+void
+SubscribeStopPages(Subscription *s)
+{
+	if (s->state == SUB_LOADING)
+		GatewaySnapshotStop(s->connection, s->id);
+}
+
 void
 SubscribeForget(Subscription *s)
 {
@@ -101,8 +112,7 @@ SubscribeForget(Subscription *s)
 		pfree(s->file);
 		s->file = NULL;
 	}
-	if (s->state == SUB_LOADING)
-		GatewaySnapshotStop(s->connection, s->id);
+	SubscribeStopPages(s);
 	if (s->xip != NULL)
 		pfree(s->xip);
 	s->xip = NULL;
@@ -127,6 +137,8 @@ TellResync(Subscription *s, const char *reason)
 void
 SubscribeResync(Subscription *s, const char *reason)
 {
+	SubscribeStopPages(s);
+
 	/* Told once per episode: until `ready` nothing is promised anyway. */
 	if (s->announced && (s->state == SUB_READY || s->told_rows))
 		TellResync(s, reason);
@@ -159,6 +171,7 @@ SubscribeEnd(Subscription *s, const char *reason, const char *sqlstate, const ch
 {
 	StringInfoData m;
 
+	SubscribeStopPages(s);
 	if (!s->announced)
 		ProtocolError(s->connection, s->request_id, s->name, sqlstate, message, hint);
 	else
