@@ -69,25 +69,23 @@ DeliverCheckBase(Connection *connection)
 }
 
 /*
- * Whoever was ready when the transaction was published has been resynced then.
- * Others became ready while their connection was behind it.
+ * Whoever was ready when the transaction was published has been told already;
+ * a subscription may have become ready on a connection that was behind it.
  */
 static void
-ResyncFailed(Connection *connection, TransactionMap *map)
+ResyncUnmapped(List *members, TransactionMap *map)
 {
+	ListCell *lc;
 	dlist_mutable_iter iter;
-	int i;
 
-	dlist_foreach_modify(iter, &connection->subscriptions)
+	foreach(lc, members)
 	{
-		Subscription *s = dlist_container(Subscription, connection_node, iter.cur);
-		Channel *channel = s->instance->channel;
-
-		for (i = 0; i < channel->nsources; i++)
+		dlist_foreach_modify(iter, &((Connection *) lfirst(lc))->subscriptions)
 		{
-			if (s->state == SUB_READY && s->since < map->transaction->number &&
-				list_member_oid(map->failed, channel->sources[i]->relid))
-				SubscribeResync(s, "change_not_readable");
+			Subscription *s = dlist_container(Subscription, connection_node, iter.cur);
+
+			if (s->state == SUB_READY && s->since < map->transaction->number)
+				(void) DeliverMapFailed(s, map);
 		}
 	}
 }
@@ -111,8 +109,7 @@ MoveGroup(List *members, uint64 number)
 	{
 		d.map = MapGet(transaction);
 		if (d.map->failed != NIL)
-			foreach(lc, members)
-				ResyncFailed(lfirst(lc), d.map);
+			ResyncUnmapped(members, d.map);
 		if (d.map->nentries > 0 || extends)
 			DeliverRun(&d, 0);
 	}

@@ -316,29 +316,49 @@ End(const FailedSubscription *failed)
 }
 
 /*
+ * Subscriptions that cannot get all their changes get none, and are told so
+ * before the frame: its position is one for all that are ready then, and a
+ * client that is cut off between the two would come back with it.
+ */
+static void
+TakeOut(Delivery *d)
+{
+	ListCell *lc;
+
+	foreach(lc, d->unreadable)
+	{
+		FragmentsTake(d, lfirst(lc));
+		SubscribeResync(lfirst(lc), "value_not_in_wal");
+	}
+	foreach(lc, d->stale)
+	{
+		FragmentsTake(d, lfirst(lc));
+		SubscribeResync(lfirst(lc), "schema_changed");
+	}
+	foreach(lc, d->failed)
+	{
+		FragmentsTake(d, ((FailedSubscription *) lfirst(lc))->subscription);
+		End(lfirst(lc));
+	}
+}
+
+/*
  * Both passes: first everybody whose verdict is missing is taken out, then the
  * others get their frames.
  */
 void
 DeliverRun(Delivery *d, uint8 flags)
 {
-	ListCell *lc;
-
 	d->run = DeliverNewRun();
 	ExtensionsBegin(d);
 	d->asking = true;
 	Visit(d);
 	d->asking = false;
 	Visit(d);
+	TakeOut(d);
 	ExtensionsAdd(d);
 	FragmentsSend(d, flags);
 	ExtensionsEnd(d);
-	foreach(lc, d->unreadable)
-		SubscribeResync(lfirst(lc), "value_not_in_wal");
-	foreach(lc, d->stale)
-		SubscribeResync(lfirst(lc), "schema_changed");
-	foreach(lc, d->failed)
-		End(lfirst(lc));
 }
 
 static void
@@ -370,24 +390,33 @@ DeliverPublish(LogTransaction *transaction)
 		DeliverRun(&d, 0);
 }
 
+bool
+DeliverMapFailed(Subscription *s, TransactionMap *map)
+{
+	int i;
+
+	for (i = 0; i < s->instance->channel->nsources; i++)
+	{
+		if (list_member_oid(map->failed, s->instance->channel->sources[i]->relid))
+		{
+			SubscribeResync(s, "change_not_readable");
+			return true;
+		}
+	}
+	return false;
+}
+
 Delivered
 DeliverTo(Subscription *s, LogTransaction *transaction, Size *sent)
 {
 	Delivery d = {0};
-	int i;
 
 	if (transaction->nchanges == 0)
 		return DELIVERED;
 	d.transaction = transaction;
 	d.map = MapGet(transaction);
-	for (i = 0; i < s->instance->channel->nsources; i++)
-	{
-		if (list_member_oid(d.map->failed, s->instance->channel->sources[i]->relid))
-		{
-			SubscribeResync(s, "change_not_readable");
-			return DELIVER_RESYNCED;
-		}
-	}
+	if (DeliverMapFailed(s, d.map))
+		return DELIVER_RESYNCED;
 	d.only = s;
 	d.run = DeliverNewRun();
 	d.asking = true;

@@ -72,6 +72,12 @@ extern uint64 DeliverNewRun(void);
 /* deliver.c: both passes over a transaction for those who take part. */
 extern void DeliverRun(Delivery *d, uint8 flags);
 
+/*
+ * deliver.c: the subscription starts again if what the transaction did to one
+ * of its tables is not known.
+ */
+extern bool DeliverMapFailed(Subscription *s, TransactionMap *map);
+
 /* fragment.c: is every value that the view sends known in the new image? */
 extern bool FragmentRowIsKnown(MapEntry *entry, TransactionMap *map, View *view);
 
@@ -84,6 +90,9 @@ extern void FragmentAdd(Delivery *d, MapEntry *entry, Subscription *s, View *vie
 
 /* One more receiver for operations that are there as text already. */
 extern void FragmentAddText(Delivery *d, Subscription *s, const char *json, int length);
+
+/* No operation of this transaction for the subscription. */
+extern void FragmentsTake(Delivery *d, Subscription *s);
 
 /* Hands the fragments to the gateways. */
 extern void FragmentsSend(Delivery *d, uint8 flags);

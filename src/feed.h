@@ -286,6 +286,9 @@ extern bool InstanceMatches(const Instance *instance, char *const *params);
 extern Subscription *SubscriptionCreate(Connection *connection, Instance *instance, const char *sql,
 										const char *name, Size length);
 extern Subscription *SubscriptionFind(Connection *connection, const char *name, Size length);
+
+/* What the gateway says of pages under its old number is not meant any more. */
+extern void SubscriptionRenumber(Subscription *subscription);
 extern Subscription *SubscriptionById(Connection *connection, uint32 id);
 extern void SubscriptionSetState(Subscription *subscription, SubscriptionState state);
 extern void SubscriptionMove(Subscription *subscription, Instance *instance);
@@ -312,6 +315,9 @@ extern bool subscribe_again;
 
 /* Lets go of views, pages and files: before a new start or the end. */
 extern void SubscribeForget(Subscription *subscription);
+
+/* No page that the gateway still has comes behind what it is sent now. */
+extern void SubscribeStopPages(Subscription *subscription);
 
 /* check.c: may ready subscriptions go on behind a barrier? */
 

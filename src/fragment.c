@@ -326,6 +326,7 @@ FragmentAddText(Delivery *d, Subscription *s, const char *json, int length)
 	if (f == NULL)
 	{
 		f = palloc0(sizeof(Fragment));
+		f->name = s->name;
 		initStringInfo(&f->json);
 		appendBinaryStringInfo(&f->json, json, length);
 		d->texts = lappend(d->texts, f);
@@ -397,6 +398,35 @@ FragmentAdd(Delivery *d, MapEntry *entry, Subscription *s, View *view, SourceAct
 		return; /* nothing that they can see has changed */
 
 	AddReceiver(d, f, s);
+}
+
+/* A connection has each name once. */
+static void
+TakeReceiver(List *fragments, Subscription *s)
+{
+	int g = s->connection->gateway->index;
+	ListCell *lc;
+	int i;
+
+	foreach(lc, fragments)
+	{
+		Fragment *f = lfirst(lc);
+		int n = 0;
+
+		if (f->name != s->name)
+			continue;
+		for (i = 0; i < f->count[g]; i++)
+			if (f->numbers[g][i] != s->connection->number)
+				f->numbers[g][n++] = f->numbers[g][i];
+		f->count[g] = n;
+	}
+}
+
+void
+FragmentsTake(Delivery *d, Subscription *s)
+{
+	TakeReceiver(d->removes, s);
+	TakeReceiver(d->others, s);
 }
 
 void

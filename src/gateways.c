@@ -28,6 +28,7 @@
 
 #include "common/hashfn.h"
 #include "miscadmin.h"
+#include "storage/latch.h"
 #include "pgstat.h"
 #include "postmaster/postmaster.h"
 #include "storage/fd.h"
@@ -269,6 +270,9 @@ GatewayLost(Gateway *gateway)
 	if (wait_set != NULL)
 		FreeWaitEventSet(wait_set);
 	wait_set = NULL;
+
+	/* GatewaysMaintain has had its say in this turn; there may be no other cause for one. */
+	SetLatch(MyLatch);
 }
 
 long

@@ -216,9 +216,15 @@ ReceiveChange(const char *data, Size length)
 
 	/* Pointers become offsets: the buffer may still move. */
 	if (change.has_old)
+	{
 		change.old_data = (const char *) (offset + (change.old_data - data));
+		RecordForgetRowType(open->bytes.data + (Size) change.old_data);
+	}
 	if (change.has_new)
+	{
 		change.new_data = (const char *) (offset + (change.new_data - data));
+		RecordForgetRowType(open->bytes.data + (Size) change.new_data);
+	}
 	open->changes[open->nchanges++] = change;
 }
 

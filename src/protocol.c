@@ -134,6 +134,7 @@ ProtocolRevokeAll(Connection *connection, const char *reason)
 											 &connection->subscriptions);
 		StringInfoData m;
 
+		SubscribeStopPages(s);
 		initStringInfo(&m);
 		appendStringInfoString(&m, "{\"type\":\"revoked\",\"channel\":");
 		appendBinaryStringInfo(&m, s->name->json, s->name->length);

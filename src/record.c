@@ -328,6 +328,12 @@ RecordReadCommit(const char *data, Size length, RecordCommit *commit)
 }
 
 void
+RecordForgetRowType(char *data)
+{
+	memset(&((HeapTupleHeader) data)->t_choice, 0, sizeof(((HeapTupleHeader) data)->t_choice));
+}
+
+void
 RecordDeform(const RecordDescription *desc, const char *data, uint32 length, Datum *values,
 			 bool *isnull)
 {

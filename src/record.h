@@ -179,6 +179,13 @@ extern void RecordReadBarrier(const char *data, Size length, RecordBarrierKind *
 extern void RecordReadCommit(const char *data, Size length, RecordCommit *commit);
 
 /*
+ * Makes tuple bytes such as the WAL has.  Those that were put together (with a
+ * large value, for an ancestor, from text) name the table's row type, which
+ * the server compares with the catalogs of now when it deforms them.
+ */
+extern void RecordForgetRowType(char *data);
+
+/*
  * Deforms tuple bytes of a record into values and isnull (tupdesc->natts
  * each).  The values point into the bytes, which must stay and be
  * MAXALIGNed.

@@ -555,6 +555,12 @@ SubscriptionFind(Connection *connection, const char *name, Size length)
 	return NULL;
 }
 
+void
+SubscriptionRenumber(Subscription *subscription)
+{
+	subscription->id = ++next_subscription_id;
+}
+
 Subscription *
 SubscriptionById(Connection *connection, uint32 id)
 {

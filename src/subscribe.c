@@ -74,6 +74,17 @@ LookUp(Subscription *s)
 
 /* ---- starting over and ending ---- */
 
+/*
+ * Before the client is told that they do not count any more: the gateway sends
+ * pages at the client's speed, between messages that came later.
+ */
+void
+SubscribeStopPages(Subscription *s)
+{
+	if (s->state == SUB_LOADING)
+		GatewaySnapshotStop(s->connection, s->id);
+}
+
 void
 SubscribeForget(Subscription *s)
 {
@@ -104,8 +115,7 @@ SubscribeForget(Subscription *s)
 		pfree(s->file);
 		s->file = NULL;
 	}
-	if (s->state == SUB_LOADING)
-		GatewaySnapshotStop(s->connection, s->id);
+	SubscribeStopPages(s);
 	if (s->xip != NULL)
 		pfree(s->xip);
 	s->xip = NULL;
@@ -130,6 +140,8 @@ TellResync(Subscription *s, const char *reason)
 void
 SubscribeResync(Subscription *s, const char *reason)
 {
+	SubscribeStopPages(s);
+
 	/* Told once per episode: until `ready` nothing is promised anyway. */
 	if (s->announced && (s->state == SUB_READY || s->told_rows))
 		TellResync(s, reason);
@@ -163,6 +175,7 @@ SubscribeEnd(Subscription *s, const char *reason, const char *sqlstate, const ch
 {
 	StringInfoData m;
 
+	SubscribeStopPages(s);
 	if (!s->announced)
 		ProtocolError(s->connection, s->request_id, s->name, sqlstate, message, hint);
 	else

@@ -112,6 +112,7 @@ SubscribeTellPages(Subscription *s)
 			return;
 		}
 		unlink(s->file);
+		SubscriptionRenumber(s);
 		GatewaySnapshot(s->connection, s->id, channel->nsources, prefixes, fd);
 		CloseTransientFile(fd);
 		pfree(s->file);

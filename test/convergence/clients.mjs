@@ -1,10 +1,11 @@
 // Clients: connections that come and go, subscribe, resume, read slowly and
 // change who they are, at random. Each tells the checker what it receives.
 
-import { Client, Subscription, until } from '../integration/lib/client.mjs';
+import { Client, Subscription, until, within } from '../integration/lib/client.mjs';
 import { canonical } from '../integration/lib/json.mjs';
 import { cacheTexts, Checker, describeTrack, Difference, readPosition, Track } from './checker.mjs';
 import { Random } from './values.mjs';
+import { quote, Session } from '../integration/lib/psql.mjs';
 
 const PATIENCE_MS = Number(process.env.PATIENCE ?? 120) * 1000;
 const LOST = /connection (is )?closed|connection ended|open: not within|ECONNREFUSED|ECONNRESET|socket hang up|WebSocket was closed|Unexpected server response: 503/;
@@ -124,7 +125,9 @@ class Member {
     const held = this.#held.get(name);
     const exact = held !== undefined || this.#random.chance(0.95);
     const resume = held && this.#random.chance(0.9);
-    const track = new Track(model.view(this.identity, this.fleet.channels.get(name)), { since: model.known, exact, who: this.who });
+    const channel = this.fleet.channels.get(name);
+    const window = Boolean(channel.selection?.window);
+    const track = new Track(model.view(this.identity, channel), { since: model.known, exact: exact && !window, partial: exact && window, who: this.who });
     const since = model.known;
     this.#wanted.add(name);
     if (client.closed || client.subscriptions.has(name)) return;
@@ -135,6 +138,7 @@ class Member {
     const subscription = client.subscriptions.get(name);
     if (subscription) {
       subscription.track = track;
+      if (window) subscription.exact = false;
       track.raw = client.raw;
       track.note(`subscribe ${resume ? `from LSN ${readPosition(held.position).lsn}` : exact ? '' : 'without snapshot'}`);
       subscription.resumedFrom = resume ? held.position : null;
@@ -207,6 +211,9 @@ class Member {
         report.snapshotPages += 1;
         break;
       }
+      case 'columns':
+        checker.add(this, { kind: s.state === 'ready' ? 'columns' : 'shape', track: s.track, shape: Checker.shape(message.entities), lsn: 0 });
+        break;
       case 'ready':
         if (message.entities) checker.add(this, { kind: 'shape', track: s.track, shape: Checker.shape(message.entities), lsn: 0 });
         checker.add(this, { kind: 'ready', track: s.track, lsn: readPosition(message.position).lsn, texts: cacheTexts(s) });
@@ -219,6 +226,10 @@ class Member {
       case 'revoked': {
         const { track } = client.subscriptionsEnded[client.subscriptionsEnded.length - 1];
         report.count('revoked', message.reason);
+        if (message.reason === 'revoked' && client.isRevoked) {
+          checker.add(this, { kind: 'stop', track, lsn: 0 });
+          break;
+        }
         if (TEMPORARY.has(message.code)) checker.add(this, { kind: 'stop', track, lsn: 0 });
         else checker.add(this, { kind: 'refused', track, since: track.since, message });
         this.#wanted.delete(message.channel);
@@ -240,8 +251,8 @@ class Member {
     const { model } = this.fleet;
     this.identity = this.#switch.identity;
     for (const s of client.subscriptions.values()) {
-      const { shape, who, exact } = s.track;
-      s.track = new Track(model.view(this.identity, s.track.view.channel), { since: this.#switch.since, who, exact });
+      const { shape, who, exact, partial } = s.track;
+      s.track = new Track(model.view(this.identity, s.track.view.channel), { since: this.#switch.since, who, exact, partial });
       s.track.shape = shape;
       s.track.raw = client.raw;
       s.track.note('switched to another identity');
@@ -257,7 +268,7 @@ class Member {
     const random = this.#random;
     const name = random.pick([...fleet.channels.keys()]);
     const own = random.pick([...client.subscriptions.keys()]);
-    const action = random.weighted([[4, 'cut'], [3, 'unsubscribe'], [6, 'subscribe'], [3, 'slow'], [2, 'refresh'], [1, 'identity'], [3, 'sync'], [1, 'again']]);
+    const action = random.weighted([[4, 'cut'], [3, 'unsubscribe'], [6, 'subscribe'], [3, 'slow'], [2, 'refresh'], [1, 'identity'], [3, 'sync'], [1, 'again'], [0.5, 'revoke']]);
     fleet.report.count('actions', action);
     this.doing = action;
     switch (action) {
@@ -268,6 +279,12 @@ class Member {
       case 'again': // comes back as somebody else, with positions that are not his
         await client.cut();
         this.identity = random.pick(fleet.identities);
+        break;
+      case 'revoke':
+        client.isRevoked = true;
+        // The server may be away.
+        if (await this.fleet.ask(`SELECT changefeed.revoke(session => ${quote(client.connected.session)})`) === null) break;
+        await within(PATIENCE_MS, client.ended, `${this.who}: end of a session that was revoked`);
         break;
       case 'unsubscribe':
         if (own === undefined || client.subscriptions.get(own).state === 'new') break;
@@ -362,6 +379,19 @@ export class Fleet {
   /** undefined for the anonymous. */
   token(identity, random) {
     return identity.claims ? random.pick(this.tokens.get(identity)) : undefined;
+  }
+
+  /** The answer of a session of its own; null if the server is away. */
+  async ask(sql) {
+    const session = new Session();
+    try {
+      return await session.value(sql);
+    } catch (error) {
+      if (/psql ended|connection|starting up|shutting down|terminating|recovery/i.test(error.message)) return null;
+      throw error;
+    } finally {
+      await session.close();
+    }
   }
 
   fail(error) {

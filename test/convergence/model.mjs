@@ -8,7 +8,8 @@
 
 import { Decoder } from './pgoutput.mjs';
 import { applyEvent, parametersOf, passes, policiesFor, readable } from './world.mjs';
-import { columnsOf, evaluate, expressionSql } from './policies.mjs';
+import { columnsOf, evaluate, expressionSql, mayJoin } from './policies.mjs';
+import { conditionSql, namedColumns, selects } from './selections.mjs';
 import { toJson } from './values.mjs';
 import { Session } from '../integration/lib/psql.mjs';
 
@@ -51,7 +52,7 @@ export class View {
 
   constructor(identity, channel) {
     this.identity = identity;
-    this.channel = channel; // { name, template, values }
+    this.channel = channel; // { name, template, values, selection }
     this.id = `${identity.name} ${channel.name}`;
   }
 
@@ -333,17 +334,25 @@ export class Model {
     return this.world.channels[view.channel.template]?.sources ?? null;
   }
 
+  /** Does it depend on membership who may subscribe? */
+  #joins(view) {
+    return this.world.channels[view.channel.template]?.join;
+  }
+
   #columns(view, source) {
     const table = this.world.tables[source.table];
     const may = readable(this.world, table, view.identity.role);
-    const needed = [...table.key, ...parametersOf(view.channel.template), ...(source.filter ? columnsOf(source.filter) : [])];
+    const { template, selection } = view.channel;
+    const needed = [...table.key, ...parametersOf(template), ...(source.filter ? columnsOf(source.filter) : []), ...(selection ? namedColumns(selection) : [])];
     if (!may || !needed.every((name) => may.has(name))) return null;
-    return table.columns.map(({ name }) => name).filter((name) => may.has(name) && (!source.columns || source.columns.includes(name)));
+    const selected = selection?.select && [...table.key, ...selection.select];
+    return table.columns.map(({ name }) => name)
+      .filter((name) => may.has(name) && (!source.columns || source.columns.includes(name)) && (!selected || selected.includes(name)));
   }
 
   #shape(view) {
     const sources = this.#sources(view);
-    if (!sources) return null;
+    if (!sources || (this.#joins(view) && !mayJoin(view.channel.values[0], view.identity, this))) return null;
     const columns = sources.map((source) => [source.entity, this.#columns(view, source)]);
     return columns.some(([, names]) => names === null) ? null : shapeText(columns);
   }
@@ -352,16 +361,17 @@ export class Model {
   #show(view, source, table, columns, policies, row) {
     if (!row) return null;
     const { values } = row;
-    const { template, values: wanted } = view.channel;
+    const { template, values: wanted, selection } = view.channel;
     const belongs = parametersOf(template).every((name, i) => values[name] !== null && (wanted[i] === '*' || values[name] === wanted[i].text));
     if (!belongs) return null;
     if (source.filter && evaluate(source.filter, values, view.identity, this) !== true) return null;
+    if (selection && !selects(selection, values)) return null;
     return passes(policies, values, view.identity, this) ? row.json(table, columns) : null;
   }
 
   #refresh(view, { lsn, xid }, touched, events) {
     const sources = this.#sources(view);
-    const shape = events ? this.#shape(view) : view.shape;
+    const shape = events || (touched.has('members') && this.#joins(view)) ? this.#shape(view) : view.shape;
     const changes = new Map();
     const note = (id, row) => {
       const old = view.rows.get(id) ?? null;
@@ -415,11 +425,13 @@ export class Model {
 
   /** As SQL, for reports. */
   describePolicies(view) {
-    return (this.#sources(view) ?? []).map(({ table: name, filter }) => {
+    const { selection } = view.channel;
+    const selected = selection?.conditions.length > 0 ? [`selected: ${selection.conditions.map(conditionSql).join(' AND ')}`] : [];
+    return selected.concat(this.#joins(view) ? ['join_check'] : [], (this.#sources(view) ?? []).map(({ table: name, filter }) => {
       const policies = policiesFor(this.world, this.world.tables[name], view.identity.role);
       const sql = (list) => list.map((e) => expressionSql(e, name)).join(' | ');
       return `${name}${filter ? ` filter ${expressionSql(filter, name)}` : ''}: ${policies ? `any of ${sql(policies.permissive) || 'nothing'}; all of ${sql(policies.restrictive) || 'nothing'}` : 'no row security'}`;
-    });
+    }));
   }
 
   /** Transactions around an LSN, for reports. */

@@ -10,9 +10,9 @@ const CLAIMS = "current_setting('request.jwt.claims', true)::json";
 const SUB = `(${CLAIMS}->>'sub')`;
 const LEVEL = `(${CLAIMS}->>'level')::int`;
 
-const and = (values) => (values.includes(false) ? false : values.includes(null) ? null : true);
-const or = (values) => (values.includes(true) ? true : values.includes(null) ? null : false);
-const not = (value) => (value === null ? null : !value);
+export const and = (values) => (values.includes(false) ? false : values.includes(null) ? null : true);
+export const or = (values) => (values.includes(true) ? true : values.includes(null) ? null : false);
+export const not = (value) => (value === null ? null : !value);
 const equal = (a, b) => (a === null || b === null ? null : a === b);
 const less = (a, b) => (a === null || b === null ? null : Number(a) < Number(b));
 const bool = (text) => (text === null ? null : text === 't');
@@ -42,6 +42,18 @@ const KINDS = {
       const teams = teamsOf(state, sub);
       return row.team === null ? (teams.length > 0 ? null : false) : teams.includes(row.team);
     },
+  },
+  member_function: { // the same in an SQL function, whose body is read
+    columns: ['team'],
+    reads: ['members'],
+    sql: (e, t) => `cv.is_member(${t}.team)`,
+    value: (e, row, identity, state) => KINDS.member.value(e, row, identity, state),
+  },
+  declared_member: { // and in PL/pgSQL, with what it reads declared
+    columns: ['team'],
+    reads: ['members'],
+    sql: (e, t) => `cv.is_member_slowly(${t}.team)`,
+    value: (e, row, identity, state) => KINDS.member.value(e, row, identity, state),
   },
   not_banned: {
     columns: ['owner'],
@@ -121,11 +133,19 @@ export const FUNCTIONS = `
   CREATE FUNCTION cv.fits(n int, m int) RETURNS bool LANGUAGE sql IMMUTABLE AS 'SELECT n % m <> 0';
   CREATE FUNCTION cv.fits_slowly(n int, m int) RETURNS bool LANGUAGE plpgsql IMMUTABLE AS 'BEGIN RETURN n % m <> 0; END';
   CREATE FUNCTION cv.listed(o text, n int) RETURNS bool LANGUAGE sql STABLE AS $$ SELECT o = ${SUB} OR n > 3 $$;
+  CREATE FUNCTION cv.is_member(t int) RETURNS bool LANGUAGE sql STABLE AS $$ SELECT EXISTS (SELECT FROM cv.members m WHERE m.team = t AND m.usr = ${SUB}) $$;
+  CREATE FUNCTION cv.is_member_slowly(t int) RETURNS bool LANGUAGE plpgsql STABLE AS $$
+    BEGIN RETURN EXISTS (SELECT FROM cv.members m WHERE m.team = t AND m.usr = ${SUB}); END $$;
+  DO $$ BEGIN PERFORM changefeed.declare_dependency('cv.is_member_slowly(int)', 'cv.members'); END $$;
   CREATE FUNCTION cv.may(o text, n int) RETURNS bool LANGUAGE plpgsql STABLE AS $$
     BEGIN
       IF o = ${SUB} THEN RETURN true; END IF;
       RETURN n < ${LEVEL};
     END $$`;
+
+/** A channel's join_check, of its first parameter, the team. `*` is null there. */
+export const JOIN_CHECK = `team IN (SELECT m.team FROM cv.members m WHERE m.usr = ${SUB})`;
+export const mayJoin = (team, { sub }, state) => team !== '*' && teamsOf(state, sub).includes(team.text);
 
 export const expressionSql = (e, table) => KINDS[e.kind].sql(e, table);
 
@@ -139,7 +159,7 @@ export const readsOf = (e) => [...(KINDS[e.kind].reads ?? []), ...(e.of ?? []).f
 function randomLeaf(random, columns) {
   for (;;) {
     const kind = random.weighted([
-      [4, 'owner'], [3, 'member'], [1, 'in_member'], [1, 'not_banned'], [2, 'open'], [2, 'level'], [1, 'above'],
+      [4, 'owner'], [3, 'member'], [1, 'in_member'], [1, 'member_function'], [0.5, 'declared_member'], [1, 'not_banned'], [2, 'open'], [2, 'level'], [1, 'above'],
       [1, 'has_team'], [1, 'fits'], [1, 'listed'], [1, 'fits_slowly'], [1, 'may'], [1, 'tagged'], [1, 'attribute'], [1, 'true'],
     ]);
     const e = { kind };

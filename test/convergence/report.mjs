@@ -9,6 +9,7 @@ export class Report {
   readies = 0;
   caches = 0;
   refusals = 0;
+  extensions = 0;
   snapshotPages = 0;
   snapshotRows = 0;
   connections = 0;
@@ -38,6 +39,7 @@ export class Report {
   resyncs: ${list('resyncs')}
   refused: ${list('subscriptions refused')}; revoked: ${list('revoked')}
   kills: ${list('kills')}
+  columns added without resync: ${this.extensions}
   quiet points: ${this.quietPoints}, with ${this.selects} views compared with SELECT`);
   }
 }

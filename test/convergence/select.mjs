@@ -6,6 +6,7 @@ import { canonical } from '../integration/lib/json.mjs';
 import { quote } from '../integration/lib/psql.mjs';
 import { Difference } from './checker.mjs';
 import { expressionSql } from './policies.mjs';
+import { conditionSql } from './selections.mjs';
 import { ANONYMOUS, parametersOf } from './world.mjs';
 
 function compareSets(expected, got, what) {
@@ -26,12 +27,13 @@ export async function compareTables(session, model) {
 }
 
 function viewSql(model, view, shape) {
-  const { template, values } = view.channel;
+  const { template, values, selection } = view.channel;
   return shape.split(' ').map((part) => {
     const [, entity, columns] = part.match(/^(\w+)\((.*)\)$/);
     const source = model.world.channels[template].sources.find((s) => s.entity === entity);
     const conditions = parametersOf(template).map((name, i) => (values[i] === '*' ? `${name} IS NOT NULL` : `${name} = ${quote(values[i].text)}`));
     if (source.filter) conditions.push(expressionSql(source.filter, source.table));
+    for (const c of selection?.conditions ?? []) conditions.push(conditionSql(c));
     return [entity, `SELECT ${columns} FROM cv.${source.table} ${conditions.length > 0 ? `WHERE ${conditions.join(' AND ')}` : ''}`];
   });
 }

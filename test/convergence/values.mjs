@@ -71,7 +71,7 @@ const large = (random) => {
 };
 
 // Literals: SQL expressions of the type, never null.
-// No JSON null: on the wire it cannot be told from NULL, and so a change from one to the other is none.
+// On the wire, null of jsonb cannot be told from NULL: a change from one to the other is none.
 const LITERALS = {
   int: (r) => String(r.weighted([[6, r.between(0, 9)], [1, r.between(-2147483648, 2147483647)]])),
   bigint: (r) => r.weighted([[4, String(r.between(0, 99))], [1, '9223372036854775807'], [1, '-9007199254740993']]),
@@ -83,7 +83,7 @@ const LITERALS = {
   timestamptz: (r) => quote(r.weighted([[4, `2026-0${r.between(1, 9)}-1${r.int(10)} 0${r.int(10)}:30:00.${r.int(1000)}+02`], [1, 'infinity'], [1, '1969-12-31 23:59:59.5+00'], [1, '2026-01-01']])),
   date: (r) => quote(r.weighted([[4, `2026-0${r.between(1, 9)}-1${r.int(10)}`], [1, '-infinity']])),
   uuid: (r) => quote(`${hex(r, 8)}-${hex(r, 4)}-4${hex(r, 3)}-8${hex(r, 3)}-${hex(r, 12)}`),
-  jsonb: (r) => quote(JSON.stringify(r.weighted([[3, { k: r.pick(['a', 'b', null]), n: r.int(100) }], [1, []], [1, false], [1, 'x"y\\'],
+  jsonb: (r) => quote(JSON.stringify(r.weighted([[3, { k: r.pick(['a', 'b', null]), n: r.int(100) }], [1, []], [1, false], [1, null], [1, 'x"y\\'],
     [1, { k: [1, { z: 'ü', a: 1.5 }] }], [1, r.int(10)]]))),
   'text[]': (r) => (r.chance(0.15) ? "'{}'" : `ARRAY[${Array.from({ length: r.between(1, 3) },
     () => r.weighted([[4, quote(`u${r.int(5)}`)], [1, quote(r.pick(WORDS))], [1, 'NULL']])).join(', ')}]::text[]`),

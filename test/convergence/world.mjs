@@ -2,7 +2,7 @@
 // SQL, and changed by events. An event is what a transaction of the DDL writer
 // did, as data; the oracle applies it where it finds it in the stream of commits.
 
-import { FUNCTIONS, evaluate, policySql, randomExpression, readsOf, columnsOf, expressionSql } from './policies.mjs';
+import { FUNCTIONS, JOIN_CHECK, evaluate, policySql, randomExpression, readsOf, columnsOf, expressionSql } from './policies.mjs';
 import { sqlType } from './values.mjs';
 import { quote } from '../integration/lib/psql.mjs';
 
@@ -83,7 +83,7 @@ export function randomGrant(random, table, denied = 0) {
 /** Templates over the tables; each with what clients subscribe to. */
 function randomChannels(random, tables) {
   const channels = {};
-  const add = (name, sources) => { channels[name] = { name, sources }; };
+  const add = (name, sources) => { channels[name] = { name, sources, join: name.startsWith('mine_') && random.chance(0.5) }; };
   const source = (table, options = {}) => ({
     table: table.name,
     entity: table.name,
@@ -140,7 +140,7 @@ export function createChannelSql(channel) {
     ...(s.columns ? [`columns => ${quote(`{${s.columns.join(',')}}`)}`] : []),
   ].join(', ');
   return [
-    `DO $do$ BEGIN PERFORM changefeed.create_channel(${quote(channel.name)}, ${args(first)}); END $do$`,
+    `DO $do$ BEGIN PERFORM changefeed.create_channel(${quote(channel.name)}, ${args(first)}${channel.join ? `, join_check => ${quote(JOIN_CHECK)}` : ''}); END $do$`,
     ...others.map((s) => `DO $do$ BEGIN PERFORM changefeed.add_source(${quote(channel.name)}, ${args(s)}); END $do$`),
   ].join('; ');
 }
@@ -262,6 +262,13 @@ export function droppable(world, table) {
 
 /** Parameters of a template, in order. */
 export const parametersOf = (template) => [...template.matchAll(/\{(\w+)\}/g)].map(([, name]) => name);
+
+/** The columns that may be named behind "?": published by all sources of a channel. */
+export function selectableColumns(world, template) {
+  const [first, ...others] = world.channels[template].sources;
+  const published = (source) => world.tables[source.table].columns.filter(({ name }) => !source.columns || source.columns.includes(name));
+  return published(first).filter(({ name }) => others.every((source) => published(source).some((column) => column.name === name)));
+}
 
 /** The name for these values; '*' stands for every value, a text is escaped. */
 export function channelName(template, values) {

@@ -164,6 +164,12 @@ UPDATE faults.judged SET n = n + 1 WHERE id = :id;
     await compare(t, { recovered: false, exact: false });
   });
 
+  test('kill -9 of the gateway when nothing else happens', async () => {
+    await until(async () => await db.value("SELECT query FROM pg_stat_activity WHERE backend_type = 'changefeed feed worker'") === 'waiting for changes', 'the feed is idle');
+    process.kill(Number(await stat('gateway_pid')), 'SIGKILL');
+    await (await Client.connect({ token, ms: 5000 })).close();
+  });
+
   test('a slot that somebody drops: clients start again', async (t) => {
     await follow();
     const slot = await stat('slot_name');
