@@ -298,10 +298,12 @@ ApplyBarrier(LogTransaction *transaction, LogBarrier *barrier)
 	switch (barrier->kind)
 	{
 		case BARRIER_RELATION:
+		case BARRIER_SAME:
+			/* What is remembered of it follows in any case: where its rows lie. */
 			relids = RelationsOf(barrier->relid);
 			if (ViewsDependOn(barrier->relid))
 				relids = list_append_unique_oid(relids, barrier->relid);
-			changed = relids == NIL;
+			changed = relids == NIL && barrier->kind == BARRIER_RELATION;
 			foreach(lc, relids)
 				if (ApplyRelationBarrier(transaction, lfirst_oid(lc), barrier))
 					changed = true;
@@ -405,6 +407,7 @@ EventConcerns(Subscription *s, LogTransaction *transaction, bool barriers_only)
 			case BARRIER_ROLES:
 				continue;
 			case BARRIER_RELATION:
+			case BARRIER_SAME:
 				if (barrier->relid == InvalidOid)
 					continue;
 				if (HasDependency(s, barrier->relid))

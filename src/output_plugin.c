@@ -529,8 +529,8 @@ SendBarriers(ReorderBufferTXN *txn)
 	for (int i = 0; i < barriers.nschemas; i++)
 		SendBarrier(BARRIER_SCHEMA, InvalidOid, barriers.schemas[i]);
 	for (int i = 0; i < barriers.nrelids; i++)
-		if (!StateUnchanged(barriers.relids[i]))
-			SendBarrier(BARRIER_RELATION, barriers.relids[i], RelationRights(barriers.relids[i]));
+		SendBarrier(StateUnchanged(barriers.relids[i]) ? BARRIER_SAME : BARRIER_RELATION,
+					barriers.relids[i], RelationRights(barriers.relids[i]));
 }
 
 /* ----------------------------------------------------------------------

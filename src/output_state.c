@@ -8,7 +8,7 @@
  * catalogs (relations.c), but not for transactions from before it was started,
  * which it has decoded once more: it sees the catalogs of now only.  Here they
  * are seen as of before and behind each transaction, so a barrier that is none
- * is not sent at all.
+ * says so (BARRIER_SAME).
  *
  * What is compared are bytes, the contents of catalog rows, and not a hash of
  * them: "unchanged" has to be true.  It is said only if the state in front of

@@ -644,9 +644,8 @@ LabelsChanged(const RelationState *before, const RelationState *now)
 
 /*
  * May a transaction from before the first look at the table have changed it?
- * The barrier of a relation is only sent if that was changed.  What else the
- * table uses it used then, too: other columns, or another schema, would be
- * such a change.
+ * What else the table uses now it used then, too: other columns, or another
+ * schema, would be a change of the relation, with its own barrier.
  */
 static bool
 MayConcern(const StateEntry *entry, const LogBarrier *barrier)
@@ -656,6 +655,8 @@ MayConcern(const StateEntry *entry, const LogBarrier *barrier)
 		case BARRIER_RELATION:
 			return barrier->relid == entry->relid ||
 				   list_member_oid(RelationsOf(barrier->relid), entry->relid);
+		case BARRIER_SAME:
+			return false;
 		case BARRIER_TYPES:
 		case BARRIER_FUNCTIONS:
 			return entry->state.nlabels > 0 || !entry->state.exists;
@@ -670,8 +671,7 @@ void
 RelationCompare(Oid relid, const LogTransaction *transaction, const LogBarrier *barrier,
 				RelationChange *change)
 {
-	uint64 rights = barrier->kind == BARRIER_RELATION && barrier->relid == relid ? barrier->state
-																				 : 0;
+	uint64 rights = barrier->relid == relid ? barrier->state : 0;
 	bool found;
 	StateEntry *entry = Find(relid, &found);
 	RelationState before;
@@ -775,7 +775,8 @@ RelationChangedSince(Oid relid, uint64 number, const LogBarrier *barrier)
 	if (entry != NULL && transaction != NULL && transaction->commit.lsn >= entry->first)
 		return NULL;
 	if (entry != NULL ? MayConcern(entry, barrier)
-					  : barrier->kind != BARRIER_RELATION || barrier->relid == relid)
+					  : barrier->kind != BARRIER_SAME &&
+							(barrier->kind != BARRIER_RELATION || barrier->relid == relid))
 		return "schema_changed";
 	return NULL;
 }
