@@ -53,6 +53,8 @@ CREATE TABLE changefeed.source (
     UNIQUE (channel, relid)
 ) WITH (user_catalog_table = true);
 CREATE INDEX source_relid_idx ON changefeed.source (relid);
+-- The old rows in the WAL have this key: it tells which channel was changed.
+ALTER TABLE changefeed.source REPLICA IDENTITY USING INDEX source_channel_entity_key;
 COMMENT ON TABLE changefeed.source IS
     'catalog of sources: written by changefeed.add_source, shown by the view changefeed.sources';
 

@@ -269,11 +269,11 @@ ApplyRelation(Subscription *s, void *arg)
 
 /* False: nothing that a client could see has changed. */
 static bool
-ApplyRelationBarrier(LogTransaction *transaction, Oid relid, uint64 rights)
+ApplyRelationBarrier(LogTransaction *transaction, Oid relid, const LogBarrier *barrier)
 {
 	RelationEvent event = {transaction, relid};
 
-	RelationCompare(relid, transaction, rights, &event.change);
+	RelationCompare(relid, transaction, barrier, &event.change);
 	if (event.change.aspects == 0)
 		return event.change.unknown;
 	SubscriptionForEach(NULL, ApplyRelation, &event);
@@ -304,13 +304,14 @@ ApplyBarrier(LogTransaction *transaction, LogBarrier *barrier)
 	switch (barrier->kind)
 	{
 		case BARRIER_RELATION:
+		case BARRIER_SAME:
+			/* What is remembered of it follows in any case: where its rows lie. */
 			relids = RelationsOf(barrier->relid);
 			if (ViewsDependOn(barrier->relid))
 				relids = list_append_unique_oid(relids, barrier->relid);
-			changed = relids == NIL;
+			changed = relids == NIL && barrier->kind == BARRIER_RELATION;
 			foreach(lc, relids)
-				if (ApplyRelationBarrier(transaction, lfirst_oid(lc),
-										 lfirst_oid(lc) == barrier->relid ? barrier->state : 0))
+				if (ApplyRelationBarrier(transaction, lfirst_oid(lc), barrier))
 					changed = true;
 
 			/* Nobody has to look at it again. */
@@ -318,6 +319,11 @@ ApplyBarrier(LogTransaction *transaction, LogBarrier *barrier)
 				barrier->relid = InvalidOid;
 			break;
 		case BARRIER_CATALOG:
+			/* One for each channel, one after the other. */
+			if (barrier->relid == InvalidOid && barrier > transaction->barriers &&
+				barrier[-1].kind == BARRIER_CATALOG)
+				break;
+
 			/* What cannot be read now is read before the next is published. */
 			if (barrier->relid == InvalidOid || events_catalog_stale ||
 				!RevocationsReload(RevocationsApply))
@@ -327,13 +333,13 @@ ApplyBarrier(LogTransaction *transaction, LogBarrier *barrier)
 			EventsRolesChanged();
 			break;
 		case BARRIER_TYPES:
-			foreach(lc, RelationsAll())
-				(void) ApplyRelationBarrier(transaction, lfirst_oid(lc), 0);
-			break;
 		case BARRIER_ALL:
+		case BARRIER_FUNCTIONS:
+		case BARRIER_SCHEMA:
 			foreach(lc, RelationsAll())
-				(void) ApplyRelationBarrier(transaction, lfirst_oid(lc), 0);
-			SubscriptionForEach(NULL, ApplyFunctions, transaction);
+				(void) ApplyRelationBarrier(transaction, lfirst_oid(lc), barrier);
+			if (barrier->kind != BARRIER_TYPES)
+				SubscriptionForEach(NULL, ApplyFunctions, transaction);
 			break;
 	}
 }
@@ -370,7 +376,7 @@ EventsResyncIdentity(Identity *identity, Oid relid, const char *reason)
 
 /* Has a table of the subscription changed with that transaction, or since? */
 static const char *
-RelationConcerns(Subscription *s, uint64 number, Oid cause)
+RelationConcerns(Subscription *s, uint64 number, const LogBarrier *barrier)
 {
 	Channel *channel = s->instance->channel;
 	const char *reason;
@@ -381,11 +387,11 @@ RelationConcerns(Subscription *s, uint64 number, Oid cause)
 	{
 		View *view = s->views != NULL ? s->views[i] : NULL;
 
-		reason = RelationChangedSince(channel->sources[i]->relid, number, cause);
+		reason = RelationChangedSince(channel->sources[i]->relid, number, barrier);
 		if (reason != NULL)
 			return reason;
 		for (k = 0; view != NULL && k < view->ndependencies; k++)
-			if (RelationChangedSince(view->dependencies[k], number, cause) != NULL)
+			if (RelationChangedSince(view->dependencies[k], number, barrier) != NULL)
 				return "policy_changed";
 	}
 	return NULL;
@@ -405,16 +411,28 @@ EventConcerns(Subscription *s, LogTransaction *transaction, bool barriers_only)
 	{
 		LogBarrier *barrier = &transaction->barriers[i];
 
-		if (barrier->kind == BARRIER_ALL && UsesFunctions(s))
-			return "policy_changed";
-		if (barrier->kind == BARRIER_RELATION && barrier->relid != InvalidOid &&
-			HasDependency(s, barrier->relid))
-			return "policy_changed";
-		if ((barrier->kind == BARRIER_ALL || barrier->kind == BARRIER_TYPES ||
-			 (barrier->kind == BARRIER_RELATION && barrier->relid != InvalidOid)) &&
-			(reason = RelationConcerns(s, transaction->number,
-									   barrier->kind == BARRIER_RELATION ? barrier->relid
-																		 : InvalidOid)) != NULL)
+		switch (barrier->kind)
+		{
+			case BARRIER_CATALOG:
+			case BARRIER_ROLES:
+				continue;
+			case BARRIER_RELATION:
+			case BARRIER_SAME:
+				if (barrier->relid == InvalidOid)
+					continue;
+				if (HasDependency(s, barrier->relid))
+					return "policy_changed";
+				break;
+			case BARRIER_TYPES:
+				break;
+			case BARRIER_ALL:
+			case BARRIER_FUNCTIONS:
+			case BARRIER_SCHEMA:
+				if (UsesFunctions(s))
+					return "policy_changed";
+				break;
+		}
+		if ((reason = RelationConcerns(s, transaction->number, barrier)) != NULL)
 			return reason;
 	}
 	if (barriers_only)

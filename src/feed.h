@@ -602,10 +602,10 @@ extern void RelationNote(Oid relid);
 
 /*
  * Compares what is remembered with the state of now, which is remembered.  Of
- * a table that was not noted everything may have changed.  `rights`: its
- * RelationRights at the transaction, 0 when they are not known.
+ * a table that was not noted everything may have changed.  `barrier`: the one
+ * of the transaction because of which we look.
  */
-extern void RelationCompare(Oid relid, const LogTransaction *transaction, uint64 rights,
+extern void RelationCompare(Oid relid, const LogTransaction *transaction, const LogBarrier *barrier,
 							RelationChange *change);
 
 /* Tables noted that this is, or is a partition or type of; all of them. */
@@ -614,10 +614,10 @@ extern List *RelationsAll(void);
 
 /*
  * Has it changed with that transaction or a later one?  The reason, or NULL.
- * `cause`: the relation that the transaction's barrier names, or InvalidOid; only
- * what that is a part of may have changed before the first look at it.
+ * What was before the first look at it may have been changed by what the
+ * transaction's barrier names.
  */
-extern const char *RelationChangedSince(Oid relid, uint64 number, Oid cause);
+extern const char *RelationChangedSince(Oid relid, uint64 number, const LogBarrier *barrier);
 extern const char *RelationReason(uint32 aspects);
 
 /* Did that transaction add the column? */

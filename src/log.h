@@ -40,7 +40,7 @@ typedef struct LogBarrier
 {
 	RecordBarrierKind kind;
 	Oid relid;
-	uint64 state; /* of BARRIER_RELATION, see record.h */
+	uint64 state; /* see record.h */
 } LogBarrier;
 
 typedef struct LogTransaction

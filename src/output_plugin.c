@@ -30,6 +30,7 @@
 #include "decoder.h"
 #include "output_plugin.h"
 #include "output_relations.h"
+#include "output_state.h"
 #include "relations.h"
 #include "record.h"
 
@@ -38,6 +39,7 @@
 #include "access/transam.h"
 #include "access/tupconvert.h"
 #include "catalog/pg_class.h"
+#include "catalog/pg_type.h"
 #include "lib/qunique.h"
 #include "replication/logical.h"
 #include "replication/output_plugin.h"
@@ -50,6 +52,9 @@
 
 /* More relations than this changed by DDL in a transaction: BARRIER_ALL. */
 #define MAX_BARRIERS 1000
+
+/* So with more schemas, or more channels: all of them. */
+#define MAX_NAMED 64
 
 /* It is said again after this time (ms) that changes of a source are lost. */
 #define LOST_INTERVAL 60000
@@ -65,6 +70,8 @@ static uint64 transaction = 0; /* counts them */
 static uint64 records = 0;	   /* sent for it */
 static uint64 changes = 0;	   /* CHANGE records of all times */
 static bool catalog_changed = false;
+static int nchannels = 0; /* changed; -1: all may be */
+static int channels[MAX_NAMED];
 static Oid revocations_changed = InvalidOid; /* the table */
 
 extern PGDLLEXPORT void _PG_output_plugin_init(OutputPluginCallbacks *cb);
@@ -111,12 +118,12 @@ SendTruncate(Oid relid)
 }
 
 static void
-SendBarrier(RecordBarrierKind kind, Oid relid)
+SendBarrier(RecordBarrierKind kind, Oid relid, uint64 state)
 {
 	StringInfoData record;
 
 	initStringInfo(&record);
-	RecordWriteBarrier(&record, kind, relid, OidIsValid(relid) ? RelationRights(relid) : 0);
+	RecordWriteBarrier(&record, kind, relid, state);
 	SendRecord(&record);
 }
 
@@ -368,6 +375,9 @@ typedef struct Barriers
 	bool all;
 	bool roles;
 	bool types;
+	bool functions;
+	int nschemas;
+	uint32 schemas[MAX_NAMED];
 	int nrelids;
 	int space;
 	Oid *relids;
@@ -383,7 +393,19 @@ CompareOids(const void *a, const void *b)
 }
 
 static void
-CollectBarriers(Barriers *barriers, const SharedInvalidationMessage *messages, uint32 nmessages)
+AddSchema(Barriers *barriers, uint32 hash)
+{
+	for (int i = 0; i < barriers->nschemas; i++)
+		if (barriers->schemas[i] == hash)
+			return;
+	if (barriers->nschemas < MAX_NAMED)
+		barriers->schemas[barriers->nschemas++] = hash;
+	else
+		barriers->all = true;
+}
+
+static void
+CollectMessages(Barriers *barriers, const SharedInvalidationMessage *messages, uint32 nmessages)
 {
 	for (uint32 i = 0; i < nmessages; i++)
 	{
@@ -431,8 +453,10 @@ CollectBarriers(Barriers *barriers, const SharedInvalidationMessage *messages, u
 					break;
 				case PROCOID:
 				case OPEROID:
+					barriers->functions = true;
+					break;
 				case NAMESPACEOID:
-					barriers->all = true;
+					AddSchema(barriers, message->cc.hashValue);
 					break;
 				default:
 					break;
@@ -441,43 +465,145 @@ CollectBarriers(Barriers *barriers, const SharedInvalidationMessage *messages, u
 	}
 }
 
+/* All of the transaction, which are known when its replay begins. */
 static void
-SendBarriers(ReorderBufferTXN *txn)
+CollectBarriers(Barriers *barriers, ReorderBufferTXN *txn)
 {
-	Barriers barriers = {0};
 	dlist_iter iter;
 
-	CollectBarriers(&barriers, txn->invalidations, txn->ninvalidations);
+	memset(barriers, 0, sizeof(Barriers));
+	CollectMessages(barriers, txn->invalidations, txn->ninvalidations);
 	dlist_foreach(iter, &txn->subtxns)
 	{
 		ReorderBufferTXN *subtxn = dlist_container(ReorderBufferTXN, node, iter.cur);
 
-		CollectBarriers(&barriers, subtxn->invalidations, subtxn->ninvalidations);
+		CollectMessages(barriers, subtxn->invalidations, subtxn->ninvalidations);
 	}
 
-	if (barriers.nrelids > 0)
+	if (barriers->nrelids > 0)
 	{
-		qsort(barriers.relids, barriers.nrelids, sizeof(Oid), CompareOids);
-		barriers.nrelids = qunique(barriers.relids, barriers.nrelids, sizeof(Oid), CompareOids);
-		if (barriers.nrelids > MAX_BARRIERS)
-			barriers.all = true;
+		qsort(barriers->relids, barriers->nrelids, sizeof(Oid), CompareOids);
+		barriers->nrelids = qunique(barriers->relids, barriers->nrelids, sizeof(Oid), CompareOids);
+		if (barriers->nrelids > MAX_BARRIERS)
+			barriers->all = true;
 	}
+}
 
-	if (catalog_changed)
-		SendBarrier(BARRIER_CATALOG, InvalidOid);
-	else if (OidIsValid(revocations_changed))
-		SendBarrier(BARRIER_CATALOG, revocations_changed);
-	if (barriers.roles)
-		SendBarrier(BARRIER_ROLES, InvalidOid);
-	if (barriers.types && !barriers.all)
-		SendBarrier(BARRIER_TYPES, InvalidOid);
-	if (barriers.all)
-		SendBarrier(BARRIER_ALL, InvalidOid);
+static void
+SendCatalogBarriers(void)
+{
+	if (!catalog_changed)
+	{
+		if (OidIsValid(revocations_changed))
+			SendBarrier(BARRIER_CATALOG, revocations_changed, 0);
+	}
+	else if (nchannels < 0)
+		SendBarrier(BARRIER_CATALOG, InvalidOid, 0);
+	else if (nchannels == 0)
+		SendBarrier(BARRIER_CATALOG, InvalidOid, BARRIER_NO_CHANNEL);
 	else
 	{
-		for (int i = 0; i < barriers.nrelids; i++)
-			SendBarrier(BARRIER_RELATION, barriers.relids[i]);
+		for (int i = 0; i < nchannels; i++)
+			SendBarrier(BARRIER_CATALOG, InvalidOid, (uint64) channels[i]);
 	}
+}
+
+static void
+SendBarriers(ReorderBufferTXN *txn)
+{
+	Barriers barriers;
+
+	CollectBarriers(&barriers, txn);
+	SendCatalogBarriers();
+	if (barriers.roles)
+		SendBarrier(BARRIER_ROLES, InvalidOid, 0);
+	if (barriers.all)
+	{
+		SendBarrier(BARRIER_ALL, InvalidOid, 0);
+		return;
+	}
+	if (barriers.types)
+		SendBarrier(BARRIER_TYPES, InvalidOid, 0);
+	if (barriers.functions)
+		SendBarrier(BARRIER_FUNCTIONS, InvalidOid, 0);
+	for (int i = 0; i < barriers.nschemas; i++)
+		SendBarrier(BARRIER_SCHEMA, InvalidOid, barriers.schemas[i]);
+	for (int i = 0; i < barriers.nrelids; i++)
+		SendBarrier(StateUnchanged(barriers.relids[i]) ? BARRIER_SAME : BARRIER_RELATION,
+					barriers.relids[i], RelationRights(barriers.relids[i]));
+}
+
+/* ----------------------------------------------------------------------
+ * Our own tables
+ * ----------------------------------------------------------------------
+ */
+
+static void
+NoteChannel(int id)
+{
+	for (int i = 0; i < nchannels; i++)
+		if (channels[i] == id)
+			return;
+	if (nchannels >= 0 && nchannels < MAX_NAMED)
+		channels[nchannels++] = id;
+	else
+		nchannels = -1;
+}
+
+/* Of which channel is the row?  False: it does not say. */
+static bool
+NoteChannelOf(Relation relation, HeapTuple tuple, const char *column)
+{
+	TupleDesc tupdesc = RelationGetDescr(relation);
+
+	for (int i = 0; tuple != NULL && i < tupdesc->natts; i++)
+	{
+		Form_pg_attribute att = TupleDescAttr(tupdesc, i);
+		bool isnull;
+		Datum value;
+
+		if (att->attisdropped || att->atttypid != INT4OID ||
+			strcmp(NameStr(att->attname), column) != 0)
+			continue;
+		value = heap_getattr(tuple, i + 1, tupdesc, &isnull);
+		if (isnull || DatumGetInt32(value) <= 0)
+			return false;
+		NoteChannel(DatumGetInt32(value));
+		return true;
+	}
+	return false;
+}
+
+/*
+ * A row of one of our tables was changed.  Those of channels and of sources
+ * name the channel, also in their keys, which is what is left of an old row;
+ * an update that leaves the key alone has none.
+ */
+static void
+NoteCatalogChange(KnownRelation *known, Relation relation, ReorderBufferChange *change)
+{
+	const char *name = RelationGetRelationName(relation);
+	const char *column = NULL;
+	HeapTuple old_tuple = compat_change_tuple(change->data.tp.oldtuple);
+	HeapTuple new_tuple = compat_change_tuple(change->data.tp.newtuple);
+
+	/* Often written, and no channel is another for it. */
+	if (strcmp(name, "revocation") == 0)
+	{
+		revocations_changed = known->relid;
+		return;
+	}
+	catalog_changed = true;
+	if (strcmp(name, "role") == 0)
+		return; /* nor for this */
+	if (strcmp(name, "channel") == 0)
+		column = "id";
+	else if (strcmp(name, "source") == 0)
+		column = "channel";
+	if (column == NULL || (old_tuple == NULL && new_tuple == NULL) ||
+		(old_tuple != NULL && !NoteChannelOf(relation, old_tuple, column)) ||
+		(new_tuple != NULL && !NoteChannelOf(relation, new_tuple, column)))
+		nchannels = -1;
 }
 
 /* ----------------------------------------------------------------------
@@ -509,6 +635,7 @@ PluginAttach(LogicalDecodingContext *ctx, RowsReader reader)
 	callback_context = AllocSetContextCreate(ctx->context, "changefeed callback",
 											 ALLOCSET_DEFAULT_SIZES);
 	RelationsInitialize();
+	StatesBegin();
 	changes = pg_atomic_read_u64(&decoder_feed->decoder_changes);
 }
 
@@ -522,11 +649,22 @@ PluginShutdown(LogicalDecodingContext *ctx)
 static void
 PluginBegin(LogicalDecodingContext *ctx, ReorderBufferTXN *txn)
 {
+	MemoryContext old_context = MemoryContextSwitchTo(callback_context);
+	Barriers barriers;
+
 	transaction++;
 	records = 0;
 	catalog_changed = false;
-	RelationsRefresh();
+	nchannels = 0;
 	revocations_changed = InvalidOid;
+	RelationsRefresh();
+
+	/* The snapshot is still that of before its own changes. */
+	CollectBarriers(&barriers, txn);
+	if (barriers.all || barriers.nrelids > 0)
+		StatesBefore(ctx, txn, barriers.relids, barriers.nrelids, barriers.all);
+	MemoryContextSwitchTo(old_context);
+	MemoryContextReset(callback_context);
 
 	/* The transaction before must not wait for the replay of a large one. */
 	if (txn->total_size > LARGE_TRANSACTION || rbtxn_is_serialized(txn))
@@ -541,13 +679,7 @@ PluginChange(LogicalDecodingContext *ctx, ReorderBufferTXN *txn, Relation relati
 	KnownRelation *known = RelationsLookUp(relation);
 
 	if (known->class == CLASS_CATALOG)
-	{
-		/* Often written, and no channel is another for it. */
-		if (strcmp(RelationGetRelationName(relation), "revocation") == 0)
-			revocations_changed = known->relid;
-		else
-			catalog_changed = true;
-	}
+		NoteCatalogChange(known, relation, change);
 	else if (known->class == CLASS_USER)
 	{
 		TouchRelation(known, true);
@@ -596,7 +728,10 @@ PluginTruncate(LogicalDecodingContext *ctx, ReorderBufferTXN *txn, int nrelation
 		KnownRelation *known = RelationsLookUp(truncated[i]);
 
 		if (known->class == CLASS_CATALOG)
+		{
 			catalog_changed = true;
+			nchannels = -1;
+		}
 		if (known->class != CLASS_USER)
 			continue;
 		TouchRelation(known, false);

@@ -68,8 +68,10 @@ typedef enum RecordKind
 	/*
 	 * The transaction changed something that plans, policies, privileges or
 	 * row types depend on.  u8 RecordBarrierKind, u32 relid (0: none or all),
-	 * u64 state of the relation at this place in WAL (RelationRights; 0: not
-	 * known)
+	 * u64 state: of BARRIER_RELATION and BARRIER_SAME that of the relation at this
+	 * place in WAL (RelationRights; 0: not known); of BARRIER_CATALOG without relid the
+	 * channel that was changed (0: all may have been), or BARRIER_NO_CHANNEL;
+	 * of BARRIER_SCHEMA the hash of the schema's OID
 	 */
 	RECORD_BARRIER = 'B',
 
@@ -88,14 +90,19 @@ typedef enum RecordKind
 
 typedef enum RecordBarrierKind
 {
-	BARRIER_RELATION = 1, /* relcache invalidation of relid */
-	BARRIER_CATALOG = 2,  /* the channel catalog was changed, or (with its
+	BARRIER_RELATION = 1,  /* relcache invalidation of relid */
+	BARRIER_CATALOG = 2,   /* the channel catalog was changed, or (with its
 						   * relid) only the table of revocations */
-	BARRIER_ROLES = 3,	  /* roles or memberships */
-	BARRIER_ALL = 4,	  /* functions, operators, schemas, or too much to
-								 * tell */
-	BARRIER_TYPES = 5	  /* labels of enums, casts */
+	BARRIER_ROLES = 3,	   /* roles or memberships */
+	BARRIER_ALL = 4,	   /* too much to tell */
+	BARRIER_TYPES = 5,	   /* labels of enums, casts */
+	BARRIER_FUNCTIONS = 6, /* functions, operators */
+	BARRIER_SCHEMA = 7,	   /* a schema */
+	BARRIER_SAME = 8	   /* relcache invalidation of relid, which is as it was */
 } RecordBarrierKind;
+
+/* No channel has this number. */
+#define BARRIER_NO_CHANNEL PG_UINT64_MAX
 
 #define RECORD_ATT_DROPPED	 1
 #define RECORD_ATT_GENERATED 2 /* stored */

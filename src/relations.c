@@ -85,6 +85,7 @@ typedef struct RelationState
 	Oid filenode;
 	uint64 privileges;
 	uint64 policies;
+	uint32 schema; /* the hash that barriers name it by */
 	int ncolumns;
 	ColumnState *columns;
 	int nparts; /* of all levels, sorted */
@@ -411,6 +412,7 @@ ReadState(Oid relid, RelationState *state)
 	state->privileges = RelationMixBytes(0, &form->relowner, sizeof(Oid));
 	state->privileges = RelationMixAcl(state->privileges, RELOID, tuple, Anum_pg_class_relacl);
 	natts = form->relnatts;
+	state->schema = GetSysCacheHashValue1(NAMESPACEOID, ObjectIdGetDatum(form->relnamespace));
 	namespace = SearchSysCache1(NAMESPACEOID, ObjectIdGetDatum(form->relnamespace));
 	if (HeapTupleIsValid(namespace))
 	{
@@ -675,9 +677,36 @@ LabelsChanged(const RelationState *before, const RelationState *now)
 	return false;
 }
 
-void
-RelationCompare(Oid relid, const LogTransaction *transaction, uint64 rights, RelationChange *change)
+/*
+ * May a transaction from before the first look at the table have changed it?
+ * What else the table uses now it used then, too: other columns, or another
+ * schema, would be a change of the relation, with its own barrier.
+ */
+static bool
+MayConcern(const StateEntry *entry, const LogBarrier *barrier)
 {
+	switch (barrier->kind)
+	{
+		case BARRIER_RELATION:
+			return barrier->relid == entry->relid ||
+				   list_member_oid(RelationsOf(barrier->relid), entry->relid);
+		case BARRIER_SAME:
+			return false;
+		case BARRIER_TYPES:
+		case BARRIER_FUNCTIONS:
+			return entry->state.nlabels > 0 || !entry->state.exists;
+		case BARRIER_SCHEMA:
+			return (uint32) barrier->state == entry->state.schema || !entry->state.exists;
+		default:
+			return true;
+	}
+}
+
+void
+RelationCompare(Oid relid, const LogTransaction *transaction, const LogBarrier *barrier,
+				RelationChange *change)
+{
+	uint64 rights = barrier->relid == relid ? barrier->state : 0;
 	bool found;
 	StateEntry *entry = Find(relid, &found);
 	RelationState before;
@@ -735,7 +764,7 @@ RelationCompare(Oid relid, const LogTransaction *transaction, uint64 rights, Rel
 	 * behind a restart, the log is replayed with the catalogs of now.  Nothing
 	 * says that it was no change.
 	 */
-	change->unknown = transaction->commit.lsn < entry->first;
+	change->unknown = transaction->commit.lsn < entry->first && MayConcern(entry, barrier);
 	if (change->aspects != 0 || change->unknown)
 	{
 		entry->changed = transaction->number;
@@ -771,7 +800,7 @@ RelationReason(uint32 aspects)
 }
 
 const char *
-RelationChangedSince(Oid relid, uint64 number, Oid cause)
+RelationChangedSince(Oid relid, uint64 number, const LogBarrier *barrier)
 {
 	StateEntry *entry = states != NULL ? hash_search(states, &relid, HASH_FIND, NULL) : NULL;
 	LogTransaction *transaction = LogGet(number);
@@ -780,9 +809,11 @@ RelationChangedSince(Oid relid, uint64 number, Oid cause)
 		return entry->reason;
 	if (entry != NULL && transaction != NULL && transaction->commit.lsn >= entry->first)
 		return NULL;
-	return !OidIsValid(cause) || cause == relid || list_member_oid(RelationsOf(cause), relid)
-			   ? "schema_changed"
-			   : NULL;
+	if (entry != NULL ? MayConcern(entry, barrier)
+					  : barrier->kind != BARRIER_SAME &&
+							(barrier->kind != BARRIER_RELATION || barrier->relid == relid))
+		return "schema_changed";
+	return NULL;
 }
 
 bool

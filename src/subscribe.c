@@ -282,7 +282,9 @@ ChangesChannel(const Channel *channel, const LogTransaction *transaction)
 		if (transaction->barriers[i].kind == BARRIER_CATALOG &&
 			transaction->barriers[i].relid == InvalidOid &&
 			(channel->changed >= transaction->number ||
-			 transaction->number <= channels_unknown_until))
+			 (transaction->number <= channels_unknown_until &&
+			  (transaction->barriers[i].state == 0 ||
+			   transaction->barriers[i].state == (uint64) channel->id))))
 			return true;
 	return false;
 }
