@@ -191,6 +191,8 @@ ShowRecord(const char *data, Size length)
 	RecordCommit commit;
 	RecordBarrierKind kind;
 	Oid relid;
+	uint64 state;
+	bool told;
 	Datum value;
 	bool isnull = false;
 
@@ -204,19 +206,20 @@ ShowRecord(const char *data, Size length)
 			ShowChange(&line, data, length);
 			break;
 		case RECORD_TOUCH:
-			appendStringInfo(&line, "touch %u", RecordReadRelation(data, length));
+			RecordReadTouch(data, length, &relid, &told);
+			appendStringInfo(&line, "touch %u %d", relid, told);
 			break;
 		case RECORD_TRUNCATE:
-			appendStringInfo(&line, "truncate %u", RecordReadRelation(data, length));
+			appendStringInfo(&line, "truncate %u", RecordReadTruncate(data, length));
 			break;
 		case RECORD_LOST:
-			appendStringInfo(&line, "lost %u %.*s", RecordReadRelation(data, length),
+			appendStringInfo(&line, "lost %u %.*s", RecordReadLost(data, length),
 							 (int) (length - sizeof(RecordHeader) - 8),
 							 data + sizeof(RecordHeader) + 8);
 			break;
 		case RECORD_BARRIER:
-			RecordReadBarrier(data, length, &kind, &relid);
-			appendStringInfo(&line, "barrier %d %u", kind, relid);
+			RecordReadBarrier(data, length, &kind, &relid, &state);
+			appendStringInfo(&line, "barrier %d %u %llx", kind, relid, (unsigned long long) state);
 			break;
 		case RECORD_COMMIT:
 			RecordReadCommit(data, length, &commit);
