@@ -226,6 +226,13 @@ DeliverChoked(Connection *connection, uint64 last)
 
 		if (s->state == SUB_READY && s->extended > cursor)
 			SubscribeResync(s, "columns_changed");
+
+		/*
+		 * It was told `ready` behind frames that were dropped: when they come
+		 * again their positions would count for it.
+		 */
+		else if (s->state == SUB_READY && s->since > cursor)
+			SubscribeResync(s, "client_too_slow");
 	}
 }
 

@@ -130,6 +130,7 @@ DecoderHandleInterrupts(void)
 				(errmsg(
 					"decoder of database \"%s\" restarts because \"changefeed.decoder\" was changed",
 					decoder_database)));
+			pg_atomic_write_u32(&decoder_feed->restart_wanted, 1);
 			proc_exit(1);
 		}
 	}

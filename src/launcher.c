@@ -431,11 +431,16 @@ AfterPair(int index)
 
 	if (ran >= HEALTHY_MS)
 		pair->failures = pair->doublings = 0;
-	if (pair->failures == 0 && ran >= RAN_FOR_A_WHILE_MS)
-		delay = RETRY_RAN_MS;
+	if (pg_atomic_exchange_u32(&feed->restart_wanted, 0) != 0)
+		delay = RETRY_RAN_MS; /* no failure */
 	else
-		delay = BackOff(pair, RETRY_FIRST_MS);
-	pair->failures++;
+	{
+		if (pair->failures == 0 && ran >= RAN_FOR_A_WHILE_MS)
+			delay = RETRY_RAN_MS;
+		else
+			delay = BackOff(pair, RETRY_FIRST_MS);
+		pair->failures++;
+	}
 	pair->next_try = TimestampTzPlusMilliseconds(now, delay);
 	ereport(LOG, (errmsg("change feed of database \"%s\" has ended, starting it again in %ld ms",
 						 DatabaseName(feed->database), delay)));

@@ -54,7 +54,7 @@
 #define MAX_BARRIERS 1000
 
 /* So with more schemas, or more channels: all of them. */
-#define MAX_NAMED 64
+#define MAX_NAMED CATALOG_CHANNELS
 
 /* It is said again after this time (ms) that changes of a source are lost. */
 #define LOST_INTERVAL 60000
@@ -69,10 +69,6 @@ static RowsReader rows_reader = NULL; /* NULL: those in the WAL */
 static uint64 transaction = 0; /* counts them */
 static uint64 records = 0;	   /* sent for it */
 static uint64 changes = 0;	   /* CHANGE records of all times */
-static bool catalog_changed = false;
-static int nchannels = 0; /* changed; -1: all may be */
-static int channels[MAX_NAMED];
-static Oid revocations_changed = InvalidOid; /* the table */
 
 extern PGDLLEXPORT void _PG_output_plugin_init(OutputPluginCallbacks *cb);
 
@@ -492,19 +488,19 @@ CollectBarriers(Barriers *barriers, ReorderBufferTXN *txn)
 static void
 SendCatalogBarriers(void)
 {
-	if (!catalog_changed)
+	if (!catalog_changes.any)
 	{
-		if (OidIsValid(revocations_changed))
-			SendBarrier(BARRIER_CATALOG, revocations_changed, 0);
+		if (OidIsValid(catalog_changes.revocations))
+			SendBarrier(BARRIER_CATALOG, catalog_changes.revocations, 0);
 	}
-	else if (nchannels < 0)
+	else if (catalog_changes.nchannels < 0)
 		SendBarrier(BARRIER_CATALOG, InvalidOid, 0);
-	else if (nchannels == 0)
+	else if (catalog_changes.nchannels == 0)
 		SendBarrier(BARRIER_CATALOG, InvalidOid, BARRIER_NO_CHANNEL);
 	else
 	{
-		for (int i = 0; i < nchannels; i++)
-			SendBarrier(BARRIER_CATALOG, InvalidOid, (uint64) channels[i]);
+		for (int i = 0; i < catalog_changes.nchannels; i++)
+			SendBarrier(BARRIER_CATALOG, InvalidOid, (uint64) catalog_changes.channels[i]);
 	}
 }
 
@@ -531,79 +527,6 @@ SendBarriers(ReorderBufferTXN *txn)
 	for (int i = 0; i < barriers.nrelids; i++)
 		SendBarrier(StateUnchanged(barriers.relids[i]) ? BARRIER_SAME : BARRIER_RELATION,
 					barriers.relids[i], RelationRights(barriers.relids[i]));
-}
-
-/* ----------------------------------------------------------------------
- * Our own tables
- * ----------------------------------------------------------------------
- */
-
-static void
-NoteChannel(int id)
-{
-	for (int i = 0; i < nchannels; i++)
-		if (channels[i] == id)
-			return;
-	if (nchannels >= 0 && nchannels < MAX_NAMED)
-		channels[nchannels++] = id;
-	else
-		nchannels = -1;
-}
-
-/* Of which channel is the row?  False: it does not say. */
-static bool
-NoteChannelOf(Relation relation, HeapTuple tuple, const char *column)
-{
-	TupleDesc tupdesc = RelationGetDescr(relation);
-
-	for (int i = 0; tuple != NULL && i < tupdesc->natts; i++)
-	{
-		Form_pg_attribute att = TupleDescAttr(tupdesc, i);
-		bool isnull;
-		Datum value;
-
-		if (att->attisdropped || att->atttypid != INT4OID ||
-			strcmp(NameStr(att->attname), column) != 0)
-			continue;
-		value = heap_getattr(tuple, i + 1, tupdesc, &isnull);
-		if (isnull || DatumGetInt32(value) <= 0)
-			return false;
-		NoteChannel(DatumGetInt32(value));
-		return true;
-	}
-	return false;
-}
-
-/*
- * A row of one of our tables was changed.  Those of channels and of sources
- * name the channel, also in their keys, which is what is left of an old row;
- * an update that leaves the key alone has none.
- */
-static void
-NoteCatalogChange(KnownRelation *known, Relation relation, ReorderBufferChange *change)
-{
-	const char *name = RelationGetRelationName(relation);
-	const char *column = NULL;
-	HeapTuple old_tuple = compat_change_tuple(change->data.tp.oldtuple);
-	HeapTuple new_tuple = compat_change_tuple(change->data.tp.newtuple);
-
-	/* Often written, and no channel is another for it. */
-	if (strcmp(name, "revocation") == 0)
-	{
-		revocations_changed = known->relid;
-		return;
-	}
-	catalog_changed = true;
-	if (strcmp(name, "role") == 0)
-		return; /* nor for this */
-	if (strcmp(name, "channel") == 0)
-		column = "id";
-	else if (strcmp(name, "source") == 0)
-		column = "channel";
-	if (column == NULL || (old_tuple == NULL && new_tuple == NULL) ||
-		(old_tuple != NULL && !NoteChannelOf(relation, old_tuple, column)) ||
-		(new_tuple != NULL && !NoteChannelOf(relation, new_tuple, column)))
-		nchannels = -1;
 }
 
 /* ----------------------------------------------------------------------
@@ -654,9 +577,7 @@ PluginBegin(LogicalDecodingContext *ctx, ReorderBufferTXN *txn)
 
 	transaction++;
 	records = 0;
-	catalog_changed = false;
-	nchannels = 0;
-	revocations_changed = InvalidOid;
+	memset(&catalog_changes, 0, sizeof(catalog_changes));
 	RelationsRefresh();
 
 	/* The snapshot is still that of before its own changes. */
@@ -679,7 +600,7 @@ PluginChange(LogicalDecodingContext *ctx, ReorderBufferTXN *txn, Relation relati
 	KnownRelation *known = RelationsLookUp(relation);
 
 	if (known->class == CLASS_CATALOG)
-		NoteCatalogChange(known, relation, change);
+		CatalogNote(known, relation, change);
 	else if (known->class == CLASS_USER)
 	{
 		TouchRelation(known, true);
@@ -729,8 +650,8 @@ PluginTruncate(LogicalDecodingContext *ctx, ReorderBufferTXN *txn, int nrelation
 
 		if (known->class == CLASS_CATALOG)
 		{
-			catalog_changed = true;
-			nchannels = -1;
+			catalog_changes.any = true;
+			catalog_changes.nchannels = -1;
 		}
 		if (known->class != CLASS_USER)
 			continue;

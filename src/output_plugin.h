@@ -39,4 +39,22 @@ extern void PluginAttach(LogicalDecodingContext *ctx, RowsReader reader);
  */
 extern char *PluginCatch(MemoryContext context);
 
+/* output_catalog.c: what the transaction at hand did to our own tables */
+#define CATALOG_CHANNELS 64
+
+struct KnownRelation;
+
+typedef struct CatalogChanges
+{
+	bool any;
+	int nchannels; /* -1: all may be others */
+	int channels[CATALOG_CHANNELS];
+	Oid revocations; /* the table, if it was changed */
+} CatalogChanges;
+
+extern CatalogChanges catalog_changes;
+
+extern void
+CatalogNote(struct KnownRelation *known, Relation relation, ReorderBufferChange *change);
+
 #endif /* CHANGEFEED_OUTPUT_PLUGIN_H */

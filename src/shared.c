@@ -55,6 +55,7 @@ InitializeFeed(DatabaseFeed *feed)
 	pg_atomic_init_u64(&feed->epoch, 0);
 	pg_atomic_init_u64(&feed->start_lsn, 0);
 	pg_atomic_init_u32(&feed->decoder_proc, PG_UINT32_MAX);
+	pg_atomic_init_u32(&feed->restart_wanted, 0);
 	pg_atomic_init_u32(&feed->feed_proc, PG_UINT32_MAX);
 	pg_atomic_init_u64(&feed->decoded_lsn, 0);
 	pg_atomic_init_u64(&feed->decoded_wanted, 0);

@@ -69,6 +69,9 @@ typedef struct DatabaseFeed
 	pg_atomic_uint64 start_lsn; /* decoding began here in this generation */
 
 	/* Process numbers for SetLatch, -1: none.  Each set by its own process. */
+	/* The pair ends by intent, to be started again at once (0 or 1). */
+	pg_atomic_uint32 restart_wanted;
+
 	pg_atomic_uint32 decoder_proc; /* PG_UINT32_MAX: none */
 	pg_atomic_uint32 feed_proc;
 

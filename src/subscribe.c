@@ -297,7 +297,11 @@ static void
 UseAnswer(Subscription *s)
 {
 	uint64 number;
+	uint64 until;
 
+	/* What may be read was found out at that moment, and counts from there. */
+	if (!LogReached(s->snapshot_lsn))
+		return;
 	if (s->from_position)
 	{
 		/* A resume: nothing since the position may concern it as a whole. */
@@ -341,29 +345,20 @@ UseAnswer(Subscription *s)
 		return;
 	}
 
-	if (s->has_snapshot)
+	until = LogNumberAt(s->snapshot_lsn);
+	for (number = s->start + 1; number <= until; number++)
 	{
-		uint64 until;
+		LogTransaction *transaction = LogGet(number);
 
-		if (!LogReached(s->snapshot_lsn))
-			return;
-		until = LogNumberAt(s->snapshot_lsn);
-		for (number = s->start + 1; number <= until; number++)
+		if (transaction == NULL ||
+			EventConcerns(s, transaction, !s->has_snapshot || InSnapshot(s, transaction)) != NULL)
 		{
-			LogTransaction *transaction = LogGet(number);
-
-			if (transaction == NULL ||
-				EventConcerns(s, transaction, InSnapshot(s, transaction)) != NULL)
-			{
-				SubscribeForget(s);
-				SubscribeDelay(s);
-				return;
-			}
+			SubscribeForget(s);
+			SubscribeDelay(s);
+			return;
 		}
-		s->since = until;
 	}
-	else
-		s->since = s->start;
+	s->since = s->has_snapshot ? until : s->start;
 	RecheckBegin(s);
 	s->cursor = s->start;
 	s->attempts = 0;

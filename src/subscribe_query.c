@@ -120,7 +120,7 @@ SubscribeAsk(Subscription *s)
 	StringInfoData body;
 
 	SubscribeQuestion(s->instance, s->connection->identity, s->selection,
-					  rows ? QUERY_WITH_ROWS : 0, &body);
+					  rows ? QUERY_WITH_ROWS : QUERY_WITH_POSITION, &body);
 	s->start = LogPublished();
 	s->answered = false;
 	s->restart = false;
@@ -252,7 +252,9 @@ ReadSnapshot(Subscription *s, WireReader *r)
 	s->nxip = snapshot.nxip;
 	s->xip = snapshot.xip;
 	s->snapshot_lsn = snapshot.lsn;
-	s->has_snapshot = true;
+
+	/* Without rows it says only of when the answer is. */
+	s->has_snapshot = !s->no_snapshot && !s->from_position;
 }
 
 /* Passing reasons: somebody's lock, a worker that died, a cancelled job. */

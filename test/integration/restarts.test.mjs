@@ -60,6 +60,8 @@ describe('restarts', () => {
           const mode = Math.random() < 0.3 ? 'SET LOCAL synchronous_commit = off; ' : '';
           await s.exec(`BEGIN; ${mode}UPDATE rst.item SET n = n + 1 WHERE id = ${k}; COMMIT`);
           writer.committed += 1;
+          // A load, but not so much that the history is too short for the time that a restart takes.
+          await new Promise((resolve) => { setTimeout(resolve, 3); });
         } catch {
           writer.losses += 1;
           s = null;
