@@ -60,7 +60,7 @@
 #define RETRY_FIRST_MS	   1000 /* it ended soon: 1 s, 2 s, 4 s, ... */
 #define RETRY_MOST_MS	   30000
 #define HEALTHY_MS \
-	60000						 /* after this earlier failures are
+	20000						 /* after this earlier failures are
 										 * forgotten */
 #define RETRY_RESOURCES_MS 30000 /* no worker or segment to be had */
 #define RETRY_SLOT_MS	   250	 /* the slot is in use: 0.25 s, 0.5 s, ... */
