@@ -64,6 +64,7 @@ describe('restarts', () => {
           await new Promise((resolve) => { setTimeout(resolve, 3); });
         } catch {
           writer.losses += 1;
+          void s?.close(); // psql may have connected again, and would stay
           s = null;
         }
       }
