@@ -30,7 +30,8 @@ COMMENT ON SCHEMA changefeed IS 'live change feeds of tables (extension pg_chang
 CREATE TABLE changefeed.channel (
     id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     name text NOT NULL UNIQUE,
-    join_check text
+    join_check text,
+    min_interval interval
 );
 COMMENT ON TABLE changefeed.channel IS
     'catalog of channels: written by changefeed.create_channel, shown by the view changefeed.channels';
@@ -155,11 +156,12 @@ CREATE FUNCTION changefeed.create_channel(
     on_update text DEFAULT 'merge',
     on_delete text DEFAULT 'remove',
     set_replica_identity boolean DEFAULT true,
-    join_check text DEFAULT NULL
+    join_check text DEFAULT NULL,
+    min_interval interval DEFAULT NULL
 ) RETURNS void
     LANGUAGE C SET search_path = pg_catalog, pg_temp
     AS 'MODULE_PATHNAME', 'changefeed_create_channel';
-COMMENT ON FUNCTION changefeed.create_channel(text, regclass, name, name[], text, name[], text, text, text, boolean, text) IS
+COMMENT ON FUNCTION changefeed.create_channel(text, regclass, name, name[], text, name[], text, text, text, boolean, text, interval) IS
     'creates a channel, such as ''orders'' or ''orders:{customer_id}'', and its first source; only the owner of a table may publish it';
 
 CREATE FUNCTION changefeed.add_source(
@@ -339,6 +341,7 @@ CREATE VIEW changefeed.channels WITH (security_barrier = true) AS
 SELECT c.name,
        changefeed._parameters(c.name) AS parameters,
        c.join_check,
+       c.min_interval,
        (SELECT pg_catalog.count(*)::int
           FROM changefeed.source s WHERE s.channel = c.id) AS sources
   FROM changefeed.channel c
@@ -351,6 +354,7 @@ COMMENT ON VIEW changefeed.channels IS
     'channels: those that a table of yours feeds, or all for the owner of the database and members of pg_monitor';
 COMMENT ON COLUMN changefeed.channels.name IS 'name or template of the channel';
 COMMENT ON COLUMN changefeed.channels.parameters IS 'columns whose values are part of the name';
+COMMENT ON COLUMN changefeed.channels.min_interval IS 'the changes of that time come together, each row''s folded to its latest state; null: each transaction at once';
 COMMENT ON COLUMN changefeed.channels.join_check IS 'only clients for which this is true may subscribe; $1 is the first of the parameters; null: all';
 COMMENT ON COLUMN changefeed.channels.sources IS 'number of tables that feed the channel';
 

@@ -387,11 +387,23 @@ SetReplicaIdentity(const SourceDefinition *definition)
 		elog(ERROR, "SPI_finish failed");
 }
 
+/* Shorter is not worth a timer, longer is not live any more. */
+static void
+CheckMinInterval(const Interval *interval)
+{
+	if (interval->month != 0 || interval->day != 0 || interval->time < 10000 ||
+		interval->time > USECS_PER_HOUR)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("min_interval is out of range"),
+				 errdetail("It has to be from 10 milliseconds to 1 hour."),
+				 errhint("Leave it out to have each transaction sent at once.")));
+}
+
 /* ---- The functions ---- */
 
 /*
  * create_channel(name, source, entity, key, filter, columns, on_insert,
- * on_update, on_delete, set_replica_identity, join_check)
+ * on_update, on_delete, set_replica_identity, join_check, min_interval)
  */
 Datum
 changefeed_create_channel(PG_FUNCTION_ARGS)
@@ -403,8 +415,9 @@ changefeed_create_channel(PG_FUNCTION_ARGS)
 	bool has_source = !PG_ARGISNULL(1);
 	char *join_check = NULL;
 	bool isnull;
-	Oid types[2] = {TEXTOID, TEXTOID};
-	Datum values[2] = {0};
+	Oid types[3] = {TEXTOID, TEXTOID, INTERVALOID};
+	Datum values[3] = {0};
+	char nulls[] = " nn";
 	int id;
 
 	PreventCommandIfReadOnly("create_channel()");
@@ -436,15 +449,26 @@ changefeed_create_channel(PG_FUNCTION_ARGS)
 		join_check = ChannelCheckJoin(text_to_cstring(PG_GETARG_TEXT_PP(10)), template,
 									  has_source ? definition.relid : InvalidOid);
 
+	if (!PG_ARGISNULL(11))
+		CheckMinInterval(PG_GETARG_INTERVAL_P(11));
+
 	DdlLock();
 	DdlBegin(&access);
 	CheckNameIsFree(name, template);
 	values[0] = CStringGetTextDatum(name);
 	if (join_check != NULL)
+	{
 		values[1] = CStringGetTextDatum(join_check);
-	(void) DdlWrite(
-		"INSERT INTO changefeed.channel (name, join_check) VALUES ($1, $2) RETURNING id", 2, types,
-		values, join_check != NULL ? "  " : " n");
+		nulls[1] = ' ';
+	}
+	if (!PG_ARGISNULL(11))
+	{
+		values[2] = PG_GETARG_DATUM(11);
+		nulls[2] = ' ';
+	}
+	(void) DdlWrite("INSERT INTO changefeed.channel (name, join_check, min_interval)"
+					" VALUES ($1, $2, $3) RETURNING id",
+					3, types, values, nulls);
 	id = DatumGetInt32(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
 	if (has_source)
 		InsertSource(id, &definition);

@@ -127,6 +127,16 @@ CatalogScan(const char *name, CatalogRowCallback callback, void *arg)
 	return true;
 }
 
+/* An interval of less than a day, as create_channel lets in; 0 for null. */
+static int
+CatalogRowMilliseconds(CatalogRow *row, const char *name)
+{
+	bool isnull;
+	Datum value = CatalogRowGet(row, name, &isnull);
+
+	return isnull ? 0 : (int) (DatumGetIntervalP(value)->time / 1000);
+}
+
 static SourceAction
 ParseAction(const char *text)
 {
@@ -160,6 +170,7 @@ ReadChannel(CatalogRow *row, void *arg)
 	channel->name = CatalogRowText(row, "name");
 	channel->template = TemplateParse(channel->name);
 	channel->join_check = CatalogRowText(row, "join_check");
+	channel->min_interval = CatalogRowMilliseconds(row, "min_interval");
 	MemoryContextSwitchTo(old);
 	*list = lappend(*list, channel);
 }
@@ -222,8 +233,8 @@ Sign(Channel *channel)
 	if (channel->nsources > 1)
 		qsort(channel->sources, channel->nsources, sizeof(Source *), CompareSources);
 	initStringInfo(&s);
-	appendStringInfo(&s, "%s (%s)", channel->name,
-					 channel->join_check != NULL ? channel->join_check : "");
+	appendStringInfo(&s, "%s (%s) %d", channel->name,
+					 channel->join_check != NULL ? channel->join_check : "", channel->min_interval);
 	for (i = 0; i < channel->nsources; i++)
 	{
 		Source *source = channel->sources[i];

@@ -78,13 +78,21 @@ typedef struct Channel
 	uint64 serial; /* of this object: another definition has another */
 	char *name;
 	char *join_check; /* SQL text or NULL */
+	int min_interval; /* ms between frames; 0: at once */
 	ChannelTemplate *template;
 	int nsources;
 	Source **sources;
 	char *signature; /* text of the whole definition */
 	uint64 changed;	 /* the transaction with which we got this one */
 	MemoryContext context;
-	bool seen;					 /* mark during a reload */
+	bool seen; /* mark during a reload */
+
+	/* with min_interval: see pace.c */
+	uint64 pace_first; /* first transaction that was put off, or 0 */
+	uint64 pace_last;  /* the last, and how many */
+	int pace_count;
+	uint64 pace_base;			 /* what came up to there was sent */
+	TimestampTz pace_at;		 /* when the next may be sent */
 	struct Channel *replacement; /* after a reload changed it: the new one
 									 * (NULL: dropped) */
 } Channel;

@@ -43,7 +43,10 @@ TakesPart(Delivery *d, Subscription *s)
 
 	if (d->only != NULL)
 		return s == d->only;
-	if (s->state != SUB_READY || s->since >= d->transaction->number || connection->closing)
+	if (d->paced != NIL)
+		return s->pace_missing != d->run || d->asking;
+	if (s->state != SUB_READY || s->since >= d->transaction->number || connection->closing ||
+		s->paced)
 		return false;
 
 	/* All verdicts that it lacks are asked for at once. */
@@ -143,6 +146,8 @@ Consider(Delivery *d, MapEntry *entry, Subscription *s, const AudienceMatch *mat
 		Assert(d->asking);
 		if (d->only != NULL)
 			d->missing = true;
+		else if (d->paced != NIL)
+			s->pace_missing = d->run;
 		else
 		{
 			if (connection->live)
@@ -283,11 +288,27 @@ VisitEntry(Delivery *d, MapEntry *entry)
 			VisitConnection(d, entry, lfirst(lc));
 		return;
 	}
+	if (d->paced != NIL)
+	{
+		bool before;
+		bool after;
+
+		if (Concerns(entry, ((Subscription *) linitial(d->paced))->instance, &before, &after))
+			foreach(lc, d->paced)
+				VisitSubscription(d, entry, lfirst(lc), before, after);
+		return;
+	}
 
 	if (entry->old_in)
 		old_instance = InstanceFind(channel, entry->old_params);
 	if (entry->new_in)
 		new_instance = InstanceFind(channel, entry->new_params);
+	if (channel->min_interval > 0)
+	{
+		if (old_instance != NULL || new_instance != NULL || InstancesStarred(channel) != NIL)
+			PaceNote(channel, d->transaction->number);
+		return;
+	}
 	if (old_instance != NULL)
 		VisitInstance(d, entry, old_instance);
 	if (new_instance != NULL && new_instance != old_instance)
@@ -359,6 +380,38 @@ DeliverRun(Delivery *d, uint8 flags)
 	ExtensionsAdd(d);
 	FragmentsSend(d, flags);
 	ExtensionsEnd(d);
+}
+
+void
+DeliverPaced(List *subscriptions, LogTransaction *transaction)
+{
+	Delivery d = {0};
+	List *connections = NIL;
+	ListCell *lc;
+
+	d.transaction = transaction;
+	d.map = MapGet(transaction);
+	d.paced = subscriptions;
+	d.run = DeliverNewRun();
+	d.asking = true;
+	Visit(&d);
+	d.asking = false;
+	Visit(&d);
+
+	/* Before some of them are resynced, or end. */
+	foreach(lc, subscriptions)
+	{
+		Subscription *s = lfirst(lc);
+
+		if (s->pace_missing == d.run)
+			continue;
+		connections = lappend(connections, s->connection);
+		PaceSent(s);
+	}
+	TakeOut(&d);
+	FragmentsSend(&d, LINK_TX_STREAM);
+	foreach(lc, connections)
+		DeliverCount(lfirst(lc), d.bytes / list_length(subscriptions));
 }
 
 static void

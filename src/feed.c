@@ -188,6 +188,7 @@ Turn(XLogRecPtr start_lsn, bool *serving)
 	Sooner(&wait, SubscribeAdvance());
 	ChecksAdvance();
 	DeliverAdvance();
+	Sooner(&wait, PaceAdvance());
 	Sooner(&wait, VerdictsAdvance());
 	if (QueryPoolPoll())
 		more = true;
@@ -196,7 +197,9 @@ Turn(XLogRecPtr start_lsn, bool *serving)
 		more = true;
 	CheckMemory();
 	Sooner(&wait, LogTrim());
-	if (dlist_is_empty(&all_connections_behind) && dlist_is_empty(&all_subscriptions_working))
+	PaceTrim();
+	if (dlist_is_empty(&all_connections_behind) && dlist_is_empty(&all_subscriptions_working) &&
+		!PaceIsBusy())
 		MapFreeAll();
 	else
 		MapTrim();

@@ -197,6 +197,13 @@ typedef struct Subscription
 	dlist_node extension_node;
 	uint64 extended; /* the last one that brought new columns */
 
+	/* ready, on a channel with min_interval: pace.c */
+	bool paced;
+	bool lags;			   /* what was sent to others it has yet to get */
+	struct PaceStep *step; /* what it is about to be sent, or NULL */
+	dlist_node pace_node;  /* in the step's list, or that of who lags */
+	uint64 pace_missing;   /* scratch: the run that lacks a verdict */
+
 	/* ready: gets transactions with a greater number */
 	uint64 since;
 	uint64 concerned; /* scratch of dependencies.c */
@@ -208,7 +215,7 @@ typedef struct Subscription
 	TimestampTz resynced_at;
 	int attempts;
 	uint64 start;  /* LogPublished() when the job was submitted */
-	uint64 cursor; /* catching up: last transaction sent */
+	uint64 cursor; /* catching up, or paced: last transaction sent */
 	bool has_snapshot;
 	TransactionId xmin;
 	TransactionId xmax;
@@ -402,6 +409,48 @@ extern bool MapKnows(TransactionMap *map, int image, int16 attno);
 
 /* The image as a tuple for a query worker: its bytes, completed. */
 extern void MapImageTuple(const MapImage *image, const char **data, uint32 *length);
+
+/* pace.c: channels with min_interval */
+
+/* The transaction has changes for the channel. */
+extern void PaceNote(Channel *channel, uint64 number);
+
+/* It is ready: what is behind its cursor comes at the channel's pace. */
+extern void PaceBegin(Subscription *subscription);
+
+/* It has been sent its step. */
+extern void PaceSent(Subscription *subscription);
+extern void PaceForget(Subscription *subscription);
+
+/* Another definition comes, or none. */
+extern void PaceForgetChannel(Channel *channel);
+
+/* Has the connection been sent all that was committed before that LSN?  If not, it soon is. */
+extern bool PaceSettled(Connection *connection, XLogRecPtr lsn);
+
+/* Is anything put off for one of its channels? */
+extern bool PaceIsPending(Connection *connection);
+
+/* Sends what is due; ms until something is. */
+extern long PaceAdvance(void);
+
+/* Verdicts have come, or were forgotten. */
+extern void PaceWake(void);
+
+/* Lets go of what the log has dropped. */
+extern void PaceTrim(void);
+
+/* Is anybody about to be sent something?  Maps are needed then. */
+extern bool PaceIsBusy(void);
+
+/* The transaction of the log, or of a step, with that number; or NULL. */
+extern LogTransaction *PaceTransaction(uint64 number);
+
+/* The number by which PaceTransaction finds it. */
+extern uint64 PaceNumber(const LogTransaction *transaction);
+
+/* Makes the map of a step's transaction. */
+extern struct TransactionMap *PaceMap(LogTransaction *transaction);
 
 /* recheck.c: rights that change without a trace in the WAL */
 typedef struct Recheck Recheck;

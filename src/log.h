@@ -63,7 +63,8 @@ typedef struct LogTransaction
 	const char *lost_reason;
 	int nbarriers;
 	LogBarrier *barriers;
-	struct TransactionMap *map; /* deliver.c's, or NULL */
+	struct TransactionMap *map; /* map.c's, or NULL */
+	struct PaceStep *step;		/* it is none of the log's: pace.c */
 } LogTransaction;
 
 /* What the feed worker does with a transaction; see LogPublish. */

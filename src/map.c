@@ -415,7 +415,7 @@ MapGet(LogTransaction *transaction)
 {
 	if (transaction->map == NULL)
 	{
-		transaction->map = Make(transaction);
+		transaction->map = transaction->step != NULL ? PaceMap(transaction) : Make(transaction);
 		dlist_push_tail(&all_maps, &transaction->map->node);
 		map_count++;
 	}

@@ -618,6 +618,12 @@ ProtocolPing(Gateway *gateway, const uint32 *numbers, uint32 count)
 
 		/* There is no name for a place that the log has left behind. */
 		DeliverCheckBase(connection);
+		if (PaceIsPending(connection))
+		{
+			/* No position counts for all, and nothing is settled. */
+			ProtocolSend(connection, "{\"type\":\"ping\"}", 15);
+			continue;
+		}
 		if (connection->live)
 		{
 			live[nlive++] = numbers[i];
@@ -656,7 +662,7 @@ AnswerSyncs(Connection *connection)
 
 		if (sync->sent)
 			continue;
-		if (!LogReached(sync->lsn))
+		if (!LogReached(sync->lsn) || !PaceSettled(connection, sync->lsn))
 			break;
 		LogPosition(LogPublished(), position);
 		memcpy(position + POSITION_COMMON, connection->identity->tag, POSITION_TAG);

@@ -92,6 +92,7 @@ SubscribeForget(Subscription *s)
 
 	RecheckForget(s);
 	CheckForget(s);
+	PaceForget(s);
 	if (s->job != 0)
 	{
 		QueryCancel(s->job);
@@ -230,6 +231,7 @@ MoveOrEnd(Subscription *s, void *arg)
 void
 SubscribeChannelChanged(Channel *channel)
 {
+	PaceForgetChannel(channel);
 	SubscriptionForEach(channel, MoveOrEnd, channel);
 }
 
@@ -491,6 +493,7 @@ CatchUp(Subscription *s)
 	s->told_rows = true;
 	s->retry_delay = 0;
 	SubscriptionSetState(s, SUB_READY);
+	PaceBegin(s);
 }
 
 long
