@@ -89,6 +89,7 @@ typedef struct Connection
 	uint64 id;	   /* ours: never reused */
 	uint32 number; /* the gateway's */
 	struct Gateway *gateway;
+	struct Http *http;		  /* an HTTP request: http.h; NULL for a WebSocket */
 	dlist_node identity_node; /* only while identity is set */
 	Identity *identity;		  /* NULL before connect */
 	int64 expires;			  /* of the token, seconds since 1970, 0: never */

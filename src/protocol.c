@@ -15,6 +15,7 @@
 
 #include "feed.h"
 #include "gateways.h"
+#include "http.h"
 #include "json_message.h"
 #include "selection.h"
 #include "revocations.h"
@@ -53,7 +54,10 @@ static int64 next_expiry; /* seconds since 1970; 0: nobody's */
 void
 ProtocolSend(Connection *connection, const char *data, Size length)
 {
-	GatewaySend(connection, data, length);
+	if (connection->http != NULL)
+		HttpTakeMessage(connection, data, length);
+	else
+		GatewaySend(connection, data, length);
 }
 
 void

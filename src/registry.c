@@ -16,6 +16,7 @@
 
 #include "audience.h"
 #include "feed.h"
+#include "http.h"
 #include "gateways.h"
 
 #include "common/hashfn.h"
@@ -169,6 +170,7 @@ ConnectionFree(Connection *connection)
 	if (connection->token_claims != NULL)
 		pfree(connection->token_claims);
 	list_free_deep(connection->syncs);
+	HttpForget(connection);
 	pfree(connection);
 	connection_count--;
 }

@@ -187,6 +187,9 @@ typedef struct CloseItem
 /* Pages of a snapshot that are still to be sent; see snapshot.c. */
 typedef struct SnapshotStream SnapshotStream;
 
+/* An HTTP request that the feed worker answers; see request.c. */
+typedef struct Exchange Exchange;
+
 /* ---- timers of the heartbeat wheel ---- */
 
 typedef struct WheelTimer
@@ -196,11 +199,12 @@ typedef struct WheelTimer
 	bool is_ping;  /* Connection.ping; else Connection.deadline */
 } WheelTimer;
 
-/* ---- a WebSocket ---- */
+/* ---- a WebSocket, or an HTTP request ---- */
 
 typedef struct Connection
 {
 	struct lws *wsi;
+	Exchange *http;	  /* NULL for a WebSocket */
 	uint32_t number;  /* never reused in the life of a gateway */
 	uint8_t cause;	  /* LinkCause for LINK_CLOSED */
 	bool identified;  /* LINK_IDENTITY came */
@@ -350,6 +354,7 @@ LinkSayOpen(const Connection *conn, const char *peer, const char *token, size_t 
 extern void LinkSayMessage(const Connection *conn, const void *data, size_t length);
 extern void LinkSayClosed(const Connection *conn);
 extern void LinkSayBehind(const Connection *conn);
+extern void LinkSayRequest(const Connection *conn, const void *payload, size_t length);
 extern void LinkSaySnapshotDone(uint32_t conn, uint32_t sub, bool ok);
 
 /* ---- conn.c ---- */
@@ -357,6 +362,7 @@ extern void LinkSaySnapshotDone(uint32_t conn, uint32_t sub, bool ok);
 extern Connection *ConnFind(uint32_t number);
 extern Connection *ConnNext(uint32_t *position);
 extern void ConnStart(void);
+extern Connection *ConnCreate(struct lws *wsi);
 extern Connection *ConnOpen(struct lws *wsi, const char *token, size_t length);
 extern void ConnGone(Connection *conn);
 extern void ConnReceive(Connection *conn, const void *data, size_t length);
@@ -413,12 +419,23 @@ extern void SnapshotStop(Connection *conn, uint32_t sub);
 extern void SnapshotStopAll(Connection *conn);
 extern bool SnapshotNextPage(Connection *conn, Buffer *buffer);
 
-/* ---- http.c ---- */
+/* ---- http.c, checks.c, assets.c ---- */
 
-extern void HttpSetAsset(WireReader *r);
 extern int HttpRequest(struct lws *wsi, const char *path, size_t length);
 extern int HttpCheckUpgrade(struct lws *wsi);
 extern char *HttpToken(struct lws *wsi, size_t *length);
+extern void HttpSetAsset(WireReader *r);
+
+/* ---- request.c ---- */
+
+extern void RequestStart(void);
+extern void RequestSetPaths(WireReader *r);
+extern int RequestBody(Connection *conn, const void *data, size_t length);
+extern void RequestRespond(Connection *conn, WireReader *r);
+extern void RequestDeadline(Connection *conn);
+extern void RequestFail(Connection *conn, int status, const char *code, const char *message);
+extern void RequestWriteable(Connection *conn);
+extern void RequestFree(Connection *conn);
 
 /* ---- heartbeat.c ---- */
 
