@@ -419,13 +419,13 @@ CREATE FUNCTION changefeed._stat_feed(
     LANGUAGE C VOLATILE PARALLEL SAFE
     AS 'MODULE_PATHNAME', 'changefeed_stat_feed';
 REVOKE ALL ON FUNCTION changefeed._stat_feed() FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION changefeed._stat_feed() TO pg_monitor;
+GRANT EXECUTE ON FUNCTION changefeed._stat_feed() TO pg_read_all_stats, pg_database_owner;
 COMMENT ON FUNCTION changefeed._stat_feed() IS 'internal: the row of the view changefeed.stat_feed';
 
 CREATE VIEW changefeed.stat_feed AS
 SELECT * FROM changefeed._stat_feed();
-GRANT SELECT ON changefeed.stat_feed TO pg_monitor;
-COMMENT ON VIEW changefeed.stat_feed IS 'the feed of this database, one row; for superusers and members of pg_monitor';
+GRANT SELECT ON changefeed.stat_feed TO pg_read_all_stats, pg_database_owner;
+COMMENT ON VIEW changefeed.stat_feed IS 'the feed of this database, one row';
 COMMENT ON COLUMN changefeed.stat_feed.state IS 'running, starting, stopping, off, or not preloaded';
 COMMENT ON COLUMN changefeed.stat_feed.generation IS 'number of starts of decoder and feed worker since the server started';
 COMMENT ON COLUMN changefeed.stat_feed.epoch IS 'a new epoch means that all clients start from a snapshot';
@@ -449,6 +449,32 @@ COMMENT ON COLUMN changefeed.stat_feed.evaluations IS 'evaluations of clients'' 
 COMMENT ON COLUMN changefeed.stat_feed.log_bytes IS 'size of the log that clients resume from';
 COMMENT ON COLUMN changefeed.stat_feed.gateway_starts IS 'starts of a gateway';
 COMMENT ON COLUMN changefeed.stat_feed.wal_held_bytes IS 'WAL that is kept because of the slot';
+
+-- What follows asks the feed worker, and fails while there is none.
+CREATE FUNCTION changefeed._stat_connections(
+    OUT id bigint,
+    OUT gateway int,
+    OUT role text,
+    OUT connected_since timestamptz,
+    OUT state text,
+    OUT subscriptions int
+) RETURNS SETOF record
+    LANGUAGE C VOLATILE PARALLEL RESTRICTED
+    AS 'MODULE_PATHNAME', 'changefeed_stat_connections';
+REVOKE ALL ON FUNCTION changefeed._stat_connections() FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION changefeed._stat_connections() TO pg_read_all_stats, pg_database_owner;
+COMMENT ON FUNCTION changefeed._stat_connections() IS 'internal: rows of the view changefeed.stat_connections';
+
+CREATE VIEW changefeed.stat_connections AS
+SELECT * FROM changefeed._stat_connections();
+GRANT SELECT ON changefeed.stat_connections TO pg_read_all_stats, pg_database_owner;
+COMMENT ON VIEW changefeed.stat_connections IS 'the clients that are connected, one row each';
+COMMENT ON COLUMN changefeed.stat_connections.id IS 'number of the connection, not used again until the feed worker ends';
+COMMENT ON COLUMN changefeed.stat_connections.gateway IS 'number of its gateway, from 0';
+COMMENT ON COLUMN changefeed.stat_connections.role IS 'role of its token; null before it has said who it is';
+COMMENT ON COLUMN changefeed.stat_connections.connected_since IS 'when it was opened';
+COMMENT ON COLUMN changefeed.stat_connections.state IS 'connecting, live, behind (it gets what it missed), choked (it does not read as fast as it is sent), or closing';
+COMMENT ON COLUMN changefeed.stat_connections.subscriptions IS 'how many it has';
 
 -----------------------------------------------------------------------------
 -- Last, when everything is there: the launcher starts the workers at commit.

@@ -21,6 +21,7 @@
 #include "postgres.h"
 
 #include "feed.h"
+#include "feed_request.h"
 #include "gateways.h"
 
 #include "access/transam.h"
@@ -193,6 +194,7 @@ Turn(XLogRecPtr start_lsn, bool *serving)
 	if (QueryPoolPoll())
 		more = true;
 	Sooner(&wait, ProtocolAdvance());
+	Sooner(&wait, FeedRequestsAdvance());
 	if (subscribe_again)
 		more = true;
 	CheckMemory();
@@ -301,6 +303,7 @@ ChangefeedFeedMain(Datum main_arg)
 	LogInit(feed_shared);
 	RegistryInit();
 	GatewaysInit();
+	FeedRequestsInit();
 	QueryPoolStart(feed_shared, feed_index);
 	before_shmem_exit(AtExit, (Datum) 0);
 
