@@ -431,4 +431,20 @@ describe('policies that misbehave', () => {
       mallory.send({ type: 'unsubscribe', channel: `hostile${number}:bad` });
     }
   });
+
+  test('session_user is the role, too: no superuser is behind it', async (t) => {
+    const name = await table();
+    await db.exec(`ALTER TABLE ${name} ENABLE ROW LEVEL SECURITY;
+      CREATE POLICY p ON ${name} USING (v = concat_ws('/', session_user, current_user, current_setting('session_authorization'), pg_has_role(session_user, 'pg_monitor', 'member')));
+      SELECT changefeed.create_channel('hostile${number}', '${name}')`);
+    const ada = await connect('ada');
+    t.after(() => ada.cut());
+    const s = await ada.openSoon(`hostile${number}`);
+    await db.exec(`UPDATE ${name} SET v = 'hostile_web/hostile_web/hostile_web/f'; INSERT INTO ${name} VALUES (2, session_user || '/hostile_web/' || session_user || '/t')`);
+    await ada.settle();
+    const visible = ['hostile_web/hostile_web/hostile_web/f'];
+    assert.deepEqual(s.rows().map((row) => row.v), visible, 'a change');
+    await ada.unsubscribe(`hostile${number}`);
+    assert.deepEqual((await ada.open(`hostile${number}`)).rows().map((row) => row.v), visible, 'a snapshot');
+  });
 });
