@@ -326,6 +326,7 @@ typedef struct Policy
 	PolicyState state;
 	bool may_select;	   /* USAGE on the schema, SELECT on a column */
 	uint64 fingerprint;	   /* of the catalogs, without the search_path */
+	char *search_path;	   /* that it was planned with */
 	MemoryContext context; /* everything below */
 	PlannedStmt *plan;	   /* POLICY_JUDGED: one row with one boolean */
 	int natts;			   /* params 1..natts are the columns, natts + 1

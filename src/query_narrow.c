@@ -124,6 +124,7 @@ ReadFunction(Narrowing *narrowing, Oid function, List **relids, List **functions
 	int nestlevel = 0;
 	Oid user;
 	int sec_context;
+	List *called = NIL;
 	ListCell *cell;
 
 	if (!HeapTupleIsValid(tuple))
@@ -158,8 +159,16 @@ ReadFunction(Narrowing *narrowing, Oid function, List **relids, List **functions
 		}
 		plan = pg_plan_query(query, "", 0, NULL);
 		*relids = list_concat_unique_oid(*relids, plan->relationOids);
-		PlanReadStatement(narrowing, plan, 0, form->prosecdef, functions, opaque);
+		PlanReadStatement(narrowing, plan, 0, form->prosecdef, &called, opaque);
 	}
+
+	/*
+	 * What it calls runs as its owner and with its settings, but would be planned
+	 * without them.
+	 */
+	if (called != NIL && (form->prosecdef || nestlevel > 0))
+		*opaque = true;
+	*functions = list_concat_unique_oid(*functions, called);
 
 	if (nestlevel > 0)
 		AtEOXact_GUC(true, nestlevel);
@@ -454,6 +463,13 @@ PutDependency(StringInfo out, Oid relid, const ValuesAttempt *attempt)
 		nscans++;
 		whole = whole || scan->whole;
 		columns = bms_add_members(columns, scan->columns);
+	}
+
+	/* It is no part of a plan, but was declared. */
+	if (nscans == 0)
+	{
+		WirePutU8(out, NARROW_ANY);
+		return;
 	}
 	WirePutU8(out, NARROW_SCANS);
 	if (whole)

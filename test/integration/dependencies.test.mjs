@@ -32,7 +32,7 @@ class Stage {
   }
 
   sql(text) {
-    return text.replaceAll('@', `${this.schema}.`);
+    return text.replaceAll('@@', this.schema).replaceAll('@', `${this.schema}.`);
   }
 
   async begin({ tables, policy, people = PEOPLE, identities = IDENTITIES, teams = ['', ':1', ':2'] }) {
@@ -141,6 +141,15 @@ const CASES = [
     tables: `${MEMBERS}; CREATE INDEX ON @m (usr); INSERT INTO @m SELECT i, 'u' || i FROM generate_series(10, 5000) i; ANALYZE @m`,
     policy: `EXISTS (SELECT * FROM @m m WHERE m.team = t.team AND m.usr = ${SUB})`,
   }, MEMBERSHIP],
+  ['EXISTS, in a table with a partial index', {
+    tables: `${FULL}; CREATE INDEX ON @m (usr) WHERE active; INSERT INTO @m SELECT i, 'u' || i FROM generate_series(10, 5000) i; ANALYZE @m`,
+    policy: `EXISTS (SELECT FROM @m m WHERE m.team = t.team AND m.usr = ${SUB} AND m.active)`,
+  }, [
+    ["UPDATE @m SET active = false WHERE usr = 'ada'", ['ada', 'ada:1']],
+    ["UPDATE @m SET note = 'x' WHERE usr = 'ada'", []],
+    ["UPDATE @m SET active = true WHERE usr = 'ada'", ['ada', 'ada:1']],
+    ["UPDATE @m SET active = false WHERE usr = 'dora'", []],
+  ]],
   ['OR', { tables: MEMBERS, policy: `owner = 'carl' OR EXISTS (SELECT FROM @m m WHERE m.team = t.team AND m.usr = ${SUB})` }, MEMBERSHIP],
   ['IN', { tables: MEMBERS, policy: `team IN (SELECT m.team FROM @m m WHERE m.usr = ${SUB})` }, ANY_TEAM],
   ['= ANY (ARRAY (SELECT))', { tables: MEMBERS, policy: `team = ANY (ARRAY(SELECT m.team FROM @m m WHERE m.usr = ${SUB} ORDER BY m.team))` },
@@ -174,6 +183,29 @@ const CASES = [
       CREATE FUNCTION @is_member(team int) RETURNS bool LANGUAGE sql STABLE BEGIN ATOMIC SELECT @count(team) > 0; END`,
     policy: '@is_member(team)',
   }, ANY_TEAM],
+  ['a security definer SQL function that calls another', {
+    tables: `${FULL}; DELETE FROM @m; REVOKE ALL ON @m FROM dep_web;
+      CREATE FUNCTION @count(int) RETURNS bigint LANGUAGE sql STABLE AS $$ SELECT count(*) FROM @m m WHERE m.team = $1 AND m.usr = current_user $$;
+      CREATE FUNCTION @is_open(int) RETURNS bool LANGUAGE sql STABLE SECURITY DEFINER AS $$ SELECT @count($1) > 0 $$;
+      SELECT changefeed.declare_dependency('@is_open(int)', '@m')`,
+    policy: '@is_open(team)',
+  }, [
+    ['INSERT INTO @m SELECT 1, current_user', EVERYBODY],
+    ['DELETE FROM @m', EVERYBODY],
+  ]],
+  ['a function whose reads were declared, without a trace of them in its body', {
+    tables: `${FULL}; REVOKE ALL ON @m FROM dep_web;
+      CREATE FUNCTION @count(int) RETURNS bigint LANGUAGE plpgsql IMMUTABLE SECURITY DEFINER AS $$ BEGIN RETURN (SELECT count(*) FROM @m m WHERE m.team = $1); END $$;
+      CREATE FUNCTION @is_open(int) RETURNS bool LANGUAGE sql STABLE AS $$ SELECT @count($1) > 0 LIMIT 1 $$;
+      SELECT changefeed.declare_dependency('@is_open(int)', '@m')`,
+    policy: '@is_open(team)',
+  }, [['DELETE FROM @m WHERE team = 1', EVERYBODY]]],
+  ['nested: the table that is read has a policy of its own, with a function that is not IMMUTABLE as it says', {
+    tables: `${MEMBERS}; ALTER TABLE @m ENABLE ROW LEVEL SECURITY;
+      CREATE FUNCTION @uid() RETURNS text LANGUAGE plpgsql IMMUTABLE AS $$ BEGIN RETURN ${SUB}; END $$;
+      CREATE POLICY p ON @m USING (usr = @uid())`,
+    policy: 'EXISTS (SELECT FROM @m m WHERE m.team = t.team)',
+  }, [['UPDATE @t SET team = 3 - team WHERE team < 3', []]]],
   ['nested: the table that is read has a policy of its own', {
     tables: `${MEMBERS}; ALTER TABLE @m ENABLE ROW LEVEL SECURITY; CREATE POLICY p ON @m USING (usr = ${SUB})`,
     policy: 'EXISTS (SELECT FROM @m m WHERE m.team = t.team)',
