@@ -250,7 +250,9 @@ ApplyRelation(Subscription *s, void *arg)
 	{
 		if (HasDependency(s, event->relid))
 		{
-			if ((aspects & (RELATION_REWRITTEN | RELATION_PARTITIONS | RELATION_GONE)) != 0)
+			/* Of a new partition, which is empty yet, nothing is known either. */
+			if ((aspects & (RELATION_REWRITTEN | RELATION_PARTITIONS | RELATION_GONE)) != 0 ||
+				change->made != NIL)
 				SubscribeResync(s, "dependency_changed");
 			else
 				CheckSubscription(s, event->transaction, "policy_changed", false, false);
@@ -274,7 +276,7 @@ ApplyRelationBarrier(LogTransaction *transaction, Oid relid, const LogBarrier *b
 	RelationEvent event = {transaction, relid};
 
 	RelationCompare(relid, transaction, barrier, &event.change);
-	if (event.change.aspects == 0)
+	if (event.change.aspects == 0 && event.change.made == NIL)
 		return event.change.unknown;
 	SubscriptionForEach(NULL, ApplyRelation, &event);
 	return true;

@@ -216,6 +216,15 @@ const CASES = [
       INSERT INTO @m VALUES (1, 'ada'), (2, 'bob'), (1, 'dora'), (2, 'dora'); GRANT SELECT ON @m TO dep_web`,
     policy: `EXISTS (SELECT FROM @m m WHERE m.team = t.team AND m.usr = ${SUB})`,
   }, MEMBERSHIP],
+  ['a partitioned table that gets another partition', {
+    tables: `CREATE TABLE @m (team int, usr text, PRIMARY KEY (team, usr)) PARTITION BY LIST (team);
+      CREATE TABLE @m1 PARTITION OF @m FOR VALUES IN (1); INSERT INTO @m VALUES (1, 'ada'); GRANT SELECT ON @m TO dep_web`,
+    policy: `EXISTS (SELECT FROM @m m WHERE m.team = t.team AND m.usr = ${SUB})`,
+  }, [
+    ['CREATE TABLE @m2 PARTITION OF @m FOR VALUES IN (2)', EVERYBODY],
+    ["INSERT INTO @m VALUES (2, 'bob')", ['bob', 'bob:2']],
+    ["DELETE FROM @m WHERE usr = 'bob'", ['bob', 'bob:2']],
+  ]],
   ['NOT EXISTS', {
     tables: MEMBERS.replaceAll('@m', '@banned'),
     policy: `NOT EXISTS (SELECT FROM @banned b WHERE b.team = t.team AND b.usr = ${SUB})`,
