@@ -127,11 +127,20 @@ EventsReloadCatalog(void)
 	return true;
 }
 
+/* A view reads with the rights of its owner, who has other ones now. */
+static void
+ResyncDependent(Subscription *s, void *arg)
+{
+	if (HasDependency(s, *(Oid *) arg))
+		SubscribeResync(s, "policy_changed");
+}
+
 void
 EventsRolesChanged(void)
 {
 	uint64 changes = pg_atomic_read_u64(&feed_shared->role_changes);
 	dlist_mutable_iter iter;
+	ListCell *lc;
 
 	/* Whoever raised the counter has sent what invalidates our caches. */
 	pg_read_barrier();
@@ -173,6 +182,8 @@ EventsRolesChanged(void)
 		IdentityRelease(changed);
 		IdentityRelease(identity);
 	}
+	foreach(lc, RelationsOwnersChanged())
+		SubscriptionForEach(NULL, ResyncDependent, &lfirst_oid(lc));
 	seen_role_changes = changes;
 }
 
@@ -333,6 +344,7 @@ ApplyBarrier(LogTransaction *transaction, LogBarrier *barrier)
 			break;
 		case BARRIER_ROLES:
 			EventsRolesChanged();
+			RelationsNoteRoles(transaction->number);
 			break;
 		case BARRIER_TYPES:
 		case BARRIER_ALL:
@@ -376,6 +388,21 @@ EventsResyncIdentity(Identity *identity, Oid relid, const char *reason)
 	Resync(relid, InvalidOid, identity, reason);
 }
 
+/* Has the owner of a view got other roles with that transaction, or since? */
+static bool
+OwnersConcern(Subscription *s, uint64 number, const LogBarrier *barrier)
+{
+	int i;
+	int k;
+
+	for (i = 0; s->views != NULL && i < s->instance->channel->nsources; i++)
+		for (k = 0; s->views[i] != NULL && k < s->views[i]->ndependencies; k++)
+			if (RelationIsView(s->views[i]->dependencies[k]) &&
+				RelationChangedSince(s->views[i]->dependencies[k], number, barrier) != NULL)
+				return true;
+	return false;
+}
+
 /* Has a table of the subscription changed with that transaction, or since? */
 static const char *
 RelationConcerns(Subscription *s, uint64 number, const LogBarrier *barrier)
@@ -416,7 +443,10 @@ EventConcerns(Subscription *s, LogTransaction *transaction, bool barriers_only)
 		switch (barrier->kind)
 		{
 			case BARRIER_CATALOG:
+				continue;
 			case BARRIER_ROLES:
+				if (OwnersConcern(s, transaction->number, barrier))
+					return "policy_changed";
 				continue;
 			case BARRIER_RELATION:
 			case BARRIER_SAME:

@@ -663,6 +663,14 @@ extern List *RelationsOf(Oid relid);
 extern List *RelationsAll(void);
 
 /*
+ * Views whose owner has other roles than at the last look.  What changed is
+ * reckoned with the transaction that NoteRoles is told of next.
+ */
+extern List *RelationsOwnersChanged(void);
+extern void RelationsNoteRoles(uint64 number);
+extern bool RelationIsView(Oid relid);
+
+/*
  * Has it changed with that transaction or a later one?  The reason, or NULL.
  * What was before the first look at it may have been changed by what the
  * transaction's barrier names.

@@ -377,6 +377,29 @@ const CASES = [
   ]],
 ];
 
+/** What decides about the tables that policies read: each statement resyncs all. */
+const RIGHTS = [
+  ['security_invoker of a view', {
+    tables: `${MEMBERS}; ALTER TABLE @m ENABLE ROW LEVEL SECURITY; CREATE POLICY p ON @m TO dep_web USING (usr = ${SUB});
+      CREATE VIEW @v AS SELECT * FROM @m; GRANT SELECT ON @v TO dep_web`,
+    policy: 'EXISTS (SELECT FROM @v v WHERE v.team = t.team)',
+  }, ['ALTER VIEW @v SET (security_invoker = true)', 'ALTER VIEW @v RESET (security_invoker)']],
+  ['roles that the owner of a view has', {
+    tables: `DROP ROLE IF EXISTS dep_viewer, dep_viewers; CREATE ROLE dep_viewer; CREATE ROLE dep_viewers ROLE dep_viewer;
+      ${MEMBERS}; ALTER TABLE @m ENABLE ROW LEVEL SECURITY; CREATE POLICY p ON @m TO dep_viewers USING (true);
+      GRANT USAGE ON SCHEMA @@ TO dep_viewer; GRANT SELECT ON @m TO dep_viewer;
+      CREATE VIEW @v AS SELECT * FROM @m; ALTER VIEW @v OWNER TO dep_viewer; GRANT SELECT ON @v TO dep_web`,
+    policy: 'EXISTS (SELECT FROM @v v WHERE v.team = t.team)',
+  }, ['REVOKE dep_viewers FROM dep_viewer', 'ALTER ROLE dep_viewer BYPASSRLS', 'ALTER ROLE dep_viewer NOBYPASSRLS', 'GRANT dep_viewers TO dep_viewer']],
+  ['where a function that is inlined finds its table', {
+    tables: `CREATE TABLE @m (team int); INSERT INTO @m VALUES (1); CREATE SCHEMA @@_b; CREATE TABLE @@_b.m (team int); INSERT INTO @@_b.m VALUES (2);
+      GRANT USAGE ON SCHEMA @@_b TO dep_web; GRANT SELECT ON @m, @@_b.m TO dep_web;
+      SET search_path = @@; ALTER ROLE dep_web SET search_path = @@;
+      CREATE FUNCTION @teams() RETURNS SETOF int LANGUAGE sql STABLE AS 'SELECT team FROM m'`,
+    policy: 'team IN (SELECT f FROM @teams() f)',
+  }, ['ALTER ROLE dep_web SET search_path = @@_b; SET search_path = @@_b']],
+];
+
 describe('tables that policies read', () => {
   let db;
 
@@ -392,6 +415,25 @@ describe('tables that policies read', () => {
       t.after(() => stage.end());
       await stage.begin({ ...about, tables: stage.sql(about.tables), policy: stage.sql(about.policy) });
       for (const [sql, concerned] of steps) await stage.step(sql, concerned);
+    });
+  }
+
+  for (const [name, about, steps] of RIGHTS) {
+    test(`rights: ${name}`, async (t) => {
+      const stage = new Stage(db);
+      t.after(async () => {
+        await db.exec('RESET search_path; ALTER ROLE dep_web RESET search_path');
+        await stage.end();
+      });
+      await stage.begin({ ...about, tables: stage.sql(about.tables), policy: stage.sql(about.policy) });
+      for (const sql of steps) {
+        await db.exec(stage.sql(sql));
+        await until(() => stage.subscriptions().every((s) => s.resyncs.length > (s.seen ?? 0)), `${sql}: all are resynced`);
+        await stage.compare(sql);
+        for (const reason of Object.values(stage.resyncs())) assert.match(reason, /^(policy|identity)_changed$/, sql);
+        await db.exec(stage.sql("UPDATE @t SET note = note || '.'"));
+        await stage.compare(`${sql}, and a change of rows`);
+      }
     });
   }
 
