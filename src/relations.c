@@ -58,6 +58,7 @@ typedef struct ColumnState
 	Oid type;
 	Oid collation;
 	char generated;
+	bool notnull;
 	bool dropped;
 	TransactionId xmin; /* of its catalog row */
 	uint64 added;		/* the transaction that brought it; 0: before */
@@ -249,6 +250,7 @@ ReadColumns(RelationState *state, Oid relid, int natts)
 			column->type = att->atttypid;
 			column->collation = att->attcollation;
 			column->generated = att->attgenerated;
+			column->notnull = att->attnotnull;
 			if (!heap_attisnull(tuple, Anum_pg_attribute_attacl, NULL))
 				state->privileges = RelationMixArray(hash_combine64(state->privileges, i), ATTNUM,
 													 tuple, Anum_pg_attribute_attacl);
@@ -664,6 +666,13 @@ CompareColumns(const RelationState *before, RelationState *now, uint64 number,
 		}
 		if (a->dropped)
 			continue;
+
+		/*
+		 * As long as it cannot be null, planners since 17 leave out the question,
+		 * and no one has told that policies depend on the column.
+		 */
+		if (a->notnull && !b->notnull && !b->dropped)
+			change->aspects |= RELATION_POLICIES;
 		if (b->dropped || a->type != b->type || a->collation != b->collation ||
 			strcmp(NameStr(a->name), NameStr(b->name)) != 0 ||
 			(a->generated == COMPAT_GENERATED_VIRTUAL) !=

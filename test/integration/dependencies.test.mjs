@@ -471,6 +471,27 @@ describe('tables that policies read', () => {
     await stage.compare('resumed');
   });
 
+  test('those who resume begin anew when the owner of a view has lost a role meanwhile', async (t) => {
+    const stage = new Stage(db);
+    t.after(() => stage.end());
+    const [, about] = RIGHTS.find(([name]) => name.startsWith('roles'));
+    await stage.begin({ ...about, tables: stage.sql(about.tables), policy: stage.sql(about.policy), people: ['ada'], teams: [''] });
+    for (const [sql, recovered] of [["UPDATE @t SET note = 'away'", true], ['REVOKE dep_viewers FROM dep_viewer', false], ['CREATE ROLE dep_third; GRANT dep_third TO dep_viewers; DROP ROLE dep_third', true]]) {
+      await stage.clients.ada.sync();
+      const held = stage.clients.ada.subscriptions.get(stage.schema);
+      await stage.clients.ada.cut();
+      await db.exec(stage.sql(sql));
+      const client = await Client.connect({ token: await db.token(IDENTITIES.ada) });
+      stage.clients.ada = client;
+      const s = await client.subscribe(stage.schema, { from: held.position, cache: held });
+      await s.ready();
+      s.where = 'true';
+      s.short = 'ada';
+      assert.equal(s.recovered, recovered, sql);
+      await stage.compare(sql);
+    }
+  });
+
   test('many memberships of others keep nobody busy', async (t) => {
     const stage = new Stage(db);
     t.after(() => stage.end());
