@@ -127,6 +127,24 @@ CatalogScan(const char *name, CatalogRowCallback callback, void *arg)
 	return true;
 }
 
+/* All that CatalogScan is asked for, until the end of the turn. */
+bool
+CatalogLock(void)
+{
+	static const char *const names[] = {"channel", "source", "role", "revocation"};
+	Oid namespace = get_namespace_oid(CHANGEFEED_SCHEMA, true);
+	int i;
+
+	for (i = 0; OidIsValid(namespace) && i < lengthof(names); i++)
+	{
+		Oid relid = get_relname_relid(names[i], namespace);
+
+		if (OidIsValid(relid) && !ConditionalLockRelationOid(relid, AccessShareLock))
+			return false;
+	}
+	return true;
+}
+
 static SourceAction
 ParseAction(const char *text)
 {

@@ -101,6 +101,9 @@ typedef void (*CatalogRowCallback)(CatalogRow *row, void *arg);
 
 /* Calls back for every row; false when the table is locked exclusively. */
 extern bool CatalogScan(const char *name, CatalogRowCallback callback, void *arg);
+
+/* Then no scan of ours returns false before the end of the turn; false: one would. */
+extern bool CatalogLock(void);
 extern Datum CatalogRowGet(CatalogRow *row, const char *name, bool *isnull);
 extern char *CatalogRowText(CatalogRow *row, const char *name); /* or NULL */
 

@@ -115,7 +115,10 @@ EventsReloadCatalog(void)
 	/* Maps point to sources. */
 	MapFreeAll();
 	DeliverForgetWaiting();
-	if (!ChannelsReload(LogPublished(), SubscribeChannelChanged, &roles_changed) ||
+
+	/* All or nothing: what has changed is noticed once. */
+	if (!CatalogLock() ||
+		!ChannelsReload(LogPublished(), SubscribeChannelChanged, &roles_changed) ||
 		!RevocationsReload(RevocationsApply))
 	{
 		events_catalog_stale = true;
@@ -324,7 +327,7 @@ ApplyBarrier(LogTransaction *transaction, LogBarrier *barrier)
 				barrier[-1].kind == BARRIER_CATALOG)
 				break;
 
-			/* What cannot be read now is read before the next is published. */
+			/* It can be read: LogPublish has waited for that. */
 			if (barrier->relid == InvalidOid || events_catalog_stale ||
 				!RevocationsReload(RevocationsApply))
 				(void) EventsReloadCatalog();
