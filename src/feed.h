@@ -115,7 +115,6 @@ typedef struct Connection
 	dlist_node behind_node; /* in the list of connections not live */
 	int held;				/* subscriptions that keep it from advancing
 								 * until they have caught up */
-	uint64 first;			/* LogPublished() when it was opened */
 	Size replayed;			/* bytes since it was last waited for */
 	uint64 group;			/* the group it is moved with */
 	uint64 taken_out;		/* the last run that it could not be part of */

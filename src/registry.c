@@ -116,7 +116,6 @@ ConnectionCreate(struct Gateway *gateway, uint32 number)
 	connection->gateway = gateway;
 	connection->live = true;
 	connection->opened = feed_now;
-	connection->first = LogPublished();
 	dlist_init(&connection->subscriptions);
 	by_id = hash_search(connection_ids, &connection->id, HASH_ENTER, &found);
 	by_id->connection = connection;
