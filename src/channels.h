@@ -136,9 +136,6 @@ extern bool ChannelsRoleAllowed(Oid role);
 /* The layout for rows of that description. */
 extern Layout *ChannelsLayout(Source *source, const RecordDescription *desc);
 
-/* Forgets layouts of descriptions that are dropped. */
-extern void ChannelsForgetDescription(uint32 version);
-
 /* Does the row pass the source's filter?  May raise an error of the filter. */
 extern bool LayoutFilter(Layout *layout, const Datum *values, const bool *isnull);
 

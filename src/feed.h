@@ -383,6 +383,7 @@ typedef struct TransactionMap
 	int nentries;
 	MapEntry *entries;
 	List *failed;	/* Oid of sources whose rows could not be read */
+	Oid working;	/* scratch: the one that is looked at */
 	HTAB *verdicts; /* of VerdictSet; NULL until one is asked for */
 } TransactionMap;
 
