@@ -149,7 +149,7 @@ typedef struct Instance
 	dlist_head subscriptions; /* Subscription.instance_node */
 	int naudiences;
 	struct Audience *everything;	   /* those without conditions, or NULL */
-	struct InstanceSource *conditions; /* by index of source: matching.c; NULL
+	struct InstanceSource *conditions; /* by index of source: audience.c; NULL
 										* until somebody has conditions */
 } Instance;
 
@@ -161,7 +161,7 @@ typedef struct Audience
 							   * none */
 	dlist_head subscriptions; /* Subscription.audience_node */
 	List *spellings;
-	struct AudienceSource *sources; /* by index of source: matching.c; NULL
+	struct AudienceSource *sources; /* by index of source: audience.c; NULL
 									 * without conditions */
 } Audience;
 
@@ -483,9 +483,6 @@ extern bool EventsCheckRoles(void);
 extern bool EventsReloadCatalog(void);
 extern bool events_catalog_stale; /* nothing is published while true */
 
-/* Resyncs the identity's ready subscriptions that are fed by that table. */
-extern void EventsResyncIdentity(Identity *identity, Oid relid, const char *reason);
-
 /* dependencies.c: which changes of tables that policies read matter to whom */
 
 /* Does any view depend on that table? */
@@ -540,8 +537,8 @@ extern const CastList *CastListIntern(const int16 *attnos, int n);
 /* Asks for it (idempotent); VerdictsAdvance submits. */
 extern void VerdictAsk(TransactionMap *map, Identity *identity, View *view, int image);
 
-/* Submits what was asked, takes results over; ms until something is due. */
-extern long VerdictsAdvance(void);
+/* Submits what was asked, takes results over. */
+extern void VerdictsAdvance(void);
 
 /* protocol.c: client messages */
 extern void ProtocolOpen(Connection *connection, const char *token, Size length);

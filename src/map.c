@@ -123,9 +123,8 @@ GetImage(TransactionMap *map, int index)
 	return image;
 }
 
-/* Is this column's value known in the image? */
-static bool
-HasValue(TransactionMap *map, int index, int16 attno)
+bool
+MapKnows(TransactionMap *map, int index, int16 attno)
 {
 	LogChange *change = &map->transaction->changes[index / 2];
 	MapImage *image = &map->images[index];
@@ -142,7 +141,7 @@ HasValues(TransactionMap *map, int index, const int16 *attnos, int n)
 	int i;
 
 	for (i = 0; i < n; i++)
-		if (!HasValue(map, index, attnos[i]))
+		if (!MapKnows(map, index, attnos[i]))
 			return false;
 	return true;
 }
@@ -478,12 +477,6 @@ MapFreeAll(void)
 
 	dlist_foreach_modify(iter, &all_maps)
 		MapFree(dlist_container(TransactionMap, node, iter.cur));
-}
-
-bool
-MapKnows(TransactionMap *map, int image, int16 attno)
-{
-	return HasValue(map, image, attno);
 }
 
 void
