@@ -215,15 +215,13 @@ DeliverChoked(Connection *connection, uint64 last)
 	dlist_mutable_iter iter;
 
 	/*
-	 * The gateway has dropped what came behind `last`.  A connection that got
-	 * nothing yet (0) is at the first transaction that it was ready for; going
-	 * back to the log's base costs nothing, since every subscription skips
-	 * what lies before its `since`.
+	 * The gateway has dropped what came behind `last`, which may be behind
+	 * where we had thrown it back to ourselves.
 	 */
 	connection->choked = true;
 	RecheckLostAll(connection);
 	ProtocolSyncsLost(connection);
-	cursor = Min(cursor, Max(last, connection->first));
+	cursor = Min(cursor, last);
 	ConnectionSetBehind(connection, cursor);
 
 	/* New columns that were lost with a frame are not told a second time. */

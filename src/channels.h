@@ -109,6 +109,9 @@ typedef void (*CatalogRowCallback)(CatalogRow *row, void *arg);
 
 /* Calls back for every row; false when the table is locked exclusively. */
 extern bool CatalogScan(const char *name, CatalogRowCallback callback, void *arg);
+
+/* Then no scan of ours returns false before the end of the turn; false: one would. */
+extern bool CatalogLock(void);
 extern Datum CatalogRowGet(CatalogRow *row, const char *name, bool *isnull);
 extern char *CatalogRowText(CatalogRow *row, const char *name); /* or NULL */
 
@@ -140,9 +143,6 @@ extern bool ChannelsRoleAllowed(Oid role);
 
 /* The layout for rows of that description. */
 extern Layout *ChannelsLayout(Source *source, const RecordDescription *desc);
-
-/* Forgets layouts of descriptions that are dropped. */
-extern void ChannelsForgetDescription(uint32 version);
 
 /* Does the row pass the source's filter?  May raise an error of the filter. */
 extern bool LayoutFilter(Layout *layout, const Datum *values, const bool *isnull);

@@ -29,14 +29,12 @@
 
 bool events_catalog_stale = false;
 
-/* The identity's role is still allowed; its hash may have changed. */
+/* Of feed_shared->role_changes, when the identities were looked at last. */
 static uint64 seen_role_changes;
 
 typedef struct Concern
 {
-	Oid source;			/* subscriptions fed by this table (0: all) */
-	Oid dependency;		/* whose policies read this table */
-	Identity *identity; /* only this one's */
+	Oid source; /* subscriptions fed by this table (0: all) */
 	const char *reason;
 } Concern;
 
@@ -89,20 +87,15 @@ ResyncIfConcerned(Subscription *s, void *arg)
 
 	if (s->state != SUB_READY)
 		return; /* looks at the log itself */
-	if (c->identity != NULL && s->connection->identity != c->identity)
-		return;
-	if (c->source != InvalidOid && !HasSource(s, c->source) &&
-		(c->dependency == InvalidOid || !HasDependency(s, c->dependency)))
-		return;
-	if (c->source == InvalidOid && c->dependency != InvalidOid && !HasDependency(s, c->dependency))
+	if (c->source != InvalidOid && !HasSource(s, c->source))
 		return;
 	SubscribeResync(s, c->reason);
 }
 
 static void
-Resync(Oid source, Oid dependency, Identity *identity, const char *reason)
+Resync(Oid source, const char *reason)
 {
-	Concern c = {source, dependency, identity, reason};
+	Concern c = {source, reason};
 
 	SubscriptionForEach(NULL, ResyncIfConcerned, &c);
 }
@@ -115,7 +108,10 @@ EventsReloadCatalog(void)
 	/* Maps point to sources. */
 	MapFreeAll();
 	DeliverForgetWaiting();
-	if (!ChannelsReload(LogPublished(), SubscribeChannelChanged, &roles_changed) ||
+
+	/* All or nothing: what has changed is noticed once. */
+	if (!CatalogLock() ||
+		!ChannelsReload(LogPublished(), SubscribeChannelChanged, &roles_changed) ||
 		!RevocationsReload(RevocationsApply))
 	{
 		events_catalog_stale = true;
@@ -337,7 +333,7 @@ ApplyBarrier(LogTransaction *transaction, LogBarrier *barrier)
 				barrier[-1].kind == BARRIER_CATALOG)
 				break;
 
-			/* What cannot be read now is read before the next is published. */
+			/* It can be read: LogPublish has waited for that. */
 			if (barrier->relid == InvalidOid || events_catalog_stale ||
 				!RevocationsReload(RevocationsApply))
 				(void) EventsReloadCatalog();
@@ -366,7 +362,7 @@ EventsApply(LogTransaction *transaction)
 
 	/* The more telling reason first: TRUNCATE is a barrier, too. */
 	for (i = 0; i < transaction->nlost; i++)
-		Resync(transaction->lost[i], InvalidOid, NULL, transaction->lost_reason);
+		Resync(transaction->lost[i], transaction->lost_reason);
 	for (i = 0; i < transaction->nbarriers; i++)
 		ApplyBarrier(transaction, &transaction->barriers[i]);
 	foreach(lc, DependencyConcerned(transaction))
@@ -379,13 +375,7 @@ EventsMapFailed(TransactionMap *map)
 	ListCell *lc;
 
 	foreach(lc, map->failed)
-		Resync(lfirst_oid(lc), InvalidOid, NULL, "change_not_readable");
-}
-
-void
-EventsResyncIdentity(Identity *identity, Oid relid, const char *reason)
-{
-	Resync(relid, InvalidOid, identity, reason);
+		Resync(lfirst_oid(lc), "change_not_readable");
 }
 
 /* Has the owner of a view got other roles with that transaction, or since? */

@@ -184,13 +184,13 @@ Turn(XLogRecPtr start_lsn, bool *serving)
 		if (GatewayReceive(&gateways[i]))
 			more = true;
 
-	Sooner(&wait, VerdictsAdvance());
+	VerdictsAdvance();
 	Sooner(&wait, RecheckAdvance());
 	Sooner(&wait, SubscribeAdvance());
 	ChecksAdvance();
 	DeliverAdvance();
 	Sooner(&wait, PaceAdvance());
-	Sooner(&wait, VerdictsAdvance());
+	VerdictsAdvance();
 	if (QueryPoolPoll())
 		more = true;
 	Sooner(&wait, ProtocolAdvance());

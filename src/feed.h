@@ -116,7 +116,6 @@ typedef struct Connection
 	dlist_node behind_node; /* in the list of connections not live */
 	int held;				/* subscriptions that keep it from advancing
 								 * until they have caught up */
-	uint64 first;			/* LogPublished() when it was opened */
 	Size replayed;			/* bytes since it was last waited for */
 	uint64 group;			/* the group it is moved with */
 	uint64 taken_out;		/* the last run that it could not be part of */
@@ -151,7 +150,7 @@ typedef struct Instance
 	dlist_head subscriptions; /* Subscription.instance_node */
 	int naudiences;
 	struct Audience *everything;	   /* those without conditions, or NULL */
-	struct InstanceSource *conditions; /* by index of source: matching.c; NULL
+	struct InstanceSource *conditions; /* by index of source: audience.c; NULL
 										* until somebody has conditions */
 } Instance;
 
@@ -163,7 +162,7 @@ typedef struct Audience
 							   * none */
 	dlist_head subscriptions; /* Subscription.audience_node */
 	List *spellings;
-	struct AudienceSource *sources; /* by index of source: matching.c; NULL
+	struct AudienceSource *sources; /* by index of source: audience.c; NULL
 									 * without conditions */
 } Audience;
 
@@ -392,6 +391,7 @@ typedef struct TransactionMap
 	int nentries;
 	MapEntry *entries;
 	List *failed;	/* Oid of sources whose rows could not be read */
+	Oid working;	/* scratch: the one that is looked at */
 	HTAB *verdicts; /* of VerdictSet; NULL until one is asked for */
 } TransactionMap;
 
@@ -533,9 +533,6 @@ extern bool EventsCheckRoles(void);
 extern bool EventsReloadCatalog(void);
 extern bool events_catalog_stale; /* nothing is published while true */
 
-/* Resyncs the identity's ready subscriptions that are fed by that table. */
-extern void EventsResyncIdentity(Identity *identity, Oid relid, const char *reason);
-
 /* dependencies.c: which changes of tables that policies read matter to whom */
 
 /* Does any view depend on that table? */
@@ -590,8 +587,8 @@ extern const CastList *CastListIntern(const int16 *attnos, int n);
 /* Asks for it (idempotent); VerdictsAdvance submits. */
 extern void VerdictAsk(TransactionMap *map, Identity *identity, View *view, int image);
 
-/* Submits what was asked, takes results over; ms until something is due. */
-extern long VerdictsAdvance(void);
+/* Submits what was asked, takes results over. */
+extern void VerdictsAdvance(void);
 
 /* protocol.c: client messages */
 extern void ProtocolOpen(Connection *connection, const char *token, Size length);

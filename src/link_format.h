@@ -61,9 +61,10 @@ typedef enum LinkType
 	/*
 	 * The connection's queue passed send_buffer; its queued transactions (of
 	 * LINK_TX_BEGIN without LINK_TX_STREAM) were dropped.  u32 conn, u64
-	 * number of the last transaction that was written whole or is partly in
-	 * the socket (0: none yet).  Until LINK_RESUME the gateway drops further
-	 * such transactions for this connection.
+	 * number of a transaction up to which nothing was dropped: what it was
+	 * sent of them was written whole or is partly in the socket.  Until
+	 * LINK_RESUME the gateway drops further such transactions for this
+	 * connection.
 	 */
 	LINK_BEHIND = 5,
 

@@ -85,7 +85,8 @@ extern const RecordDescription *LogDescription(uint32 version);
 /*
  * Calls `publish` for each transaction that others can see by now, in order,
  * at most `limit`.  Returns -1, or when the next one is there but still in
- * progress, after how many ms to try again if no commit wakes us before.
+ * progress, or has changed our own tables and they cannot be read, after how
+ * many ms to try again if no commit wakes us before.
  */
 extern long LogPublish(LogPublishCallback publish, int limit);
 

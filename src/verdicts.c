@@ -665,7 +665,6 @@ AcceptIdentity(Batch *batch, int index, WireReader *r)
 			foreach(lc, SubscriptionsOf(identity, batch->relid))
 				SubscribeEnd(lfirst(lc), "policy_error", pnstrdup(sqlstate.data, sqlstate.length),
 							 pnstrdup(message.data, message.length), NULL);
-			pg_atomic_fetch_add_u64(&feed_shared->feed_denials, 1);
 			Wake(identity);
 			return;
 		}
@@ -740,7 +739,7 @@ MayAsk(const Question *q, int running, SlowEntry **slow)
 	return *slow != NULL ? !(*slow)->asked : running < Max(setting_query_workers, 1);
 }
 
-long
+void
 VerdictsAdvance(void)
 {
 	ListCell *lc;
@@ -779,5 +778,4 @@ VerdictsAdvance(void)
 		SubmitBatch(&questions[i], slow);
 		i = 0;
 	}
-	return -1;
 }

@@ -96,7 +96,7 @@ AddFragment(Connection *conn, Fragment *fragment)
 
 	if (conn->close_queued)
 		return;
-	if (!building->stream && !QueueHasRoomForFeed(conn))
+	if (!building->stream && !QueueHasRoomForFeed(conn, building->number))
 		return;
 
 	frame = conn->open_frame;

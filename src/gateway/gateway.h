@@ -353,7 +353,7 @@ extern void
 LinkSayOpen(const Connection *conn, const char *peer, const char *token, size_t token_length);
 extern void LinkSayMessage(const Connection *conn, const void *data, size_t length);
 extern void LinkSayClosed(const Connection *conn);
-extern void LinkSayBehind(const Connection *conn);
+extern void LinkSayBehind(const Connection *conn, uint64_t last);
 extern void LinkSayRequest(const Connection *conn, const void *payload, size_t length);
 extern void LinkSaySnapshotDone(uint32_t conn, uint32_t sub, bool ok);
 
@@ -394,7 +394,7 @@ extern void QueueAddText(Connection *conn, ItemKind kind, const char *a, size_t 
 extern void QueueAddMark(Connection *conn, uint32_t mark);
 extern void QueueAddClose(Connection *conn, uint16_t code, const char *reason, size_t length);
 extern void QueueGrew(Connection *conn, Item *item, size_t n);
-extern bool QueueHasRoomForFeed(Connection *conn);
+extern bool QueueHasRoomForFeed(Connection *conn, uint64_t number);
 extern void QueueResume(Connection *conn);
 extern void QueueDropAll(Connection *conn);
 extern void QueueMarkDirty(Connection *conn);

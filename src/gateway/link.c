@@ -108,11 +108,11 @@ LinkSayClosed(const Connection *conn)
 }
 
 void
-LinkSayBehind(const Connection *conn)
+LinkSayBehind(const Connection *conn, uint64_t last)
 {
 	LinkFrameBegin(gateway.link, LINK_BEHIND);
 	LinkFramePutU32(gateway.link, conn->number);
-	LinkFramePutU64(gateway.link, conn->last_number);
+	LinkFramePutU64(gateway.link, last);
 	End();
 }
 

@@ -983,6 +983,27 @@ describe('protocol', () => {
       await quick.close();
     });
 
+    test('falling behind before the first change costs no snapshot', async () => {
+      const slow = await connect();
+      const quick = await connect();
+      const q = await quick.open('flood');
+      await db.exec("INSERT INTO proto.flood VALUES (-1, 'between the connection and its subscription')");
+      await quick.settle();
+      const s = await slow.open('flood');
+      const m = await slow.subscribe('many');
+      slow.socket.pause(); // so pages fill its socket
+      for (let i = 0; i < 8; i += 1) {
+        await db.exec(`INSERT INTO proto.flood SELECT -1000 - ${i} * 100 - g, repeat(md5(g::text), 30) FROM generate_series(1, 100) g`);
+      }
+      await same(q, 'SELECT * FROM proto.flood');
+      slow.socket.resume();
+      await same(s, 'SELECT * FROM proto.flood');
+      await same(m, 'SELECT * FROM proto.many');
+      assert.deepEqual([s.resyncs, m.resyncs, q.resyncs], [[], [], []]);
+      await slow.close();
+      await quick.close();
+    });
+
     test('one that falls behind the history is resynced', async () => {
       const slow = await connect();
       const s = await slow.open('flood');
