@@ -56,13 +56,9 @@ describe('a subscription that becomes ready on a connection that is behind', () 
       ALTER TABLE behind.gate ENABLE ROW LEVEL SECURITY;
       CREATE POLICY p ON behind.gate USING (behind.is_open(id));
       SELECT changefeed.create_channel('gate', 'behind.gate')`);
-    await db.exec("ALTER SYSTEM SET changefeed.policy_timeout = '60s'");
-    await db.exec('SELECT pg_reload_conf()');
   });
 
   after(async () => {
-    await db.exec('ALTER SYSTEM RESET changefeed.policy_timeout');
-    await db.exec('SELECT pg_reload_conf()');
     await gates.close();
     await db.close();
   });
