@@ -528,10 +528,10 @@ describe('tables that policies read', () => {
     assert.deepEqual(Object.keys(stage.resyncs()), ['p7']);
   });
 
-  test('random policies, identities and changes', async (t) => {
-    const seed = Number(process.env.DEPS_SEED ?? Date.now() % 1000000);
+  const seed = Number(process.env.DEPS_SEED ?? Date.now() % 1000000);
+
+  test(`random policies, identities and changes (DEPS_SEED=${seed})`, async (t) => {
     const rounds = Number(process.env.DEPS_ROUNDS ?? 6);
-    t.diagnostic(`DEPS_SEED=${seed}`);
     const total = { transactions: 0, possible: 0, resyncs: 0, policies: 0 };
     for (let round = 0; round < rounds; round += 1) {
       const state = { value: (seed * 1000 + round) >>> 0 };
@@ -540,7 +540,7 @@ describe('tables that policies read', () => {
         return Math.floor((state.value / 4294967296) * n);
       });
       const what = await randomRound(db, g, total).catch((error) => {
-        throw new Error(`DEPS_SEED=${seed} round ${round}:\n${error.message}`, { cause: error });
+        throw new Error(`round ${round}:\n${error.message}`, { cause: error });
       });
       if (process.env.DEPS_VERBOSE) t.diagnostic(what);
     }

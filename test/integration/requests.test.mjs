@@ -28,7 +28,7 @@ const feedWorker = async () => Number(await db.value('SELECT feed_worker_pid FRO
 async function slotsAreFree(sessions) {
   const begun = Date.now();
   await Promise.all(sessions.map((session) => session.exec(ASK)));
-  assert.ok(Date.now() - begun < 2000, `${Date.now() - begun} ms`);
+  assert.ok(Date.now() - begun < 4500, `${Date.now() - begun} ms`);
 }
 
 async function sessions(t, n) {
