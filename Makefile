@@ -38,8 +38,8 @@ DATA = sql/$(EXTENSION)--$(EXTENSION_VERSION).sql $(wildcard sql/$(EXTENSION)--*
 OBJS := $(patsubst %.c,%.o,$(sort $(wildcard src/*.c)))
 
 # JWT signatures are checked by cjose; jansson and libcrypto come with it.
-LIBRARY_PACKAGES = cjose jansson libcrypto
-GATEWAY_PACKAGES = libwebsockets libuv libseccomp
+LIBRARY_PACKAGES = cjose jansson libssl libcrypto
+GATEWAY_PACKAGES = libwebsockets libuv libseccomp libssl libcrypto
 
 # Building needs the libraries, cleaning up does not.
 ifneq ($(filter-out clean distclean maintainer-clean uninstall,$(BUILD_GOALS)),)
@@ -78,7 +78,7 @@ include $(PGXS)
 # ---------------------------------------------------------------------------
 
 # Sources of src/ that the gateway has in common with the library.
-GATEWAY_SHARED = src/linkframe.c
+GATEWAY_SHARED = src/linkframe.c src/tls_pair.c
 
 GATEWAY_OBJS := $(patsubst src/%.c,build/gateway/%.o,\
 	$(patsubst src/gateway/%,src/%,$(sort $(wildcard src/gateway/*.c))) $(GATEWAY_SHARED))

@@ -19,7 +19,13 @@ SELECT name,
   FROM pg_settings
  WHERE name ~ '^changefeed\.' AND vartype = 'integer'
  ORDER BY name COLLATE "C";
-SET changefeed.port = 0;
+SET changefeed.port = -1;
+SELECT left(value, 25), accepts('changefeed.unix_socket', value)
+  FROM unnest(ARRAY['', '/run/changefeed/socket', 'socket', '/' || repeat('x', 107)]) value;
+SET changefeed.unix_socket = 'socket';
+SET changefeed.unix_socket_mode = '0660';
+SHOW changefeed.unix_socket_mode;
+RESET changefeed.unix_socket_mode;
 SET changefeed.history_age = '10 min';
 SHOW changefeed.history_age;
 RESET changefeed.history_age;

@@ -18,6 +18,7 @@
 #include "gateways.h"
 #include "http.h"
 #include "listen.h"
+#include "tls_files.h"
 
 #include <fcntl.h>
 #include <signal.h>
@@ -215,10 +216,11 @@ Spawn(Gateway *gateway)
 	SendConfig(gateway);
 	SendAssets(gateway);
 	HttpSendPaths(gateway->link);
+	TlsSend(gateway->link);
 	for (rc = 0; rc < listener_count; rc++)
 	{
 		LinkFrameBegin(gateway->link, LINK_LISTEN);
-		LinkFramePutU8(gateway->link, 0);
+		LinkFramePutU8(gateway->link, listener_local[rc] ? LINK_LISTEN_LOCAL : 0);
 		LinkFrameEndWithDescriptor(gateway->link, listener_sockets[rc]);
 	}
 	return true;
@@ -330,11 +332,18 @@ GatewaysMaintain(bool may_listen)
 void
 GatewaysConfigure(void)
 {
+	bool tls = listener_count > 0 && TlsReload();
 	int i;
 
 	for (i = 0; i < gateway_count; i++)
-		if (gateways[i].link != NULL)
-			SendConfig(&gateways[i]);
+	{
+		if (gateways[i].link == NULL)
+			continue;
+		SendConfig(&gateways[i]);
+		if (tls)
+			TlsSend(gateways[i].link);
+	}
+	ListenAgain();
 }
 
 /* ---- waiting, reading, writing ---- */

@@ -110,7 +110,7 @@ typedef enum LinkType
 	 */
 	LINK_CONFIG = 32,
 
-	/* One listening socket comes with it.  u8 unused */
+	/* One listening socket comes with it.  u8 flags (LINK_LISTEN_*) */
 	LINK_LISTEN = 33,
 
 	/*
@@ -216,7 +216,15 @@ typedef enum LinkType
 	 * out.  u32 conn, u16 status, bytes content type, bytes further header
 	 * lines (each with its line end), rest: the body
 	 */
-	LINK_RESPONSE = 51
+	LINK_RESPONSE = 51,
+
+	/*
+	 * Connections over TCP that come from now on speak TLS, with this pair;
+	 * those that are there go on.  bytes certificates (PEM, the server's own
+	 * first); the private key (PEM) is in the file that comes along.  Empty
+	 * and without a file: no TLS from now on.
+	 */
+	LINK_TLS = 65
 } LinkType;
 
 /*
@@ -231,6 +239,9 @@ typedef enum LinkType
 
 #define LINK_REQUEST_HEAD	  1 /* HEAD: answer as to GET, the body is left out */
 #define LINK_REQUEST_LOOPBACK 2 /* it came from this machine */
+
+/* A Unix socket: its clients never speak TLS. */
+#define LINK_LISTEN_LOCAL 1
 
 typedef enum LinkTransport
 {

@@ -15,6 +15,8 @@
 
 #include "listen.h"
 #include "feed.h"
+#include "listen_unix.h"
+#include "tls_files.h"
 
 #include <netdb.h>
 #include <sys/socket.h>
@@ -29,6 +31,7 @@
 #define RETRY_MS 10000
 
 int listener_sockets[MAX_LISTENERS];
+bool listener_local[MAX_LISTENERS];
 int listener_count;
 
 static TimestampTz next_try; /* after a failure */
@@ -56,7 +59,7 @@ ListenOn(const char *host, int port)
 							 gai_strerror(rc))));
 		return;
 	}
-	for (a = addresses; a != NULL && listener_count < MAX_LISTENERS; a = a->ai_next)
+	for (a = addresses; a != NULL && listener_count < MAX_LISTENERS - 1; a = a->ai_next)
 	{
 		int fd = socket(a->ai_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
 		int one = 1;
@@ -105,20 +108,44 @@ Listen(void)
 	char *list;
 	List *hosts;
 	ListCell *lc;
+	bool tcp;
 
 	if (listener_count > 0)
 		return -1;
 	if (feed_now < next_try)
 		return Max(TimestampDifferenceMilliseconds(feed_now, next_try), 1);
+	if (!TlsPrepare(failed))
+	{
+		failed = true;
+		next_try = TimestampTzPlusMilliseconds(feed_now, RETRY_MS);
+		return RETRY_MS;
+	}
 	list = pstrdup(setting_listen_addresses);
-	if (!SplitGUCList(list, ',', &hosts))
+	if (setting_port == 0 || !SplitGUCList(list, ',', &hosts))
 		hosts = NIL;
 	foreach(lc, hosts)
 		ListenOn(lfirst(lc), setting_port);
+	tcp = listener_count > 0 && !in_use;
+	if (setting_unix_socket[0] != '\0' && (tcp || hosts == NIL))
+	{
+		int fd = ListenUnix(failed);
+
+		/* One that is wanted and missing would be noticed by nobody here. */
+		if (fd < 0)
+			in_use = true;
+		else
+		{
+			listener_local[listener_count] = true;
+			listener_sockets[listener_count++] = fd;
+		}
+	}
 	if (in_use)
 	{
 		while (listener_count > 0)
+		{
 			close(listener_sockets[--listener_count]);
+			listener_local[listener_count] = false;
+		}
 		in_use = false;
 	}
 	if (listener_count == 0)
@@ -127,9 +154,23 @@ Listen(void)
 		next_try = TimestampTzPlusMilliseconds(feed_now, RETRY_MS);
 		return RETRY_MS;
 	}
-	ereport(LOG, (errmsg("changefeed listens on \"%s\", port %d, for database \"%s\"",
-						 setting_listen_addresses, setting_port, get_database_name(MyDatabaseId))));
 	failed = false;
-	pg_atomic_write_u32(&feed_shared->feed_port, setting_port);
+	if (tcp)
+	{
+		ereport(LOG,
+				(errmsg("changefeed listens on \"%s\", port %d, for database \"%s\"",
+						setting_listen_addresses, setting_port, get_database_name(MyDatabaseId))));
+		pg_atomic_write_u32(&feed_shared->feed_port, setting_port);
+	}
+	if (setting_unix_socket[0] != '\0')
+		ereport(LOG, (errmsg("changefeed listens on Unix socket \"%s\", for database \"%s\"",
+							 setting_unix_socket, get_database_name(MyDatabaseId))));
 	return -1;
+}
+
+void
+ListenAgain(void)
+{
+	next_try = 0;
+	failed = false;
 }

@@ -22,6 +22,7 @@
 
 #include <ctype.h>
 #include <limits.h>
+#include <sys/un.h>
 
 #include "utils/guc.h"
 
@@ -29,6 +30,10 @@ int setting_port;
 char *setting_listen_addresses;
 char *setting_allowed_origins;
 char *setting_allowed_hosts;
+char *setting_unix_socket;
+int setting_unix_socket_mode;
+char *setting_tls_cert_file;
+char *setting_tls_key_file;
 char *setting_jwt_secret_file;
 char *setting_jwt_public_key_file;
 char *setting_jwks_file;
@@ -170,6 +175,34 @@ CheckListenAddresses(char **newval, void **extra, GucSource source)
 }
 
 static bool
+CheckUnixSocket(char **newval, void **extra, GucSource source)
+{
+	if (IsBlank(*newval))
+		return true;
+	if (!is_absolute_path(*newval))
+	{
+		GUC_check_errdetail("\"%s\" is not an absolute path.", *newval);
+		return false;
+	}
+	if (strlen(*newval) >= sizeof(((struct sockaddr_un *) NULL)->sun_path))
+	{
+		GUC_check_errdetail("Paths of Unix sockets have at most %zu bytes.",
+							sizeof(((struct sockaddr_un *) NULL)->sun_path) - 1);
+		return false;
+	}
+	return true;
+}
+
+static const char *
+ShowUnixSocketMode(void)
+{
+	static char text[16];
+
+	snprintf(text, sizeof(text), "%04o", setting_unix_socket_mode);
+	return text;
+}
+
+static bool
 CheckAllowedOrigins(char **newval, void **extra, GucSource source)
 {
 	const char *at = IsBlank(*newval) ? NULL : *newval;
@@ -260,8 +293,9 @@ DefineNetworkSettings(void)
 		"changefeed.port", "Port on which the change feed of a database accepts clients.",
 		"WebSocket and the console share it. The port belongs to one database: with "
 		"change feeds in several databases give each its own with ALTER DATABASE ... SET. "
-		"Takes effect when the feed worker starts.",
-		&setting_port, 8040, 1, 65535, PGC_SUSET, 0, NULL, NULL, NULL);
+		"0: none, for a server that only listens on changefeed.unix_socket. Takes effect when the feed worker "
+		"starts.",
+		&setting_port, 8040, 0, 65535, PGC_SUSET, 0, NULL, NULL, NULL);
 
 	DefineCustomStringVariable(
 		"changefeed.listen_addresses",
@@ -271,6 +305,35 @@ DefineNetworkSettings(void)
 		"changefeed.allowed_origins. Takes effect when the feed worker starts.",
 		&setting_listen_addresses, "localhost", PGC_SUSET, GUC_LIST_INPUT, CheckListenAddresses,
 		NULL, NULL);
+
+	DefineCustomStringVariable(
+		"changefeed.unix_socket", "Path of a Unix socket on which the change feed accepts clients.",
+		"For a reverse proxy on this machine, beside the port or, with changefeed.port = 0, instead of it. No TLS "
+		"is spoken there. The socket belongs to one database. Takes effect when the feed worker starts.",
+		&setting_unix_socket, "", PGC_SUSET, 0, CheckUnixSocket, NULL, NULL);
+
+	DefineCustomIntVariable(
+		"changefeed.unix_socket_mode",
+		"Access permissions of changefeed.unix_socket, as a number for chmod.",
+		"To connect one needs permission to write; octal numbers begin with a zero. Takes effect when the feed worker "
+		"starts.",
+		&setting_unix_socket_mode, 0777, 0, 0777, PGC_SUSET, 0, NULL, NULL, ShowUnixSocketMode);
+
+	DefineCustomStringVariable(
+		"changefeed.tls_cert_file", "File with the certificate for TLS, in PEM format.",
+		"The server's own certificate first, then those of its issuers. With it and changefeed.tls_key_file "
+		"clients connect by https:// and wss:// only; empty: no TLS. If TLS cannot be used as it is set, the "
+		"change feed does not listen, and the log says why. A relative name starts at the data directory. "
+		"Reload the configuration after the file was changed: new connections get the new certificate, "
+		"the others go on.",
+		&setting_tls_cert_file, "", PGC_SIGHUP, GUC_SUPERUSER_ONLY, NULL, NULL, NULL);
+
+	DefineCustomStringVariable(
+		"changefeed.tls_key_file", "File with the private key for TLS, in PEM format.",
+		"Without a passphrase. The file has to belong to the user that runs the server and be closed to everybody "
+		"else (mode 0600), or to root and be readable by a group of that user at most (0640). A relative "
+		"name starts at the data directory.",
+		&setting_tls_key_file, "", PGC_SIGHUP, GUC_SUPERUSER_ONLY, NULL, NULL, NULL);
 
 	DefineCustomStringVariable(
 		"changefeed.allowed_origins",

@@ -153,9 +153,8 @@ HttpServeAsset(struct lws *wsi, const char *path, size_t length, bool head)
 {
 	const Asset *asset = FindAsset(path, length);
 	Refusal refusal;
-	char peer[64];
 
-	if (!asset->loopback_only || PeerAddress(lws_get_socket_fd(wsi), peer, sizeof(peer)))
+	if (!asset->loopback_only || PeerIsThisMachine(wsi))
 		return SendAsset(wsi, asset, head);
 	memset(&refusal, 0, sizeof(refusal));
 	refusal.status = 403;

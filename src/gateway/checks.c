@@ -129,7 +129,9 @@ HttpCheckOrigin(struct lws *wsi, Refusal *refusal)
 	if (HttpHeader(wsi, WSI_TOKEN_ORIGIN))
 	{
 		authority = strstr(http_header, "://");
-		if (authority != NULL && strcasecmp(authority + 3, host) == 0)
+		/* Anybody on the way can put words into a page that came without TLS. */
+		if (authority != NULL && strcasecmp(authority + 3, host) == 0 &&
+			(!lws_is_ssl(wsi) || strncasecmp(http_header, "https://", 8) == 0))
 			return ORIGIN_OWN;
 		if (IsListed(&gateway.allowed_origins, http_header, strlen(http_header), &any))
 			return any ? ORIGIN_ANY : ORIGIN_LISTED;

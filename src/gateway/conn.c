@@ -168,7 +168,7 @@ ConnOpen(struct lws *wsi, const char *token, size_t length)
 	Connection *conn = ConnCreate(wsi);
 	char peer[64];
 
-	PeerAddress(lws_get_socket_fd(wsi), peer, sizeof(peer));
+	PeerText(wsi, peer, sizeof(peer));
 	LinkSayOpen(conn, peer, token, length);
 	if (gateway.connect_timeout_ms > 0)
 		HeartbeatSetDeadline(conn, gateway.connect_timeout_ms);

@@ -3,8 +3,9 @@
  * gateway.h
  *		State and functions shared by the files of the gateway program.
  *
- * The gateway holds the clients' sockets and nothing else: no credential, no
- * open files, no JSON parser, no SQL.  It is one thread around one libuv loop
+ * The gateway holds the clients' sockets, the private key of TLS where it is
+ * used, and nothing else: no other credential, no open files, no JSON parser,
+ * no SQL.  It is one thread around one libuv loop
  * that libwebsockets (lws) shares.  What it is told comes over the link from
  * the feed worker (link_format.h); if that ends, so does the gateway.
  *
@@ -310,7 +311,6 @@ extern void *GatewayAlloc(size_t size);
 extern void *GatewayAllocZero(size_t size);
 extern void *GatewayRealloc(void *p, size_t size);
 extern bool Utf8IsValid(const char *data, size_t length);
-extern bool PeerAddress(int fd, char *text, size_t size);
 
 /* A growing buffer of bytes. */
 typedef struct Buffer
@@ -339,6 +339,7 @@ extern void GatewayExit(int exit_code);
 /* ---- server.c ---- */
 
 extern void ServerCreate(void);
+extern struct lws_vhost *ServerMakeVhost(const char *name, uint64_t options);
 extern void ServerDestroy(void);
 
 /* ---- link.c ---- */
@@ -437,6 +438,17 @@ extern void RequestFail(Connection *conn, int status, const char *code, const ch
 extern void RequestWriteable(Connection *conn);
 extern void RequestFree(Connection *conn);
 
+/* ---- tls.c ---- */
+
+extern void TlsTake(WireReader *r, int fd);
+extern struct lws_vhost *TlsVhost(void);
+extern bool TlsSetUp(void *context);
+
+/* ---- peer.c ---- */
+
+extern void PeerText(struct lws *wsi, char *text, size_t size);
+extern bool PeerIsThisMachine(struct lws *wsi);
+
 /* ---- heartbeat.c ---- */
 
 extern void HeartbeatStart(void);
@@ -447,7 +459,7 @@ extern void HeartbeatForget(Connection *conn);
 
 /* ---- listener.c ---- */
 
-extern void ListenerTake(int fd);
+extern void ListenerTake(int fd, uint8_t flags);
 extern bool ListenerIsTaken(void);
 extern void ListenerStart(void);
 extern void ListenerUpdate(void);

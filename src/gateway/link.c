@@ -325,8 +325,11 @@ Dispatch(LinkMessage *message)
 		case LINK_LISTEN:
 			if (message->descriptor < 0)
 				GatewayFatal(EXIT_PROTOCOL, "no listening socket came");
-			ListenerTake(message->descriptor);
+			ListenerTake(message->descriptor, WireGetU8(&r));
 			message->descriptor = -1;
+			break;
+		case LINK_TLS:
+			TlsTake(&r, message->descriptor);
 			break;
 		case LINK_ASSET:
 			HttpSetAsset(&r);

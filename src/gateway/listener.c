@@ -42,6 +42,7 @@
 static struct
 {
 	int fd;
+	bool local; /* a Unix socket */
 	uv_poll_t poll;
 } listeners[MAX_LISTENERS];
 static int n_listeners;
@@ -90,18 +91,22 @@ OnPauseOver(uv_timer_t *handle)
 	ListenerUpdate();
 }
 
+/* TLS is for the network: who may open a Unix socket is on this machine. */
 static void
-Adopt(int fd)
+Adopt(int fd, bool local)
 {
 	int one = 1;
 	int lowat = NOTSENT_LOWAT;
 
-	/* Best effort, and not for Unix sockets. */
-	setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
-	setsockopt(fd, IPPROTO_TCP, TCP_NOTSENT_LOWAT, &lowat, sizeof(lowat));
+	if (!local)
+	{
+		/* Best effort. */
+		setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
+		setsockopt(fd, IPPROTO_TCP, TCP_NOTSENT_LOWAT, &lowat, sizeof(lowat));
+	}
 
 	/* It closes fd when it fails; open_sockets is kept by server.c. */
-	if (lws_adopt_socket_vhost(gateway.vhost, fd) == NULL)
+	if (lws_adopt_socket_vhost(local ? gateway.vhost : TlsVhost(), fd) == NULL)
 		gateway.refused++;
 }
 
@@ -109,6 +114,7 @@ static void
 OnAcceptable(uv_poll_t *handle, int status, int events)
 {
 	int listening = listeners[(intptr_t) handle->data].fd;
+	bool local = listeners[(intptr_t) handle->data].local;
 	int i;
 
 	(void) status;
@@ -119,7 +125,7 @@ OnAcceptable(uv_poll_t *handle, int status, int events)
 
 		if (fd >= 0)
 		{
-			Adopt(fd);
+			Adopt(fd, local);
 			continue;
 		}
 		if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM)
@@ -139,7 +145,7 @@ OnAcceptable(uv_poll_t *handle, int status, int events)
 }
 
 void
-ListenerTake(int fd)
+ListenerTake(int fd, uint8_t flags)
 {
 	uv_poll_t *poll;
 
@@ -147,6 +153,7 @@ ListenerTake(int fd)
 		GatewayFatal(EXIT_PROTOCOL, "too many listening sockets");
 	poll = &listeners[n_listeners].poll;
 	listeners[n_listeners].fd = fd;
+	listeners[n_listeners].local = (flags & LINK_LISTEN_LOCAL) != 0;
 	if (uv_poll_init(&gateway.loop, poll, fd) != 0)
 		GatewayFatal(EXIT_FAILED, "could not watch the listening socket");
 	poll->data = (void *) (intptr_t) n_listeners;

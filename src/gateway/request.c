@@ -400,7 +400,7 @@ Describe(Exchange *http, struct lws *wsi, uint8_t method, const char *path, size
 {
 	Buffer *payload = &http->payload;
 	char peer[64];
-	bool loopback = PeerAddress(lws_get_socket_fd(wsi), peer, sizeof(peer));
+	bool loopback = PeerIsThisMachine(wsi);
 	size_t token_length;
 	char *token;
 
@@ -408,6 +408,7 @@ Describe(Exchange *http, struct lws *wsi, uint8_t method, const char *path, size
 	PutU8(payload, (uint8_t) ((http->head ? LINK_REQUEST_HEAD : 0) |
 							  (loopback ? LINK_REQUEST_LOOPBACK : 0)));
 	PutBytes(payload, path, length);
+	PeerText(wsi, peer, sizeof(peer));
 	PutBytes(payload, peer, strlen(peer));
 	token = HttpToken(wsi, &token_length);
 	PutBytes(payload, token, token_length);

@@ -3,8 +3,8 @@
  * server.c
  *		The libwebsockets context and its one callback.
  *
- * lws parses HTTP and WebSocket frames, and keeps the rest of a write that
- * the socket did not take.  Off: its own listening, extensions (compression),
+ * lws parses HTTP and WebSocket frames, does TLS, and keeps the rest of a write
+ * that the socket did not take.  Off: its own listening, extensions (compression),
  * HTTP/2 (self-framed writes would corrupt it), and its validity timers, which
  * heartbeat.c replaces.
  *
@@ -22,6 +22,12 @@
 
 /* Larger writes would be cut to this and the rest copied. */
 #define TX_PACKET (4 * 1024 * 1024)
+
+/* For a TLS handshake, and then for the headers of a request. */
+#define HANDSHAKE_SECONDS 10
+
+/* It may not be empty: lws asserts that when it answers by itself. */
+#define SERVER_NAME "changefeed"
 
 /* Lines of lws that we pass on, at most, in ten seconds. */
 #define LOG_LINES 10
@@ -64,6 +70,29 @@ OnLog(int level, const char *line)
 			   (int) strcspn(line, "\n"), line);
 }
 
+/* A set of connections that lws treats alike; we accept for it ourselves. */
+struct lws_vhost *
+ServerMakeVhost(const char *name, uint64_t options)
+{
+	struct lws_context_creation_info info;
+	struct lws_vhost *vhost;
+
+	memset(&info, 0, sizeof(info));
+	info.vhost_name = name;
+	info.port = CONTEXT_PORT_NO_LISTEN_SERVER;
+	info.options = options;
+	info.protocols = protocols;
+	info.alpn = "http/1.1";
+	info.timeout_secs = HANDSHAKE_SECONDS;
+	info.keepalive_timeout = 30;
+	info.retry_and_idle_policy = &no_retry;
+	info.server_string = SERVER_NAME;
+	vhost = lws_create_vhost(gateway.lws, &info);
+	if (vhost == NULL)
+		GatewayFatal(EXIT_FAILED, "could not create the libwebsockets vhost \"%s\"", name);
+	return vhost;
+}
+
 void
 ServerCreate(void)
 {
@@ -75,30 +104,26 @@ ServerCreate(void)
 
 	loops[0] = &gateway.loop;
 	memset(&info, 0, sizeof(info));
-	info.options = LWS_SERVER_OPTION_LIBUV | LWS_SERVER_OPTION_EXPLICIT_VHOSTS;
+	/* OpenSSL's configuration is read now or never. */
+	info.options = LWS_SERVER_OPTION_LIBUV | LWS_SERVER_OPTION_EXPLICIT_VHOSTS |
+				   LWS_SERVER_OPTION_DO_SSL_GLOBAL_INIT;
 	info.foreign_loops = loops;
 	info.port = CONTEXT_PORT_NO_LISTEN_SERVER;
 	info.gid = (gid_t) -1;
 	info.uid = (uid_t) -1;
-	info.timeout_secs = 10;
+	info.timeout_secs = HANDSHAKE_SECONDS;
 	info.keepalive_timeout = 30;
 	info.max_http_header_data = 16384;
 	info.max_http_header_pool = 4096;
 	info.pt_serv_buf_size = 16384;
 	info.retry_and_idle_policy = &no_retry;
-	/* It may not be empty: lws asserts that when it answers by itself. */
-	info.server_string = "changefeed";
+	info.server_string = SERVER_NAME;
 	gateway.lws = lws_create_context(&info);
 	if (gateway.lws == NULL)
 		GatewayFatal(EXIT_FAILED, "could not create the libwebsockets context "
 								  "(is the package libwebsockets-evlib-uv installed?)");
 
-	info.protocols = protocols;
-	info.vhost_name = "default";
-	info.port = CONTEXT_PORT_NO_LISTEN_SERVER;
-	gateway.vhost = lws_create_vhost(gateway.lws, &info);
-	if (gateway.vhost == NULL)
-		GatewayFatal(EXIT_FAILED, "could not create the libwebsockets vhost");
+	gateway.vhost = ServerMakeVhost("default", 0);
 
 	/* The handshake needs SHA-1; let its library open what it wants now. */
 	lws_SHA1((const unsigned char *) "", 0, hash);
@@ -143,7 +168,6 @@ OnEvent(struct lws *wsi, enum lws_callback_reasons reason, void *user, void *in,
 {
 	Connection *conn;
 
-	(void) user;
 	switch (reason)
 	{
 		case LWS_CALLBACK_WSI_CREATE:
@@ -153,6 +177,9 @@ OnEvent(struct lws *wsi, enum lws_callback_reasons reason, void *user, void *in,
 			gateway.open_sockets--;
 			Gone(wsi);
 			return 0;
+
+		case LWS_CALLBACK_OPENSSL_LOAD_EXTRA_SERVER_VERIFY_CERTS:
+			return TlsSetUp(user) ? 0 : -1;
 
 		case LWS_CALLBACK_HTTP:
 			return HttpRequest(wsi, in, length);

@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * util.c
- *		Log lines, memory, buffers, UTF-8, peer addresses.
+ *		Log lines, memory, buffers, UTF-8.
  *
  * Log lines go to stderr, which is the server's; one write() per line, so
  * that lines of several processes do not mix.  What clients send (tokens above
@@ -13,14 +13,10 @@
  *
  *-------------------------------------------------------------------------
  */
-#include <arpa/inet.h>
-#include <netinet/in.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/socket.h>
-#include <sys/un.h>
 #include <unistd.h>
 
 #include "gateway.h"
@@ -268,52 +264,4 @@ Utf8IsValid(const char *data, size_t length)
 		}
 	}
 	return true;
-}
-
-/*
- * The other side's address as text, an IPv4 address in IPv6 clothes as plain
- * IPv4.  Returns whether it is this machine.
- */
-bool
-PeerAddress(int fd, char *text, size_t size)
-{
-	union
-	{
-		struct sockaddr any;
-		struct sockaddr_in v4;
-		struct sockaddr_in6 v6;
-		struct sockaddr_un local;
-		struct sockaddr_storage storage;
-	} peer;
-	socklen_t length = sizeof(peer);
-	struct in_addr v4;
-
-	memset(&peer, 0, sizeof(peer));
-	snprintf(text, size, "unknown");
-	if (getpeername(fd, &peer.any, &length) < 0)
-		return false;
-
-	switch (peer.any.sa_family)
-	{
-		case AF_UNIX:
-			snprintf(text, size, "local");
-			return true;
-		case AF_INET:
-			v4 = peer.v4.sin_addr;
-			break;
-		case AF_INET6:
-			if (!IN6_IS_ADDR_V4MAPPED(&peer.v6.sin6_addr))
-			{
-				if (inet_ntop(AF_INET6, &peer.v6.sin6_addr, text, (socklen_t) size) == NULL)
-					return false;
-				return IN6_IS_ADDR_LOOPBACK(&peer.v6.sin6_addr);
-			}
-			memcpy(&v4, peer.v6.sin6_addr.s6_addr + 12, sizeof(v4));
-			break;
-		default:
-			return false;
-	}
-	if (inet_ntop(AF_INET, &v4, text, (socklen_t) size) == NULL)
-		return false;
-	return (ntohl(v4.s_addr) >> 24) == 127;
 }
