@@ -14,7 +14,10 @@ export class Follower {
   #stopped = false;
   #failure = null;
 
-  constructor({ token, channels }) {
+  #options; // of its connections
+
+  constructor({ token, channels, ...options }) {
+    this.#options = options;
     this.token = token;
     this.channels = channels;
   }
@@ -30,7 +33,7 @@ export class Follower {
   }
 
   async #connect() {
-    const client = await Client.connect({ token: this.token });
+    const client = await Client.connect({ ...this.#options, token: this.token });
     this.client = client;
     await Promise.all(this.channels.map(async (channel) => {
       const held = this.#held.get(channel);
