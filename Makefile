@@ -39,7 +39,7 @@ OBJS := $(patsubst %.c,%.o,$(sort $(wildcard src/*.c)))
 
 # JWT signatures are checked by cjose; jansson and libcrypto come with it.
 LIBRARY_PACKAGES = cjose jansson libssl libcrypto
-GATEWAY_PACKAGES = libwebsockets libuv libseccomp libssl libcrypto
+GATEWAY_PACKAGES = libwebsockets libuv libseccomp libssl libcrypto zlib
 
 # Building needs the libraries, cleaning up does not.
 ifneq ($(filter-out clean distclean maintainer-clean uninstall,$(BUILD_GOALS)),)

@@ -106,6 +106,7 @@ SendConfig(Gateway *gateway)
 	PutList(link, setting_allowed_origins, "");
 	PutList(link, setting_allowed_hosts,
 			strcmp(setting_listen_addresses, "*") == 0 ? "" : setting_listen_addresses);
+	LinkFramePutU8(link, setting_compression ? 1 : 0);
 	LinkFrameEnd(link);
 }
 

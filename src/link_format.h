@@ -106,7 +106,7 @@ typedef enum LinkType
 	 * u32 max_connections, u32 send_buffer (bytes), u32 heartbeat_ms, u32
 	 * connect_timeout_ms, u32 max_message (bytes of one client message), u32
 	 * max_frame (bytes), u16 port, u32 n + n x bytes allowed origins, u32 n +
-	 * n x bytes allowed hosts (names without port, lower case)
+	 * n x bytes allowed hosts (names without port, lower case), u8 compression
 	 */
 	LINK_CONFIG = 32,
 

@@ -54,8 +54,9 @@ extern int setting_max_connections;
 extern int setting_max_subscriptions; /* per connection */
 extern int setting_policy_timeout;	  /* ms */
 extern int setting_recheck_interval;  /* seconds, 0: off */
-extern int setting_heartbeat;		  /* ms */
-extern int setting_connect_timeout;	  /* ms */
+extern bool setting_compression;
+extern int setting_heartbeat;		/* ms */
+extern int setting_connect_timeout; /* ms */
 
 /* Defines every setting; only from _PG_init. */
 extern void SettingsDefine(void);

@@ -56,6 +56,7 @@ int setting_max_connections;
 int setting_max_subscriptions;
 int setting_policy_timeout;
 int setting_recheck_interval;
+bool setting_compression;
 int setting_heartbeat;
 int setting_connect_timeout;
 
@@ -385,6 +386,13 @@ DefineNetworkSettings(void)
 		"snapshot when the history does not reach back far enough. Bounds the gateway's memory "
 		"to this times the number of slow clients.",
 		&setting_send_buffer, 1024, 64, 1024 * 1024, PGC_SUSET, GUC_UNIT_KB, NULL, NULL, NULL);
+
+	DefineCustomBoolVariable(
+		"changefeed.compression", "Compresses what is sent to WebSocket clients that offer it.",
+		"permessage-deflate, each message by itself; what would not get smaller is sent as it is. A change is "
+		"compressed once for all who get it, a page of a snapshot for each client. Connections that "
+		"are open keep what they have agreed on.",
+		&setting_compression, false, PGC_SUSET, 0, NULL, NULL, NULL);
 
 	DefineCustomIntVariable(
 		"changefeed.heartbeat", "Time between two heartbeats to a client.",

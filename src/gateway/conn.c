@@ -168,6 +168,8 @@ ConnOpen(struct lws *wsi, const char *token, size_t length)
 	Connection *conn = ConnCreate(wsi);
 	char peer[64];
 
+	conn->compressed = CompressIsNegotiated(wsi);
+	CompressForget();
 	PeerText(wsi, peer, sizeof(peer));
 	LinkSayOpen(conn, peer, token, length);
 	if (gateway.connect_timeout_ms > 0)
@@ -231,6 +233,20 @@ StopUsing(Connection *conn)
 static void
 Deliver(Connection *conn, const char *data, size_t length)
 {
+	if (conn->in_packed)
+	{
+		switch (CompressInflate(data, length, &data, &length))
+		{
+			case INFLATE_OK:
+				break;
+			case INFLATE_TOO_BIG:
+				ConnClose(conn, LINK_CAUSE_TOO_BIG, 1009, "message too large");
+				return;
+			case INFLATE_DAMAGED:
+				ConnClose(conn, LINK_CAUSE_PROTOCOL, 1007, "not deflated as it should be");
+				return;
+		}
+	}
 	if (!Utf8IsValid(data, length))
 		ConnClose(conn, LINK_CAUSE_PROTOCOL, 1007, "not UTF-8");
 	/* The answer to a ping says that the client lives; that is all. */
@@ -258,8 +274,18 @@ ConnReceive(Connection *conn, const void *data, size_t length)
 		return;
 	}
 
+	/* Only the first frame of a message says whether it is compressed. */
+	if (!conn->in_message)
+		conn->in_packed = conn->compressed && (lws_get_reserved_bits(conn->wsi) & 0x40) != 0;
+	else if (conn->frame_ended && lws_get_reserved_bits(conn->wsi) != 0)
+	{
+		ConnClose(conn, LINK_CAUSE_PROTOCOL, 1002, "reserved bit in a continuation");
+		return;
+	}
+
 	/* A frame says how long it is: refuse it before it has come. */
 	rest = lws_remaining_packet_payload(conn->wsi);
+	conn->frame_ended = rest == 0;
 	if (gateway.max_message > 0 &&
 		(rest > gateway.max_message || conn->message_length + length + rest > gateway.max_message))
 	{

@@ -22,8 +22,27 @@
 
 #include "gateway.h"
 
+/* What a stored block and its neighbours cost in a compressed message. */
+#define BLOCK_BYTES 9
+
+/* A message that gets smaller by no more than this is sent as it is. */
+#define LEAST_SAVINGS 32
+
 /* Accounted for a frame beside the pieces that the link gave us. */
 #define ENVELOPE_BYTES 96
+
+/*
+ * With compression, fragments of a transaction for the same audience become one,
+ * up to this size: what rows have in common is then there to be found.  Less
+ * than half of the smallest changefeed.max_frame, so that it can be kept to.
+ */
+#define MERGE_BYTES ((size_t) 6 * 1024)
+
+static struct
+{
+	Buffer text;
+	Buffer audience;
+} merged;
 
 /* The transaction between BEGIN and END; one reference. */
 static Transaction *building;
@@ -38,8 +57,10 @@ ReleaseTransaction(Transaction *transaction)
 static void
 ReleaseFragment(Fragment *fragment)
 {
-	if (--fragment->references == 0)
-		free(fragment);
+	if (--fragment->references > 0)
+		return;
+	free(fragment->packed);
+	free(fragment);
 }
 
 void
@@ -128,22 +149,13 @@ AddFragment(Connection *conn, Fragment *fragment)
 		QueueGrew(conn, &frame->item, (size_t) fragment->length + 1);
 }
 
-void
-FanoutFragment(WireReader *r)
+/* Queues a fragment for its audience, n numbers of connections. */
+static void
+Pass(const char *audience, uint32_t n, const char *data, size_t length)
 {
-	uint32_t n = WireGetU32(r);
-	const char *audience = WireTake(r, (size_t) n * sizeof(uint32_t));
-	size_t length = r->length - r->offset;
-	const char *data = WireTake(r, length);
-	Fragment *fragment;
+	Fragment *fragment = GatewayAllocZero(sizeof(Fragment) + length);
 	uint32_t i;
 
-	if (r->failed)
-		return;
-	if (building == NULL)
-		GatewayFatal(EXIT_PROTOCOL, "a fragment came outside a transaction");
-
-	fragment = GatewayAlloc(sizeof(Fragment) + length);
 	fragment->references = 1;
 	fragment->length = (uint32_t) length;
 	memcpy(fragment->data, data, length);
@@ -161,11 +173,54 @@ FanoutFragment(WireReader *r)
 	ReleaseFragment(fragment);
 }
 
+static void
+PassMerged(void)
+{
+	if (merged.text.length > 0)
+		Pass(merged.audience.data, (uint32_t) (merged.audience.length / sizeof(uint32_t)),
+			 merged.text.data, merged.text.length);
+	BufferReset(&merged.text, MERGE_BYTES * 2);
+	BufferReset(&merged.audience, 256 * 1024);
+}
+
+void
+FanoutFragment(WireReader *r)
+{
+	uint32_t n = WireGetU32(r);
+	size_t audience_length = (size_t) n * sizeof(uint32_t);
+	const char *audience = WireTake(r, audience_length);
+	size_t length = r->length - r->offset;
+	const char *data = WireTake(r, length);
+
+	if (r->failed)
+		return;
+	if (building == NULL)
+		GatewayFatal(EXIT_PROTOCOL, "a fragment came outside a transaction");
+	if (!gateway.compression)
+	{
+		Pass(audience, n, data, length);
+		return;
+	}
+	if (merged.text.length > 0 && merged.text.length + 1 + length <= MERGE_BYTES &&
+		merged.audience.length == audience_length &&
+		memcmp(merged.audience.data, audience, audience_length) == 0)
+		BufferAppend(&merged.text, ",", 1);
+	else
+	{
+		PassMerged();
+		BufferAppend(&merged.audience, audience, audience_length);
+	}
+	BufferAppend(&merged.text, data, length);
+	if (length > MERGE_BYTES)
+		PassMerged();
+}
+
 void
 FanoutEnd(void)
 {
 	if (building == NULL)
 		GatewayFatal(EXIT_PROTOCOL, "a transaction ended that had not begun");
+	PassMerged();
 	building->complete = true;
 	ReleaseTransaction(building);
 	building = NULL;
@@ -195,6 +250,86 @@ FanoutNextSize(const FrameItem *frame)
 }
 
 /*
+ * What the fragments save when they are compressed, beyond what the blocks
+ * between them cost.
+ */
+static size_t
+Savings(const FrameItem *frame, uint32_t end)
+{
+	static Buffer piece;
+	size_t saved = 0;
+	uint32_t i;
+
+	for (i = frame->n_sent; i < end; i++)
+	{
+		Fragment *fragment = frame->fragments[i];
+
+		if (!fragment->tried && CompressPiece(fragment->data, fragment->length, &piece))
+		{
+			fragment->packed = GatewayAlloc(piece.length);
+			fragment->n_packed = (uint32_t) piece.length;
+			memcpy(fragment->packed, piece.data, piece.length);
+			BufferReset(&piece, 64 * 1024);
+		}
+		fragment->tried = true;
+		if (fragment->n_packed > 0 && fragment->n_packed + BLOCK_BYTES < fragment->length)
+			saved += fragment->length - fragment->n_packed - BLOCK_BYTES;
+	}
+	return saved;
+}
+
+/*
+ * Puts a message together from the head and the fragments up to `end`, which
+ * are `fragments` bytes with a comma behind each.
+ */
+static void
+JoinParts(const Connection *conn, const FrameItem *frame, uint32_t end, const char *head,
+		  size_t head_length, size_t fragments, Buffer *buffer)
+{
+	const Transaction *transaction = frame->transaction;
+	uint32_t i;
+
+	if (conn->compressed && Savings(frame, end) > LEAST_SAVINGS)
+	{
+		CompressText(head, head_length);
+		CompressText(transaction->text, transaction->before_length);
+		CompressText(conn->tag, LINK_TAG_LENGTH);
+		CompressText(transaction->text + transaction->before_length, transaction->after_length);
+		for (i = frame->n_sent; i < end; i++)
+		{
+			const Fragment *fragment = frame->fragments[i];
+
+			if (i > frame->n_sent)
+				CompressText(",", 1);
+			if (fragment->n_packed > 0)
+				CompressAppend(fragment->packed, fragment->n_packed);
+			else
+				CompressText(fragment->data, fragment->length);
+		}
+		CompressText("]}", 2);
+		CompressFinish(buffer);
+		return;
+	}
+
+	/* Each fragment has a comma behind it but the last; then comes "]}". */
+	BufferAppendFrameHeader(buffer,
+							head_length + transaction->before_length + LINK_TAG_LENGTH +
+								transaction->after_length + fragments - 1 + 2,
+							false);
+	BufferAppend(buffer, head, head_length);
+	BufferAppend(buffer, transaction->text, transaction->before_length);
+	BufferAppend(buffer, conn->tag, LINK_TAG_LENGTH);
+	BufferAppend(buffer, transaction->text + transaction->before_length, transaction->after_length);
+	for (i = frame->n_sent; i < end; i++)
+	{
+		if (i > frame->n_sent)
+			BufferAppend(buffer, ",", 1);
+		BufferAppend(buffer, frame->fragments[i]->data, frame->fragments[i]->length);
+	}
+	BufferAppend(buffer, "]}", 2);
+}
+
+/*
  * Appends the frame, or its next part, to the buffer as one WebSocket message.
  * Returns how much of the accounted size that was; the frame is done when all
  * its fragments are sent.
@@ -206,7 +341,6 @@ FanoutJoin(Connection *conn, FrameItem *frame, Buffer *buffer)
 	size_t fixed;
 	size_t fragments = 0;
 	uint32_t end = frame->n_sent;
-	uint32_t i;
 	char head[ENVELOPE_BYTES];
 	int head_length;
 
@@ -239,21 +373,7 @@ FanoutJoin(Connection *conn, FrameItem *frame, Buffer *buffer)
 								end < frame->n_fragments ? "false" : "true");
 	frame->part++;
 
-	/* Each fragment has a comma behind it but the last; then comes "]}". */
-	BufferAppendFrameHeader(buffer, (size_t) head_length + transaction->before_length +
-										LINK_TAG_LENGTH + transaction->after_length + fragments -
-										1 + 2);
-	BufferAppend(buffer, head, (size_t) head_length);
-	BufferAppend(buffer, transaction->text, transaction->before_length);
-	BufferAppend(buffer, conn->tag, LINK_TAG_LENGTH);
-	BufferAppend(buffer, transaction->text + transaction->before_length, transaction->after_length);
-	for (i = frame->n_sent; i < end; i++)
-	{
-		if (i > frame->n_sent)
-			BufferAppend(buffer, ",", 1);
-		BufferAppend(buffer, frame->fragments[i]->data, frame->fragments[i]->length);
-	}
-	BufferAppend(buffer, "]}", 2);
+	JoinParts(conn, frame, end, head, (size_t) head_length, fragments, buffer);
 	frame->n_sent = end;
 	return fragments;
 }

@@ -112,6 +112,9 @@ typedef struct Fragment
 {
 	uint32_t references;
 	uint32_t length;
+	bool tried;		   /* to compress it */
+	uint32_t n_packed; /* 0: it is sent as it is */
+	char *packed;	   /* see compress.c */
 	char data[];
 } Fragment;
 
@@ -218,6 +221,9 @@ typedef struct Connection
 	bool close_sent;   /* our close frame was written */
 	bool killed;	   /* lws was told to drop it */
 	bool in_message;   /* a client's message has begun */
+	bool compressed;   /* permessage-deflate was negotiated */
+	bool in_packed;	   /* the message that comes is compressed */
+	bool frame_ended;  /* the next piece of it begins a frame */
 	char tag[LINK_TAG_LENGTH];
 
 	uint64_t seq;		  /* transaction frames joined so far */
@@ -274,6 +280,7 @@ typedef struct Gateway
 	uint32_t max_message;
 	uint32_t max_frame;
 	uint16_t port;
+	bool compression;
 	StringList allowed_origins;
 	StringList allowed_hosts;
 
@@ -324,7 +331,7 @@ extern void BufferReserve(Buffer *buffer, size_t n);
 extern void BufferAppend(Buffer *buffer, const void *data, size_t n);
 extern void BufferAppendString(Buffer *buffer, const char *string);
 extern void BufferAppendJson(Buffer *buffer, const char *string);
-extern void BufferAppendFrameHeader(Buffer *buffer, size_t length);
+extern void BufferAppendFrameHeader(Buffer *buffer, size_t length, bool compressed);
 extern size_t
 BuildCloseFrame(unsigned char *frame, uint16_t code, const char *reason, size_t length);
 extern void BufferReset(Buffer *buffer, size_t keep);
@@ -412,6 +419,28 @@ extern void FanoutEnd(void);
 extern size_t FanoutJoin(Connection *conn, FrameItem *frame, Buffer *buffer);
 extern size_t FanoutNextSize(const FrameItem *frame);
 extern void FanoutFreeFrame(FrameItem *frame);
+
+/* ---- compress.c ---- */
+
+typedef enum InflateResult
+{
+	INFLATE_OK,
+	INFLATE_DAMAGED,
+	INFLATE_TOO_BIG /* larger than max_message */
+} InflateResult;
+
+extern const struct lws_extension compress_extensions[];
+extern void CompressForget(void);
+extern bool CompressIsNegotiated(struct lws *wsi);
+extern bool CompressIsWanted(struct lws *wsi);
+extern bool CompressAnswer(struct lws *wsi, struct lws_process_html_args *args);
+extern bool CompressPiece(const char *data, size_t length, Buffer *out);
+extern void CompressText(const void *data, size_t length);
+extern void CompressAppend(const char *piece, size_t length);
+extern void CompressFinish(Buffer *buffer);
+extern void CompressWhole(const char *data, size_t length, Buffer *buffer);
+extern InflateResult
+CompressInflate(const char *data, size_t length, const char **text, size_t *text_length);
 
 /* ---- snapshot.c ---- */
 

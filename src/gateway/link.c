@@ -205,6 +205,7 @@ ReadConfig(WireReader *r)
 	gateway.port = WireGetU16(r);
 	ReadStrings(r, &gateway.allowed_origins);
 	ReadStrings(r, &gateway.allowed_hosts);
+	gateway.compression = WireGetU8(r) != 0;
 	if (!WireAtEnd(r))
 		r->failed = true;
 	if (r->failed)

@@ -45,6 +45,9 @@
 #define WALK_CONNECTIONS 256
 #define WALK_BYTES		 ((uint64_t) 4 * 1024 * 1024)
 
+/* Shorter messages for one client alone are not worth the work. */
+#define COMPRESS_BYTES 1024
+
 #define SCRATCH_KEEP ((size_t) 512 * 1024)
 
 /* Connections that have something to send. */
@@ -437,8 +440,13 @@ Gather(Connection *conn, size_t *feed, size_t *stream)
 
 			if (before > 0 && before + text->length > GATHER_BYTES)
 				return;
-			BufferAppendFrameHeader(&scratch, text->length);
-			BufferAppend(&scratch, text->data, text->length);
+			if (conn->compressed && text->length >= COMPRESS_BYTES)
+				CompressWhole(text->data, text->length, &scratch);
+			else
+			{
+				BufferAppendFrameHeader(&scratch, text->length, false);
+				BufferAppend(&scratch, text->data, text->length);
+			}
 			Pop(conn);
 		}
 		else

@@ -4,7 +4,7 @@
  *		The libwebsockets context and its one callback.
  *
  * lws parses HTTP and WebSocket frames, does TLS, and keeps the rest of a write
- * that the socket did not take.  Off: its own listening, extensions (compression),
+ * that the socket did not take.  Off: its own listening, compression,
  * HTTP/2 (self-framed writes would corrupt it), and its validity timers, which
  * heartbeat.c replaces.
  *
@@ -82,6 +82,7 @@ ServerMakeVhost(const char *name, uint64_t options)
 	info.port = CONTEXT_PORT_NO_LISTEN_SERVER;
 	info.options = options;
 	info.protocols = protocols;
+	info.extensions = compress_extensions;
 	info.alpn = "http/1.1";
 	info.timeout_secs = HANDSHAKE_SECONDS;
 	info.keepalive_timeout = 30;
@@ -184,6 +185,7 @@ OnEvent(struct lws *wsi, enum lws_callback_reasons reason, void *user, void *in,
 		case LWS_CALLBACK_HTTP:
 			return HttpRequest(wsi, in, length);
 		case LWS_CALLBACK_HTTP_CONFIRM_UPGRADE:
+			CompressForget();
 			return HttpCheckUpgrade(wsi);
 		case LWS_CALLBACK_HTTP_BODY:
 			conn = lws_get_opaque_user_data(wsi);
@@ -202,6 +204,11 @@ OnEvent(struct lws *wsi, enum lws_callback_reasons reason, void *user, void *in,
 		case LWS_CALLBACK_RAW_ADOPT:
 		case LWS_CALLBACK_RAW_RX:
 			return -1; /* the method CONNECT */
+
+		case LWS_CALLBACK_CONFIRM_EXTENSION_OKAY:
+			return CompressIsWanted(wsi) ? 0 : 1;
+		case LWS_CALLBACK_ADD_HEADERS:
+			return CompressAnswer(wsi, in) ? 0 : -1;
 
 		case LWS_CALLBACK_ESTABLISHED:
 			return Established(wsi);

@@ -26,6 +26,11 @@
 /* A longer page is a broken file. */
 #define MAX_PAGE ((uint32_t) 16 * 1024 * 1024)
 
+/* What a page to be compressed is put together in. */
+static Buffer page;
+
+#define PAGE_KEEP ((size_t) 512 * 1024)
+
 struct SnapshotStream
 {
 	SnapshotStream *next;
@@ -188,7 +193,8 @@ SnapshotNextPage(Connection *conn, Buffer *buffer)
 	SnapshotStream *stream = conn->snapshots;
 	uint32_t header[2]; /* length, index of the prefix */
 	WireBytes *prefix;
-	size_t start = buffer->length;
+	Buffer *target = conn->compressed ? &page : buffer;
+	size_t start = target->length;
 	ReadResult result;
 
 	result = ReadAt(stream->fd, header, sizeof(header), stream->offset);
@@ -205,22 +211,28 @@ SnapshotNextPage(Connection *conn, Buffer *buffer)
 	if (result == READ_OK)
 	{
 		prefix = &stream->prefixes[header[1]];
-		BufferAppendFrameHeader(buffer, prefix->length + header[0] + 1);
-		BufferAppend(buffer, prefix->data, prefix->length);
-		BufferReserve(buffer, (size_t) header[0] + 1);
-		result = ReadAt(stream->fd, buffer->data + buffer->length, header[0],
+		if (!conn->compressed)
+			BufferAppendFrameHeader(target, prefix->length + header[0] + 1, false);
+		BufferAppend(target, prefix->data, prefix->length);
+		BufferReserve(target, (size_t) header[0] + 1);
+		result = ReadAt(stream->fd, target->data + target->length, header[0],
 						stream->offset + (off_t) sizeof(header));
 		if (result == READ_END)
 			result = READ_BROKEN;
 	}
 	if (result != READ_OK)
 	{
-		buffer->length = start;
+		target->length = start;
 		FinishFirst(conn, false);
 		return false;
 	}
-	buffer->length += header[0];
-	BufferAppend(buffer, "}", 1);
+	target->length += header[0];
+	BufferAppend(target, "}", 1);
+	if (conn->compressed)
+	{
+		CompressWhole(page.data, page.length, buffer);
+		BufferReset(&page, PAGE_KEEP);
+	}
 	stream->offset += (off_t) (sizeof(header) + header[0]);
 	return true;
 }

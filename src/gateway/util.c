@@ -152,12 +152,13 @@ BufferAppendJson(Buffer *buffer, const char *string)
  * so it depends on the length alone.
  */
 void
-BufferAppendFrameHeader(Buffer *buffer, size_t length)
+BufferAppendFrameHeader(Buffer *buffer, size_t length, bool compressed)
 {
 	unsigned char header[10];
 	size_t n;
 
-	header[0] = 0x81; /* final fragment, text */
+	/* Final fragment, text; RSV1 means permessage-deflate. */
+	header[0] = compressed ? 0xc1 : 0x81;
 	if (length < 126)
 	{
 		header[1] = (unsigned char) length;

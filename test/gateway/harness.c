@@ -176,6 +176,7 @@ SendConfig(const Settings *settings)
 	LinkFramePutU16(worker.link, worker.port);
 	PutStrings(settings->origins);
 	PutStrings(settings->hosts);
+	LinkFramePutU8(worker.link, settings->compression);
 	LinkFrameEnd(worker.link);
 }
 

@@ -50,6 +50,7 @@ typedef struct Settings
 	uint32_t max_frame;
 	const char *origins[4]; /* up to the first NULL */
 	const char *hosts[4];
+	bool compression;
 } Settings;
 
 /* A message of the gateway, kept until a test takes it. */
