@@ -22,6 +22,7 @@ static const struct
 	{"pacing", TestPacing},		{"snapshots", TestSnapshots}, {"closing", TestClosing},
 	{"limit", TestLimit},		{"deaf", TestDeafWorker},	  {"many", TestMany},
 	{"shutdown", TestShutdown}, {"requests", TestRequests},
+	{"compression", TestCompression},
 };
 
 int

@@ -20,6 +20,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include <zlib.h>
+
 #include "harness.h"
 
 Worker worker;
@@ -844,6 +846,22 @@ OpenSocket(void)
 }
 
 Client *
+OpenPacking(void)
+{
+	Client *client = Connect();
+	const char *answer =
+		Handshake(client, "/v1/socket", "Sec-WebSocket-Extensions: permessage-deflate\r\n");
+
+	if (strstr(answer, "Sec-WebSocket-Extensions: permessage-deflate; server_no_context_takeover; "
+					   "client_no_context_takeover\r\n") == NULL)
+		Die("no compression: %s", answer);
+	client->packs = true;
+	TakeOpen(client);
+	SendIdentity(client->conn, "abcdefgh");
+	return client;
+}
+
+Client *
 OpenIdentified(void)
 {
 	Client *client = OpenSocket();
@@ -904,6 +922,34 @@ SendMessage(Client *client, const char *text)
  * The next frame of the gateway, which has to be whole, unmasked and without
  * extension bits; opcode 0 if the connection ended.
  */
+/* What a message without context takeover says. */
+static void
+Inflate(char **text, uint64_t *length)
+{
+	z_stream stream;
+	size_t size = *length * 1100 + 1024;
+	char *out = malloc(size);
+
+	memset(&stream, 0, sizeof(stream));
+	if (inflateInit2(&stream, -15) != Z_OK)
+		Die("no inflater");
+	stream.next_in = (unsigned char *) *text;
+	stream.avail_in = (unsigned int) *length;
+	stream.next_out = (unsigned char *) out;
+	stream.avail_out = (unsigned int) size - 1;
+	if (inflate(&stream, Z_SYNC_FLUSH) != Z_OK || stream.avail_in > 0)
+		Die("a message that does not inflate");
+	stream.next_in = (unsigned char *) "\0\0\xff\xff";
+	stream.avail_in = 4;
+	if (inflate(&stream, Z_SYNC_FLUSH) != Z_OK || stream.avail_in > 0)
+		Die("a message that does not end at a block");
+	*length = size - 1 - stream.avail_out;
+	out[*length] = '\0';
+	inflateEnd(&stream);
+	free(*text);
+	*text = out;
+}
+
 Frame
 ReadFrame(Client *client)
 {
@@ -920,7 +966,7 @@ ReadFrame(Client *client)
 		in = (const unsigned char *) client->in;
 		if (client->length >= 2)
 		{
-			if ((in[0] & 0x70) != 0 || (in[0] & 0x80) == 0 || (in[1] & 0x80) != 0)
+			if ((in[0] & (client->packs ? 0x30 : 0x70)) != 0 || (in[0] & 0x80) == 0 || (in[1] & 0x80) != 0)
 				Die("damaged frame %02x %02x", in[0], in[1]);
 			length = in[1];
 			head = length == 126 ? 4 : length == 127 ? 10 : 2;
@@ -947,7 +993,10 @@ ReadFrame(Client *client)
 	text = malloc(length + 1);
 	memcpy(text, client->in + head, length);
 	text[length] = '\0';
+	frame.packed = (in[0] & 0x40) != 0;
 	Consume(client, head + length);
+	if (frame.packed)
+		Inflate(&text, &length);
 	frame.length = length;
 	frame.text = text;
 	if (frame.opcode == OPCODE_CLOSE && length >= 2)

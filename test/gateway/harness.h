@@ -114,7 +114,8 @@ typedef struct Client
 {
 	int fd;
 	uint32_t conn;
-	char *in; /* received, not yet taken */
+	bool packs; /* permessage-deflate was negotiated */
+	char *in;	/* received, not yet taken */
 	size_t length;
 	size_t capacity;
 	bool ended;
@@ -124,6 +125,7 @@ typedef struct Client
 typedef struct Frame
 {
 	uint8_t opcode; /* 0 when the connection ended instead */
+	bool packed;	/* it was compressed; the text is not */
 	uint16_t close_code;
 	size_t length;
 	char *text; /* NUL-terminated, valid until the next frame */
@@ -145,6 +147,7 @@ extern const char *Request(const char *format, ...) __attribute__((format(printf
 extern const char *Handshake(Client *client, const char *path, const char *headers);
 extern Client *OpenSocket(void); /* upgraded, with LINK_OPEN taken */
 extern Client *OpenIdentified(void);
+extern Client *OpenPacking(void); /* as that, with permessage-deflate */
 extern void SendFrame(Client *client, uint8_t first_byte, const void *data, size_t length);
 extern void SendMessage(Client *client, const char *text);
 extern Frame ReadFrame(Client *client);
