@@ -109,7 +109,6 @@ describe('compression', () => {
 
   after(async () => {
     for (const client of clients) await client.cut();
-    await db.exec('ALTER SYSTEM RESET changefeed.compression; SELECT pg_reload_conf()');
     await db?.close();
   });
 

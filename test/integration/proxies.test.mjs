@@ -67,11 +67,7 @@ describe('proxies', () => {
   after(async () => {
     await Promise.all([...running].map((proxy) => stop(proxy)));
     await Promise.allSettled(followers.map((follower) => follower.stop()));
-    await db.exec(`ALTER SYSTEM RESET changefeed.allowed_hosts; SELECT pg_reload_conf();
-      ALTER DATABASE ${process.env.PGDATABASE} RESET changefeed.unix_socket`);
-    await restart();
-    await until(() => fetch(process.env.HTTP_URL).then(({ status }) => status === 200, () => false), 'the feed as before');
-    await db.close();
+    await db?.close();
     rmSync(directory, { recursive: true, force: true });
   });
 

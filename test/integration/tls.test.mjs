@@ -42,8 +42,6 @@ describe('TLS', () => {
 
   after(async () => {
     for (const client of clients) await client.cut();
-    await db.exec('ALTER SYSTEM RESET changefeed.tls_cert_file; ALTER SYSTEM RESET changefeed.tls_key_file; SELECT pg_reload_conf()');
-    await until(() => speaksPlain(), 'plain again');
     await db?.close();
     certificates?.remove();
   });

@@ -37,8 +37,6 @@ describe('Unix socket', () => {
 
   after(async () => {
     for (const client of clients) await client.cut();
-    if (existsSync(path)) await restart({});
-    await until(() => get({ port }).then(({ status }) => status === 200, () => false), 'the port');
     await db?.close();
     rmSync(directory, { recursive: true, force: true });
   });
