@@ -36,6 +36,7 @@ int listener_count;
 
 static TimestampTz next_try; /* after a failure */
 static bool failed;			 /* said so in the log */
+static bool tls_failed;		 /* the same of TLS */
 static bool in_use;			 /* an address of this try is taken */
 
 static void
@@ -114,12 +115,13 @@ Listen(void)
 		return -1;
 	if (feed_now < next_try)
 		return Max(TimestampDifferenceMilliseconds(feed_now, next_try), 1);
-	if (!TlsPrepare(failed))
+	if (!TlsPrepare(tls_failed))
 	{
-		failed = true;
+		tls_failed = true;
 		next_try = TimestampTzPlusMilliseconds(feed_now, RETRY_MS);
 		return RETRY_MS;
 	}
+	tls_failed = false;
 	list = pstrdup(setting_listen_addresses);
 	if (setting_port == 0 || !SplitGUCList(list, ',', &hosts))
 		hosts = NIL;
@@ -173,4 +175,5 @@ ListenAgain(void)
 {
 	next_try = 0;
 	failed = false;
+	tls_failed = false;
 }

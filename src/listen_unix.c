@@ -148,6 +148,7 @@ int
 ListenUnix(bool quiet)
 {
 	static bool registered;
+	static int said; /* the errno that the log has */
 	int fd;
 
 	if (!registered)
@@ -159,11 +160,12 @@ ListenUnix(bool quiet)
 	fd = Bind();
 	if (fd >= 0)
 		return fd;
-	if (!quiet)
+	if (!quiet || errno != said)
 	{
 		bool taken = errno == EADDRINUSE;
 		bool other = errno == EEXIST;
 
+		said = errno;
 		ereport(LOG, (errcode_for_socket_access(),
 					  errmsg("could not listen on Unix socket \"%s\": %m", socket_path),
 					  taken	  ? errhint("Another server listens there. Each database needs a "

@@ -12,7 +12,7 @@
 
 /*
  * Binds changefeed.unix_socket, which is set.  -1: it cannot be had, and the
- * log says why unless `quiet`.  The file is removed when the process ends.
+ * log says why; if `quiet`, only when it is another reason than before.  The file is removed when the process ends.
  */
 extern int ListenUnix(bool quiet);
 

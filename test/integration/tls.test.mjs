@@ -3,7 +3,7 @@
 
 import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
-import { readFileSync } from 'node:fs';
+import { readdirSync, readFileSync, readlinkSync } from 'node:fs';
 import https from 'node:https';
 import net from 'node:net';
 import { dirname } from 'node:path';
@@ -108,6 +108,26 @@ describe('TLS', () => {
     await converges(plain, 'plain, while TLS is on');
     await converges(await connect(one.pem), 'with TLS');
     await assert.rejects(Client.connect({ url: WSS, token }), /self-signed certificate/, 'the client verifies');
+  });
+
+  test('nobody keeps the file open in which the key travelled', async () => {
+    const pids = (await db.value("SELECT gateway_pid || ' ' || feed_worker_pid FROM changefeed.stat_feed")).split(' ');
+    const files = pids.map((pid) => readdirSync(`/proc/${pid}/fd`).map((fd) => readlinkSync(`/proc/${pid}/fd/${fd}`)));
+    assert.ok(files.every((names) => names.some((name) => name.startsWith('socket:'))));
+    assert.deepEqual(files.flat().filter((name) => /memfd|\.key|\.crt/.test(name)), []);
+  });
+
+  test('close codes arrive, and whoever closes is answered', async () => {
+    const client = new Client({ url: WSS, receive: { ca: one.pem } });
+    await client.opened;
+    await assert.rejects(client.request('connect', { token: 'none' }));
+    assert.equal((await within(5000, client.ended, 'close')).code, 4003);
+    const large = await connect(one.pem);
+    large.send('x'.repeat(200000));
+    assert.equal((await within(5000, large.ended, 'close')).code, 1009);
+    const other = await connect(one.pem);
+    other.socket.close(3001, 'mine');
+    assert.deepEqual(await within(5000, other.ended, 'answer'), { code: 3001, reason: 'mine' });
   });
 
   test('versions, ciphers, ALPN', async () => {
