@@ -4,6 +4,7 @@
 import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
 import { readdirSync, readFileSync, readlinkSync } from 'node:fs';
+import http from 'node:http';
 import https from 'node:https';
 import net from 'node:net';
 import { dirname } from 'node:path';
@@ -95,13 +96,28 @@ describe('TLS', () => {
     });
   }
 
+  /** A request whose body comes in pieces: [status, answer]. */
+  async function post(how, body, options = {}) {
+    return within(10000, new Promise((resolve, reject) => {
+      const request = how.request({ host, port, path: '/v1/publish', method: 'POST', agent: false, headers: { authorization: `Bearer ${token}`, 'content-type': 'application/json', 'content-length': body.length }, ...options }, (answer) => {
+        let text = '';
+        answer.setEncoding('utf8').on('data', (data) => { text += data; }).on('end', () => resolve([answer.statusCode, text]));
+      }).on('error', reject);
+      for (let i = 0; i < body.length; i += 20000) request.write(body.slice(i, i + 20000));
+      request.end();
+    }), 'answer');
+  }
+
+  const BODIES = [100, 16384, 60000].map((n) => JSON.stringify({ channel: 'tl_none', payload: 'x'.repeat(n) }));
   let plain;
+  let plainAnswers;
   let silent;
 
   test('is turned on by a reload: connections without it go on, new ones have to use it', async () => {
     plain = await Client.connectSoon({ token });
     clients.push(plain);
     await converges(plain, 'plain');
+    plainAnswers = await Promise.all(BODIES.map((body) => post(http, body)));
     await set(one.cert, one.key);
     await until(async () => await subject() === 'one', 'TLS is spoken');
     silent = [waitsForClose(), waitsForClose(Buffer.from('160301', 'hex'))];
@@ -181,6 +197,11 @@ describe('TLS', () => {
     assert.equal(await from(`https://${host}:${port}`), 'accepted');
     assert.match(await from(`http://${host}:${port}`), /403/, 'a page that came without TLS');
     assert.match(await from('https://elsewhere.example'), /403/);
+  });
+
+  test('requests with bodies get the same answers as without TLS', async () => {
+    assert.ok(plainAnswers.every(([, text]) => JSON.parse(text).type));
+    assert.deepEqual(await Promise.all(BODIES.map((body) => post(https, body, { ca: one.pem }))), plainAnswers);
   });
 
   test('many and large messages in one record, both ways', async () => {
@@ -286,8 +307,9 @@ describe('TLS', () => {
   });
 
   test('files that cannot be used at the start: nothing listens until they can', async () => {
-    await set(one.cert, two.key);
     const said = logged();
+    await set(one.cert, two.key);
+    await said(/were not read again/); // so the next worker finds these settings
     await db.exec('SELECT pg_terminate_backend(feed_worker_pid) FROM changefeed.stat_feed');
     await said(/changefeed does not listen, because it cannot use TLS as it is set/);
     await said(/two\.key" does not belong to the certificate/);
