@@ -500,7 +500,7 @@ export class Client {
     if (binary) this.#fail('binary message');
     const message = parseExact(String(data));
     this.received += 1;
-    if (this.#open && !['transaction', 'ping'].includes(message.type)) this.#fail(`"${message.type}" between the parts of a transaction`);
+    if (this.#open && !['transaction', 'ping', 'closing'].includes(message.type)) this.#fail(`"${message.type}" between the parts of a transaction`);
     switch (message.type) {
       case 'connected':
         if (message.id === undefined) this.connected = message;
