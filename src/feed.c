@@ -49,6 +49,7 @@ DatabaseFeed *feed_shared;
 int feed_index;
 MemoryContext feed_context;
 TimestampTz feed_now;
+TimestampTz feed_started;
 MemoryState feed_memory = MEMORY_FINE;
 
 static MemoryContext turn_context;
@@ -296,6 +297,7 @@ ChangefeedFeedMain(Datum main_arg)
 	turn_context = AllocSetContextCreate(TopMemoryContext, "changefeed turn",
 										 ALLOCSET_DEFAULT_SIZES);
 	feed_now = GetCurrentTimestamp();
+	feed_started = feed_now;
 	EncodePinSettings();
 	pgstat_report_activity(STATE_RUNNING, "starting");
 

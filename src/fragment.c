@@ -309,6 +309,26 @@ AddReceiver(Delivery *d, Fragment *f, Subscription *s)
 	d->bytes += f->json.len + 1;
 }
 
+/* What the transaction has sent for the fragment's channel. */
+static void
+CountOperations(const Fragment *f)
+{
+	ChannelCounters *channel;
+	uint64 n = 0;
+	int g;
+
+	for (g = 0; g < gateway_count; g++)
+		if (gateways[g].link != NULL)
+			n += f->count[g];
+	counters.operations += n;
+	counters.operation_bytes += n * f->json.len;
+	if (f->entry == NULL)
+		return;
+	channel = f->entry->source->channel->counters;
+	channel->operations += n;
+	channel->bytes += n * f->json.len;
+}
+
 /* Equal texts to the same channel are shared. */
 void
 FragmentAddText(Delivery *d, Subscription *s, const char *json, int length)
@@ -467,6 +487,10 @@ FragmentsSend(Delivery *d, uint8 flags)
 		tm->tm_year + 1900, tm->tm_mon + 1, tm->tm_mday, tm->tm_hour, tm->tm_min, tm->tm_sec,
 		(int) (((transaction->commit.time % USECS_PER_SEC) + USECS_PER_SEC) % USECS_PER_SEC));
 
+	foreach(lc, d->removes)
+		CountOperations(lfirst(lc));
+	foreach(lc, d->others)
+		CountOperations(lfirst(lc));
 	for (g = 0; g < gateway_count; g++)
 	{
 		Gateway *gateway = &gateways[g];
@@ -485,6 +509,8 @@ FragmentsSend(Delivery *d, uint8 flags)
 					continue;
 				if (!begun)
 				{
+					if ((flags & LINK_TX_STREAM) == 0)
+						GatewayTransactionTime(gateway, transaction->commit.time);
 					GatewayTransactionBegin(gateway, transaction->number, flags, before.data,
 											before.len, after.data, after.len);
 					begun = true;

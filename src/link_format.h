@@ -86,7 +86,9 @@ typedef enum LinkType
 	/*
 	 * Cumulative counters of the gateway, sent when asked by LINK_STATS_ASK:
 	 * u64 accepted, u64 open, u64 frames, u64 bytes, u64 queued bytes, u64
-	 * behind events, u64 refused
+	 * behind events, u64 refused, u64 bytes of messages received,
+	 * LINK_LAG_BUCKETS x u64 frames by their lag (LINK_TX_TIME), u64 sum of these
+	 * lags in microseconds, u32 n + n x (bytes code, u64 refusals with it)
 	 */
 	LINK_STATS = 10,
 
@@ -99,6 +101,15 @@ typedef enum LinkType
 	 * n x bytes argument of the query ("name=value", decoded), rest: the body
 	 */
 	LINK_REQUEST = 11,
+
+	/*
+	 * The answer to LINK_CONNECTIONS_ASK.  u32 n, n x (u32 conn, u64 queued
+	 * bytes, u64 frames sent, u64 bytes sent, u64 ms since it was heard)
+	 */
+	LINK_CONNECTIONS = 19,
+
+	/* The answer to LINK_PROBE.  u64 its number */
+	LINK_PROBED = 20,
 
 	/* ---- feed worker to gateway ---- */
 
@@ -216,8 +227,39 @@ typedef enum LinkType
 	 * out.  u32 conn, u16 status, bytes content type, bytes further header
 	 * lines (each with its line end), rest: the body
 	 */
-	LINK_RESPONSE = 51
+	LINK_RESPONSE = 51,
+
+	/*
+	 * Of the transaction that begins next: u64 microseconds since 1970 of its
+	 * commit.  What the gateway makes of it is in LINK_STATS.
+	 */
+	LINK_TX_TIME = 75,
+
+	/* u32 n, n x u32 conn; answered by LINK_CONNECTIONS */
+	LINK_CONNECTIONS_ASK = 76,
+
+	/* u64 number; answered by LINK_PROBED when all before it was dealt with */
+	LINK_PROBE = 77
 } LinkType;
+
+/* Upper bounds in microseconds; the last bucket is for what is above them. */
+#define LINK_LAG_BOUNDS                                                                           \
+	{                                                                                             \
+		1000, 2500, 5000, 10000, 25000, 50000, 100000, 250000, 500000, 1000000, 2500000, 5000000, \
+			10000000, 30000000, 60000000                                                          \
+	}
+#define LINK_LAG_BUCKETS 16
+
+static inline int
+LinkLagBucket(uint64_t us)
+{
+	static const uint64_t bounds[] = LINK_LAG_BOUNDS;
+	int i = 0;
+
+	while (i < LINK_LAG_BUCKETS - 1 && us > bounds[i])
+		i++;
+	return i;
+}
 
 /*
  * Frames for a subscription that catches up: not dropped when the connection
@@ -243,8 +285,9 @@ typedef enum LinkCause
 	LINK_CAUSE_SERVER = 2,	  /* LINK_CLOSE or LINK_SHUTDOWN */
 	LINK_CAUSE_HEARTBEAT = 3, /* no answer to a ping */
 	LINK_CAUSE_CONNECT_TIMEOUT = 4,
-	LINK_CAUSE_TOO_BIG = 5, /* a message above max_message */
-	LINK_CAUSE_PROTOCOL = 6 /* a broken or binary frame */
+	LINK_CAUSE_TOO_BIG = 5,	 /* a message above max_message */
+	LINK_CAUSE_PROTOCOL = 6, /* a broken or binary frame */
+	LINK_CAUSE_TOO_SLOW = 7	 /* it does not take what it has asked for */
 } LinkCause;
 
 /* WebSocket close codes of our own; see doc/protocol.md. */

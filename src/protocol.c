@@ -66,6 +66,14 @@ void
 ProtocolError(Connection *connection, const char *request_id, const Spelling *channel,
 			  const char *sqlstate, const char *message, const char *hint)
 {
+	CountError(NULL, sqlstate);
+	ProtocolSendError(connection, request_id, channel, sqlstate, message, hint);
+}
+
+void
+ProtocolSendError(Connection *connection, const char *request_id, const Spelling *channel,
+				  const char *sqlstate, const char *message, const char *hint)
+{
 	StringInfoData m;
 
 	initStringInfo(&m);
@@ -194,7 +202,6 @@ Authenticate(Connection *connection, const char *token, const char *id, const ch
 		if (strcmp(error.sqlstate, "42501") == 0 && Postpone(connection, data, length))
 			return POSTPONED;
 		ProtocolError(connection, id, NULL, error.sqlstate, error.message, error.hint);
-		pg_atomic_fetch_add_u64(&feed_shared->feed_denials, 1);
 		return REFUSED;
 	}
 	identity = IdentityIntern(&info);

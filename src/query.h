@@ -128,7 +128,8 @@ typedef enum QueryKind
 
 	/*
 	 * Of QUERY_SUBSCRIBE with rows, behind QUERY_SNAPSHOT, u64, u64: sum of
-	 * the hashes of the rows of sources with RECHECK_ROWS (recheck.c)
+	 * the hashes of the rows of sources with RECHECK_ROWS (recheck.c), u64
+	 * number of rows
 	 */
 	QUERY_DIGEST = 'G',
 

@@ -135,7 +135,7 @@ TellResync(Subscription *s, const char *reason)
 	appendStringInfo(&m, ",\"reason\":\"%s\"}", reason);
 	ProtocolSend(s->connection, m.data, m.len);
 	pfree(m.data);
-	pg_atomic_fetch_add_u64(&feed_shared->feed_resyncs, 1);
+	CountResync(s, reason);
 }
 
 void
@@ -178,7 +178,7 @@ SubscribeEnd(Subscription *s, const char *reason, const char *sqlstate, const ch
 
 	SubscribeStopPages(s);
 	if (!s->announced)
-		ProtocolError(s->connection, s->request_id, s->name, sqlstate, message, hint);
+		ProtocolSendError(s->connection, s->request_id, s->name, sqlstate, message, hint);
 	else
 	{
 		initStringInfo(&m);
@@ -197,7 +197,7 @@ SubscribeEnd(Subscription *s, const char *reason, const char *sqlstate, const ch
 		ProtocolSend(s->connection, m.data, m.len);
 		pfree(m.data);
 	}
-	pg_atomic_fetch_add_u64(&feed_shared->feed_denials, 1);
+	CountError(s->instance->channel, sqlstate);
 	SubscriptionFree(s);
 }
 
@@ -343,6 +343,7 @@ UseAnswer(Subscription *s)
 
 		/* The rows that it has count: it is told if they do not any more. */
 		s->told_rows = true;
+		s->recovered = true;
 		SubscriptionSetState(s, SUB_CATCHUP);
 		return;
 	}
@@ -379,7 +380,14 @@ UseAnswer(Subscription *s)
 		SubscribeTellColumns(s);
 	s->redefined = false;
 	if (s->has_snapshot)
+	{
+		counters.snapshots++;
+		counters.snapshot_rows += s->snapshot_rows;
+		s->instance->channel->counters->snapshots++;
+		s->instance->channel->counters->snapshot_rows += s->snapshot_rows;
+		s->recovered = false;
 		SubscribeTellPages(s);
+	}
 	else
 		SubscriptionSetState(s, SUB_CATCHUP);
 }

@@ -251,6 +251,7 @@ ConnReceive(Connection *conn, const void *data, size_t length)
 	if (conn->close_queued)
 		return;
 	ConnHeard(conn);
+	gateway.received_bytes += length;
 
 	if (lws_frame_is_binary(conn->wsi))
 	{

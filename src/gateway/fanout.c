@@ -62,6 +62,7 @@ FanoutBegin(WireReader *r)
 	building->complete = false;
 	building->stream = (flags & LINK_TX_STREAM) != 0;
 	building->number = number;
+	building->committed_us = StatsTakeCommitTime();
 	building->before_length = (uint32_t) before.length;
 	building->after_length = (uint32_t) after.length;
 	memcpy(building->text, before.data, before.length);

@@ -120,6 +120,7 @@ typedef struct Transaction
 	bool complete;		 /* LINK_TX_END came: may be sent */
 	bool stream;		 /* LINK_TX_STREAM */
 	uint64_t number;
+	uint64_t committed_us; /* since 1970; 0: not known */
 	uint32_t before_length;
 	uint32_t after_length;
 	char text[]; /* before, then after */
@@ -222,6 +223,8 @@ typedef struct Connection
 	uint64_t seq;		  /* transaction frames joined so far */
 	uint64_t last_number; /* last transaction that is not STREAM */
 	uint64_t heard_ms;	  /* loop time of the last received data */
+	uint64_t sent_frames;
+	uint64_t sent_bytes;
 
 	/* the message that is being received, if it comes in pieces */
 	char *message;
@@ -289,6 +292,7 @@ typedef struct Gateway
 	uint64_t queued_bytes;
 	uint64_t behind_events;
 	uint64_t refused;
+	uint64_t received_bytes; /* of messages */
 } Gateway;
 
 extern Gateway gateway;
@@ -347,6 +351,8 @@ extern void LinkStart(int fd);
 extern void LinkStop(void);
 extern void LinkEndTurn(void);
 extern bool LinkIsOverloaded(void);
+extern void LinkEndMessage(void);
+extern void LinkSayProbed(uint64_t number);
 extern void LinkSay(LinkType type, const uint32_t *numbers, int n);
 extern void LinkSayPingDue(const uint32_t *numbers, uint32_t n);
 extern void
@@ -356,6 +362,15 @@ extern void LinkSayClosed(const Connection *conn);
 extern void LinkSayBehind(const Connection *conn, uint64_t last);
 extern void LinkSayRequest(const Connection *conn, const void *payload, size_t length);
 extern void LinkSaySnapshotDone(uint32_t conn, uint32_t sub, bool ok);
+
+/* ---- stats.c ---- */
+
+extern void StatsNoteRefusal(const char *code);
+extern void StatsNoteCommitTime(uint64_t us);
+extern uint64_t StatsTakeCommitTime(void);
+extern void StatsNoteFrame(const FrameItem *frame);
+extern void StatsSay(void);
+extern void StatsSayConnections(WireReader *r);
 
 /* ---- conn.c ---- */
 

@@ -187,6 +187,7 @@ HttpAppendRefusal(Buffer *out, const Refusal *refusal, bool head)
 	BufferReset(&body, 0);
 	BufferReset(&extra, 0);
 	gateway.refused++;
+	StatsNoteRefusal(refusal->code);
 }
 
 int

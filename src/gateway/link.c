@@ -50,6 +50,12 @@ End(void)
 		overloaded = true;
 }
 
+void
+LinkEndMessage(void)
+{
+	End();
+}
+
 /* Is the feed worker so far behind that no client should be read? */
 bool
 LinkIsOverloaded(void)
@@ -136,6 +142,14 @@ LinkSaySnapshotDone(uint32_t conn, uint32_t sub, bool ok)
 	End();
 }
 
+void
+LinkSayProbed(uint64_t number)
+{
+	LinkFrameBegin(gateway.link, LINK_PROBED);
+	LinkFramePutU64(gateway.link, number);
+	End();
+}
+
 static void
 SayHello(void)
 {
@@ -145,20 +159,6 @@ SayHello(void)
 	LinkFramePutU32(gateway.link, LINK_VERSION);
 	LinkFramePutU32(gateway.link, (uint32_t) getpid());
 	LinkFramePutBytes(gateway.link, version, strlen(version));
-	End();
-}
-
-static void
-SayStats(void)
-{
-	LinkFrameBegin(gateway.link, LINK_STATS);
-	LinkFramePutU64(gateway.link, gateway.accepted);
-	LinkFramePutU64(gateway.link, gateway.open);
-	LinkFramePutU64(gateway.link, gateway.frames);
-	LinkFramePutU64(gateway.link, gateway.bytes);
-	LinkFramePutU64(gateway.link, gateway.queued_bytes);
-	LinkFramePutU64(gateway.link, gateway.behind_events);
-	LinkFramePutU64(gateway.link, gateway.refused);
 	End();
 }
 
@@ -334,6 +334,15 @@ Dispatch(LinkMessage *message)
 		case LINK_PATHS:
 			RequestSetPaths(&r);
 			break;
+		case LINK_TX_TIME:
+			StatsNoteCommitTime(WireGetU64(&r));
+			break;
+		case LINK_CONNECTIONS_ASK:
+			StatsSayConnections(&r);
+			break;
+		case LINK_PROBE:
+			LinkSayProbed(WireGetU64(&r));
+			break;
 		case LINK_TX_BEGIN:
 			FanoutBegin(&r);
 			break;
@@ -347,7 +356,7 @@ Dispatch(LinkMessage *message)
 			ReadPing(&r);
 			break;
 		case LINK_STATS_ASK:
-			SayStats();
+			StatsSay();
 			break;
 		case LINK_SHUTDOWN:
 			reason = WireGetBytes(&r);

@@ -236,7 +236,7 @@ CheckOther(Connection *conn)
 	if (conn->closing || !ConnIsChoked(conn))
 		return;
 	if (conn->queued_other - conn->queued_stream + conn->pending_other > OtherBound())
-		ConnClose(conn, LINK_CAUSE_SERVER, 1013, "too slow");
+		ConnClose(conn, LINK_CAUSE_TOO_SLOW, 1013, "too slow");
 }
 
 /* An item that is in the queue has become larger. */
@@ -422,6 +422,8 @@ Gather(Connection *conn, size_t *feed, size_t *stream)
 			if (before > 0 && before + FanoutNextSize(frame) > GATHER_BYTES)
 				return;
 			n = FanoutJoin(conn, frame, &scratch);
+			if (frame->n_sent == frame->n_fragments)
+				StatsNoteFrame(frame);
 			if (item->feed)
 				*feed += scratch.length - before;
 			else
@@ -444,6 +446,7 @@ Gather(Connection *conn, size_t *feed, size_t *stream)
 		else
 			return;
 		gateway.frames++;
+		conn->sent_frames++;
 	}
 }
 
@@ -465,6 +468,7 @@ Write(Connection *conn, size_t feed, size_t other)
 		return false;
 	}
 	gateway.bytes += length;
+	conn->sent_bytes += length;
 	conn->pending_feed = feed;
 	conn->pending_other = other;
 	return true;
@@ -538,6 +542,7 @@ FlushSome(Connection *conn)
 		if (!Write(conn, 0, 0))
 			return FLUSH_CLOSING;
 		gateway.frames++;
+		conn->sent_frames++;
 	}
 }
 
