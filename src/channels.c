@@ -381,6 +381,12 @@ ChannelsReload(uint64 number, void (*changed)(Channel *old), bool *roles_changed
 	return true;
 }
 
+List *
+ChannelsAll(void)
+{
+	return channels;
+}
+
 Channel *
 ChannelsFind(const char *name, Size length, char **values)
 {

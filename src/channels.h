@@ -140,6 +140,9 @@ extern Channel *ChannelsFind(const char *name, Size length, char **values);
 /* Sources of that table, in no order. */
 extern List *ChannelsSourcesOf(Oid relid);
 
+/* All of them (Channel), to be looked at only. */
+extern List *ChannelsAll(void);
+
 extern bool ChannelsRoleAllowed(Oid role);
 
 /* The layout for rows of that description. */

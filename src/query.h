@@ -230,4 +230,7 @@ extern void QueryCancel(uint64 job);
 /* Jobs waiting and running, for the views. */
 extern int QueryPoolBacklog(void);
 
+/* Workers that have one. */
+extern int QueryPoolBusy(void);
+
 #endif /* CHANGEFEED_QUERY_H */
