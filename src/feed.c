@@ -20,6 +20,7 @@
  */
 #include "postgres.h"
 
+#include "admin.h"
 #include "feed.h"
 #include "feed_request.h"
 #include "gateways.h"
@@ -196,6 +197,7 @@ Turn(XLogRecPtr start_lsn, bool *serving)
 		more = true;
 	Sooner(&wait, ProtocolAdvance());
 	Sooner(&wait, FeedRequestsAdvance());
+	Sooner(&wait, AdminAdvance());
 	if (subscribe_again)
 		more = true;
 	CheckMemory();

@@ -15,6 +15,7 @@
  */
 #include "postgres.h"
 
+#include "admin.h"
 #include "gateways.h"
 #include "http.h"
 #include "json_message.h"
@@ -36,6 +37,8 @@ static const struct
 } paths[] = {
 	{"/v1/publish", LINK_METHOD_POST, Publish},
 	{"/v1/call/", LINK_METHOD_POST, Call},
+	{"/metrics", LINK_METHOD_GET, AdminMetrics},
+	{"/healthz", LINK_METHOD_GET, AdminHealth},
 };
 
 void
@@ -192,6 +195,7 @@ HttpReceive(Connection *connection, WireReader *r)
 	flags = WireGetU8(r);
 	request->head = (flags & LINK_REQUEST_HEAD) != 0;
 	request->loopback = (flags & LINK_REQUEST_LOOPBACK) != 0;
+	request->proxied = (flags & LINK_REQUEST_PROXIED) != 0;
 	valid = TakeText(WireGetBytes(r), &request->path);
 	valid = TakeText(WireGetBytes(r), &request->peer) && valid;
 	valid = TakeText(WireGetBytes(r), &request->token) && valid;

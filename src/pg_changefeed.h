@@ -52,6 +52,8 @@ extern int setting_policy_timeout;	  /* ms */
 extern int setting_recheck_interval;  /* seconds, 0: off */
 extern int setting_heartbeat;		  /* ms */
 extern int setting_connect_timeout;	  /* ms */
+extern char *setting_admin_addresses;
+extern int setting_health_max_lag; /* ms */
 
 /* Defines every setting; only from _PG_init. */
 extern void SettingsDefine(void);

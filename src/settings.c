@@ -19,6 +19,7 @@
 #include "postgres.h"
 
 #include "pg_changefeed.h"
+#include "admin.h"
 
 #include <ctype.h>
 #include <limits.h>
@@ -53,6 +54,8 @@ int setting_policy_timeout;
 int setting_recheck_interval;
 int setting_heartbeat;
 int setting_connect_timeout;
+char *setting_admin_addresses;
+int setting_health_max_lag;
 
 #define MAX_KB (1024 * 1024 * 1024) /* 1 TB: no overflow when made bytes */
 
@@ -223,6 +226,31 @@ CheckAllowedHosts(char **newval, void **extra, GucSource source)
 }
 
 static bool
+CheckAdminAddresses(char **newval, void **extra, GucSource source)
+{
+	const char *at = IsBlank(*newval) ? NULL : *newval;
+	const char *element;
+	int length;
+
+	while (NextElement(&at, &element, &length))
+	{
+		char text[64];
+
+		if (length < (int) sizeof(text))
+		{
+			memcpy(text, element, length);
+			text[length] = '\0';
+			if (AdminAddressIsValid(text))
+				continue;
+		}
+		GUC_check_errdetail("\"%.*s\" is neither an IP address nor a network.", length, element);
+		GUC_check_errhint("Write 10.1.2.3, 10.0.0.0/8 or fd00::/8.");
+		return false;
+	}
+	return true;
+}
+
+static bool
 CheckIdentityClaims(char **newval, void **extra, GucSource source)
 {
 	const char *at = IsBlank(*newval) ? NULL : *newval;
@@ -334,6 +362,20 @@ DefineNetworkSettings(void)
 		"A connection that sends no valid \"connect\" message within this time is closed.",
 		&setting_connect_timeout, 10 * 1000, 100, 600 * 1000, PGC_SUSET, GUC_UNIT_MS, NULL, NULL,
 		NULL);
+
+	DefineCustomStringVariable(
+		"changefeed.admin_addresses", "Addresses that may read /metrics, besides this machine.",
+		"A list separated by commas of IP addresses and networks, such as 10.0.0.0/8. It does not hold "
+		"for requests that came through a proxy: these need a token of a role that is a member of "
+		"pg_monitor.",
+		&setting_admin_addresses, "", PGC_SUSET, GUC_LIST_INPUT, CheckAdminAddresses, NULL, NULL);
+
+	DefineCustomIntVariable(
+		"changefeed.health_max_lag",
+		"Time within which /healthz wants to see that what was committed is delivered.",
+		"With it, /healthz waits for so long before it says that the feed is failing. A monitor has to "
+		"have more patience than that.",
+		&setting_health_max_lag, 3000, 100, 60 * 1000, PGC_SUSET, GUC_UNIT_MS, NULL, NULL, NULL);
 }
 
 static void

@@ -395,6 +395,18 @@ PutArguments(Buffer *payload, struct lws *wsi)
 	memcpy(payload->data + place, &n, sizeof(n));
 }
 
+/* Proxies say so, whatever they say of whom. */
+static bool
+IsProxied(struct lws *wsi)
+{
+	static const char forwarded[] = "forwarded:";
+
+	return lws_hdr_total_length(wsi, WSI_TOKEN_X_FORWARDED_FOR) > 0 ||
+		   lws_hdr_total_length(wsi, WSI_TOKEN_HTTP_X_REAL_IP) > 0 ||
+		   lws_hdr_total_length(wsi, WSI_TOKEN_HTTP_VIA) > 0 ||
+		   lws_hdr_custom_length(wsi, forwarded, (int) sizeof(forwarded) - 1) >= 0;
+}
+
 static void
 Describe(Exchange *http, struct lws *wsi, uint8_t method, const char *path, size_t length)
 {
@@ -405,8 +417,9 @@ Describe(Exchange *http, struct lws *wsi, uint8_t method, const char *path, size
 	char *token;
 
 	PutU8(payload, method);
-	PutU8(payload, (uint8_t) ((http->head ? LINK_REQUEST_HEAD : 0) |
-							  (loopback ? LINK_REQUEST_LOOPBACK : 0)));
+	PutU8(payload,
+		  (uint8_t) ((http->head ? LINK_REQUEST_HEAD : 0) | (loopback ? LINK_REQUEST_LOOPBACK : 0) |
+					 (IsProxied(wsi) ? LINK_REQUEST_PROXIED : 0)));
 	PutBytes(payload, path, length);
 	PutBytes(payload, peer, strlen(peer));
 	token = HttpToken(wsi, &token_length);
