@@ -43,9 +43,10 @@ const char *const counter_resync_reasons[RESYNC_REASONS] = {"columns_changed",
 															"other"};
 
 const char *const counter_close_causes[CLOSE_CAUSES] = {
-	"client",		 "heartbeat", "connect_timeout", "message_too_big", "protocol", "unauthorized",
-	"token_expired", "revoked",	  "no_memory",		 "too_slow",		"shutdown", "gateway_lost",
-	"server",		 "other"};
+	"client",	 "heartbeat",	 "connect_timeout", "message_too_big",
+	"protocol",	 "unauthorized", "token_expired",	"revoked",
+	"no_memory", "too_slow",	 "gateway_lost",	"server",
+	"other"};
 
 /* By LinkTransport. */
 const char *const counter_transports[TRANSPORTS] = {"other", "websocket", "sse", "poll", "request"};
