@@ -29,6 +29,9 @@
 /* A warning comes this long before a token expires. */
 #define EXPIRY_WARNING 60
 
+/* Refused tokens are logged so often at most. */
+#define REFUSALS_LOGGED_MS 60000
+
 /* Syncs of one connection that wait. */
 #define MAX_SYNCS 100
 
@@ -186,6 +189,22 @@ typedef enum Authentication
 	POSTPONED
 } Authentication;
 
+/* Somebody may try again and again: one line for many, and without the token. */
+static void
+LogRefusal(const Connection *connection, const JwtResult *error)
+{
+	static TimestampTz logged;
+	static uint64 refused;
+
+	refused++;
+	if (!TimestampDifferenceExceeds(logged, feed_now, REFUSALS_LOGGED_MS))
+		return;
+	logged = feed_now;
+	ereport(LOG, (errmsg("change feed has refused a token from address \"%s\": %s",
+						 connection->peer, error->message),
+				  errdetail("Since the start it has refused " UINT64_FORMAT ".", refused)));
+}
+
 /* `data` is the whole message, which may have to wait. */
 static Authentication
 Authenticate(Connection *connection, const char *token, const char *id, const char *data,
@@ -202,6 +221,7 @@ Authenticate(Connection *connection, const char *token, const char *id, const ch
 		if (strcmp(error.sqlstate, "42501") == 0 && Postpone(connection, data, length))
 			return POSTPONED;
 		ProtocolError(connection, id, NULL, error.sqlstate, error.message, error.hint);
+		LogRefusal(connection, &error);
 		return REFUSED;
 	}
 	identity = IdentityIntern(&info);

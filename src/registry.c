@@ -121,6 +121,7 @@ ConnectionCreate(struct Gateway *gateway, uint32 number, uint8 transport, const 
 	CountOpened(transport);
 	connection->opened = feed_now;
 	dlist_init(&connection->subscriptions);
+	elog(DEBUG1, "connection " UINT64_FORMAT " opened from \"%s\"", connection->id, peer);
 	by_id = hash_search(connection_ids, &connection->id, HASH_ENTER, &found);
 	by_id->connection = connection;
 	connection_count++;
@@ -160,6 +161,7 @@ ConnectionFree(Connection *connection)
 {
 	ConnectionKey key = {connection->gateway->serial, connection->number};
 
+	elog(DEBUG1, "connection " UINT64_FORMAT " ended", connection->id);
 	while (!dlist_is_empty(&connection->subscriptions))
 		SubscriptionFree(
 			dlist_head_element(Subscription, connection_node, &connection->subscriptions));
@@ -553,6 +555,8 @@ SubscriptionCreate(Connection *connection, Instance *instance, const char *sql, 
 	dlist_push_tail(&all_subscriptions_working, &s->work_node);
 	connection->nsubscriptions++;
 	subscription_count++;
+	elog(DEBUG1, "connection " UINT64_FORMAT " subscribes to %.*s", connection->id,
+		 (int) s->name->length, s->name->json);
 	return s;
 }
 

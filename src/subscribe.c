@@ -136,6 +136,8 @@ TellResync(Subscription *s, const char *reason)
 	ProtocolSend(s->connection, m.data, m.len);
 	pfree(m.data);
 	CountResync(s, reason);
+	elog(DEBUG1, "connection " UINT64_FORMAT " starts %.*s again: %s", s->connection->id,
+		 (int) s->name->length, s->name->json, reason);
 }
 
 void
@@ -198,6 +200,8 @@ SubscribeEnd(Subscription *s, const char *reason, const char *sqlstate, const ch
 		pfree(m.data);
 	}
 	CountError(s->instance->channel, sqlstate);
+	elog(DEBUG1, "connection " UINT64_FORMAT " loses %.*s: %s", s->connection->id,
+		 (int) s->name->length, s->name->json, message);
 	SubscriptionFree(s);
 }
 

@@ -199,6 +199,24 @@ HttpRefuse(struct lws *wsi, const Refusal *refusal, bool head)
 	return Write(wsi, &out);
 }
 
+/* Those who are refused come back: one line a minute is enough. */
+static void
+LogLimit(void)
+{
+	static uint64_t logged_ms;
+	static bool ever;
+	uint64_t now = uv_now(&gateway.loop);
+
+	if (ever && now - logged_ms < 60000)
+		return;
+	ever = true;
+	logged_ms = now;
+	GatewayLog(LEVEL_WARNING,
+			   "new connections are refused, as there are %u already: "
+			   "changefeed.max_connections is used up",
+			   gateway.max_connections);
+}
+
 /* Is there room for one more client? */
 bool
 HttpHasRoom(Refusal *refusal)
@@ -214,6 +232,7 @@ HttpHasRoom(Refusal *refusal)
 	}
 	if (gateway.open >= gateway.max_connections)
 	{
+		LogLimit();
 		refusal->code = "too_many_connections";
 		refusal->message = "the limit of connections is reached";
 		refusal->hint = "The setting is changefeed.max_connections.";
