@@ -287,6 +287,7 @@ ChangefeedFeedMain(Datum main_arg)
 	BackgroundWorkerUnblockSignals();
 
 	SharedRegisterProcess(&feed_shared->feed_proc);
+	pg_atomic_fetch_add_u64(&feed_shared->feed_starts, 1);
 	BackgroundWorkerInitializeConnectionByOid(feed_shared->database, InvalidOid, 0);
 
 	/*

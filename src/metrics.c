@@ -148,7 +148,7 @@ Feed(void)
 				(double) (POSTGRES_EPOCH_JDATE - UNIX_EPOCH_JDATE) * SECS_PER_DAY);
 	One("starts_total", "counter",
 		"Starts of the pair of decoder and feed worker since the server started.",
-		feed_shared->generation);
+		Read(&feed_shared->feed_starts));
 	One("gateway_starts_total", "counter", "Starts of gateways.",
 		Read(&feed_shared->feed_gateway_starts));
 }
