@@ -259,11 +259,7 @@ Loop(XLogRecPtr start_lsn)
 		}
 		if (busy)
 		{
-			pgstat_report_activity(
-				STATE_IDLE,
-				psprintf("waiting for changes, with %d connections and %d subscriptions",
-						 ConnectionCount(), SubscriptionCount()));
-			MemoryContextReset(turn_context);
+			pgstat_report_activity(STATE_IDLE, "waiting for changes");
 			busy = false;
 		}
 		(void) WaitEventSetWait(GatewaysWaitSet(), wait, events, lengthof(events),

@@ -48,7 +48,8 @@ static IdList *collecting;
 static void
 CollectId(Connection *connection)
 {
-	if (collecting->n < collecting->capacity)
+	/* An HTTP request that is being answered is no client that stays. */
+	if (connection->transport != COUNTED_REQUEST && collecting->n < collecting->capacity)
 		collecting->ids[collecting->n++] = connection->id;
 }
 

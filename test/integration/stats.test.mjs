@@ -2,6 +2,7 @@
 
 import assert from 'node:assert/strict';
 import { execFile, spawnSync } from 'node:child_process';
+import { readFileSync } from 'node:fs';
 import { networkInterfaces } from 'node:os';
 import { after, before, test } from 'node:test';
 import { promisify } from 'node:util';
@@ -126,9 +127,14 @@ test('resyncs have reasons, refusals and closings causes', async (t) => {
   assert.deepEqual(await db.rows("SELECT subscriptions, instances, resync_reasons FROM changefeed.stat_channels WHERE channel = 'counted:{room}'")
     .then(([row]) => [number(row.subscriptions), number(row.instances), Object.keys(row.resync_reasons).sort()]), [1, 1, ['channel_changed', 'truncated']]);
 
-  await assert.rejects(Client.connect({ token: 'nonsense' }), { code: /^28/ });
+  for (let i = 0; i < 3; i++) await assert.rejects(Client.connect({ token: 'nonsense' }), { code: '28000' });
+  const logged = readFileSync(`${process.env.CLUSTER_DATA}/log/server.log`, 'utf8').split('\n').filter((line) => line.includes('has refused a token from address "127.0.0.1"'));
+  assert.ok(logged.length >= 1 && logged.length < 3, `${logged.length} lines of 3 refusals`);
+  assert.ok(!logged.join().includes('nonsense'));
+  await db.exec("ALTER SYSTEM SET changefeed.connect_timeout = '1s'; SELECT pg_reload_conf()");
+  t.after(() => db.exec('ALTER SYSTEM RESET changefeed.connect_timeout; SELECT pg_reload_conf()'));
   const silent = new Client({});
-  await silent.ended; // changefeed.connect_timeout
+  await silent.ended;
   const long = await Client.connect({ token });
   long.send(`"${'x'.repeat(2 * 1024 * 1024)}"`);
   await long.ended;
@@ -137,15 +143,30 @@ test('resyncs have reasons, refusals and closings causes', async (t) => {
 
   await until(async () => {
     const grown = growth(before, await metrics());
-    return ['unauthorized', 'connect_timeout', 'message_too_big'].every((cause) => grown[`connections_closed_total{cause="${cause}"}`] === 1);
+    return [['unauthorized', 3], ['connect_timeout', 1], ['message_too_big', 1]].every(([cause, n]) => grown[`connections_closed_total{cause="${cause}"}`] === n);
   }, 'causes');
   const grown = growth(before, await metrics());
   assert.equal(grown['resyncs_total{reason="truncated"}'], 1);
   assert.equal(grown['resyncs_total{reason="channel_changed"}'], 1);
   assert.equal(grown['gateway_refused_total{gateway="0",code="not_found"}'], 1);
   assert.equal(grown['gateway_refused_total{gateway="0",code="upgrade_required"}'], 1);
-  assert.equal(grown['client_errors_total{class="28"}'], 1);
-  assert.equal(grown['denials_total'], 1);
+  assert.equal(grown['client_errors_total{class="28"}'], 3);
+  assert.equal(grown['denials_total'], 3);
+});
+
+test('a gateway that dies takes its connections along', async () => {
+  const before = await metrics();
+  const client = await Client.connect({ token });
+  process.kill(Number(await db.value('SELECT pid FROM changefeed.stat_gateways')), 'SIGKILL');
+  await client.ended;
+  const grown = growth(before, parse(await until(async () => {
+    const text = await db.value('SELECT changefeed.metrics()');
+    return text.includes('\nchangefeed_gateway_connections{gateway="0"} 0\n') && text;
+  }, 'another gateway')));
+  assert.equal(grown['connections_closed_total{cause="gateway_lost"}'], 1);
+  assert.equal(grown['connections{transport="websocket"}'], 0);
+  assert.equal(grown['gateway_starts_total'], 1);
+  await until(() => fetch(`${HTTP}/healthz`).then(({ ok }) => ok, () => false), 'it serves again');
 });
 
 test('a client that does not read is choked, and its queue is shown', async (t) => {
