@@ -35,6 +35,9 @@
  */
 #define SHARED_CACHE_CONTROL "Cache-Control: public, max-age=2\r\n"
 
+/* How the answer to our `connect` begins. */
+#define CONNECTED "{\"type\":\"connected\",\"id\":0"
+
 static char *
 NextPosition(char **list)
 {
@@ -329,7 +332,7 @@ HttpTakeStreamMessage(Connection *connection, const char *data, Size length)
 			return;
 		}
 	}
-	else if (length > strlen(connected) && memcmp(data, connected, strlen(connected)) == 0)
+	else if (length > strlen(CONNECTED) && memcmp(data, CONNECTED, strlen(CONNECTED)) == 0)
 	{
 		if (http->head && http->kind == LINK_STREAM_EVENTS)
 		{
@@ -338,6 +341,13 @@ HttpTakeStreamMessage(Connection *connection, const char *data, Size length)
 		}
 		if (http->kind == LINK_STREAM_POLL)
 			return;
+
+		/* Nobody has asked for it. */
+		GatewaySend(connection,
+					psprintf("%s%.*s", connected, (int) (length - strlen(CONNECTED)),
+							 data + strlen(CONNECTED)),
+					length - strlen(CONNECTED) + strlen(connected));
+		return;
 	}
 	GatewaySend(connection, data, length);
 }
