@@ -38,6 +38,8 @@ SELECT value, accepts('changefeed.allowed_hosts', value)
 SET changefeed.allowed_hosts = 'https://feed.example.com';
 SELECT value, accepts('changefeed.identity_claims', value)
   FROM unnest(ARRAY['', 'exp', 'exp, iat', 'exp,,iat']) value;
+SELECT value, accepts('changefeed.token_cookie', value)
+  FROM unnest(ARRAY['', '__Host-session', 'a b', 'a=b', 'a;b']) value;
 
 -- What names or describes secrets stands in the configuration file only.
 SET changefeed.jwt_secret_file = '/tmp/x';
