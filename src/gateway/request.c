@@ -632,6 +632,9 @@ Serve(struct lws *wsi, const Path *path, const char *text, size_t length, HttpOr
 	conn->http = http;
 	lws_set_opaque_user_data(wsi, conn);
 	Describe(http, wsi, method, text, length);
+
+	/* lws' tables of headers are few and large, and `text` is in one. */
+	lws_http_headers_detach(wsi);
 	if (body == 0)
 		Say(conn);
 	else

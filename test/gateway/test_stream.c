@@ -192,6 +192,15 @@ TestEvents(void)
 	all = Until(client, two);
 	IsText(LastId(all, "{\"n\":7}"), two, "what is lost is said at once");
 
+	Part(conn, 0, LINK_PART_OWN, false, Position('h', "tag00001"));
+	SendText(conn, "{\"n\":8}");
+	Part(conn, 1, LINK_PART_READY, true, Position('i', "tag00001"));
+	SendText(conn, "{\"n\":9}");
+	SendFrameAt(conn, 10, 0, 'j', "{\"n\":10}");
+	snprintf(two, sizeof(two), "%s,%s\n\n", Position('h', "tag00001"), Position('j', "tag00001"));
+	Until(client, two);
+	Ok(true, "a frame does not move what catches up");
+
 	SendClose(conn, 4004, "token expired");
 	while (!client->ended)
 		ReceiveSome(client);
