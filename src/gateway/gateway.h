@@ -295,7 +295,7 @@ typedef struct Gateway
 	int exit_code;
 
 	/* LINK_STATS */
-	uint64_t accepted; /* WebSockets */
+	uint64_t accepted; /* WebSockets and requests */
 	uint64_t open;
 	uint64_t frames;
 	uint64_t bytes;

@@ -49,7 +49,7 @@ typedef struct Path
 static Path *paths;
 static uint32_t n_paths;
 
-/* Requests that wait for us, oldest first. */
+/* Requests that wait for us, or we for them, oldest first. */
 static ListNode held_list;
 static size_t n_held;
 static uv_timer_t sweep_timer;
@@ -105,16 +105,24 @@ FindPath(const char *text, size_t length)
 
 /* ---- requests that are held ---- */
 
+/* From now on we look after it, and lws has no time-out of its own for it. */
 static void
-Hold(Exchange *http)
+Watch(Exchange *http)
 {
 	lws_set_timeout(http->conn->wsi, NO_PENDING_TIMEOUT, 0);
-	lws_rx_flow_control(http->conn->wsi, 0);
 	if (ListContains(&http->held))
 		return;
 	if (n_held++ == 0)
 		uv_timer_again(&sweep_timer);
 	ListAppend(&held_list, &http->held);
+}
+
+/* Its request is whole: what else it sends is not read. */
+static void
+Hold(Exchange *http)
+{
+	lws_rx_flow_control(http->conn->wsi, 0);
+	Watch(http);
 }
 
 static void
@@ -638,7 +646,10 @@ Serve(struct lws *wsi, const Path *path, const char *text, size_t length, HttpOr
 	if (body == 0)
 		Say(conn);
 	else
+	{
+		Watch(http);
 		HeartbeatSetDeadline(conn, BODY_MS);
+	}
 	return 0;
 }
 
