@@ -503,7 +503,7 @@ describe('http', () => {
     const client = await Client.connect({ token });
     const first = await client.openSoon(CHANNEL);
     let ended = false;
-    const load = run(['-n', '-c', '3', '-j', '2', '-T', '9', process.env.PGDATABASE]).finally(() => { ended = true; });
+    const load = run(['-n', '-c', '3', '-j', '2', '-T', '6', process.env.PGDATABASE]).finally(() => { ended = true; });
     await until(() => first.changes > 50, 'changes over the socket');
     await client.cut();
     client.check();
