@@ -131,6 +131,14 @@ CountOpened(uint8 transport)
 }
 
 void
+CountChanged(uint8 from, uint8 to)
+{
+	counters.opened[from]--;
+	counters.open[from]--;
+	CountOpened(to);
+}
+
+void
 CountClosed(uint8 transport, uint8 cause, const char *reason)
 {
 	const char *name = "other";

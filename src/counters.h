@@ -33,6 +33,8 @@ struct Subscription;
 
 /* By LinkTransport; an HTTP request that is answered is one, too. */
 #define TRANSPORTS		5
+#define COUNTED_EVENTS	2
+#define COUNTED_POLL	3
 #define COUNTED_REQUEST 4
 
 typedef struct Histogram
@@ -96,5 +98,8 @@ extern void CountError(struct Channel *channel, const char *sqlstate);
 /* `reason`: of our own closing, or NULL. */
 extern void CountClosed(uint8 transport, uint8 cause, const char *reason);
 extern void CountOpened(uint8 transport);
+
+/* A request turns out to be a stream of events or a poll. */
+extern void CountChanged(uint8 from, uint8 to);
 
 #endif /* CHANGEFEED_COUNTERS_H */

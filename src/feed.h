@@ -189,6 +189,7 @@ typedef struct Subscription
 	Audience *audience;
 	Spelling *name;
 	char *selection;  /* what follows "?" in the name, or NULL */
+	int http_part;	  /* which channel of its HTTP request it is, from 0 */
 	bool window;	  /* it has a limit: it need not hold a row that changes */
 	char *request_id; /* JSON of the id to answer with, until
 								 * subscribed was sent */

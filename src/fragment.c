@@ -15,6 +15,7 @@
 
 #include "deliver.h"
 #include "extend.h"
+#include "http.h"
 
 #include "utils/datum.h"
 #include "utils/memutils.h"
@@ -449,6 +450,23 @@ FragmentsTake(Delivery *d, Subscription *s)
 	TakeReceiver(d->others, s);
 }
 
+/*
+ * What catches up on from where its client was is there with each of its
+ * frames; what has a snapshot is nowhere until it is ready.
+ */
+static void
+TellPosition(Delivery *d, const char *common)
+{
+	char position[POSITION_LENGTH + 1];
+
+	if (d->only == NULL || d->only->connection->http == NULL || !d->only->from_position)
+		return;
+	memcpy(position, common, POSITION_COMMON);
+	memcpy(position + POSITION_COMMON, d->only->connection->identity->tag, POSITION_TAG);
+	position[POSITION_LENGTH] = '\0';
+	HttpMoves(d->only, LINK_PART_OWN, position, false);
+}
+
 void
 FragmentsSend(Delivery *d, uint8 flags)
 {
@@ -511,6 +529,7 @@ FragmentsSend(Delivery *d, uint8 flags)
 				{
 					if ((flags & LINK_TX_STREAM) == 0)
 						GatewayTransactionTime(gateway, transaction->commit.time);
+					TellPosition(d, position);
 					GatewayTransactionBegin(gateway, transaction->number, flags, before.data,
 											before.len, after.data, after.len);
 					begun = true;

@@ -105,6 +105,7 @@ SendConfig(Gateway *gateway)
 	PutList(link, setting_allowed_origins, "");
 	PutList(link, setting_allowed_hosts,
 			strcmp(setting_listen_addresses, "*") == 0 ? "" : setting_listen_addresses);
+	LinkFramePutBytes(link, setting_token_cookie, strlen(setting_token_cookie));
 	LinkFrameEnd(link);
 }
 
@@ -456,6 +457,9 @@ Handle(Gateway *gateway, LinkMessage *message)
 		break;
 		case LINK_REQUEST:
 			HttpReceive(ConnectionCreate(gateway, number, COUNTED_REQUEST, ""), &r);
+			break;
+		case LINK_COLLECTED:
+			HttpCollected(connection);
 			break;
 		case LINK_MESSAGE:
 			counters.messages++;

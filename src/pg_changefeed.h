@@ -35,6 +35,8 @@ extern char *setting_jwt_audience;
 extern char *setting_jwt_role_claim;
 extern char *setting_identity_claims; /* claims left out of the identity */
 extern char *setting_anon_role;
+extern char *setting_token_cookie;
+extern int setting_max_response;
 extern int setting_gateways;
 extern int setting_decoder; /* DECODER_* */
 extern int setting_query_workers;

@@ -156,6 +156,7 @@ ProtocolRevokeAll(Connection *connection, const char *reason)
 		appendStringInfoString(&m, "{\"type\":\"revoked\",\"channel\":");
 		appendBinaryStringInfo(&m, s->name->json, s->name->length);
 		appendStringInfo(&m, ",\"reason\":\"%s\"}", reason);
+		HttpMoves(s, LINK_PART_ENDED, NULL, false);
 		ProtocolSend(connection, m.data, m.len);
 		pfree(m.data);
 		SubscriptionFree(s);
@@ -432,6 +433,8 @@ Subscribe(Connection *connection, JsonMessage *message, const char *id, const ch
 	if (selection != NULL && name[length_of_name + 1] != '\0')
 		s->selection = MemoryContextStrdup(feed_context, name + length_of_name + 1);
 	s->window = selection != NULL && selection->limit > 0;
+	if (connection->http != NULL)
+		s->http_part = atoi(id) - 1;
 	s->request_id = MemoryContextStrdup(feed_context, id);
 	s->no_snapshot = from == NULL && snapshot != NULL && snapshot->type == JSON_TOKEN_FALSE;
 	SubscribeStart(s, from != NULL ? &position : NULL);

@@ -37,6 +37,8 @@ char *setting_jwt_audience;
 char *setting_jwt_role_claim;
 char *setting_identity_claims;
 char *setting_anon_role;
+char *setting_token_cookie;
+int setting_max_response;
 int setting_gateways;
 int setting_decoder;
 int setting_query_workers;
@@ -279,6 +281,23 @@ CheckRoleClaim(char **newval, void **extra, GucSource source)
 	return true;
 }
 
+static bool
+CheckCookie(char **newval, void **extra, GucSource source)
+{
+	const char *name = *newval != NULL ? *newval : "";
+
+	for (; *name != '\0'; name++)
+	{
+		/* A token of RFC 6265. */
+		if (isalnum((unsigned char) *name) || strchr("!#$%&'*+-.^_`|~", *name) != NULL)
+			continue;
+		GUC_check_errdetail("\"%s\" is not the name of a cookie.", *newval);
+		GUC_check_errhint("Write only the name, such as __Host-session.");
+		return false;
+	}
+	return true;
+}
+
 /* ---- Definitions ---- */
 
 static void
@@ -342,6 +361,12 @@ DefineNetworkSettings(void)
 		"Larger transactions and snapshots come in parts, which the client applies as a whole. A single row "
 		"that is larger comes in a message of its own.",
 		&setting_max_frame, 1024, 16, 64 * 1024, PGC_SUSET, GUC_UNIT_KB, NULL, NULL, NULL);
+
+	DefineCustomIntVariable(
+		"changefeed.max_response", "Largest answer to a poll.",
+		"A request to /v1/poll whose answer would be larger gets an error instead. Bounds the gateway's "
+		"memory to this times the number of polls.",
+		&setting_max_response, 8 * 1024, 64, 1024 * 1024, PGC_SUSET, GUC_UNIT_KB, NULL, NULL, NULL);
 
 	DefineCustomIntVariable(
 		"changefeed.send_buffer",
@@ -425,6 +450,13 @@ DefineIdentitySettings(void)
 		"changefeed.anon_role", "Database role of clients that present no token.",
 		"Empty: such clients are refused. The role has to be admitted with changefeed.allow_role.",
 		&setting_anon_role, "", PGC_SUSET, 0, NULL, NULL, NULL);
+
+	DefineCustomStringVariable(
+		"changefeed.token_cookie", "Name of a cookie in which browsers send their token.",
+		"Empty: cookies are not read. The token in the header Authorization or in the address goes first. "
+		"Where the cookie is all that a request has, pages of other origins are refused unless "
+		"changefeed.allowed_origins names them; * is not enough.",
+		&setting_token_cookie, "", PGC_SUSET, 0, CheckCookie, NULL, NULL);
 
 	DefineCustomIntVariable(
 		"changefeed.policy_timeout",

@@ -24,6 +24,7 @@
 
 #include "subscribe.h"
 #include "gateways.h"
+#include "http.h"
 
 #include <unistd.h>
 
@@ -133,6 +134,7 @@ TellResync(Subscription *s, const char *reason)
 	appendStringInfoString(&m, "{\"type\":\"resync\",\"channel\":");
 	appendBinaryStringInfo(&m, s->name->json, s->name->length);
 	appendStringInfo(&m, ",\"reason\":\"%s\"}", reason);
+	HttpMoves(s, LINK_PART_NONE, NULL, false);
 	ProtocolSend(s->connection, m.data, m.len);
 	pfree(m.data);
 	CountResync(s, reason);
@@ -196,6 +198,7 @@ SubscribeEnd(Subscription *s, const char *reason, const char *sqlstate, const ch
 			EncodeString(&m, hint, strlen(hint));
 		}
 		appendStringInfoChar(&m, '}');
+		HttpMoves(s, LINK_PART_ENDED, NULL, false);
 		ProtocolSend(s->connection, m.data, m.len);
 		pfree(m.data);
 	}

@@ -133,6 +133,7 @@ typedef enum ItemKind
 	ITEM_PING,	 /* TextItem; at most one in a queue */
 	ITEM_SYNCED, /* TextItem; dropped with the frames before it */
 	ITEM_MARK,	 /* MarkItem */
+	ITEM_PART,	 /* PartItem: counts from the next message on */
 	ITEM_CLOSE	 /* CloseItem; always the last */
 } ItemKind;
 
@@ -164,6 +165,7 @@ typedef struct TextItem
 {
 	Item item;
 	size_t length;
+	size_t position; /* of a ping: where in it the connection's position is */
 	char data[];
 } TextItem;
 
@@ -172,6 +174,16 @@ typedef struct MarkItem
 	Item item;
 	uint32_t mark;
 } MarkItem;
+
+/* LINK_EVENT_ID */
+typedef struct PartItem
+{
+	Item item;
+	uint16_t index;
+	uint8_t part; /* LinkPart */
+	bool quiet;
+	char position[LINK_POSITION_MAX + 1];
+} PartItem;
 
 /* A control frame holds 125 bytes, two of which are the code. */
 #define CLOSE_REASON_MAX 123
@@ -278,6 +290,7 @@ typedef struct Gateway
 	uint16_t port;
 	StringList allowed_origins;
 	StringList allowed_hosts;
+	char *token_cookie; /* name of a cookie with a token; "": none */
 
 	size_t max_sockets;	 /* from RLIMIT_NOFILE */
 	size_t open_sockets; /* accepted ones, whatever they speak */
@@ -285,7 +298,7 @@ typedef struct Gateway
 	int exit_code;
 
 	/* LINK_STATS */
-	uint64_t accepted; /* WebSockets */
+	uint64_t accepted; /* WebSockets and requests */
 	uint64_t open;
 	uint64_t frames;
 	uint64_t bytes;
@@ -406,6 +419,7 @@ extern void QueueStart(void);
 extern void QueueAdd(Connection *conn, Item *item);
 extern void QueueAddText(Connection *conn, ItemKind kind, const char *a, size_t a_length,
 						 const char *b, size_t b_length, const char *c, size_t c_length);
+extern void QueueAddPart(Connection *conn, WireReader *r);
 extern void QueueAddMark(Connection *conn, uint32_t mark);
 extern void QueueAddClose(Connection *conn, uint16_t code, const char *reason, size_t length);
 extern void QueueGrew(Connection *conn, Item *item, size_t n);
@@ -438,7 +452,7 @@ extern bool SnapshotNextPage(Connection *conn, Buffer *buffer);
 
 extern int HttpRequest(struct lws *wsi, const char *path, size_t length);
 extern int HttpCheckUpgrade(struct lws *wsi);
-extern char *HttpToken(struct lws *wsi, size_t *length);
+extern char *HttpToken(struct lws *wsi, size_t *length, bool *is_cookie);
 extern void HttpSetAsset(WireReader *r);
 
 /* ---- request.c ---- */
@@ -448,9 +462,25 @@ extern void RequestSetPaths(WireReader *r);
 extern int RequestBody(Connection *conn, const void *data, size_t length);
 extern void RequestRespond(Connection *conn, WireReader *r);
 extern void RequestDeadline(Connection *conn);
-extern void RequestFail(Connection *conn, int status, const char *code, const char *message);
+extern void
+RequestFail(Connection *conn, int status, const char *code, const char *message, const char *hint);
+extern void RequestChoked(Connection *conn);
 extern void RequestWriteable(Connection *conn);
 extern void RequestFree(Connection *conn);
+
+/* ---- stream.c ---- */
+
+extern void StreamOpen(Connection *conn, WireReader *r);
+extern void StreamBegin(Connection *conn);
+extern void StreamNotePart(Connection *conn, const PartItem *item);
+extern size_t MessageBegin(Connection *conn, Buffer *buffer, size_t length);
+extern void MessageEnd(Connection *conn, Buffer *buffer, size_t start, bool whole, bool quiet,
+					   const char *position);
+extern bool StreamWrite(Connection *conn, Buffer *buffer);
+extern void StreamFlushed(Connection *conn);
+extern void StreamClosing(Connection *conn, uint32_t retry_ms);
+extern bool StreamIsBegun(const Connection *conn);
+extern bool StreamIsChoked(const Connection *conn);
 
 /* ---- heartbeat.c ---- */
 

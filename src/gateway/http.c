@@ -102,8 +102,12 @@ HttpAppendReply(Buffer *out, const Reply *reply)
 	{
 		BufferAppendString(out, "Content-Type: ");
 		BufferAppendString(out, reply->content_type);
-		snprintf(line, sizeof(line), "\r\nContent-Length: %zu\r\n", reply->length);
-		BufferAppendString(out, line);
+		BufferAppendString(out, "\r\n");
+		if (!reply->endless)
+		{
+			snprintf(line, sizeof(line), "Content-Length: %zu\r\n", reply->length);
+			BufferAppendString(out, line);
+		}
 	}
 	else if (reply->status != 304 && reply->status != 204)
 		BufferAppendString(out, "Content-Length: 0\r\n");
@@ -249,6 +253,7 @@ int
 HttpCheckUpgrade(struct lws *wsi)
 {
 	Refusal refusal;
+	HttpOrigin origin;
 
 	/* lws has answered an unknown kind of upgrade itself and still asks. */
 	if (lws_hdr_total_length(wsi, WSI_TOKEN_UPGRADE) <= 0)
@@ -266,7 +271,9 @@ HttpCheckUpgrade(struct lws *wsi)
 		refusal.message = "WebSockets are served at " GATEWAY_SOCKET_PATH;
 		return HttpRefuse(wsi, &refusal, false);
 	}
-	if (HttpCheckOrigin(wsi, &refusal) == ORIGIN_FOREIGN || !HttpHandshakeIsUsable(wsi, &refusal))
+	origin = HttpCheckOrigin(wsi, &refusal);
+	if (origin == ORIGIN_FOREIGN || !HttpCookieIsSafe(wsi, origin, &refusal) ||
+		!HttpHandshakeIsUsable(wsi, &refusal))
 		return HttpRefuse(wsi, &refusal, false);
 
 	if (!HttpHasRoom(&refusal))

@@ -196,6 +196,8 @@ ReadStrings(WireReader *r, StringList *list)
 static void
 ReadConfig(WireReader *r)
 {
+	WireBytes cookie;
+
 	gateway.max_connections = WireGetU32(r);
 	gateway.send_buffer = WireGetU32(r);
 	gateway.heartbeat_ms = WireGetU32(r);
@@ -205,6 +207,12 @@ ReadConfig(WireReader *r)
 	gateway.port = WireGetU16(r);
 	ReadStrings(r, &gateway.allowed_origins);
 	ReadStrings(r, &gateway.allowed_hosts);
+	cookie = WireGetBytes(r);
+	free(gateway.token_cookie);
+	gateway.token_cookie = GatewayAlloc(cookie.length + 1);
+	if (cookie.length > 0)
+		memcpy(gateway.token_cookie, cookie.data, cookie.length);
+	gateway.token_cookie[cookie.length] = '\0';
 	if (!WireAtEnd(r))
 		r->failed = true;
 	if (r->failed)
@@ -286,6 +294,22 @@ ReadForConnection(LinkMessage *message, WireReader *r, Connection *conn)
 			number = WireGetU32(r);
 			if (conn != NULL && !r->failed)
 				QueueAddMark(conn, number);
+			break;
+		case LINK_STREAM:
+			if (conn != NULL && conn->http != NULL)
+				StreamOpen(conn, r);
+			else
+				r->offset = r->length;
+			break;
+		case LINK_BEGIN:
+			if (conn != NULL && conn->http != NULL)
+				StreamBegin(conn);
+			break;
+		case LINK_EVENT_ID:
+			if (conn != NULL && conn->http != NULL)
+				QueueAddPart(conn, r);
+			else
+				r->offset = r->length;
 			break;
 		case LINK_RESPONSE:
 			if (conn != NULL && conn->http != NULL && !r->failed)

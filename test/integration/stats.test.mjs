@@ -18,6 +18,7 @@ let token;
 
 before(async () => {
   db = new Session();
+  await db.exec("ALTER SYSTEM SET changefeed.connect_timeout = '1s'; SELECT pg_reload_conf()");
   await db.exec(`CREATE TABLE counted (id int PRIMARY KEY, room int NOT NULL, v text);
     INSERT INTO counted SELECT i, i % 2, 'x' FROM generate_series(1, 10) i;
     CREATE TABLE secret (id int PRIMARY KEY);
@@ -28,7 +29,10 @@ before(async () => {
   await (await Client.connectSoon({ token })).close();
   await until(async () => await db.value('SELECT count(*) FROM changefeed.stat_connections') === '0', 'nobody is connected');
 });
-after(() => db.close());
+after(async () => {
+  await db.exec('ALTER SYSTEM RESET changefeed.connect_timeout; SELECT pg_reload_conf()');
+  await db.close();
+});
 
 /** The samples of /metrics: name with labels, as Prometheus writes them, to number. */
 async function metrics(options) {
@@ -131,8 +135,6 @@ test('resyncs have reasons, refusals and closings causes', async (t) => {
   const logged = readFileSync(`${process.env.CLUSTER_DATA}/log/server.log`, 'utf8').split('\n').filter((line) => line.includes('has refused a token from address "127.0.0.1"'));
   assert.ok(logged.length >= 1 && logged.length < 3, `${logged.length} lines of 3 refusals`);
   assert.ok(!logged.join().includes('nonsense'));
-  await db.exec("ALTER SYSTEM SET changefeed.connect_timeout = '1s'; SELECT pg_reload_conf()");
-  t.after(() => db.exec('ALTER SYSTEM RESET changefeed.connect_timeout; SELECT pg_reload_conf()'));
   const silent = new Client({});
   await silent.ended;
   const long = await Client.connect({ token });
@@ -189,6 +191,21 @@ test('a client that does not read is choked, and its queue is shown', async (t) 
   await until(async () => await db.value('SELECT state FROM changefeed.stat_connections') === 'live', 'live again');
   await client.settle();
   assert.equal((await metrics())['connections_behind'], 0);
+});
+
+test('event streams are clients, too', async () => {
+  const before = await metrics();
+  const stop = new AbortController();
+  const stream = await fetch(`${HTTP}/v1/events?channel=counted:1`, { headers: { Authorization: `Bearer ${token}` }, signal: stop.signal });
+  assert.equal(stream.status, 200);
+  const [row] = await until(async () => {
+    const rows = await exactRows('SELECT transport, address, role, ready FROM changefeed.stat_connections');
+    return rows.length === 1 && rows[0].ready === 1 && rows;
+  }, 'ready');
+  assert.deepEqual(row, { transport: 'sse', address: '127.0.0.1', role: 'stats_web', ready: 1 });
+  assert.equal((await metrics())['connections{transport="sse"}'], 1);
+  stop.abort();
+  await until(async () => growth(before, await metrics())['connections_closed_total{cause="client"}'] === 1, 'its end');
 });
 
 test('who may read /metrics', async () => {
