@@ -18,6 +18,7 @@ let token;
 
 before(async () => {
   db = new Session();
+  await db.exec("ALTER SYSTEM SET changefeed.connect_timeout = '1s'; SELECT pg_reload_conf()");
   await db.exec(`CREATE TABLE counted (id int PRIMARY KEY, room int NOT NULL, v text);
     INSERT INTO counted SELECT i, i % 2, 'x' FROM generate_series(1, 10) i;
     CREATE TABLE secret (id int PRIMARY KEY);
@@ -28,7 +29,10 @@ before(async () => {
   await (await Client.connectSoon({ token })).close();
   await until(async () => await db.value('SELECT count(*) FROM changefeed.stat_connections') === '0', 'nobody is connected');
 });
-after(() => db.close());
+after(async () => {
+  await db.exec('ALTER SYSTEM RESET changefeed.connect_timeout; SELECT pg_reload_conf()');
+  await db.close();
+});
 
 /** The samples of /metrics: name with labels, as Prometheus writes them, to number. */
 async function metrics(options) {
@@ -131,8 +135,6 @@ test('resyncs have reasons, refusals and closings causes', async (t) => {
   const logged = readFileSync(`${process.env.CLUSTER_DATA}/log/server.log`, 'utf8').split('\n').filter((line) => line.includes('has refused a token from address "127.0.0.1"'));
   assert.ok(logged.length >= 1 && logged.length < 3, `${logged.length} lines of 3 refusals`);
   assert.ok(!logged.join().includes('nonsense'));
-  await db.exec("ALTER SYSTEM SET changefeed.connect_timeout = '1s'; SELECT pg_reload_conf()");
-  t.after(() => db.exec('ALTER SYSTEM RESET changefeed.connect_timeout; SELECT pg_reload_conf()'));
   const silent = new Client({});
   await silent.ended;
   const long = await Client.connect({ token });
