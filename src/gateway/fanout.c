@@ -62,6 +62,7 @@ FanoutBegin(WireReader *r)
 	building->complete = false;
 	building->stream = (flags & LINK_TX_STREAM) != 0;
 	building->number = number;
+	building->committed_us = StatsTakeCommitTime();
 	building->before_length = (uint32_t) before.length;
 	building->after_length = (uint32_t) after.length;
 	memcpy(building->text, before.data, before.length);
@@ -195,7 +196,7 @@ FanoutNextSize(const FrameItem *frame)
 }
 
 /*
- * Appends the frame, or its next part, to the buffer as one WebSocket message.
+ * Appends the frame, or its next part, to the buffer as one message.
  * Returns how much of the accounted size that was; the frame is done when all
  * its fragments are sent.
  */
@@ -209,6 +210,7 @@ FanoutJoin(Connection *conn, FrameItem *frame, Buffer *buffer)
 	uint32_t i;
 	char head[ENVELOPE_BYTES];
 	int head_length;
+	size_t start;
 
 	if (frame->part == 0)
 	{
@@ -240,9 +242,9 @@ FanoutJoin(Connection *conn, FrameItem *frame, Buffer *buffer)
 	frame->part++;
 
 	/* Each fragment has a comma behind it but the last; then comes "]}". */
-	BufferAppendFrameHeader(buffer, (size_t) head_length + transaction->before_length +
-										LINK_TAG_LENGTH + transaction->after_length + fragments -
-										1 + 2);
+	start = MessageBegin(conn, buffer,
+						 (size_t) head_length + transaction->before_length + LINK_TAG_LENGTH +
+							 transaction->after_length + fragments - 1 + 2);
 	BufferAppend(buffer, head, (size_t) head_length);
 	BufferAppend(buffer, transaction->text, transaction->before_length);
 	BufferAppend(buffer, conn->tag, LINK_TAG_LENGTH);
@@ -254,6 +256,10 @@ FanoutJoin(Connection *conn, FrameItem *frame, Buffer *buffer)
 		BufferAppend(buffer, frame->fragments[i]->data, frame->fragments[i]->length);
 	}
 	BufferAppend(buffer, "]}", 2);
+	MessageEnd(conn, buffer, start, end == frame->n_fragments, false,
+			   transaction->stream || transaction->before_length < LINK_TX_POSITION
+				   ? NULL
+				   : transaction->text + transaction->before_length - LINK_TX_POSITION);
 	frame->n_sent = end;
 	return fragments;
 }
