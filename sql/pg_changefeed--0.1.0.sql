@@ -444,7 +444,7 @@ COMMENT ON COLUMN changefeed.stat_feed.changes IS 'changes of rows decoded';
 COMMENT ON COLUMN changefeed.stat_feed.bytes IS 'bytes that the decoder passed on';
 COMMENT ON COLUMN changefeed.stat_feed.frames IS 'transactions sent to the gateway';
 COMMENT ON COLUMN changefeed.stat_feed.resyncs IS 'subscriptions that had to start again from a snapshot';
-COMMENT ON COLUMN changefeed.stat_feed.denials IS 'requests that were denied';
+COMMENT ON COLUMN changefeed.stat_feed.denials IS 'tokens and requests that were refused for lack of a right';
 COMMENT ON COLUMN changefeed.stat_feed.evaluations IS 'evaluations of clients'' conditions on a row';
 COMMENT ON COLUMN changefeed.stat_feed.log_bytes IS 'size of the log that clients resume from';
 COMMENT ON COLUMN changefeed.stat_feed.gateway_starts IS 'starts of a gateway';
@@ -453,11 +453,22 @@ COMMENT ON COLUMN changefeed.stat_feed.wal_held_bytes IS 'WAL that is kept becau
 -- What follows asks the feed worker, and fails while there is none.
 CREATE FUNCTION changefeed._stat_connections(
     OUT id bigint,
+    OUT session text,
     OUT gateway int,
+    OUT transport text,
+    OUT address text,
     OUT role text,
+    OUT subject text,
     OUT connected_since timestamptz,
+    OUT expires_at timestamptz,
     OUT state text,
-    OUT subscriptions int
+    OUT subscriptions int,
+    OUT ready int,
+    OUT lag bigint,
+    OUT queued_bytes bigint,
+    OUT sent_frames bigint,
+    OUT sent_bytes bigint,
+    OUT heard_at timestamptz
 ) RETURNS SETOF record
     LANGUAGE C VOLATILE PARALLEL RESTRICTED
     AS 'MODULE_PATHNAME', 'changefeed_stat_connections';
@@ -466,15 +477,156 @@ GRANT EXECUTE ON FUNCTION changefeed._stat_connections() TO pg_read_all_stats, p
 COMMENT ON FUNCTION changefeed._stat_connections() IS 'internal: rows of the view changefeed.stat_connections';
 
 CREATE VIEW changefeed.stat_connections AS
-SELECT * FROM changefeed._stat_connections();
+SELECT *
+  FROM changefeed._stat_connections();
 GRANT SELECT ON changefeed.stat_connections TO pg_read_all_stats, pg_database_owner;
 COMMENT ON VIEW changefeed.stat_connections IS 'the clients that are connected, one row each';
 COMMENT ON COLUMN changefeed.stat_connections.id IS 'number of the connection, not used again until the feed worker ends';
+COMMENT ON COLUMN changefeed.stat_connections.session IS 'what the client was told in `connected`; changefeed.revoke takes it';
 COMMENT ON COLUMN changefeed.stat_connections.gateway IS 'number of its gateway, from 0';
+COMMENT ON COLUMN changefeed.stat_connections.transport IS 'websocket, sse, poll or other';
+COMMENT ON COLUMN changefeed.stat_connections.address IS 'address that it comes from';
 COMMENT ON COLUMN changefeed.stat_connections.role IS 'role of its token; null before it has said who it is';
+COMMENT ON COLUMN changefeed.stat_connections.subject IS 'claim `sub` of its token';
 COMMENT ON COLUMN changefeed.stat_connections.connected_since IS 'when it was opened';
+COMMENT ON COLUMN changefeed.stat_connections.expires_at IS 'when its token expires; null: never';
 COMMENT ON COLUMN changefeed.stat_connections.state IS 'connecting, live, behind (it gets what it missed), choked (it does not read as fast as it is sent), or closing';
 COMMENT ON COLUMN changefeed.stat_connections.subscriptions IS 'how many it has';
+COMMENT ON COLUMN changefeed.stat_connections.ready IS 'how many of these are ready';
+COMMENT ON COLUMN changefeed.stat_connections.lag IS 'transactions that it has not been sent';
+COMMENT ON COLUMN changefeed.stat_connections.queued_bytes IS 'bytes that wait for it to read; with the next three null when its gateway does not answer';
+COMMENT ON COLUMN changefeed.stat_connections.sent_frames IS 'messages written to it';
+COMMENT ON COLUMN changefeed.stat_connections.sent_bytes IS 'bytes of these';
+COMMENT ON COLUMN changefeed.stat_connections.heard_at IS 'when it last sent something, be it the answer to a ping';
+
+CREATE FUNCTION changefeed._stat_subscriptions(
+    OUT connection bigint,
+    OUT channel text,
+    OUT name text,
+    OUT state text,
+    OUT subscribed_since timestamptz,
+    OUT recovered boolean,
+    OUT snapshot_rows bigint,
+    OUT lag bigint,
+    OUT resyncs bigint,
+    OUT resync_reason text
+) RETURNS SETOF record
+    LANGUAGE C VOLATILE PARALLEL RESTRICTED
+    AS 'MODULE_PATHNAME', 'changefeed_stat_subscriptions';
+REVOKE ALL ON FUNCTION changefeed._stat_subscriptions() FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION changefeed._stat_subscriptions() TO pg_read_all_stats, pg_database_owner;
+COMMENT ON FUNCTION changefeed._stat_subscriptions() IS 'internal: rows of the view changefeed.stat_subscriptions';
+
+CREATE VIEW changefeed.stat_subscriptions AS
+SELECT connection, channel, name::jsonb #>> '{}' AS name, state, subscribed_since, recovered,
+       snapshot_rows, lag, resyncs, resync_reason
+  FROM changefeed._stat_subscriptions();
+GRANT SELECT ON changefeed.stat_subscriptions TO pg_read_all_stats, pg_database_owner;
+COMMENT ON VIEW changefeed.stat_subscriptions IS 'the subscriptions of all clients, one row each';
+COMMENT ON COLUMN changefeed.stat_subscriptions.connection IS 'id in changefeed.stat_connections';
+COMMENT ON COLUMN changefeed.stat_subscriptions.channel IS 'name of the channels definition';
+COMMENT ON COLUMN changefeed.stat_subscriptions.name IS 'what the client subscribed to';
+COMMENT ON COLUMN changefeed.stat_subscriptions.state IS 'querying, loading (the snapshot), catching_up or ready';
+COMMENT ON COLUMN changefeed.stat_subscriptions.subscribed_since IS 'when the client asked for it';
+COMMENT ON COLUMN changefeed.stat_subscriptions.recovered IS 'it went on from a position, without a snapshot';
+COMMENT ON COLUMN changefeed.stat_subscriptions.snapshot_rows IS 'rows of the last snapshot';
+COMMENT ON COLUMN changefeed.stat_subscriptions.lag IS 'transactions that it has not been sent; null before it is catching up';
+COMMENT ON COLUMN changefeed.stat_subscriptions.resyncs IS 'how often it had to start again from a snapshot';
+COMMENT ON COLUMN changefeed.stat_subscriptions.resync_reason IS 'why the last time';
+
+CREATE FUNCTION changefeed._stat_channels(
+    OUT channel text,
+    OUT instances bigint,
+    OUT subscriptions bigint,
+    OUT querying bigint,
+    OUT loading bigint,
+    OUT catching_up bigint,
+    OUT ready bigint,
+    OUT operations bigint,
+    OUT bytes bigint,
+    OUT snapshots bigint,
+    OUT snapshot_rows bigint,
+    OUT denials bigint,
+    OUT resyncs bigint,
+    OUT resync_reasons text
+) RETURNS SETOF record
+    LANGUAGE C VOLATILE PARALLEL RESTRICTED
+    AS 'MODULE_PATHNAME', 'changefeed_stat_channels';
+REVOKE ALL ON FUNCTION changefeed._stat_channels() FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION changefeed._stat_channels() TO pg_read_all_stats, pg_database_owner;
+COMMENT ON FUNCTION changefeed._stat_channels() IS 'internal: rows of the view changefeed.stat_channels';
+
+CREATE VIEW changefeed.stat_channels AS
+SELECT channel, instances, subscriptions, querying, loading, catching_up, ready, operations, bytes,
+       snapshots, snapshot_rows, denials, resyncs, resync_reasons::jsonb AS resync_reasons
+  FROM changefeed._stat_channels();
+GRANT SELECT ON changefeed.stat_channels TO pg_read_all_stats, pg_database_owner;
+COMMENT ON VIEW changefeed.stat_channels IS 'what each channel has to do, since the feed worker started';
+COMMENT ON COLUMN changefeed.stat_channels.channel IS 'name of its definition';
+COMMENT ON COLUMN changefeed.stat_channels.instances IS 'different names that are subscribed to now';
+COMMENT ON COLUMN changefeed.stat_channels.subscriptions IS 'subscriptions now';
+COMMENT ON COLUMN changefeed.stat_channels.querying IS 'those of which the rights are looked up, and the snapshot is read';
+COMMENT ON COLUMN changefeed.stat_channels.loading IS 'those whose snapshot is sent';
+COMMENT ON COLUMN changefeed.stat_channels.catching_up IS 'those that get what came since';
+COMMENT ON COLUMN changefeed.stat_channels.ready IS 'those that are live';
+COMMENT ON COLUMN changefeed.stat_channels.operations IS 'operations on rows sent, one for each subscription that got it';
+COMMENT ON COLUMN changefeed.stat_channels.bytes IS 'bytes of these operations';
+COMMENT ON COLUMN changefeed.stat_channels.snapshots IS 'snapshots sent';
+COMMENT ON COLUMN changefeed.stat_channels.snapshot_rows IS 'rows in these';
+COMMENT ON COLUMN changefeed.stat_channels.denials IS 'subscriptions refused or ended for lack of a right';
+COMMENT ON COLUMN changefeed.stat_channels.resyncs IS 'subscriptions that had to start again from a snapshot';
+COMMENT ON COLUMN changefeed.stat_channels.resync_reasons IS 'how often for each reason';
+
+CREATE FUNCTION changefeed._stat_gateways(
+    OUT gateway int,
+    OUT pid int,
+    OUT started_at timestamptz,
+    OUT connections bigint,
+    OUT accepted bigint,
+    OUT frames bigint,
+    OUT bytes bigint,
+    OUT received_bytes bigint,
+    OUT queued_bytes bigint,
+    OUT behind bigint,
+    OUT refused bigint,
+    OUT refused_by_code text,
+    OUT cpu_ms bigint,
+    OUT memory_bytes bigint
+) RETURNS SETOF record
+    LANGUAGE C VOLATILE PARALLEL RESTRICTED
+    AS 'MODULE_PATHNAME', 'changefeed_stat_gateways';
+REVOKE ALL ON FUNCTION changefeed._stat_gateways() FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION changefeed._stat_gateways() TO pg_read_all_stats, pg_database_owner;
+COMMENT ON FUNCTION changefeed._stat_gateways() IS 'internal: rows of the view changefeed.stat_gateways';
+
+CREATE VIEW changefeed.stat_gateways AS
+SELECT gateway, pid, started_at, connections, accepted, frames, bytes, received_bytes, queued_bytes,
+       behind, refused, refused_by_code::jsonb AS refused_by_code, cpu_ms, memory_bytes
+  FROM changefeed._stat_gateways();
+GRANT SELECT ON changefeed.stat_gateways TO pg_read_all_stats, pg_database_owner;
+COMMENT ON VIEW changefeed.stat_gateways IS 'the gateways that run, one row each; counters begin with the process';
+COMMENT ON COLUMN changefeed.stat_gateways.gateway IS 'its number, from 0';
+COMMENT ON COLUMN changefeed.stat_gateways.pid IS 'its process';
+COMMENT ON COLUMN changefeed.stat_gateways.started_at IS 'when it was started';
+COMMENT ON COLUMN changefeed.stat_gateways.connections IS 'connections now';
+COMMENT ON COLUMN changefeed.stat_gateways.accepted IS 'connections opened';
+COMMENT ON COLUMN changefeed.stat_gateways.frames IS 'messages written to clients';
+COMMENT ON COLUMN changefeed.stat_gateways.bytes IS 'bytes of these';
+COMMENT ON COLUMN changefeed.stat_gateways.received_bytes IS 'bytes of clients messages';
+COMMENT ON COLUMN changefeed.stat_gateways.queued_bytes IS 'bytes that wait for clients to read';
+COMMENT ON COLUMN changefeed.stat_gateways.behind IS 'how often a connection had more to read than changefeed.send_buffer';
+COMMENT ON COLUMN changefeed.stat_gateways.refused IS 'requests and handshakes refused';
+COMMENT ON COLUMN changefeed.stat_gateways.refused_by_code IS 'how many with each code';
+COMMENT ON COLUMN changefeed.stat_gateways.cpu_ms IS 'processor time that it has used, in milliseconds';
+COMMENT ON COLUMN changefeed.stat_gateways.memory_bytes IS 'its resident memory';
+
+CREATE FUNCTION changefeed.metrics() RETURNS text
+    LANGUAGE C VOLATILE PARALLEL RESTRICTED
+    AS 'MODULE_PATHNAME', 'changefeed_metrics';
+REVOKE ALL ON FUNCTION changefeed.metrics() FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION changefeed.metrics() TO pg_read_all_stats, pg_database_owner;
+COMMENT ON FUNCTION changefeed.metrics() IS
+    'what /metrics serves: all counters, in the text format of Prometheus';
 
 -----------------------------------------------------------------------------
 -- Last, when everything is there: the launcher starts the workers at commit.

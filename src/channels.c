@@ -14,6 +14,7 @@
 #include "postgres.h"
 
 #include "channels.h"
+#include "counters.h"
 #include "filter_compile.h"
 #include "shared.h"
 
@@ -347,6 +348,20 @@ ChannelsReload(uint64 number, void (*changed)(Channel *old), bool *roles_changed
 	}
 	MemoryContextSwitchTo(old);
 
+	foreach(lc, previous)
+	{
+		Channel *before = lfirst(lc);
+
+		if (before->replacement != NULL && before->replacement->counters == NULL)
+		{
+			before->replacement->counters = before->counters;
+			before->counters->refcount++;
+		}
+	}
+	foreach(lc, kept)
+		if (((Channel *) lfirst(lc))->counters == NULL)
+			((Channel *) lfirst(lc))->counters = ChannelCountersMake();
+
 	channels = kept;
 	if (list_length(kept) != list_length(previous))
 		channels_generation++;
@@ -358,11 +373,18 @@ ChannelsReload(uint64 number, void (*changed)(Channel *old), bool *roles_changed
 		{
 			channels_generation++;
 			changed(before);
+			ChannelCountersRelease(before->counters);
 			MemoryContextDelete(before->context);
 		}
 	}
 	list_free(previous);
 	return true;
+}
+
+List *
+ChannelsAll(void)
+{
+	return channels;
 }
 
 Channel *

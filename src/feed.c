@@ -20,6 +20,7 @@
  */
 #include "postgres.h"
 
+#include "admin.h"
 #include "feed.h"
 #include "feed_request.h"
 #include "gateways.h"
@@ -49,6 +50,7 @@ DatabaseFeed *feed_shared;
 int feed_index;
 MemoryContext feed_context;
 TimestampTz feed_now;
+TimestampTz feed_started;
 MemoryState feed_memory = MEMORY_FINE;
 
 static MemoryContext turn_context;
@@ -195,6 +197,7 @@ Turn(XLogRecPtr start_lsn, bool *serving)
 		more = true;
 	Sooner(&wait, ProtocolAdvance());
 	Sooner(&wait, FeedRequestsAdvance());
+	Sooner(&wait, AdminAdvance());
 	if (subscribe_again)
 		more = true;
 	CheckMemory();
@@ -280,6 +283,7 @@ ChangefeedFeedMain(Datum main_arg)
 	BackgroundWorkerUnblockSignals();
 
 	SharedRegisterProcess(&feed_shared->feed_proc);
+	pg_atomic_fetch_add_u64(&feed_shared->feed_starts, 1);
 	BackgroundWorkerInitializeConnectionByOid(feed_shared->database, InvalidOid, 0);
 
 	/*
@@ -296,6 +300,7 @@ ChangefeedFeedMain(Datum main_arg)
 	turn_context = AllocSetContextCreate(TopMemoryContext, "changefeed turn",
 										 ALLOCSET_DEFAULT_SIZES);
 	feed_now = GetCurrentTimestamp();
+	feed_started = feed_now;
 	EncodePinSettings();
 	pgstat_report_activity(STATE_RUNNING, "starting");
 

@@ -15,6 +15,7 @@
 
 #include "deliver.h"
 #include "extend.h"
+#include "http.h"
 
 #include "utils/datum.h"
 #include "utils/memutils.h"
@@ -309,6 +310,26 @@ AddReceiver(Delivery *d, Fragment *f, Subscription *s)
 	d->bytes += f->json.len + 1;
 }
 
+/* What the transaction has sent for the fragment's channel. */
+static void
+CountOperations(const Fragment *f)
+{
+	ChannelCounters *channel;
+	uint64 n = 0;
+	int g;
+
+	for (g = 0; g < gateway_count; g++)
+		if (gateways[g].link != NULL)
+			n += f->count[g];
+	counters.operations += n;
+	counters.operation_bytes += n * f->json.len;
+	if (f->entry == NULL)
+		return;
+	channel = f->entry->source->channel->counters;
+	channel->operations += n;
+	channel->bytes += n * f->json.len;
+}
+
 /* Equal texts to the same channel are shared. */
 void
 FragmentAddText(Delivery *d, Subscription *s, const char *json, int length)
@@ -429,6 +450,23 @@ FragmentsTake(Delivery *d, Subscription *s)
 	TakeReceiver(d->others, s);
 }
 
+/*
+ * What catches up on from where its client was is there with each of its
+ * frames; what has a snapshot is nowhere until it is ready.
+ */
+static void
+TellPosition(Delivery *d, const char *common)
+{
+	char position[POSITION_LENGTH + 1];
+
+	if (d->only == NULL || d->only->connection->http == NULL || !d->only->from_position)
+		return;
+	memcpy(position, common, POSITION_COMMON);
+	memcpy(position + POSITION_COMMON, d->only->connection->identity->tag, POSITION_TAG);
+	position[POSITION_LENGTH] = '\0';
+	HttpMoves(d->only, LINK_PART_OWN, position, false);
+}
+
 void
 FragmentsSend(Delivery *d, uint8 flags)
 {
@@ -467,6 +505,10 @@ FragmentsSend(Delivery *d, uint8 flags)
 		tm->tm_year + 1900, tm->tm_mon + 1, tm->tm_mday, tm->tm_hour, tm->tm_min, tm->tm_sec,
 		(int) (((transaction->commit.time % USECS_PER_SEC) + USECS_PER_SEC) % USECS_PER_SEC));
 
+	foreach(lc, d->removes)
+		CountOperations(lfirst(lc));
+	foreach(lc, d->others)
+		CountOperations(lfirst(lc));
 	for (g = 0; g < gateway_count; g++)
 	{
 		Gateway *gateway = &gateways[g];
@@ -485,6 +527,9 @@ FragmentsSend(Delivery *d, uint8 flags)
 					continue;
 				if (!begun)
 				{
+					if ((flags & LINK_TX_STREAM) == 0)
+						GatewayTransactionTime(gateway, transaction->commit.time);
+					TellPosition(d, position);
 					GatewayTransactionBegin(gateway, transaction->number, flags, before.data,
 											before.len, after.data, after.len);
 					begun = true;

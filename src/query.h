@@ -128,7 +128,8 @@ typedef enum QueryKind
 
 	/*
 	 * Of QUERY_SUBSCRIBE with rows, behind QUERY_SNAPSHOT, u64, u64: sum of
-	 * the hashes of the rows of sources with RECHECK_ROWS (recheck.c)
+	 * the hashes of the rows of sources with RECHECK_ROWS (recheck.c), u64
+	 * number of rows
 	 */
 	QUERY_DIGEST = 'G',
 
@@ -228,5 +229,8 @@ extern void QueryCancel(uint64 job);
 
 /* Jobs waiting and running, for the views. */
 extern int QueryPoolBacklog(void);
+
+/* Workers that have one. */
+extern int QueryPoolBusy(void);
 
 #endif /* CHANGEFEED_QUERY_H */

@@ -606,6 +606,18 @@ RefuseWaiting(void)
 	}
 }
 
+int
+QueryPoolBusy(void)
+{
+	int n = 0;
+	int i;
+
+	for (i = 0; i < ALL_WORKERS; i++)
+		if (workers[i].job != NULL)
+			n++;
+	return n;
+}
+
 bool
 QueryPoolPoll(void)
 {

@@ -58,6 +58,7 @@ typedef struct Request
 	JoinCheck check;
 	uint64 seed;
 	RowDigest digest; /* of all rows of sources with RECHECK_ROWS */
+	uint64 rows;	  /* of all sources */
 	int nsources;
 	SourceQuery *sources;
 	StringInfoData *describes; /* one message each */
@@ -94,6 +95,7 @@ EncodeBatch(Request *request, int index, RowEncoder *encoder, TupleDesc tupdesc,
 			int start;
 
 			--*left;
+			request->rows++;
 			if (pages->rows > 0)
 				appendStringInfoChar(&pages->page, ',');
 			start = pages->page.len;
@@ -453,6 +455,7 @@ SendDigest(Request *request)
 	QueryMessage(&message, QUERY_DIGEST);
 	WirePutU64(&message, request->digest.a);
 	WirePutU64(&message, request->digest.b);
+	WirePutU64(&message, (uint64) request->rows);
 	QuerySend(&message);
 }
 

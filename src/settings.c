@@ -19,6 +19,7 @@
 #include "postgres.h"
 
 #include "pg_changefeed.h"
+#include "admin.h"
 
 #include <ctype.h>
 #include <limits.h>
@@ -41,6 +42,8 @@ char *setting_jwt_audience;
 char *setting_jwt_role_claim;
 char *setting_identity_claims;
 char *setting_anon_role;
+char *setting_token_cookie;
+int setting_max_response;
 int setting_gateways;
 int setting_decoder;
 int setting_query_workers;
@@ -59,6 +62,8 @@ int setting_recheck_interval;
 bool setting_compression;
 int setting_heartbeat;
 int setting_connect_timeout;
+char *setting_admin_addresses;
+int setting_health_max_lag;
 
 #define MAX_KB (1024 * 1024 * 1024) /* 1 TB: no overflow when made bytes */
 
@@ -257,6 +262,31 @@ CheckAllowedHosts(char **newval, void **extra, GucSource source)
 }
 
 static bool
+CheckAdminAddresses(char **newval, void **extra, GucSource source)
+{
+	const char *at = IsBlank(*newval) ? NULL : *newval;
+	const char *element;
+	int length;
+
+	while (NextElement(&at, &element, &length))
+	{
+		char text[64];
+
+		if (length < (int) sizeof(text))
+		{
+			memcpy(text, element, length);
+			text[length] = '\0';
+			if (AdminAddressIsValid(text))
+				continue;
+		}
+		GUC_check_errdetail("\"%.*s\" is neither an IP address nor a network.", length, element);
+		GUC_check_errhint("Write 10.1.2.3, 10.0.0.0/8 or fd00::/8.");
+		return false;
+	}
+	return true;
+}
+
+static bool
 CheckIdentityClaims(char **newval, void **extra, GucSource source)
 {
 	const char *at = IsBlank(*newval) ? NULL : *newval;
@@ -280,6 +310,23 @@ CheckRoleClaim(char **newval, void **extra, GucSource source)
 	if (IsBlank(*newval))
 	{
 		GUC_check_errdetail("The name of the claim is empty.");
+		return false;
+	}
+	return true;
+}
+
+static bool
+CheckCookie(char **newval, void **extra, GucSource source)
+{
+	const char *name = *newval != NULL ? *newval : "";
+
+	for (; *name != '\0'; name++)
+	{
+		/* A token of RFC 6265. */
+		if (isalnum((unsigned char) *name) || strchr("!#$%&'*+-.^_`|~", *name) != NULL)
+			continue;
+		GUC_check_errdetail("\"%s\" is not the name of a cookie.", *newval);
+		GUC_check_errhint("Write only the name, such as __Host-session.");
 		return false;
 	}
 	return true;
@@ -380,6 +427,12 @@ DefineNetworkSettings(void)
 		&setting_max_frame, 1024, 16, 64 * 1024, PGC_SUSET, GUC_UNIT_KB, NULL, NULL, NULL);
 
 	DefineCustomIntVariable(
+		"changefeed.max_response", "Largest answer to a poll.",
+		"A request to /v1/poll whose answer would be larger gets an error instead. Bounds the gateway's "
+		"memory to this times the number of polls.",
+		&setting_max_response, 8 * 1024, 64, 1024 * 1024, PGC_SUSET, GUC_UNIT_KB, NULL, NULL, NULL);
+
+	DefineCustomIntVariable(
 		"changefeed.send_buffer",
 		"Changes that are buffered in the gateway for one client that reads too slowly.",
 		"Beyond this the client is behind: it gets the changes from the history as it catches up, or a fresh "
@@ -405,6 +458,20 @@ DefineNetworkSettings(void)
 		"A connection that sends no valid \"connect\" message within this time is closed.",
 		&setting_connect_timeout, 10 * 1000, 100, 600 * 1000, PGC_SUSET, GUC_UNIT_MS, NULL, NULL,
 		NULL);
+
+	DefineCustomStringVariable(
+		"changefeed.admin_addresses", "Addresses that may read /metrics, besides this machine.",
+		"A list separated by commas of IP addresses and networks, such as 10.0.0.0/8. It does not hold "
+		"for requests that came through a proxy: these need a token of a role that is a member of "
+		"pg_monitor.",
+		&setting_admin_addresses, "", PGC_SUSET, GUC_LIST_INPUT, CheckAdminAddresses, NULL, NULL);
+
+	DefineCustomIntVariable(
+		"changefeed.health_max_lag",
+		"Time within which /healthz wants to see that what was committed is delivered.",
+		"With it, /healthz waits for so long before it says that the feed is failing. A monitor has to "
+		"have more patience than that.",
+		&setting_health_max_lag, 3000, 100, 60 * 1000, PGC_SUSET, GUC_UNIT_MS, NULL, NULL, NULL);
 }
 
 static void
@@ -454,6 +521,13 @@ DefineIdentitySettings(void)
 		"changefeed.anon_role", "Database role of clients that present no token.",
 		"Empty: such clients are refused. The role has to be admitted with changefeed.allow_role.",
 		&setting_anon_role, "", PGC_SUSET, 0, NULL, NULL, NULL);
+
+	DefineCustomStringVariable(
+		"changefeed.token_cookie", "Name of a cookie in which browsers send their token.",
+		"Empty: cookies are not read. The token in the header Authorization or in the address goes first. "
+		"Where the cookie is all that a request has, pages of other origins are refused unless "
+		"changefeed.allowed_origins names them; * is not enough.",
+		&setting_token_cookie, "", PGC_SUSET, 0, CheckCookie, NULL, NULL);
 
 	DefineCustomIntVariable(
 		"changefeed.policy_timeout",

@@ -123,6 +123,7 @@ SubscribeAsk(Subscription *s)
 					  rows ? QUERY_WITH_ROWS : QUERY_WITH_POSITION, &body);
 	s->start = LogPublished();
 	s->answered = false;
+	s->asked_at = feed_now;
 	s->restart = false;
 	s->job = QuerySubmit(QUERY_SUBSCRIBE, body.data, body.len, QUERY_LATER, OnResult, s);
 	pfree(body.data);
@@ -289,6 +290,7 @@ OnResult(void *arg, uint64 job, QueryKind kind, WireReader *body)
 		case QUERY_DIGEST:
 			s->digest.a = WireGetU64(body);
 			s->digest.b = WireGetU64(body);
+			s->snapshot_rows = WireGetU64(body);
 			break;
 		case QUERY_PAGE:
 		{
@@ -332,6 +334,8 @@ OnResult(void *arg, uint64 job, QueryKind kind, WireReader *body)
 		case QUERY_DONE:
 			s->job = 0;
 			s->answered = true;
+			if (s->has_snapshot)
+				HistogramAdd(&counters.snapshot_time, feed_now - s->asked_at);
 			break;
 		default:
 			break;

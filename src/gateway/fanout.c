@@ -83,6 +83,7 @@ FanoutBegin(WireReader *r)
 	building->complete = false;
 	building->stream = (flags & LINK_TX_STREAM) != 0;
 	building->number = number;
+	building->committed_us = StatsTakeCommitTime();
 	building->before_length = (uint32_t) before.length;
 	building->after_length = (uint32_t) after.length;
 	memcpy(building->text, before.data, before.length);
@@ -283,10 +284,11 @@ Savings(const FrameItem *frame, uint32_t end)
  * are `fragments` bytes with a comma behind each.
  */
 static void
-JoinParts(const Connection *conn, const FrameItem *frame, uint32_t end, const char *head,
+JoinParts(Connection *conn, const FrameItem *frame, uint32_t end, const char *head,
 		  size_t head_length, size_t fragments, Buffer *buffer)
 {
 	const Transaction *transaction = frame->transaction;
+	size_t start;
 	uint32_t i;
 
 	if (conn->compressed && Savings(frame, end) > LEAST_SAVINGS)
@@ -312,10 +314,9 @@ JoinParts(const Connection *conn, const FrameItem *frame, uint32_t end, const ch
 	}
 
 	/* Each fragment has a comma behind it but the last; then comes "]}". */
-	BufferAppendFrameHeader(buffer,
-							head_length + transaction->before_length + LINK_TAG_LENGTH +
-								transaction->after_length + fragments - 1 + 2,
-							false);
+	start = MessageBegin(conn, buffer,
+						 head_length + transaction->before_length + LINK_TAG_LENGTH +
+							 transaction->after_length + fragments - 1 + 2);
 	BufferAppend(buffer, head, head_length);
 	BufferAppend(buffer, transaction->text, transaction->before_length);
 	BufferAppend(buffer, conn->tag, LINK_TAG_LENGTH);
@@ -327,10 +328,14 @@ JoinParts(const Connection *conn, const FrameItem *frame, uint32_t end, const ch
 		BufferAppend(buffer, frame->fragments[i]->data, frame->fragments[i]->length);
 	}
 	BufferAppend(buffer, "]}", 2);
+	MessageEnd(conn, buffer, start, end == frame->n_fragments, false,
+			   transaction->stream || transaction->before_length < LINK_TX_POSITION
+				   ? NULL
+				   : transaction->text + transaction->before_length - LINK_TX_POSITION);
 }
 
 /*
- * Appends the frame, or its next part, to the buffer as one WebSocket message.
+ * Appends the frame, or its next part, to the buffer as one message.
  * Returns how much of the accounted size that was; the frame is done when all
  * its fragments are sent.
  */

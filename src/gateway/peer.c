@@ -85,8 +85,9 @@ PeerText(struct lws *wsi, char *text, size_t size)
 	(void) Address(lws_get_socket_fd(wsi), text, size);
 }
 
-static bool
-WasForwarded(struct lws *wsi)
+/* Proxies say so, whatever they say of whom. */
+bool
+PeerWasForwarded(struct lws *wsi)
 {
 	size_t i;
 
@@ -131,5 +132,5 @@ PeerIsThisMachine(struct lws *wsi)
 	char text[64];
 
 	return Address(lws_get_socket_fd(wsi), text, sizeof(text)) && HostIsLoopback(wsi) &&
-		   !WasForwarded(wsi);
+		   !PeerWasForwarded(wsi);
 }

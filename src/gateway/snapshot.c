@@ -183,7 +183,7 @@ ReadAt(int fd, void *data, size_t n, off_t offset)
 }
 
 /*
- * Appends the next page of the first stream to the buffer as one WebSocket
+ * Appends the next page of the first stream to the buffer as one
  * message.  False when there was none: then that stream is gone, and the next
  * one, if any, is the first.
  */
@@ -195,6 +195,7 @@ SnapshotNextPage(Connection *conn, Buffer *buffer)
 	WireBytes *prefix;
 	Buffer *target = conn->compressed ? &page : buffer;
 	size_t start = target->length;
+	size_t message = start;
 	ReadResult result;
 
 	result = ReadAt(stream->fd, header, sizeof(header), stream->offset);
@@ -212,7 +213,7 @@ SnapshotNextPage(Connection *conn, Buffer *buffer)
 	{
 		prefix = &stream->prefixes[header[1]];
 		if (!conn->compressed)
-			BufferAppendFrameHeader(target, prefix->length + header[0] + 1, false);
+			message = MessageBegin(conn, buffer, prefix->length + header[0] + 1);
 		BufferAppend(target, prefix->data, prefix->length);
 		BufferReserve(target, (size_t) header[0] + 1);
 		result = ReadAt(stream->fd, target->data + target->length, header[0],
@@ -233,6 +234,8 @@ SnapshotNextPage(Connection *conn, Buffer *buffer)
 		CompressWhole(page.data, page.length, buffer);
 		BufferReset(&page, PAGE_KEEP);
 	}
+	else
+		MessageEnd(conn, buffer, message, true, false, NULL);
 	stream->offset += (off_t) (sizeof(header) + header[0]);
 	return true;
 }

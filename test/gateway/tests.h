@@ -35,6 +35,8 @@ extern void TestRequests(void);
 
 /* test_compress.c */
 extern void TestCompression(void);
+/* test_stream.c */
+extern void TestStreams(void);
 
 /* test_fanout.c */
 extern void TestFanout(void);
