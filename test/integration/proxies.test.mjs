@@ -158,6 +158,18 @@ describe('proxies', () => {
       assert.equal(await get('/v1/socket'), 426);
       await assert.rejects(Client.connect({ ...options, token, headers: { host: HOST, origin: 'https://elsewhere.example' } }), /403/);
 
+      // An event stream comes through as it is written, by http/1.1 without an upgrade.
+      const events = await new Promise((resolve, reject) => {
+        https.get({ host: '127.0.0.1', port, path: '/v1/events?channel=px_items', headers: { host: HOST, authorization: `Bearer ${token}` }, ca: pair.pem, checkServerIdentity: () => undefined, agent: false }, resolve).on('error', reject);
+      });
+      assert.equal(events.statusCode, 200);
+      let stream = '';
+      events.setEncoding('utf8').on('data', (data) => { stream += data; }).on('error', () => {});
+      await until(() => stream.includes('"type":"ready"'), 'the stream is ready', 5000);
+      await db.exec("UPDATE px.items SET text = 'seen in the stream' WHERE id = 2");
+      await until(() => stream.includes('seen in the stream'), 'an event', 5000);
+      events.destroy();
+
       proxy.kill(kind.reload);
       const held = follower.client;
       await until(answers, `${name} answers behind the reload`, 10000);
