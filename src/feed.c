@@ -191,6 +191,7 @@ Turn(XLogRecPtr start_lsn, bool *serving)
 	DeliverAdvance();
 	Sooner(&wait, PaceAdvance());
 	VerdictsAdvance();
+	Sooner(&wait, CallsAdvance());
 	if (QueryPoolPoll())
 		more = true;
 	Sooner(&wait, ProtocolAdvance());

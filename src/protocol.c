@@ -332,6 +332,7 @@ Subscribe(Connection *connection, JsonMessage *message, const char *id, const ch
 	const char *name = ChannelOf(connection, message, id);
 	const char *from = JsonMessageString(message, "from");
 	const JsonField *snapshot = JsonMessageGet(message, "snapshot");
+	const JsonField *versions = JsonMessageGet(message, "versions");
 	char *values[CHANNEL_PARAMS_MAX] = {0};
 	Selection *selection = NULL;
 	SelectionError error;
@@ -406,6 +407,7 @@ Subscribe(Connection *connection, JsonMessage *message, const char *id, const ch
 		s->selection = MemoryContextStrdup(feed_context, name + length_of_name + 1);
 	s->window = selection != NULL && selection->limit > 0;
 	s->request_id = MemoryContextStrdup(feed_context, id);
+	s->versions = versions != NULL && versions->type == JSON_TOKEN_TRUE;
 	s->no_snapshot = from == NULL && snapshot != NULL && snapshot->type == JSON_TOKEN_FALSE;
 	SubscribeStart(s, from != NULL ? &position : NULL);
 }
@@ -537,6 +539,8 @@ Dispatch(Connection *connection, const char *data, Size length)
 		Token(connection, message, id, data, length);
 	else if (strcmp(type, "sync") == 0)
 		Sync(connection, id);
+	else if (strcmp(type, "call") == 0)
+		CallMessage(connection, message, id, data, length);
 	else
 		ProtocolError(
 			connection, id, NULL, "08P01",
