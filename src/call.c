@@ -38,7 +38,7 @@
 #define MAX_EXPECTATIONS 100
 
 /* Old results are looked for this long after a start, and after a failure. */
-#define EXPIRE_AT_START_MS	  (60 * 1000)
+#define EXPIRE_AT_START_MS	  (10 * 1000)
 #define EXPIRE_AFTER_ERROR_MS (600 * 1000)
 
 /* What a client said of a row that it has seen, as it said it. */
@@ -61,6 +61,7 @@ typedef struct Call
 	char *body; /* of the job */
 	int length;
 	uint64 job; /* 0: waits */
+	bool answered;
 } Call;
 
 /* In the order of their coming. */
@@ -68,7 +69,7 @@ static dlist_head calls = DLIST_STATIC_INIT(calls);
 static int ncalls;
 static int nrunning;
 static Size call_bytes;
-static bool may_submit; /* something has changed since the last look */
+bool calls_again;
 
 static uint64 expire_job;
 static TimestampTz expire_at; /* 0: not before somebody uses a key */
@@ -82,7 +83,7 @@ Free(Call *call)
 	call_bytes -= call->length;
 	if (call->job != 0)
 		nrunning--;
-	may_submit = true;
+	calls_again = true;
 	if (call->nexpected > 0)
 		pfree(call->expected);
 	pfree(call->key);
@@ -197,6 +198,15 @@ TellConflict(Call *call, WireReader *body)
 }
 
 static void
+NoteKept(void)
+{
+	TimestampTz due = feed_now + setting_idempotency_age * USECS_PER_SEC;
+
+	if (expire_at == 0 || due < expire_at)
+		expire_at = due;
+}
+
+static void
 OnResult(void *arg, uint64 job, QueryKind kind, WireReader *body)
 {
 	Call *call = arg;
@@ -204,15 +214,19 @@ OnResult(void *arg, uint64 job, QueryKind kind, WireReader *body)
 	switch (kind)
 	{
 		case QUERY_RESULT:
-			if (call->key[0] != '\0' && expire_at == 0)
-				expire_at = feed_now + setting_idempotency_age * USECS_PER_SEC;
+			call->answered = true;
+			if (call->key[0] != '\0')
+				NoteKept();
 			TellResult(call, body);
 			break;
 		case QUERY_CONFLICT:
+			call->answered = true;
 			TellConflict(call, body);
 			break;
 		case QUERY_ERROR:
-			TellError(call, body);
+			/* What goes wrong behind the commit does not concern the caller. */
+			if (!call->answered)
+				TellError(call, body);
 			Free(call);
 			break;
 		case QUERY_DONE:
@@ -523,7 +537,7 @@ CallMessage(Connection *connection, const JsonMessage *message, const char *id, 
 	dlist_push_tail(&calls, &call->node);
 	ncalls++;
 	call_bytes += call->length;
-	may_submit = true;
+	calls_again = true;
 }
 
 /* ---- What may run ---- */
@@ -555,7 +569,7 @@ Submit(void)
 	dlist_mutable_iter iter;
 	bool submitted = false;
 
-	may_submit = false;
+	calls_again = false;
 	dlist_foreach_modify(iter, &calls)
 	{
 		Call *call = dlist_container(Call, node, iter.cur);
@@ -616,7 +630,7 @@ long
 CallsAdvance(void)
 {
 	/* What the pool cannot hand out at once may be due at some time. */
-	if (may_submit && Submit())
+	if (calls_again && Submit())
 		return 0;
 	return Expire();
 }

@@ -196,7 +196,7 @@ Turn(XLogRecPtr start_lsn, bool *serving)
 		more = true;
 	Sooner(&wait, ProtocolAdvance());
 	Sooner(&wait, FeedRequestsAdvance());
-	if (subscribe_again)
+	if (subscribe_again || calls_again)
 		more = true;
 	CheckMemory();
 	Sooner(&wait, LogTrim());

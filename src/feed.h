@@ -618,8 +618,12 @@ extern void ProtocolError(Connection *connection, const char *request_id, const 
 extern void CallMessage(Connection *connection, const JsonMessage *message, const char *id,
 						const char *data, Size length);
 
-/* Submits what may run; ms until something is due. */
+/*
+ * Submits what may run; ms until something is due.  What may run since it began
+ * sets `calls_again`.
+ */
 extern long CallsAdvance(void);
+extern bool calls_again;
 
 /* postponed.c: messages that wait for what was committed before them */
 

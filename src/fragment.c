@@ -196,6 +196,22 @@ EncodeColumns(Fragment *f, const MapImage *image, const int16 *columns, int ncol
 	appendStringInfoChar(&f->json, '}');
 }
 
+/*
+ * The version of the row, if it is not the frame's txid: a row that was written
+ * in a subtransaction has the xid of that.  These follow that of the transaction.
+ */
+static void
+AppendVersion(StringInfo json, const LogTransaction *transaction, int image)
+{
+	TransactionId subxid = transaction->changes[image / 2].subxid;
+	uint64 xid = transaction->commit.xid;
+
+	if (subxid == InvalidTransactionId)
+		return;
+	xid += subxid - (uint32) xid;
+	appendStringInfo(json, ",\"version\":\"" UINT64_FORMAT "\"", xid);
+}
+
 /* Writes the change.  False: nothing visible has changed. */
 static bool
 EncodeFragment(Delivery *d, Fragment *f)
@@ -230,6 +246,7 @@ EncodeFragment(Delivery *d, Fragment *f)
 	{
 		appendStringInfoString(&f->json, f->action == ACTION_MERGE ? ",\"set\":" : ",\"row\":");
 		EncodeColumns(f, after, columns, ncolumns);
+		AppendVersion(&f->json, d->map->transaction, entry->new_image);
 	}
 	appendStringInfoChar(&f->json, '}');
 	return true;

@@ -337,6 +337,7 @@ ReceiveCommit(const char *data, Size length)
 		to->has_new = from->has_new;
 		to->old_length = from->old_length;
 		to->new_length = from->new_length;
+		to->subxid = from->subxid;
 		to->old_data = from->has_old ? bytes + (Size) from->old_data : NULL;
 		to->new_data = from->has_new ? bytes + (Size) from->new_data : NULL;
 	}

@@ -34,6 +34,7 @@ typedef struct LogChange
 	const char *new_data;
 	uint32 old_length;
 	uint32 new_length;
+	TransactionId subxid; /* as in record.h */
 } LogChange;
 
 typedef struct LogBarrier

@@ -276,7 +276,7 @@ RunAsIdentity(Call *call, const CallFunction *function)
 {
 	int i;
 
-	QueryEnterIdentity(call->role, call->claims);
+	QueryEnterCaller(call->role, call->claims);
 	RequireRights(call, function);
 	for (i = 0; i < call->nexpectations; i++)
 	{
@@ -444,6 +444,8 @@ QueryRunCall(WireReader *body)
 		ResetLatch(MyLatch);
 	}
 	SendResult(&call);
+	if (call.conflict < 0)
+		QueryForgetTemporary();
 }
 
 /* ---- Old results ---- */

@@ -123,8 +123,12 @@ extern void QueryTransactionEnd(void);
  * which also takes back its settings.
  */
 extern void QueryTransactionBeginWriting(Oid role, int64 time_limit);
+extern void QueryEnterCaller(Oid role, const char *claims);
 extern void QueryLeaveIdentity(void);
 extern void QueryTransactionCommit(void);
+
+/* What may have outlived the commit; the process ends if that fails. */
+extern void QueryForgetTemporary(void);
 
 /* Did a time limit interrupt the transaction?  Until the next one begins. */
 extern bool QueryTimedOut(void);

@@ -307,7 +307,9 @@ VerdictsLostWorker(PoolJob *job, bool timed_out)
 static void
 CallLostWorker(PoolJob *job, bool timed_out, bool begun)
 {
-	if (timed_out)
+	if (job->delivered)
+		JobDeliverError(job, ERRCODE_ADMIN_SHUTDOWN, "the query worker has ended", "");
+	else if (timed_out)
 		JobDeliverError(job, ERRCODE_QUERY_CANCELED,
 						"the call took too long and went on when cancelled",
 						"Look for exception handlers with WHEN query_canceled in the function.");

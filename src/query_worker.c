@@ -12,9 +12,8 @@
  *
  * A call (query_call.c) is the one thing that may write and is committed.  What
  * a commit would run or keep of somebody's code is done, or taken back, before
- * the role is left: deferred triggers, cursors, settings.  Temporary tables,
- * cursors that outlive the transaction and prepared statements are refused by
- * the server, as always where operations are restricted.
+ * the role is left: deferred triggers, cursors, settings.  What outlives a
+ * commit nevertheless, such as temporary tables, is dropped behind it.
  *
  * The time limit has a timer of its own, because statement_timeout can be set
  * by the code that it is to stop.  When it fires, the query is cancelled; code
@@ -43,6 +42,7 @@
 #include "access/table.h"
 #include "access/xact.h"
 #include "catalog/indexing.h"
+#include "catalog/namespace.h"
 #include "catalog/pg_authid.h"
 #include "catalog/pg_db_role_setting.h"
 #include "catalog/pg_type.h"
@@ -320,6 +320,30 @@ QueryTransactionBeginWriting(Oid role, int64 time_limit)
 	QueryTimeLimit(time_limit);
 }
 
+void
+QueryForgetTemporary(void)
+{
+	PG_TRY();
+	{
+		Oid schema;
+		Oid toast_schema;
+
+		StartTransactionCommand();
+		PortalHashTableDeleteAll();
+		GetTempNamespaceState(&schema, &toast_schema);
+		if (OidIsValid(schema))
+			ResetTempTableNamespace();
+		CommitTransactionCommand();
+	}
+	PG_CATCH();
+	{
+		EmitErrorReport();
+		proc_exit(1);
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(query_job_context);
+}
+
 /*
  * The order is that of CommitTransaction, and the reason is its: each may make
  * work for the other.
@@ -576,6 +600,18 @@ QueryEnterIdentity(Oid role, const char *claims)
 	SetUserIdAndSecContext(role, identity_left_context | SECURITY_LOCAL_USERID_CHANGE |
 									 SECURITY_RESTRICTED_OPERATION);
 	identity_nestlevel = NewGUCNestLevel();
+}
+
+/*
+ * Deferred triggers, and temporary tables, are not to be had where operations
+ * are restricted; what that keeps from outliving the transaction is seen to by
+ * QueryForgetTemporary.
+ */
+void
+QueryEnterCaller(Oid role, const char *claims)
+{
+	QueryEnterIdentity(role, claims);
+	SetUserIdAndSecContext(role, identity_left_context | SECURITY_LOCAL_USERID_CHANGE);
 }
 
 /* ---- Jobs ---- */
