@@ -168,22 +168,30 @@ ReleaseWorker(PoolWorker *worker)
 	worker->job = NULL;
 }
 
+static bool IsNeeded(const PoolWorker *worker);
+
 static void
 ReportRegisterFailure(void)
 {
 	int missing = 0;
+	int needed = 0;
 	int i;
 
 	if (register_failed)
 		return;
 	register_failed = true;
-	for (i = 0; i < nworkers; i++)
+	for (i = 0; i < ALL_WORKERS; i++)
+	{
+		if (!IsNeeded(&workers[i]))
+			continue;
+		needed++;
 		if (IsDead(&workers[i]))
 			missing++;
+	}
 	ereport(
 		LOG,
 		(errcode(ERRCODE_INSUFFICIENT_RESOURCES),
-		 errmsg("could not start %d of %d query workers of the change feed", missing, nworkers),
+		 errmsg("could not start %d of %d query workers of the change feed", missing, needed),
 		 errdetail("All slots for background workers are in use."),
 		 errhint(
 			 "Raise max_worker_processes from %d to at least %d, or lower changefeed.query_workers. Retrying every %d seconds.",

@@ -638,6 +638,8 @@ describe('functions that misbehave', () => {
       await result(client, 'leave_traces', {}, i % 2 ? { key: `t${i}` } : {});
       assert.equal(await result(i % 3 ? other : client, 'find_traces'), clean);
     }
+    // The cursor that would have outlived the transaction was read as well.
+    assert.equal(await db.value('SELECT DISTINCT who FROM calls.spied'), 'calls_web');
   });
 
   test('a large result is refused, and costs nobody else anything', async () => {
