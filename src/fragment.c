@@ -197,19 +197,16 @@ EncodeColumns(Fragment *f, const MapImage *image, const int16 *columns, int ncol
 }
 
 /*
- * The version of the row, if it is not the frame's txid: a row that was written
- * in a subtransaction has the xid of that.  These follow that of the transaction.
+ * The version of the row, if it is not the frame's txid: it was written in a
+ * subtransaction, or the frame is of several transactions.
  */
 static void
 AppendVersion(StringInfo json, const LogTransaction *transaction, int image)
 {
-	TransactionId subxid = transaction->changes[image / 2].subxid;
-	uint64 xid = transaction->commit.xid;
+	uint64 xid = transaction->changes[image / 2].xid;
 
-	if (subxid == InvalidTransactionId)
-		return;
-	xid += subxid - (uint32) xid;
-	appendStringInfo(json, ",\"version\":\"" UINT64_FORMAT "\"", xid);
+	if (xid != transaction->commit.xid)
+		appendStringInfo(json, ",\"version\":\"" UINT64_FORMAT "\"", xid);
 }
 
 /* Writes the change.  False: nothing visible has changed. */

@@ -34,7 +34,7 @@ typedef struct LogChange
 	const char *new_data;
 	uint32 old_length;
 	uint32 new_length;
-	TransactionId subxid; /* as in record.h */
+	uint64 xid; /* of the transaction or subtransaction: the new row's xmin */
 } LogChange;
 
 typedef struct LogBarrier

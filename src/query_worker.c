@@ -549,6 +549,13 @@ FindDefaultSearchPath(void)
 		value = "\"$user\", public";
 	default_search_path = MemoryContextStrdup(TopMemoryContext, value);
 	table_close(rel, AccessShareLock);
+
+	/*
+	 * In a background worker it has no value that the end of a transaction
+	 * could go back to: whose identity was entered would be ours from then on.
+	 */
+	SetConfigOption("session_authorization", GetUserNameFromId(user, false), PGC_BACKEND,
+					PGC_S_OVERRIDE);
 	CommitTransactionCommand();
 	MemoryContextSwitchTo(TopMemoryContext);
 }

@@ -152,7 +152,7 @@ describe('values', () => {
 describe('rights', () => {
   test('role, claims and policies are the caller\'s', async () => {
     await expose({
-      'who()': sql(`SELECT ARRAY[current_user, current_setting('role'), ${SUB}]`, 'text[]'),
+      'who()': sql(`SELECT ARRAY[current_user, session_user, current_setting('role'), ${SUB}]`, 'text[]'),
       'notes_seen()': sql('SELECT coalesce(array_agg(id ORDER BY id), $${}$$) FROM calls.notes', 'int[]'),
       'give(id int, owner text)': sql('UPDATE calls.notes SET owner = $2 WHERE id = $1', 'void'),
       'steal_secret()': sql('SELECT max(secret) FROM calls.notes', 'text'),
@@ -162,7 +162,7 @@ describe('rights', () => {
     await db.exec('REVOKE EXECUTE ON FUNCTION calls.admin_only() FROM PUBLIC; CREATE FUNCTION calls.hidden() RETURNS int LANGUAGE sql RETURN 1');
     const ada = await connect('ada');
     const bob = await connect('bob');
-    assert.deepEqual(await result(ada, 'who'), ['calls_web', 'calls_web', 'ada']);
+    assert.deepEqual(await result(ada, 'who'), ['calls_web', 'calls_web', 'calls_web', 'ada']);
     await result(ada, 'put', { id: 1, body: 'a' });
     await result(bob, 'put', { id: 2, body: 'b' });
     assert.deepEqual([await result(ada, 'notes_seen'), await result(bob, 'notes_seen')], [[1], [2]]);
@@ -493,8 +493,22 @@ describe('versions', () => {
     const windowed = await connect();
     const few = new Versions(windowed, 'calls.v?order=id.desc&limit=3&select=n');
     await windowed.open('calls.v?order=id.desc&limit=3&select=n', { versions: true, loose: true });
-    assert.deepEqual(few.sorted(), held.sorted().filter(([id]) => few.rows.has(id)));
+    assert.deepEqual(few.sorted(), held.sorted().filter(([key]) => few.rows.has(key)));
     assert.equal(few.rows.size, 3);
+  });
+
+  test('frames of several transactions', async () => {
+    await db.exec(`CREATE TABLE calls.paced (id int PRIMARY KEY, n int); GRANT SELECT ON calls.paced TO calls_web; INSERT INTO calls.paced SELECT i, 0 FROM generate_series(1, 5) i;
+      SELECT changefeed.create_channel('calls.paced', 'calls.paced', min_interval => '300 ms')`);
+    const client = await connect();
+    const held = new Versions(client, 'calls.paced');
+    await client.openSoon('calls.paced', { versions: true });
+    for (const id of [1, 2, 3, 2, 4, 1]) await db.exec(`UPDATE calls.paced SET n = n + 1 WHERE id = ${id}`);
+    await db.exec('BEGIN; UPDATE calls.paced SET n = n + 1 WHERE id = 3; SAVEPOINT s; UPDATE calls.paced SET n = n + 1 WHERE id = 4; COMMIT');
+    await db.exec('DELETE FROM calls.paced WHERE id = 5; INSERT INTO calls.paced VALUES (6, 0)');
+    await client.settle();
+    assert.deepEqual(held.sorted(), (await db.rows('SELECT id, xmin::text AS x FROM calls.paced')).map((row) => [Versions.key(row), row.x]).sort());
+    assert.ok(client.transactions < 5, `${client.transactions} frames`);
   });
 
   test('two editors: whoever has not seen the other is told', async () => {
