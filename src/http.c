@@ -86,8 +86,8 @@ StatusOf(const char *sqlstate)
 		int status;
 	} statuses[] = {
 		{"08003", 401}, {"28", 401}, {"42501", 403}, {"42704", 404}, {"42P01", 404}, {"57014", 504},
-		{"53400", 429}, {"53", 503}, {"55P03", 503}, {"40", 503},	 {"57", 503},	 {"23", 409},
-		{"55", 409},	{"54", 413}, {"0A", 501},	 {"XX", 500},	 {"58", 500},
+		{"53400", 429}, {"53", 503}, {"55P03", 503}, {"40003", 500}, {"40", 503},	 {"57", 503},
+		{"23", 409},	{"55", 409}, {"54", 413},	 {"0A", 501},	 {"XX", 500},	 {"58", 500},
 	};
 	int i;
 
@@ -297,7 +297,11 @@ HttpTakeMessage(Connection *connection, const char *data, Size length)
 		return;
 	message = JsonMessageParse(data, length, &problem);
 	if (message == NULL)
-		elog(ERROR, "a message to a client is no JSON object: %s", problem);
+	{
+		/* A function may give what the parser finds too deep. */
+		HttpFail(connection, "54000", psprintf("the answer cannot be sent: %s", problem), NULL);
+		return;
+	}
 	type = JsonMessageString(message, "type");
 	id = JsonMessageScalar(message, "id");
 	if (strcmp(type, "error") == 0)
@@ -306,6 +310,9 @@ HttpTakeMessage(Connection *connection, const char *data, Size length)
 
 		/* No such function; of a condition it would be no such operator. */
 		status = strcmp(code, "42883") == 0 ? 404 : StatusOf(code);
+		/* Unlike other errors of this class it will come again. */
+		if (JsonMessageGet(message, "conflict") != NULL)
+			status = 409;
 	}
 	else if (id == NULL || strcmp(id, connection->http->reply_to) != 0)
 		return;

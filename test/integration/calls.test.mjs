@@ -361,6 +361,31 @@ describe('keys', () => {
   });
 });
 
+describe('over HTTP', () => {
+  test('a call is a request', async () => {
+    await expose({ 'deep(n int)': sql(`SELECT (repeat('[', n) || repeat(']', n))::jsonb`, 'jsonb') });
+    const token = await db.token({ role: 'calls_web', sub: 'http' });
+    const post = async (path, body, headers = {}) => {
+      const response = await fetch(`${process.env.WS_URL.replace(/^ws/, 'http').replace('/v1/socket', '')}/v1/call/${path}`, {
+        method: 'POST', body: JSON.stringify(body), headers: { Authorization: `Bearer ${token}`, 'Content-Type': 'application/json', ...headers },
+      });
+      return { status: response.status, ...(await response.json()) };
+    };
+    const first = await post('write', { n: 200 }, { 'Idempotency-Key': 'k200' });
+    assert.deepEqual({ ...first, txid: 0 }, { status: 200, type: 'result', result: 200, txid: 0 });
+    assert.deepEqual(await post('write', { n: 200 }, { 'Idempotency-Key': 'k200' }), first);
+    assert.equal(await db.value('SELECT count(*) FROM calls.log WHERE n = 200'), '1');
+    assert.equal((await post('write', { n: 201 }, { 'Idempotency-Key': 'k200' })).status, 400);
+    assert.deepEqual(await post('raise', {}), { status: 400, type: 'error', code: 'P0404', message: 'sold out', detail: '{"sku":"a1"}', hint: 'try "b2"' });
+    assert.equal((await post('hidden', {})).status, 404);
+    assert.equal((await post('admin_only', {})).status, 403);
+    assert.equal((await post('deep', { n: 10 })).status, 200);
+    assert.equal((await post('deep', { n: 1000 })).code, '54000');
+    const client = await connect();
+    assert.equal(JSON.stringify(await result(client, 'deep', { n: 1000 })).length, 2000);
+  });
+});
+
 describe('load', () => {
   test('slow calls of many delay neither changes nor snapshots nor verdicts of others', async (t) => {
     await db.exec(`CREATE TABLE calls.busy (id int PRIMARY KEY, room int, n int); CREATE TABLE calls.rooms (room int, who text); GRANT SELECT ON calls.busy, calls.rooms TO calls_other;
