@@ -29,11 +29,13 @@
 
 #include "access/transam.h"
 #include "access/xact.h"
+#include "catalog/namespace.h"
 #include "catalog/pg_type.h"
 #include "executor/executor.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
 #include "pgstat.h"
+#include "storage/ipc.h"
 #include "storage/latch.h"
 #include "tcop/tcopprot.h"
 #include "utils/acl.h"
@@ -41,6 +43,7 @@
 #include "utils/fmgrprotos.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
+#include "utils/portal.h"
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
@@ -407,6 +410,31 @@ SendResult(const Call *call)
 	QuerySend(&message);
 }
 
+/* What may have outlived the commit; the process ends if that fails. */
+static void
+ForgetTemporary(void)
+{
+	PG_TRY();
+	{
+		Oid schema;
+		Oid toast_schema;
+
+		StartTransactionCommand();
+		PortalHashTableDeleteAll();
+		GetTempNamespaceState(&schema, &toast_schema);
+		if (OidIsValid(schema))
+			ResetTempTableNamespace();
+		CommitTransactionCommand();
+	}
+	PG_CATCH();
+	{
+		EmitErrorReport();
+		proc_exit(1);
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(query_job_context);
+}
+
 void
 QueryRunCall(WireReader *body)
 {
@@ -445,7 +473,7 @@ QueryRunCall(WireReader *body)
 	}
 	SendResult(&call);
 	if (call.conflict < 0)
-		QueryForgetTemporary();
+		ForgetTemporary();
 }
 
 /* ---- Old results ---- */

@@ -127,9 +127,6 @@ extern void QueryEnterCaller(Oid role, const char *claims);
 extern void QueryLeaveIdentity(void);
 extern void QueryTransactionCommit(void);
 
-/* What may have outlived the commit; the process ends if that fails. */
-extern void QueryForgetTemporary(void);
-
 /* Did a time limit interrupt the transaction?  Until the next one begins. */
 extern bool QueryTimedOut(void);
 

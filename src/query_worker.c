@@ -42,7 +42,6 @@
 #include "access/table.h"
 #include "access/xact.h"
 #include "catalog/indexing.h"
-#include "catalog/namespace.h"
 #include "catalog/pg_authid.h"
 #include "catalog/pg_db_role_setting.h"
 #include "catalog/pg_type.h"
@@ -320,30 +319,6 @@ QueryTransactionBeginWriting(Oid role, int64 time_limit)
 	QueryTimeLimit(time_limit);
 }
 
-void
-QueryForgetTemporary(void)
-{
-	PG_TRY();
-	{
-		Oid schema;
-		Oid toast_schema;
-
-		StartTransactionCommand();
-		PortalHashTableDeleteAll();
-		GetTempNamespaceState(&schema, &toast_schema);
-		if (OidIsValid(schema))
-			ResetTempTableNamespace();
-		CommitTransactionCommand();
-	}
-	PG_CATCH();
-	{
-		EmitErrorReport();
-		proc_exit(1);
-	}
-	PG_END_TRY();
-	MemoryContextSwitchTo(query_job_context);
-}
-
 /*
  * The order is that of CommitTransaction, and the reason is its: each may make
  * work for the other.
@@ -612,7 +587,7 @@ QueryEnterIdentity(Oid role, const char *claims)
 /*
  * Deferred triggers, and temporary tables, are not to be had where operations
  * are restricted; what that keeps from outliving the transaction is seen to by
- * QueryForgetTemporary.
+ * ForgetTemporary in query_call.c.
  */
 void
 QueryEnterCaller(Oid role, const char *claims)
