@@ -622,7 +622,8 @@ Expire(void)
 	if (expire_at > feed_now)
 		return TimestampDifferenceMilliseconds(feed_now, expire_at);
 	expire_at = 0;
-	expire_job = QuerySubmit(QUERY_EXPIRE, "", 0, QUERY_LATER, OnExpired, NULL);
+	/* It is short; as one of the snapshots it would interrupt those that take long. */
+	expire_job = QuerySubmit(QUERY_EXPIRE, "", 0, QUERY_FIRST, OnExpired, NULL);
 	return 0;
 }
 

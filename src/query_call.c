@@ -49,7 +49,7 @@
 
 #define ATTEMPTS	   4
 #define RETRY_PAUSE_MS 20
-#define EXPIRE_BATCH   10000
+#define EXPIRE_BATCH   1000
 
 typedef struct Call
 {
