@@ -20,6 +20,8 @@ SELECT changefeed.create_channel('dumped_empty', join_check => 'true');
 CREATE FUNCTION dumped.reads() RETURNS boolean LANGUAGE plpgsql STABLE AS 'BEGIN RETURN true; END';
 SELECT changefeed.declare_dependency('dumped.reads()', 'dumped.orders');
 SELECT changefeed.declare_dependency('dumped.reads()');
+CREATE FUNCTION dumped.writes(a int) RETURNS int LANGUAGE sql AS 'SELECT 1';
+SELECT changefeed.expose_function('dumped.writes(int)', 'odd ''name');
 RESET client_min_messages;
 SELECT changefeed.allow_role('regress_web');
 SELECT changefeed.allow_role('"regress Odd"');
@@ -54,6 +56,7 @@ SELECT * FROM changefeed.channel EXCEPT SELECT * FROM before_channel;
 SELECT count(*) FROM changefeed.channel;
 SELECT name, join_check FROM changefeed.channel WHERE join_check IS NOT NULL;
 SELECT * FROM changefeed.dependency ORDER BY relation;
+SELECT name, function FROM changefeed.function;
 SELECT r.role, r.claim, r.value, r.session, r.revoked_at = b.revoked_at AND r.expires_at = b.expires_at AS same
   FROM changefeed.revocation r JOIN before_revocation b USING (id) ORDER BY id;
 SELECT count(*) FROM changefeed.revocation;

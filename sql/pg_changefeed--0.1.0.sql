@@ -88,6 +88,29 @@ CREATE TABLE changefeed.revocation (
 COMMENT ON TABLE changefeed.revocation IS
     'tokens that are not accepted any more: written by changefeed.revoke, shown by the view changefeed.revocations';
 
+CREATE TABLE changefeed.function (
+    name text PRIMARY KEY,
+    function regprocedure NOT NULL UNIQUE
+);
+COMMENT ON TABLE changefeed.function IS
+    'functions that clients may call: written by changefeed.expose_function, shown by the view changefeed.functions';
+
+-- What calls with a key have given, for those that are repeated. Written by the
+-- query workers, in the transaction of the call; nobody else has any business here.
+-- Not dumped.
+CREATE TABLE changefeed.call_result (
+    identity bytea NOT NULL,
+    key text NOT NULL,
+    call bytea NOT NULL,
+    result text,
+    txid xid8 NOT NULL,
+    created_at timestamptz NOT NULL,
+    PRIMARY KEY (identity, key)
+) WITH (fillfactor = 70);
+CREATE INDEX call_result_created_at_idx ON changefeed.call_result (created_at);
+COMMENT ON TABLE changefeed.call_result IS
+    'results of calls that clients made with a key, for changefeed.idempotency_age';
+
 -- Dumped with the database. What is left of dropped tables and roles is only a
 -- number, which would mean something else where the dump is restored.
 SELECT pg_catalog.pg_extension_config_dump('changefeed.channel', '');
@@ -98,6 +121,8 @@ SELECT pg_catalog.pg_extension_config_dump('changefeed.role',
 SELECT pg_catalog.pg_extension_config_dump('changefeed.dependency',
     'WHERE EXISTS (SELECT FROM pg_catalog.pg_proc p WHERE p.oid = function::pg_catalog.oid)
        AND (relation IS NULL OR EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid = relation::pg_catalog.oid))');
+SELECT pg_catalog.pg_extension_config_dump('changefeed.function',
+    'WHERE EXISTS (SELECT FROM pg_catalog.pg_proc p WHERE p.oid = function::pg_catalog.oid)');
 SELECT pg_catalog.pg_extension_config_dump('changefeed.revocation',
     'WHERE session IS NULL
        AND (role IS NULL OR EXISTS (SELECT FROM pg_catalog.pg_roles r WHERE r.oid = role::pg_catalog.oid))');
@@ -251,6 +276,28 @@ CREATE FUNCTION changefeed.undeclare_dependency(function regprocedure, relation 
 COMMENT ON FUNCTION changefeed.undeclare_dependency(regprocedure, regclass) IS
     'takes back changefeed.declare_dependency';
 
+-----------------------------------------------------------------------------
+-- Functions that clients call
+-----------------------------------------------------------------------------
+
+CREATE FUNCTION changefeed.expose_function(function regprocedure, name text DEFAULT NULL) RETURNS void
+    LANGUAGE C SET search_path = pg_catalog, pg_temp
+    AS 'MODULE_PATHNAME', 'changefeed_expose_function';
+COMMENT ON FUNCTION changefeed.expose_function(regprocedure, text) IS
+    'lets clients call a function, under its own name or another one, if their role may execute it; takes the owner of the function or of the database';
+
+CREATE FUNCTION changefeed.unexpose_function(function regprocedure) RETURNS void
+    LANGUAGE C SET search_path = pg_catalog, pg_temp
+    AS 'MODULE_PATHNAME', 'changefeed_unexpose_function';
+COMMENT ON FUNCTION changefeed.unexpose_function(regprocedure) IS
+    'takes back changefeed.expose_function';
+
+CREATE FUNCTION changefeed.unexpose_function(name text) RETURNS void
+    LANGUAGE C SET search_path = pg_catalog, pg_temp
+    AS 'MODULE_PATHNAME', 'changefeed_unexpose_name';
+COMMENT ON FUNCTION changefeed.unexpose_function(text) IS
+    'takes back changefeed.expose_function, by the name that clients use or by the function and its argument types';
+
 CREATE FUNCTION changefeed.explain(
     channel text,
     claims jsonb,
@@ -375,6 +422,30 @@ COMMENT ON VIEW changefeed.dependencies IS
 COMMENT ON COLUMN changefeed.dependencies.function IS 'the function, which policies may call';
 COMMENT ON COLUMN changefeed.dependencies.relation IS 'a table that it reads; null: it reads none';
 
+CREATE VIEW changefeed.functions WITH (security_barrier = true) AS
+SELECT f.name,
+       f.function,
+       pg_catalog.pg_get_function_arguments(p.oid) AS arguments,
+       pg_catalog.pg_get_function_result(p.oid) AS result,
+       p.prosecdef AS security_definer,
+       ARRAY(SELECT r.role
+               FROM changefeed.role r
+               JOIN pg_catalog.pg_roles a ON a.oid = r.role::oid
+              WHERE pg_catalog.has_function_privilege(a.oid, p.oid, 'EXECUTE')
+                AND pg_catalog.has_schema_privilege(a.oid, p.pronamespace, 'USAGE')
+              ORDER BY a.rolname) AS roles
+  FROM changefeed.function f
+  JOIN pg_catalog.pg_proc p ON p.oid = f.function::oid
+ WHERE (SELECT changefeed._sees_all()) OR pg_catalog.pg_has_role(p.proowner, 'USAGE');
+COMMENT ON VIEW changefeed.functions IS
+    'functions that clients may call: those that you own, or all for the owner of the database and members of pg_monitor';
+COMMENT ON COLUMN changefeed.functions.name IS 'what clients call it';
+COMMENT ON COLUMN changefeed.functions.function IS 'the function';
+COMMENT ON COLUMN changefeed.functions.arguments IS 'its arguments; clients give them by name';
+COMMENT ON COLUMN changefeed.functions.result IS 'its result, which clients get as JSON';
+COMMENT ON COLUMN changefeed.functions.security_definer IS 'whether it runs as its owner instead of the client''s role';
+COMMENT ON COLUMN changefeed.functions.roles IS 'roles of clients that may execute it';
+
 CREATE VIEW changefeed.revocations WITH (security_barrier = true) AS
 SELECT r.role, r.claim, r.value, r.session, r.revoked_at, r.expires_at
   FROM changefeed.revocation r
@@ -389,7 +460,7 @@ COMMENT ON COLUMN changefeed.revocations.revoked_at IS 'tokens that were issued 
 COMMENT ON COLUMN changefeed.revocations.expires_at IS 'until this time; by then they have expired';
 
 GRANT SELECT ON changefeed.sources, changefeed.channels, changefeed.roles, changefeed.dependencies,
-    changefeed.revocations TO PUBLIC;
+    changefeed.functions, changefeed.revocations TO PUBLIC;
 
 CREATE FUNCTION changefeed._stat_feed(
     OUT state text,

@@ -184,6 +184,14 @@
 #define compat_require_select(query, rte) ((void) (query), (rte)->requiredPerms = ACL_SELECT)
 #endif
 
+/* Columns that the query wants to read of a table. */
+#if PG_VERSION_NUM >= 160000
+#define compat_selected_columns(query, rte) \
+	(getRTEPermissionInfo((query)->rteperminfos, rte)->selectedCols)
+#else
+#define compat_selected_columns(query, rte) ((rte)->selectedCols)
+#endif
+
 /* An entry of a plan that reads none of its tables. */
 #if PG_VERSION_NUM >= 160000
 #define compat_require_nothing(rte) ((rte)->perminfoindex = 0)

@@ -193,12 +193,13 @@ Turn(XLogRecPtr start_lsn, bool *serving)
 	DeliverAdvance();
 	Sooner(&wait, PaceAdvance());
 	VerdictsAdvance();
+	Sooner(&wait, CallsAdvance());
 	if (QueryPoolPoll())
 		more = true;
 	Sooner(&wait, ProtocolAdvance());
 	Sooner(&wait, FeedRequestsAdvance());
 	Sooner(&wait, AdminAdvance());
-	if (subscribe_again)
+	if (subscribe_again || calls_again)
 		more = true;
 	CheckMemory();
 	Sooner(&wait, LogTrim());

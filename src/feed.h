@@ -29,6 +29,7 @@
 #include "compat.h"
 #include "counters.h"
 #include "identity.h"
+#include "json_message.h"
 #include "log.h"
 #include "query.h"
 
@@ -198,6 +199,7 @@ typedef struct Subscription
 	bool announced_entities; /* and the client knows the columns of now */
 	bool redefined;			 /* it may not even know the entities of now */
 	bool no_snapshot;		 /* "snapshot":false */
+	bool versions;			 /* "versions":true */
 	View **views;			 /* by index of source, NULL before described */
 
 	/* ready, but the connection is held until a check is over: check.c */
@@ -635,6 +637,19 @@ ProtocolSendError(Connection *connection, const char *request_id, const Spelling
 				  const char *sqlstate, const char *message, const char *hint);
 extern void ProtocolError(Connection *connection, const char *request_id, const Spelling *channel,
 						  const char *sqlstate, const char *message, const char *hint);
+
+/* call.c: clients call functions */
+
+/* `data` is the whole message, which may have to wait. */
+extern void CallMessage(Connection *connection, const JsonMessage *message, const char *id,
+						const char *data, Size length);
+
+/*
+ * Submits what may run; ms until something is due.  What may run since it began
+ * sets `calls_again`.
+ */
+extern long CallsAdvance(void);
+extern bool calls_again;
 
 /* postponed.c: messages that wait for what was committed before them */
 

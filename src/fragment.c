@@ -197,6 +197,19 @@ EncodeColumns(Fragment *f, const MapImage *image, const int16 *columns, int ncol
 	appendStringInfoChar(&f->json, '}');
 }
 
+/*
+ * The version of the row, if it is not the frame's txid: it was written in a
+ * subtransaction, or the frame is of several transactions.
+ */
+static void
+AppendVersion(StringInfo json, const LogTransaction *transaction, int image)
+{
+	uint64 xid = transaction->changes[image / 2].xid;
+
+	if (xid != transaction->commit.xid)
+		appendStringInfo(json, ",\"version\":\"" UINT64_FORMAT "\"", xid);
+}
+
 /* Writes the change.  False: nothing visible has changed. */
 static bool
 EncodeFragment(Delivery *d, Fragment *f)
@@ -231,6 +244,7 @@ EncodeFragment(Delivery *d, Fragment *f)
 	{
 		appendStringInfoString(&f->json, f->action == ACTION_MERGE ? ",\"set\":" : ",\"row\":");
 		EncodeColumns(f, after, columns, ncolumns);
+		AppendVersion(&f->json, d->map->transaction, entry->new_image);
 	}
 	appendStringInfoChar(&f->json, '}');
 	return true;

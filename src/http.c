@@ -88,8 +88,8 @@ StatusOf(const char *sqlstate)
 		int status;
 	} statuses[] = {
 		{"08003", 401}, {"28", 401}, {"42501", 403}, {"42704", 404}, {"42P01", 404}, {"57014", 504},
-		{"53400", 429}, {"53", 503}, {"55P03", 503}, {"40", 503},	 {"57", 503},	 {"23", 409},
-		{"55", 409},	{"54", 413}, {"0A", 501},	 {"XX", 500},	 {"58", 500},
+		{"53400", 429}, {"53", 503}, {"55P03", 503}, {"40003", 500}, {"40", 503},	 {"57", 503},
+		{"23", 409},	{"55", 409}, {"54", 413},	 {"0A", 501},	 {"XX", 500},	 {"58", 500},
 	};
 	int i;
 
@@ -327,6 +327,7 @@ HttpFailWith(Connection *connection, const char *data, Size length)
 	const char *problem;
 	const JsonMessage *message = JsonMessageParse(data, length, &problem);
 	const char *code;
+	int status;
 
 	if (message == NULL || strcmp(JsonMessageString(message, "type"), "error") != 0)
 		return false;
@@ -335,10 +336,13 @@ HttpFailWith(Connection *connection, const char *data, Size length)
 	code = JsonMessageString(message, "code");
 
 	/* No such function; of a condition it would be no such operator. */
-	RespondWith(connection,
-				connection->http->reply_to != NULL && strcmp(code, "42883") == 0 ? 404
-																				 : StatusOf(code),
-				message, data, length);
+	status = connection->http->reply_to != NULL && strcmp(code, "42883") == 0 ? 404
+																			  : StatusOf(code);
+
+	/* Unlike other errors of this class it will come again. */
+	if (JsonMessageGet(message, "conflict") != NULL)
+		status = 409;
+	RespondWith(connection, status, message, data, length);
 	return true;
 }
 
@@ -360,7 +364,13 @@ HttpTakeMessage(Connection *connection, const char *data, Size length)
 	if (HttpFailWith(connection, data, length))
 		return;
 	message = JsonMessageParse(data, length, &problem);
-	id = message != NULL ? JsonMessageScalar(message, "id") : NULL;
+	if (message == NULL)
+	{
+		/* A function may give what the parser finds too deep. */
+		HttpFail(connection, "54000", psprintf("the answer cannot be sent: %s", problem), NULL);
+		return;
+	}
+	id = JsonMessageScalar(message, "id");
 	if (id != NULL && connection->http->reply_to != NULL &&
 		strcmp(id, connection->http->reply_to) == 0)
 		RespondWith(connection, 200, message, data, length);

@@ -57,6 +57,9 @@ extern int setting_max_subscriptions; /* per connection */
 extern int setting_policy_timeout;	  /* ms */
 extern int setting_recheck_interval;  /* seconds, 0: off */
 extern bool setting_compression;
+extern int setting_call_workers;	/* 0: no calls */
+extern int setting_call_timeout;	/* ms */
+extern int setting_idempotency_age; /* seconds */
 extern int setting_heartbeat;		/* ms */
 extern int setting_connect_timeout; /* ms */
 extern char *setting_admin_addresses;

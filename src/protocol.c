@@ -360,6 +360,7 @@ Subscribe(Connection *connection, JsonMessage *message, const char *id, const ch
 	const char *name = ChannelOf(connection, message, id);
 	const char *from = JsonMessageString(message, "from");
 	const JsonField *snapshot = JsonMessageGet(message, "snapshot");
+	const JsonField *versions = JsonMessageGet(message, "versions");
 	char *values[CHANNEL_PARAMS_MAX] = {0};
 	Selection *selection = NULL;
 	SelectionError error;
@@ -436,6 +437,7 @@ Subscribe(Connection *connection, JsonMessage *message, const char *id, const ch
 	if (connection->http != NULL)
 		s->http_part = atoi(id) - 1;
 	s->request_id = MemoryContextStrdup(feed_context, id);
+	s->versions = versions != NULL && versions->type == JSON_TOKEN_TRUE;
 	s->no_snapshot = from == NULL && snapshot != NULL && snapshot->type == JSON_TOKEN_FALSE;
 	SubscribeStart(s, from != NULL ? &position : NULL);
 }
@@ -567,6 +569,8 @@ Dispatch(Connection *connection, const char *data, Size length)
 		Token(connection, message, id, data, length);
 	else if (strcmp(type, "sync") == 0)
 		Sync(connection, id);
+	else if (strcmp(type, "call") == 0)
+		CallMessage(connection, message, id, data, length);
 	else
 		ProtocolError(
 			connection, id, NULL, "08P01",

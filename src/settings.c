@@ -60,6 +60,9 @@ int setting_max_subscriptions;
 int setting_policy_timeout;
 int setting_recheck_interval;
 bool setting_compression;
+int setting_call_workers;
+int setting_call_timeout;
+int setting_idempotency_age;
 int setting_heartbeat;
 int setting_connect_timeout;
 char *setting_admin_addresses;
@@ -568,6 +571,29 @@ DefineWorkSettings(void)
 		"when there are snapshots that take long, and one more when there are policies that do. "
 		"Takes effect when the feed worker starts.",
 		&setting_query_workers, 2, 1, 64, PGC_SUSET, 0, NULL, NULL, NULL);
+
+	DefineCustomIntVariable(
+		"changefeed.call_workers",
+		"Largest number of calls of functions that run at a time for the clients of a database.",
+		"Each runs in a background worker that is started when it is first needed and counts against "
+		"max_worker_processes. Calls beyond that wait. 0: there are no calls. "
+		"Takes effect when the feed worker starts.",
+		&setting_call_workers, 2, 0, 64, PGC_SUSET, 0, NULL, NULL, NULL);
+
+	DefineCustomIntVariable(
+		"changefeed.call_timeout", "Longest time that a client's call of a function may take.",
+		"Waiting for locks is part of it, waiting for a worker is not. A call that takes longer is rolled "
+		"back, and the client gets an error.",
+		&setting_call_timeout, 10 * 1000, 10, 3600 * 1000, PGC_SUSET, GUC_UNIT_MS, NULL, NULL,
+		NULL);
+
+	DefineCustomIntVariable(
+		"changefeed.idempotency_age",
+		"Time for which results of calls that clients make with a key are kept.",
+		"A client that repeats a call with the same key within this time gets the result of the first "
+		"one, and nothing is done twice.",
+		&setting_idempotency_age, 24 * 3600, 1, 30 * 24 * 3600, PGC_SUSET, GUC_UNIT_S, NULL, NULL,
+		NULL);
 
 	DefineCustomIntVariable(
 		"changefeed.worker_memory", "Memory that the feed worker of a database may use.",

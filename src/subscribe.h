@@ -30,6 +30,11 @@ extern bool SubscribeSnapshotContains(const SubscribeSnapshot *snapshot, Transac
 extern void SubscribeQuestion(Instance *instance, Identity *identity, const char *selection,
 							  uint8 flags, StringInfo body);
 
+/* Parts of it: join_check, and a source, with the values of the parameters. */
+extern void SubscribePutCheck(StringInfo body, Channel *channel, char *const *params);
+extern void
+SubscribePutSource(StringInfo body, Channel *channel, char *const *params, Source *source);
+
 /* `audience` (may be NULL) is told of its conditions. */
 extern void SubscribeReadView(Identity *identity, Channel *channel, Audience *audience,
 							  View **views, WireReader *r);
