@@ -30,7 +30,8 @@ COMMENT ON SCHEMA changefeed IS 'live change feeds of tables (extension pg_chang
 CREATE TABLE changefeed.channel (
     id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     name text NOT NULL UNIQUE,
-    join_check text
+    join_check text,
+    publish_check text
 );
 COMMENT ON TABLE changefeed.channel IS
     'catalog of channels: written by changefeed.create_channel, shown by the view changefeed.channels';
@@ -155,11 +156,12 @@ CREATE FUNCTION changefeed.create_channel(
     on_update text DEFAULT 'merge',
     on_delete text DEFAULT 'remove',
     set_replica_identity boolean DEFAULT true,
-    join_check text DEFAULT NULL
+    join_check text DEFAULT NULL,
+    publish_check text DEFAULT NULL
 ) RETURNS void
     LANGUAGE C SET search_path = pg_catalog, pg_temp
     AS 'MODULE_PATHNAME', 'changefeed_create_channel';
-COMMENT ON FUNCTION changefeed.create_channel(text, regclass, name, name[], text, name[], text, text, text, boolean, text) IS
+COMMENT ON FUNCTION changefeed.create_channel(text, regclass, name, name[], text, name[], text, text, text, boolean, text, text) IS
     'creates a channel, such as ''orders'' or ''orders:{customer_id}'', and its first source; only the owner of a table may publish it';
 
 CREATE FUNCTION changefeed.add_source(
@@ -339,6 +341,7 @@ CREATE VIEW changefeed.channels WITH (security_barrier = true) AS
 SELECT c.name,
        changefeed._parameters(c.name) AS parameters,
        c.join_check,
+       c.publish_check,
        (SELECT pg_catalog.count(*)::int
           FROM changefeed.source s WHERE s.channel = c.id) AS sources
   FROM changefeed.channel c
@@ -352,6 +355,7 @@ COMMENT ON VIEW changefeed.channels IS
 COMMENT ON COLUMN changefeed.channels.name IS 'name or template of the channel';
 COMMENT ON COLUMN changefeed.channels.parameters IS 'columns whose values are part of the name';
 COMMENT ON COLUMN changefeed.channels.join_check IS 'only clients for which this is true may subscribe; $1 is the first of the parameters; null: all';
+COMMENT ON COLUMN changefeed.channels.publish_check IS 'only clients for which this is true may publish messages; $1 is the first of the parameters; null: none';
 COMMENT ON COLUMN changefeed.channels.sources IS 'number of tables that feed the channel';
 
 CREATE VIEW changefeed.roles AS
@@ -410,7 +414,10 @@ CREATE FUNCTION changefeed._stat_feed(
     OUT evaluations bigint,
     OUT log_bytes bigint,
     OUT gateway_starts bigint,
-    OUT wal_held_bytes bigint
+    OUT wal_held_bytes bigint,
+    OUT messages bigint,
+    OUT messages_refused bigint,
+    OUT event_errors bigint
 ) RETURNS record
     LANGUAGE C VOLATILE PARALLEL SAFE
     AS 'MODULE_PATHNAME', 'changefeed_stat_feed';
@@ -445,6 +452,9 @@ COMMENT ON COLUMN changefeed.stat_feed.evaluations IS 'evaluations of clients'' 
 COMMENT ON COLUMN changefeed.stat_feed.log_bytes IS 'size of the log that clients resume from';
 COMMENT ON COLUMN changefeed.stat_feed.gateway_starts IS 'starts of a gateway';
 COMMENT ON COLUMN changefeed.stat_feed.wal_held_bytes IS 'WAL that is kept because of the slot';
+COMMENT ON COLUMN changefeed.stat_feed.messages IS 'messages published by clients or by changefeed.publish';
+COMMENT ON COLUMN changefeed.stat_feed.messages_refused IS 'messages in the WAL that were damaged or not written by changefeed.publish';
+COMMENT ON COLUMN changefeed.stat_feed.event_errors IS 'events that were not sent because their condition or payload could not be evaluated';
 
 -----------------------------------------------------------------------------
 -- Last, when everything is there: the launcher starts the workers at commit.

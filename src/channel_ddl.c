@@ -391,7 +391,7 @@ SetReplicaIdentity(const SourceDefinition *definition)
 
 /*
  * create_channel(name, source, entity, key, filter, columns, on_insert,
- * on_update, on_delete, set_replica_identity, join_check)
+ * on_update, on_delete, set_replica_identity, join_check, publish_check)
  */
 Datum
 changefeed_create_channel(PG_FUNCTION_ARGS)
@@ -401,11 +401,13 @@ changefeed_create_channel(PG_FUNCTION_ARGS)
 	DdlAccess access;
 	char *name;
 	bool has_source = !PG_ARGISNULL(1);
-	char *join_check = NULL;
+	static const char *const checks[] = {"join_check", "publish_check"};
 	bool isnull;
-	Oid types[2] = {TEXTOID, TEXTOID};
-	Datum values[2] = {0};
+	Oid types[3] = {TEXTOID, TEXTOID, TEXTOID};
+	Datum values[3] = {0};
+	char nulls[4] = "   ";
 	int id;
+	int i;
 
 	PreventCommandIfReadOnly("create_channel()");
 	DdlRequireArgument(fcinfo, 0, "name");
@@ -432,19 +434,23 @@ changefeed_create_channel(PG_FUNCTION_ARGS)
 					 errhint("Give a table that you own as the channel's source.")));
 	}
 
-	if (!PG_ARGISNULL(10))
-		join_check = ChannelCheckJoin(text_to_cstring(PG_GETARG_TEXT_PP(10)), template,
-									  has_source ? definition.relid : InvalidOid);
+	for (i = 0; i < lengthof(checks); i++)
+	{
+		if (PG_ARGISNULL(10 + i))
+			nulls[1 + i] = 'n';
+		else
+			values[1 + i] = CStringGetTextDatum(
+				ChannelCheckJoin(checks[i], text_to_cstring(PG_GETARG_TEXT_PP(10 + i)), template,
+								 has_source ? definition.relid : InvalidOid));
+	}
 
 	DdlLock();
 	DdlBegin(&access);
 	CheckNameIsFree(name, template);
 	values[0] = CStringGetTextDatum(name);
-	if (join_check != NULL)
-		values[1] = CStringGetTextDatum(join_check);
-	(void) DdlWrite(
-		"INSERT INTO changefeed.channel (name, join_check) VALUES ($1, $2) RETURNING id", 2, types,
-		values, join_check != NULL ? "  " : " n");
+	(void) DdlWrite("INSERT INTO changefeed.channel (name, join_check, publish_check)"
+					" VALUES ($1, $2, $3) RETURNING id",
+					3, types, values, nulls);
 	id = DatumGetInt32(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
 	if (has_source)
 		InsertSource(id, &definition);

@@ -160,6 +160,8 @@ ReadChannel(CatalogRow *row, void *arg)
 	channel->name = CatalogRowText(row, "name");
 	channel->template = TemplateParse(channel->name);
 	channel->join_check = CatalogRowText(row, "join_check");
+	channel->publish_check = CatalogRowText(row, "publish_check");
+	channel->nviews = 1;
 	MemoryContextSwitchTo(old);
 	*list = lappend(*list, channel);
 }
@@ -199,6 +201,7 @@ ReadSource(CatalogRow *row, void *arg)
 			channel->sources = repalloc(channel->sources,
 										sizeof(Source *) * (channel->nsources + 1));
 		channel->sources[channel->nsources++] = source;
+		channel->nviews = channel->nsources;
 		MemoryContextSwitchTo(old);
 		return;
 	}
@@ -222,8 +225,10 @@ Sign(Channel *channel)
 	if (channel->nsources > 1)
 		qsort(channel->sources, channel->nsources, sizeof(Source *), CompareSources);
 	initStringInfo(&s);
-	appendStringInfo(&s, "%s (%s)", channel->name,
-					 channel->join_check != NULL ? channel->join_check : "");
+	appendStringInfo(&s, "%s (%s)%s(%s)", channel->name,
+					 channel->join_check != NULL ? channel->join_check : "",
+					 channel->publish_check != NULL ? " publish " : "",
+					 channel->publish_check != NULL ? channel->publish_check : "");
 	for (i = 0; i < channel->nsources; i++)
 	{
 		Source *source = channel->sources[i];

@@ -77,10 +77,13 @@ typedef struct Channel
 	int id;
 	uint64 serial; /* of this object: another definition has another */
 	char *name;
-	char *join_check; /* SQL text or NULL */
+	char *join_check;	 /* SQL text or NULL */
+	char *publish_check; /* likewise */
 	ChannelTemplate *template;
 	int nsources;
 	Source **sources;
+	int nviews;		 /* of a subscription: one for each source; without one, a
+					  * view that has only what join_check depends on */
 	char *signature; /* text of the whole definition */
 	uint64 changed;	 /* the transaction with which we got this one */
 	MemoryContext context;

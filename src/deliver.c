@@ -26,6 +26,7 @@
 #include "deliver.h"
 #include "extend.h"
 #include "gateways.h"
+#include "publish.h"
 
 /* Runs are numbered so that marks need not be cleared. */
 static uint64 last_run;
@@ -375,6 +376,7 @@ DeliverPublish(LogTransaction *transaction)
 	dlist_iter iter;
 
 	/* What it does to subscriptions as a whole comes first. */
+	PublishApply(transaction);
 	EventsApply(transaction);
 
 	/* Connections that wait for one of their subscriptions stay behind. */

@@ -22,6 +22,7 @@
 
 #include "feed.h"
 #include "gateways.h"
+#include "publish.h"
 #include "revocations.h"
 
 #include "utils/inval.h"
@@ -59,7 +60,7 @@ HasDependency(Subscription *s, Oid relid)
 
 	if (s->views == NULL)
 		return false;
-	for (i = 0; i < s->instance->channel->nsources; i++)
+	for (i = 0; i < s->instance->channel->nviews; i++)
 		for (k = 0; s->views[i] != NULL && k < s->views[i]->ndependencies; k++)
 			if (s->views[i]->dependencies[k] == relid)
 				return true;
@@ -132,6 +133,8 @@ EventsRolesChanged(void)
 {
 	uint64 changes = pg_atomic_read_u64(&feed_shared->role_changes);
 	dlist_mutable_iter iter;
+
+	PublishForgetRights();
 
 	/* Whoever raised the counter has sent what invalidates our caches. */
 	pg_read_barrier();
@@ -383,11 +386,13 @@ RelationConcerns(Subscription *s, uint64 number, const LogBarrier *barrier)
 	int i;
 	int k;
 
-	for (i = 0; i < channel->nsources; i++)
+	for (i = 0; i < channel->nviews; i++)
 	{
 		View *view = s->views != NULL ? s->views[i] : NULL;
 
-		reason = RelationChangedSince(channel->sources[i]->relid, number, barrier);
+		reason = i < channel->nsources
+					 ? RelationChangedSince(channel->sources[i]->relid, number, barrier)
+					 : NULL;
 		if (reason != NULL)
 			return reason;
 		for (k = 0; view != NULL && k < view->ndependencies; k++)

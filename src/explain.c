@@ -51,6 +51,7 @@ typedef struct Explain
 	ChannelTemplate *template;
 	char *values[CHANNEL_PARAMS_MAX]; /* of the parameters; NULL: any */
 	JoinCheck check;
+	JoinCheck publish;
 	int nsources;
 	SourceQuery *sources;
 	int index; /* of the source at hand */
@@ -226,7 +227,8 @@ ReadChannel(Explain *e, const char *name)
 	uint64 i;
 
 	DdlBegin(&access);
-	n = DdlRead("SELECT id, name, join_check FROM changefeed.channel", 0, NULL, NULL);
+	n = DdlRead("SELECT id, name, join_check, publish_check FROM changefeed.channel", 0, NULL,
+				NULL);
 	for (i = 0; i < n; i++)
 	{
 		MemoryContext old = MemoryContextSwitchTo(e->context);
@@ -240,6 +242,7 @@ ReadChannel(Explain *e, const char *name)
 
 			e->template = template;
 			e->check.text = SpiText(i, 3);
+			e->publish.text = SpiText(i, 4);
 			values[0] = SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1, &isnull);
 		}
 		MemoryContextSwitchTo(old);
@@ -258,6 +261,8 @@ ReadChannel(Explain *e, const char *name)
 			e->check.text = pstrdup("");
 		e->check.nparams = e->template->nparams;
 		e->check.params = e->values;
+		e->publish.nparams = e->template->nparams;
+		e->publish.params = e->values;
 		e->nsources = (int) n;
 		e->sources = palloc0(sizeof(SourceQuery) * Max(n, 1));
 		for (i = 0; i < n; i++)
@@ -316,15 +321,27 @@ Rechecked(Explain *e, Oid source, const char *reason)
 }
 
 static void
-ExplainCheck(Explain *e)
+ExplainOne(Explain *e, JoinCheck *check, const char *aspect)
 {
-	JoinCheckResult result = JoinCheckEvaluate(&e->check, true, e->context);
+	JoinCheckResult result = JoinCheckEvaluate(check, true, e->context);
 	ListCell *lc;
 
-	Say(e, InvalidOid, "join_check", result == JOIN_ALLOWED ? "admitted" : "denied", e->check.text);
-	foreach(lc, e->check.relids)
-		Say(e, InvalidOid, "dependency", ChannelTableName(lfirst_oid(lc)), "join_check");
-	Rechecked(e, InvalidOid, e->check.recheck);
+	Say(e, InvalidOid, aspect, result == JOIN_ALLOWED ? "admitted" : "denied", check->text);
+	foreach(lc, check->relids)
+		Say(e, InvalidOid, "dependency", ChannelTableName(lfirst_oid(lc)), aspect);
+	Rechecked(e, InvalidOid, check->recheck);
+}
+
+static void
+ExplainCheck(Explain *e)
+{
+	ExplainOne(e, &e->check, "join_check");
+}
+
+static void
+ExplainPublish(Explain *e)
+{
+	ExplainOne(e, &e->publish, "publish_check");
 }
 
 static void
@@ -470,12 +487,14 @@ changefeed_explain(PG_FUNCTION_ARGS)
 	for (i = 0; i < e.template->nparams; i++)
 		Say(&e, InvalidOid, "parameter", e.template->params[i],
 			e.values[i] != NULL ? e.values[i] : "any");
-	if (e.nsources == 0)
-		Say(&e, InvalidOid, "error", "55000", "the channel has no source");
 	if (e.check.text[0] == '\0')
 		Say(&e, InvalidOid, "join_check", "admitted", "there is none");
 	else
 		(void) AsIdentity(&e, InvalidOid, ExplainCheck);
+	if (e.publish.text == NULL)
+		Say(&e, InvalidOid, "publish_check", "denied", "there is none");
+	else
+		(void) AsIdentity(&e, InvalidOid, ExplainPublish);
 
 	for (e.index = 0; e.index < e.nsources; e.index++)
 	{

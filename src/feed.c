@@ -22,6 +22,7 @@
 
 #include "feed.h"
 #include "gateways.h"
+#include "publish.h"
 
 #include "access/transam.h"
 #include "access/xact.h"
@@ -187,6 +188,7 @@ Turn(XLogRecPtr start_lsn, bool *serving)
 	Sooner(&wait, RecheckAdvance());
 	Sooner(&wait, SubscribeAdvance());
 	ChecksAdvance();
+	PublishAdvance();
 	DeliverAdvance();
 	Sooner(&wait, VerdictsAdvance());
 	if (QueryPoolPoll())

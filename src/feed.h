@@ -558,7 +558,13 @@ extern void ProtocolPing(struct Gateway *gateway, const uint32 *numbers, uint32 
 extern void ProtocolRevokeAll(Connection *connection, const char *reason);
 extern void ProtocolChangeIdentity(Connection *connection, Identity *identity);
 
+/* The channel's name in a message, or NULL: the client was told. */
+struct JsonMessage;
+extern const char *
+ProtocolChannel(Connection *connection, const struct JsonMessage *message, const char *id);
+
 /* Writes `{"type":...}` messages. */
+extern void ProtocolOk(Connection *connection, const char *type, const char *id);
 extern void ProtocolSend(Connection *connection, const char *data, Size length);
 extern void ProtocolError(Connection *connection, const char *request_id, const Spelling *channel,
 						  const char *sqlstate, const char *message, const char *hint);

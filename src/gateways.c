@@ -678,6 +678,18 @@ GatewayPing(Gateway *gateway, const uint32 *numbers, int count, const char *befo
 }
 
 void
+GatewayCast(Gateway *gateway, const uint32 *numbers, int count, const char *data, Size length)
+{
+	if (gateway->link == NULL)
+		return;
+	LinkFrameBegin(gateway->link, LINK_CAST);
+	LinkFramePutU32(gateway->link, count);
+	LinkFramePutRaw(gateway->link, numbers, sizeof(uint32) * count);
+	LinkFramePutRaw(gateway->link, data, length);
+	LinkFrameEnd(gateway->link);
+}
+
+void
 GatewaySnapshot(Connection *connection, uint32 subscription, int nprefixes, StringInfo prefixes,
 				int fd)
 {

@@ -36,7 +36,8 @@ typedef struct LinkHeader
 } LinkHeader;
 
 /* A position is 40 characters: 32 of the transaction and 8 of the identity. */
-#define LINK_TAG_LENGTH 8
+#define LINK_TAG_LENGTH	   8
+#define LINK_COMMON_LENGTH 32
 
 typedef enum LinkType
 {
@@ -191,8 +192,32 @@ typedef enum LinkType
 	 * As LINK_SEND, but it names a position, so it is dropped like a
 	 * transaction while the connection is behind.  u32 conn, rest: JSON
 	 */
-	LINK_SYNCED = 49
+	LINK_SYNCED = 49,
+
+	/*
+	 * One JSON message for several connections, in order with everything else.
+	 * It is left out for those whose queue is full of such messages.  u32 n, n
+	 * x u32 conn, rest
+	 */
+	LINK_CAST = 60,
+
+	/*
+	 * Within a transaction, behind its fragments: u32 n, n x u32 conn, u8 flags
+	 * (LINK_MESSAGE_*), bytes suffix, rest: an object without its closing
+	 * brace.  What a connection gets of a transaction is one thing, which is
+	 * dropped as a whole: first the frame, if it has fragments, then each
+	 * message as an object
+	 *
+	 *	<rest>,"position":"<first 32 characters><its tag><suffix>"}
+	 *
+	 * The last of them has no suffix, and the frame of a connection that gets
+	 * messages, too, has ".0" behind its tag.
+	 */
+	LINK_TX_MESSAGE = 61
 } LinkType;
+
+/* Its position is left out. */
+#define LINK_MESSAGE_NO_POSITION 1
 
 /*
  * Frames for a subscription that catches up: not dropped when the connection

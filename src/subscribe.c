@@ -99,7 +99,7 @@ SubscribeForget(Subscription *s)
 	}
 	if (s->views != NULL)
 	{
-		for (i = 0; i < s->instance->channel->nsources; i++)
+		for (i = 0; i < s->instance->channel->nviews; i++)
 			if (s->views[i] != NULL)
 				ViewRelease(s->connection->identity, s->views[i]);
 		pfree(s->views);
@@ -213,7 +213,7 @@ MoveOrEnd(Subscription *s, void *arg)
 					 psprintf("channel \"%s\" was dropped", old->name), NULL);
 		return;
 	}
-	if (replacement->nsources == 0)
+	if (replacement->nsources == 0 && old->nsources > 0)
 	{
 		SubscribeEnd(s, "channel_dropped", "55000",
 					 psprintf("channel \"%s\" has no source any more", old->name),

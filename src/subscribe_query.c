@@ -52,20 +52,25 @@ FilterOf(Instance *instance, Source *source)
 	return filter.data;
 }
 
-static void
-PutCheck(StringInfo body, Instance *instance)
+void
+SubscribeBeginQuestion(Channel *channel, char *const *params, const char *check, Identity *identity,
+					   uint8 flags, StringInfo body)
 {
-	const char *check = instance->channel->join_check;
-	int nparams = instance->channel->template->nparams;
+	int nparams = channel->template->nparams;
 	int i;
 
+	initStringInfo(body);
+	WirePutU32(body, identity->info.role);
+	WirePutString(body, identity->info.claims);
+	WirePutU8(body, flags);
 	WirePutString(body, check != NULL ? check : "");
 	WirePutU16(body, nparams);
 	for (i = 0; i < nparams; i++)
 	{
-		WirePutU8(body, instance->params[i] != NULL);
-		WirePutString(body, instance->params[i] != NULL ? instance->params[i] : "");
+		WirePutU8(body, params[i] != NULL);
+		WirePutString(body, params[i] != NULL ? params[i] : "");
 	}
+	WirePutU64(body, RecheckSeed());
 }
 
 void
@@ -76,12 +81,7 @@ SubscribeQuestion(Instance *instance, Identity *identity, const char *selection,
 	int i;
 	int k;
 
-	initStringInfo(body);
-	WirePutU32(body, identity->info.role);
-	WirePutString(body, identity->info.claims);
-	WirePutU8(body, flags);
-	PutCheck(body, instance);
-	WirePutU64(body, RecheckSeed());
+	SubscribeBeginQuestion(channel, instance->params, channel->join_check, identity, flags, body);
 	WirePutU16(body, channel->nsources);
 	for (i = 0; i < channel->nsources; i++)
 	{
@@ -141,11 +141,16 @@ ReadView(Channel *channel, Audience *audience, WireReader *r, View *result)
 	WireBytes narrowing;
 	int i;
 
-	if (r->failed || index >= channel->nsources)
+	if (r->failed || index >= channel->nviews)
 		ereport(ERROR, (errcode(ERRCODE_PROTOCOL_VIOLATION),
 						errmsg("malformed description from a query worker")));
-	view.source_id = channel->sources[index]->id;
-	view.relid = channel->sources[index]->relid;
+	if (channel->nsources > 0)
+	{
+		view.source_id = channel->sources[index]->id;
+		view.relid = channel->sources[index]->relid;
+	}
+	else
+		audience = NULL; /* nothing could be selected from */
 	view.ncolumns = WireGetU16(r);
 	view.columns = palloc(sizeof(int16) * Max(view.ncolumns, 1));
 	for (i = 0; i < view.ncolumns; i++)
@@ -201,6 +206,33 @@ SubscribeReadView(Identity *identity, Channel *channel, Audience *audience, View
 	views[index] = ViewIntern(identity, &view);
 }
 
+int
+SubscribeReadChannel(WireReader *r, bool *allowed, Oid **relids, bool *recheck)
+{
+	int n;
+	int i;
+
+	(void) WireGetU16(r); /* index */
+	(void) WireGetU16(r); /* columns */
+	(void) WireGetU16(r); /* key */
+	*allowed = WireGetU8(r) == 0;
+	(void) WireGetU64(r);
+	n = WireGetU32(r);
+	if (r->failed || n < 0 || n > r->length)
+		ereport(ERROR, (errcode(ERRCODE_PROTOCOL_VIOLATION),
+						errmsg("malformed description from a query worker")));
+	*relids = palloc(sizeof(Oid) * Max(n, 1));
+	for (i = 0; i < n; i++)
+		(*relids)[i] = WireGetU32(r);
+	(void) WireGetU16(r); /* casts */
+	(void) WireGetBytes(r);
+	(void) WireGetU8(r);
+	*recheck = WireGetU8(r) != 0;
+	if (r->failed)
+		*allowed = false;
+	return n;
+}
+
 bool
 SubscribeSameView(Subscription *s, WireReader *r)
 {
@@ -218,7 +250,7 @@ ReadDescribe(Subscription *s, WireReader *r)
 	Channel *channel = s->instance->channel;
 
 	if (s->views == NULL)
-		s->views = MemoryContextAllocZero(feed_context, sizeof(View *) * Max(channel->nsources, 1));
+		s->views = MemoryContextAllocZero(feed_context, sizeof(View *) * channel->nviews);
 	SubscribeReadView(s->connection->identity, channel, s->audience, s->views, r);
 }
 

@@ -106,12 +106,14 @@ ListAppendAll(ListNode *to, ListNode *from)
 
 /* ---- what a connection is sent ---- */
 
-/* One change of a transaction, kept once for all who get it. */
+/* One change or message, kept once for all who get it. */
 typedef struct Fragment
 {
 	uint32_t references;
 	uint32_t length;
-	char data[];
+	uint32_t suffix_length; /* of a message of a transaction: of the position */
+	bool no_position;
+	char data[]; /* the suffix comes first */
 } Fragment;
 
 typedef struct Transaction
@@ -131,6 +133,7 @@ typedef enum ItemKind
 	ITEM_TEXT,	 /* TextItem: one JSON message */
 	ITEM_PING,	 /* TextItem; at most one in a queue */
 	ITEM_SYNCED, /* TextItem; dropped with the frames before it */
+	ITEM_CAST,	 /* CastItem */
 	ITEM_MARK,	 /* MarkItem */
 	ITEM_CLOSE	 /* CloseItem; always the last */
 } ItemKind;
@@ -157,6 +160,13 @@ typedef struct FrameItem
 	uint32_t part;		  /* parts that are joined already */
 	Fragment **fragments; /* one reference each; `few` while they fit */
 	Fragment *few[FRAME_INLINE_FRAGMENTS];
+
+	/* messages, which follow the fragments */
+	uint32_t n_messages;
+	uint32_t messages_capacity;
+	uint32_t messages_sent;
+	bool has_positions; /* some of them */
+	Fragment **messages;
 } FrameItem;
 
 typedef struct TextItem
@@ -165,6 +175,12 @@ typedef struct TextItem
 	size_t length;
 	char data[];
 } TextItem;
+
+typedef struct CastItem
+{
+	Item item;
+	Fragment *text; /* one reference */
+} CastItem;
 
 typedef struct MarkItem
 {
@@ -231,6 +247,7 @@ typedef struct Connection
 	size_t queued_feed;	   /* sum of sizes */
 	size_t queued_other;
 	size_t queued_stream;	/* of queued_other: frames of replays */
+	size_t queued_casts;	/* likewise: casts */
 	uint32_t queued_frames; /* items that count as feed */
 
 	/* the last write, of which lws may still hold a part */
@@ -386,6 +403,7 @@ extern void QueueAdd(Connection *conn, Item *item);
 extern void QueueAddText(Connection *conn, ItemKind kind, const char *a, size_t a_length,
 						 const char *b, size_t b_length, const char *c, size_t c_length);
 extern void QueueAddMark(Connection *conn, uint32_t mark);
+extern void QueueAddCast(Connection *conn, Fragment *text);
 extern void QueueAddClose(Connection *conn, uint16_t code, const char *reason, size_t length);
 extern void QueueGrew(Connection *conn, Item *item, size_t n);
 extern bool QueueHasRoomForFeed(Connection *conn);
@@ -401,6 +419,10 @@ extern bool ConnIsChoked(const Connection *conn);
 
 extern void FanoutBegin(WireReader *r);
 extern void FanoutFragment(WireReader *r);
+extern void FanoutMessage(WireReader *r);
+extern void FanoutCast(WireReader *r);
+extern void FanoutRelease(Fragment *fragment);
+extern bool FanoutIsSent(const FrameItem *frame);
 extern void FanoutEnd(void);
 extern size_t FanoutJoin(Connection *conn, FrameItem *frame, Buffer *buffer);
 extern size_t FanoutNextSize(const FrameItem *frame);

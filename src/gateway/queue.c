@@ -105,6 +105,8 @@ QueueTransactionEnded(void)
 static void
 FreeItem(Item *item)
 {
+	if (item->kind == ITEM_CAST)
+		FanoutRelease(((CastItem *) item)->text);
 	if (item->kind == ITEM_FRAME)
 		FanoutFreeFrame((FrameItem *) item);
 	else
@@ -131,6 +133,8 @@ Account(Connection *conn, Item *item, size_t n)
 		conn->queued_other -= n;
 	if (IsStream(item))
 		conn->queued_stream -= n;
+	if (item->kind == ITEM_CAST)
+		conn->queued_casts -= n;
 	gateway.queued_bytes -= n;
 }
 
@@ -224,14 +228,16 @@ OtherBound(void)
 static void
 CheckOther(Connection *conn)
 {
-	if (conn->queued_other - conn->queued_stream + Pending(conn, conn->pending_other) <=
+	if (conn->queued_other - conn->queued_stream - conn->queued_casts +
+			Pending(conn, conn->pending_other) <=
 		OtherBound())
 		return;
 	while (QueueFlush(conn) == FLUSH_MORE)
 		;
 	if (conn->closing || !ConnIsChoked(conn))
 		return;
-	if (conn->queued_other - conn->queued_stream + conn->pending_other > OtherBound())
+	if (conn->queued_other - conn->queued_stream - conn->queued_casts + conn->pending_other >
+		OtherBound())
 		ConnClose(conn, LINK_CAUSE_SERVER, 1013, "too slow");
 }
 
@@ -246,6 +252,8 @@ QueueGrew(Connection *conn, Item *item, size_t n)
 		conn->queued_other += n;
 	if (IsStream(item))
 		conn->queued_stream += n;
+	if (item->kind == ITEM_CAST)
+		conn->queued_casts += n;
 	gateway.queued_bytes += n;
 	QueueMarkDirty(conn);
 	if (!item->feed)
@@ -322,6 +330,33 @@ QueueAddMark(Connection *conn, uint32_t mark)
 	item->item.kind = ITEM_MARK;
 	item->item.size = sizeof(MarkItem);
 	item->mark = mark;
+	QueueAdd(conn, &item->item);
+}
+
+/*
+ * What others say to a client who does not read must not cost him his
+ * connection: it is left out.
+ */
+void
+QueueAddCast(Connection *conn, Fragment *text)
+{
+	CastItem *item;
+
+	if (conn->close_queued)
+		return;
+	if (conn->queued_casts + text->length > gateway.send_buffer)
+	{
+		while (QueueFlush(conn) == FLUSH_MORE)
+			;
+		if (conn->closing ||
+			(conn->queued_casts > 0 && conn->queued_casts + text->length > gateway.send_buffer))
+			return;
+	}
+	item = GatewayAllocZero(sizeof(CastItem));
+	item->item.kind = ITEM_CAST;
+	item->item.size = text->length;
+	item->text = text;
+	text->references++;
 	QueueAdd(conn, &item->item);
 }
 
@@ -418,7 +453,7 @@ Gather(Connection *conn, size_t *feed, size_t *stream)
 				*feed += scratch.length - before;
 			else
 				*stream += scratch.length - before;
-			if (frame->n_sent == frame->n_fragments)
+			if (FanoutIsSent(frame))
 				Pop(conn);
 			else
 				Account(conn, item, n);
@@ -426,6 +461,16 @@ Gather(Connection *conn, size_t *feed, size_t *stream)
 		else if (item->kind == ITEM_TEXT || item->kind == ITEM_PING || item->kind == ITEM_SYNCED)
 		{
 			TextItem *text = (TextItem *) item;
+
+			if (before > 0 && before + text->length > GATHER_BYTES)
+				return;
+			BufferAppendFrameHeader(&scratch, text->length);
+			BufferAppend(&scratch, text->data, text->length);
+			Pop(conn);
+		}
+		else if (item->kind == ITEM_CAST)
+		{
+			Fragment *text = ((CastItem *) item)->text;
 
 			if (before > 0 && before + text->length > GATHER_BYTES)
 				return;

@@ -389,13 +389,13 @@ export class Client {
     this.socket.send(typeof message === 'string' ? message : JSON.stringify(message));
   }
 
-  request(type, fields = {}, { id = ++this.#nextId, ms = 30000, onAnswer } = {}) {
+  request(type, fields = {}, { id = ++this.#nextId, ms = 30000, onAnswer, text } = {}) {
     const d = deferred();
     d.onAnswer = onAnswer;
     this.#requests.set(JSON.stringify(id), d);
     this.check();
     if (this.closed) throw new Error('connection is closed');
-    this.send({ type, id, ...fields });
+    this.send(text ?? { type, id, ...fields });
     return within(ms, d.promise, `answer to "${type}"`);
   }
 
@@ -523,6 +523,9 @@ export class Client {
       case 'resync':
         this.#subscription(message).takeResync(message);
         break;
+      case 'message':
+        this.#takeMessage(message);
+        break;
       case 'revoked': {
         const subscription = this.#subscription(message);
         if (!message.reason) this.#fail('revoked without reason');
@@ -555,6 +558,10 @@ export class Client {
         else this.#fail(`message of unknown type: ${data}`);
     }
     this.onMessage?.(message);
+  }
+
+  #takeMessage(message) {
+    this.#subscription(message);
   }
 
   #takeSettled(text) {
