@@ -193,6 +193,18 @@ CREATE FUNCTION changefeed.drop_channel(name text) RETURNS void
 COMMENT ON FUNCTION changefeed.drop_channel(text) IS
     'drops a channel with its sources; takes the owner of all their tables, or of the database';
 
+CREATE FUNCTION changefeed.publish(
+    channel text,
+    event text,
+    payload jsonb DEFAULT NULL,
+    transactional boolean DEFAULT true
+) RETURNS void
+    LANGUAGE C SET search_path = pg_catalog, pg_temp
+    AS 'MODULE_PATHNAME', 'changefeed_publish';
+REVOKE ALL ON FUNCTION changefeed.publish(text, text, jsonb, boolean) FROM PUBLIC;
+COMMENT ON FUNCTION changefeed.publish(text, text, jsonb, boolean) IS
+    'sends a message to the subscribers of a channel, such as ''orders:42'', when the transaction commits, or at once; takes EXECUTE, which is granted to nobody at first';
+
 -----------------------------------------------------------------------------
 -- Roles and tokens
 -----------------------------------------------------------------------------

@@ -31,14 +31,16 @@
 /* Runs are numbered so that marks need not be cleared. */
 static uint64 last_run;
 
+uint64 deliver_done;
+
 uint64
 DeliverNewRun(void)
 {
 	return ++last_run;
 }
 
-static bool
-TakesPart(Delivery *d, Subscription *s)
+bool
+DeliverTakesPart(Delivery *d, Subscription *s)
 {
 	Connection *connection = s->connection;
 
@@ -206,7 +208,7 @@ VisitSubscription(Delivery *d, MapEntry *entry, Subscription *s, bool before, bo
 	AudienceMatch match;
 	int rls;
 
-	if (!TakesPart(d, s))
+	if (!DeliverTakesPart(d, s))
 		return;
 
 	/* Nothing is asked about rows that need not be judged: match these later. */
@@ -302,7 +304,7 @@ Visit(Delivery *d)
 {
 	int i;
 
-	for (i = 0; i < d->map->nentries; i++)
+	for (i = 0; d->rows && i < d->map->nentries; i++)
 	{
 		d->current = NIL;
 		VisitEntry(d, &d->map->entries[i]);
@@ -352,11 +354,13 @@ DeliverRun(Delivery *d, uint8 flags)
 {
 	d->run = DeliverNewRun();
 	ExtensionsBegin(d);
+	d->rows = true;
 	d->asking = true;
 	Visit(d);
 	d->asking = false;
 	Visit(d);
 	TakeOut(d);
+	MessagesCollect(d);
 	ExtensionsAdd(d);
 	FragmentsSend(d, flags);
 	ExtensionsEnd(d);
@@ -383,13 +387,16 @@ DeliverPublish(LogTransaction *transaction)
 	dlist_foreach(iter, &all_subscriptions_working)
 		HoldBack(dlist_container(Subscription, work_node, iter.cur)->connection);
 
-	if (transaction->nchanges == 0 || SubscriptionCount() == 0)
-		return;
-	d.transaction = transaction;
-	d.map = MapGet(transaction);
-	EventsMapFailed(d.map);
-	if (d.map->nentries > 0)
-		DeliverRun(&d, 0);
+	pg_atomic_fetch_add_u64(&feed_shared->feed_messages, transaction->nmessages);
+	if ((transaction->nchanges > 0 || transaction->nmessages > 0) && SubscriptionCount() > 0)
+	{
+		d.transaction = transaction;
+		d.map = MapGet(transaction);
+		EventsMapFailed(d.map);
+		if (d.map->nentries > 0 || transaction->nmessages > 0)
+			DeliverRun(&d, 0);
+	}
+	deliver_done = transaction->number;
 }
 
 bool
@@ -409,17 +416,18 @@ DeliverMapFailed(Subscription *s, TransactionMap *map)
 }
 
 Delivered
-DeliverTo(Subscription *s, LogTransaction *transaction, Size *sent)
+DeliverTo(Subscription *s, LogTransaction *transaction, bool rows, Size *sent)
 {
 	Delivery d = {0};
 
-	if (transaction->nchanges == 0)
+	if (transaction->nchanges == 0 && transaction->nmessages == 0)
 		return DELIVERED;
 	d.transaction = transaction;
 	d.map = MapGet(transaction);
-	if (DeliverMapFailed(s, d.map))
+	if (rows && DeliverMapFailed(s, d.map))
 		return DELIVER_RESYNCED;
 	d.only = s;
+	d.rows = rows;
 	d.run = DeliverNewRun();
 	d.asking = true;
 	Visit(&d);
@@ -437,6 +445,7 @@ DeliverTo(Subscription *s, LogTransaction *transaction, Size *sent)
 		End(linitial(d.failed));
 		return DELIVER_ENDED;
 	}
+	MessagesCollect(&d);
 	FragmentsSend(&d, LINK_TX_STREAM);
 	*sent += d.bytes;
 	return DELIVERED;

@@ -60,11 +60,48 @@ typedef struct Delivery
 	List *members; /* of the group: Connection */
 	Subscription *only;
 
-	uint64 run;	  /* number of this run, for those taken out */
-	bool asking;  /* first pass: find missing verdicts */
-	bool missing; /* `only` cannot be sent its changes yet */
-	Size bytes;	  /* of fragments, per receiver */
+	uint64 run;		/* number of this run, for those taken out */
+	bool rows;		/* changes, too, not only messages */
+	List *messages; /* of TransactionMessage */
+	bool asking;	/* first pass: find missing verdicts */
+	bool missing;	/* `only` cannot be sent its changes yet */
+	Size bytes;		/* of fragments, per receiver */
 } Delivery;
+
+/* A message of the transaction, and who gets it. */
+typedef struct TransactionMessage
+{
+	MessagePlace place;
+	Channel *channel;
+	char *const *params;
+	const char *event;
+	const char *payload;
+	Size payload_length;
+	List *receivers; /* of Subscription */
+	struct MessageGroup *groups;
+	int ngroups;
+} TransactionMessage;
+
+/* message_deliver.c */
+extern int MessagePlaceCompare(const MessagePlace *a, const MessagePlace *b);
+extern TransactionMessage *
+MessageAdd(Delivery *d, const MessagePlace *place, Channel *channel, char *const *params,
+		   const char *event, const char *payload, Size payload_length);
+extern void MessageAddReceiver(Delivery *d, TransactionMessage *message, Subscription *s);
+
+/* Those of changefeed.publish. */
+extern void MessagesCollect(Delivery *d);
+
+/* None of this transaction for the subscription. */
+extern void MessagesTake(Delivery *d, Subscription *s);
+
+/* In their order; false: nobody gets any. */
+extern bool MessagesPrepare(Delivery *d);
+extern bool MessagesForGateway(Delivery *d, Gateway *gateway);
+extern void MessagesSend(Delivery *d, Gateway *gateway, const char *committed_at);
+
+/* deliver.c: does the subscription get this transaction in this run? */
+extern bool DeliverTakesPart(Delivery *d, Subscription *s);
 
 /* deliver.c: a number that no run had, for AudienceMatches. */
 extern uint64 DeliverNewRun(void);

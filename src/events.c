@@ -402,16 +402,13 @@ RelationConcerns(Subscription *s, uint64 number, const LogBarrier *barrier)
 	return NULL;
 }
 
-const char *
-EventConcerns(Subscription *s, LogTransaction *transaction, bool barriers_only)
+/* Barriers and tables that policies read. */
+static const char *
+RightsConcern(Subscription *s, LogTransaction *transaction, bool barriers_only)
 {
 	const char *reason;
 	int i;
 
-	/* The more telling reason first, as above. */
-	for (i = 0; i < transaction->nlost && !barriers_only; i++)
-		if (transaction->lost[i] == InvalidOid || HasSource(s, transaction->lost[i]))
-			return transaction->lost_reason;
 	for (i = 0; i < transaction->nbarriers; i++)
 	{
 		LogBarrier *barrier = &transaction->barriers[i];
@@ -443,4 +440,22 @@ EventConcerns(Subscription *s, LogTransaction *transaction, bool barriers_only)
 	if (barriers_only)
 		return NULL;
 	return DependencyConcerns(s, transaction) ? "dependency_changed" : NULL;
+}
+
+const char *
+EventConcerns(Subscription *s, LogTransaction *transaction, bool barriers_only)
+{
+	int i;
+
+	/* The more telling reason first, as above. */
+	for (i = 0; i < transaction->nlost && !barriers_only; i++)
+		if (transaction->lost[i] == InvalidOid || HasSource(s, transaction->lost[i]))
+			return transaction->lost_reason;
+	return RightsConcern(s, transaction, barriers_only);
+}
+
+bool
+EventConcernsRights(Subscription *s, LogTransaction *transaction)
+{
+	return RightsConcern(s, transaction, false) != NULL;
 }

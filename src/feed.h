@@ -207,8 +207,9 @@ typedef struct Subscription
 	int retry_delay;	  /* ms */
 	TimestampTz resynced_at;
 	int attempts;
-	uint64 start;  /* LogPublished() when the job was submitted */
-	uint64 cursor; /* catching up: last transaction sent */
+	uint64 start;	  /* LogPublished() when the job was submitted */
+	uint64 cursor;	  /* catching up: last transaction sent */
+	uint64 rows_from; /* the rows of those up to it are there already */
 	bool has_snapshot;
 	TransactionId xmin;
 	TransactionId xmax;
@@ -223,6 +224,16 @@ typedef struct Subscription
 	bool from_position;		 /* `from` is to be honoured if possible */
 	uint64 from;			 /* number of the transaction it names */
 	const char *refused;	 /* why it is not, until the client is told */
+
+	/*
+	 * Messages have no other repair than to be sent: those of transactions
+	 * behind `owed` are, although the rows came with a snapshot.  Of
+	 * `skip_number` the client has the rows, and messages up to `skip`.
+	 */
+	bool owes;
+	uint64 owed;
+	uint64 skip_number;
+	MessagePlace skip;
 	RowDigest digest;		 /* of the snapshot's rows */
 	struct Recheck *recheck; /* NULL: nothing has to be looked at again */
 	int npages;				 /* messages in `pages` */
@@ -408,6 +419,7 @@ typedef struct Recheck Recheck;
 
 extern uint64 RecheckSeed(void);
 extern bool RecheckNeedsRows(Subscription *subscription);
+extern bool RecheckNeeded(Subscription *subscription); /* of anything */
 
 /* The client gets these rows, or loses the subscription's. */
 extern void RecheckBegin(Subscription *subscription);
@@ -448,11 +460,15 @@ typedef enum Delivered
 } Delivered;
 
 /*
- * Sends the transaction's changes for one subscription as a frame of its own
- * (not counted by the connection's cursor).  `sent` grows by the number of
- * bytes.
+ * Sends what the transaction has for one subscription, changes of rows only if
+ * `rows`, as a frame of its own (not counted by the connection's cursor).
+ * `sent` grows by the number of bytes.
  */
-extern Delivered DeliverTo(Subscription *subscription, LogTransaction *transaction, Size *sent);
+extern Delivered
+DeliverTo(Subscription *subscription, LogTransaction *transaction, bool rows, Size *sent);
+
+/* The last transaction that all live connections have been sent. */
+extern uint64 deliver_done;
 
 /* The gateway's words about a connection: see link_format.h. */
 extern void DeliverChoked(Connection *connection, uint64 last);
@@ -472,6 +488,9 @@ extern void EventsMapFailed(TransactionMap *map);
  */
 extern const char *
 EventConcerns(Subscription *subscription, LogTransaction *transaction, bool barriers_only);
+
+/* The same about who may see what, and not about rows that were lost. */
+extern bool EventConcernsRights(Subscription *subscription, LogTransaction *transaction);
 
 /* Roles changed somewhere: identities are looked at again. */
 extern void EventsRolesChanged(void);

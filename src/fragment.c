@@ -427,6 +427,7 @@ FragmentsTake(Delivery *d, Subscription *s)
 {
 	TakeReceiver(d->removes, s);
 	TakeReceiver(d->others, s);
+	MessagesTake(d, s);
 }
 
 void
@@ -441,7 +442,9 @@ FragmentsSend(Delivery *d, uint8 flags)
 	ListCell *lc;
 	int g;
 
-	if (d->removes == NIL && d->others == NIL)
+	char committed_at[32];
+
+	if (!MessagesPrepare(d) && d->removes == NIL && d->others == NIL)
 		return;
 
 	LogPosition(transaction->number, position);
@@ -460,10 +463,10 @@ FragmentsSend(Delivery *d, uint8 flags)
 					 transaction->commit.xid, position);
 	seconds = timestamptz_to_time_t(transaction->commit.time);
 	tm = pg_gmtime(&seconds);
-	appendStringInfo(
-		&after, "\",\"committed_at\":\"%04d-%02d-%02dT%02d:%02d:%02d.%06dZ\",\"changes\":[",
-		tm->tm_year + 1900, tm->tm_mon + 1, tm->tm_mday, tm->tm_hour, tm->tm_min, tm->tm_sec,
-		(int) (((transaction->commit.time % USECS_PER_SEC) + USECS_PER_SEC) % USECS_PER_SEC));
+	snprintf(committed_at, sizeof(committed_at), "%04d-%02d-%02dT%02d:%02d:%02d.%06dZ",
+			 tm->tm_year + 1900, tm->tm_mon + 1, tm->tm_mday, tm->tm_hour, tm->tm_min, tm->tm_sec,
+			 (int) (((transaction->commit.time % USECS_PER_SEC) + USECS_PER_SEC) % USECS_PER_SEC));
+	appendStringInfo(&after, "\",\"committed_at\":\"%s\",\"changes\":[", committed_at);
 
 	for (g = 0; g < gateway_count; g++)
 	{
@@ -490,6 +493,14 @@ FragmentsSend(Delivery *d, uint8 flags)
 				GatewayTransactionFragment(gateway, f->numbers[g], f->count[g], f->json.data,
 										   f->json.len);
 			}
+		}
+		if (MessagesForGateway(d, gateway))
+		{
+			if (!begun)
+				GatewayTransactionBegin(gateway, transaction->number, flags, before.data,
+										before.len, after.data, after.len);
+			MessagesSend(d, gateway, committed_at);
+			begun = true;
 		}
 		if (begun)
 		{

@@ -746,6 +746,19 @@ GatewayTransactionFragment(Gateway *gateway, const uint32 *numbers, int count, c
 }
 
 void
+GatewayTransactionMessage(Gateway *gateway, const uint32 *numbers, int count, uint8 flags,
+						  const char *suffix, const char *data, Size length)
+{
+	LinkFrameBegin(gateway->link, LINK_TX_MESSAGE);
+	LinkFramePutU32(gateway->link, count);
+	LinkFramePutRaw(gateway->link, numbers, sizeof(uint32) * count);
+	LinkFramePutU8(gateway->link, flags);
+	LinkFramePutBytes(gateway->link, suffix, strlen(suffix));
+	LinkFramePutRaw(gateway->link, data, length);
+	LinkFrameEnd(gateway->link);
+}
+
+void
 GatewayTransactionEnd(Gateway *gateway)
 {
 	LinkFrameBegin(gateway->link, LINK_TX_END);

@@ -85,6 +85,9 @@ GatewayTransactionBegin(Gateway *gateway, uint64 number, uint8 flags, const char
 						Size before_length, const char *after, Size after_length);
 extern void GatewayTransactionFragment(Gateway *gateway, const uint32 *numbers, int count,
 									   const char *data, Size length);
+extern void
+GatewayTransactionMessage(Gateway *gateway, const uint32 *numbers, int count, uint8 flags,
+						  const char *suffix, const char *data, Size length);
 extern void GatewayTransactionEnd(Gateway *gateway);
 
 #endif /* CHANGEFEED_GATEWAYS_H */

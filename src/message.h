@@ -17,7 +17,7 @@
 
 /* ---- message_check.c ---- */
 
-/* What is wrong with the name, or NULL. */
+/* What is wrong with the name of an event, or NULL. */
 extern const char *MessageEventProblem(const char *event, Size length);
 
 /* ---- message.c ---- */

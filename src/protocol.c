@@ -157,6 +157,7 @@ ProtocolChangeIdentity(Connection *connection, Identity *identity)
 		Subscription *s = dlist_container(Subscription, connection_node, iter.cur);
 
 		SubscribeResync(s, "identity_changed");
+		s->owes = false;
 		s->retry_at = 0;
 	}
 	ConnectionSetIdentity(connection, identity);

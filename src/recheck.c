@@ -147,6 +147,12 @@ Needs(Subscription *s)
 }
 
 bool
+RecheckNeeded(Subscription *s)
+{
+	return Needs(s) != 0;
+}
+
+bool
 RecheckNeedsRows(Subscription *s)
 {
 	return (Needs(s) & RECHECK_ROWS) != 0;

@@ -37,5 +37,10 @@ extern void TestPressure(void);
 extern void TestPacing(void);
 extern void TestSnapshots(void);
 extern void TestMany(void);
+extern Client *OpenStalled(void); /* does not read */
+
+/* test_txmessages.c */
+extern void TestTxMessages(void);
+extern void TestCastPressure(void);
 
 #endif /* GATEWAY_TESTS_H */

@@ -4,6 +4,7 @@ import assert from 'node:assert/strict';
 import { after, before, describe, test } from 'node:test';
 
 import { assertSame, Client, until } from './lib/client.mjs';
+import { canonical, isNumber } from './lib/json.mjs';
 import { Session } from './lib/psql.mjs';
 
 /** Gathers the messages of a connection, as text where bytes count. */
@@ -179,6 +180,175 @@ describe('messages', () => {
       await slow.sync();
       assert.ok(n > 0 && n < 2000, `${n} of 2000`);
       slow.check();
+    });
+  });
+
+  describe('in WAL', () => {
+    let eve, heard, s;
+    const room = 'ms_room:1';
+    const log = (client) => {
+      const seen = [];
+      client.onMessage = (m) => {
+        if (m.type === 'transaction') seen.push({ position: m.position, text: `rows ${m.changes.map(({ op, key }) => `${op} ${key.id.slice(1)}`)}` });
+        if (m.type === 'message') seen.push({ position: m.position, text: `${m.event} ${typeof m.payload === 'string' && !isNumber(m.payload) ? m.payload : canonical(m.payload)}` });
+      };
+      return seen;
+    };
+    const publish = (event, payload = null, rest = '') => `SELECT changefeed.publish('${room}', '${event}', ${payload === null ? 'NULL' : `'${payload}'`}${rest})`;
+    const texts = (seen) => seen.map(({ text }) => text);
+
+    before(async () => {
+      await db.exec("INSERT INTO ms.members VALUES (1, 'eve', true)");
+      eve = await connect('eve');
+      s = await until(() => eve.open(room).catch(() => null), 'admitted');
+      heard = log(eve);
+    });
+
+    test('come with the rows of their transaction, in the order of commits', async () => {
+      const other = new Session();
+      await other.exec(`BEGIN; INSERT INTO ms.posts VALUES (2, 1, 'b'); ${publish('second', 2)}`);
+      await db.exec(`BEGIN; ${publish('a', '{"x": [1, "é"]}')}; INSERT INTO ms.posts VALUES (1, 1, 'a'); ${publish('b')}; COMMIT`);
+      await other.exec('COMMIT');
+      await db.exec(publish('alone', '"x"'));
+      await eve.settle();
+      assert.deepEqual(texts(heard), ['rows append 1', 'a {"x":[1,"é"]}', 'b null', 'rows append 2', 'second 2', 'alone x']);
+      assert.deepEqual(heard.map(({ position }) => position.slice(40)), ['.0', '.1', '', '.0', '', '']);
+      assert.equal(new Set(heard.slice(0, 3).map(({ position }) => position.slice(0, 40))).size, 1);
+      assert.equal(s.position, heard[5].position.slice(0, 40));
+      await other.close();
+    });
+
+    test('are sent if and only if the transaction commits, or at once', async () => {
+      heard.length = 0;
+      await db.exec(`BEGIN; ${publish('no')}; ROLLBACK;
+        BEGIN; ${publish('one')}; SAVEPOINT a; ${publish('no')}; SAVEPOINT b; ${publish('no')}; RELEASE b; ROLLBACK TO a; ${publish('two')};
+        SAVEPOINT c; ${publish('three')}; RELEASE c; COMMIT`);
+      await eve.settle();
+      assert.deepEqual(texts(heard), ['one null', 'two null', 'three null']);
+      heard.length = 0;
+      await db.exec(`BEGIN; INSERT INTO ms.posts VALUES (50, 1, 'never'); SAVEPOINT a; ${publish('now', 1, ', false')}; ${publish('no')}; ROLLBACK TO a; ${publish('now', 2, ', false')}`);
+      await until(() => heard.length === 2, 'immediate messages', 2000);
+      await db.exec('ROLLBACK');
+      await db.exec(`BEGIN; ${publish('prepared', 1)}; INSERT INTO ms.posts VALUES (3, 1, 'c'); PREPARE TRANSACTION 'ms'`);
+      await db.exec(publish('between'));
+      await db.exec("COMMIT PREPARED 'ms'");
+      await eve.settle();
+      assert.deepEqual(texts(heard), ['now 1', 'now 2', 'between null', 'rows append 3', 'prepared 1']);
+    });
+
+    test('a client that comes back at any place gets each exactly once', async () => {
+      heard.length = 0;
+      await eve.sync();
+      const start = s.position;
+      await db.exec(`BEGIN; ${publish('k', 1)}; ${publish('k', 2)}; INSERT INTO ms.posts VALUES (4, 1, 'd'), (5, 1, 'e'); ${publish('k', 3)}; COMMIT;
+        BEGIN; ${publish('k', 4)}; ${publish('k', 5)}; COMMIT; ${publish('k', 6, ', false')}; UPDATE ms.posts SET body = 'x' WHERE id = 4`);
+      await eve.settle();
+      const all = texts(heard);
+      assert.deepEqual(all, ['rows append 4,append 5', 'k 1', 'k 2', 'k 3', 'k 4', 'k 5', 'k 6', 'rows merge 4']);
+      const places = [start, ...heard.map(({ position }) => position)];
+      for (const [i, from] of places.entries()) {
+        const client = new Client({ token: eve.token });
+        await client.opened;
+        const seen = log(client);
+        await client.request('connect', { token: eve.token });
+        client.send({ type: 'subscribe', id: 99, channel: room, from });
+        // Its cache is of no interest here: only what is sent.
+        client.tamper = (text) => { const m = JSON.parse(text); if (m.type === 'subscribed') got.push(m.recovered); else if (m.type === 'ready') got.push('ready'); else if (m.type === 'transaction') got.push(`rows ${m.changes.map(({ op, key }) => `${op} ${key.id}`)}`); else if (m.type === 'message') got.push(`${m.event} ${m.payload}`); else got.push(m.type); return []; };
+        const got = [];
+        await until(() => got.includes('ready'), () => `ready at ${from}: ${got}`);
+        assert.deepEqual(got, [true, ...all.slice(i), 'ready'], `from ${i}: ${from}`);
+        await client.cut();
+        assert.equal(seen.length, 0);
+      }
+      for (const bad of ['.', '.x', '.1.2', '.01', '.0.1.2', '.1.2.3.4', '.99999999999', ' ']) {
+        await assert.rejects(eve.request('subscribe', { channel: 'ms_lobby', from: start.slice(0, 40) + bad }), { code: '22023' }, bad);
+      }
+    });
+
+    test('a resync does not lose what its own transaction says, nor what comes with others', async () => {
+      heard.length = 0;
+      const resyncs = s.resyncs.length;
+      await db.exec(`BEGIN; INSERT INTO ms.members VALUES (1, 'fay', true); ${publish('joined', '"fay"')}; COMMIT; ${publish('next')}`);
+      await eve.settle();
+      await until(() => s.state === 'ready', 'ready');
+      assert.equal(s.resyncs.length, resyncs + 1);
+      assert.deepEqual(texts(heard), ['joined fay', 'next null']);
+      assert.equal(heard[0].position, undefined, 'no position before the rows are complete');
+      // Nothing of the time when it was none.
+      heard.length = 0;
+      await db.exec(`BEGIN; DELETE FROM ms.members WHERE uid = 'eve'; COMMIT; ${publish('secret')};
+        BEGIN; INSERT INTO ms.members VALUES (1, 'eve', true); ${publish('back')}; COMMIT`);
+      await eve.sync();
+      if (s.state === 'ended') s = await until(() => eve.open(room).catch(() => null), 'admitted');
+      await eve.settle();
+      assert.ok(!texts(heard).includes('secret null'), texts(heard).join());
+      assert.equal(await eve.openSoon('ms_lobby').then(({ state }) => state), 'ready');
+    });
+
+    test('who is behind gets all of them, in order, with the rows', async () => {
+      const slow = await connect('eve');
+      const view = await slow.open(room);
+      const seen = log(slow);
+      slow.socket._socket.pause();
+      await db.exec(`DO $$ BEGIN FOR i IN 1..600 LOOP INSERT INTO ms.posts VALUES (1000 + i, 1, repeat('x', 3000));
+        PERFORM changefeed.publish('${room}', 'n', to_jsonb(repeat('y', 3000) || i)); PERFORM changefeed.publish('${room}', 'm', to_jsonb(i)); COMMIT; END LOOP; END $$`);
+      await eve.settle();
+      slow.socket._socket.resume();
+      await slow.settle();
+      assert.deepEqual(view.resyncs, []);
+      assert.deepEqual(texts(seen).map((text) => text.replace(/y+/, '')), Array.from({ length: 600 }, (_, i) => [`rows append ${1001 + i}`, `n ${1 + i}`, `m ${1 + i}`]).flat());
+      slow.check();
+      await slow.cut();
+    });
+
+    test('cannot be forged or repeated', async () => {
+      heard.length = 0;
+      const refused = async () => Number(await db.value('SELECT messages_refused FROM changefeed.stat_feed'));
+      const before = await refused();
+      await db.exec(`CREATE ROLE msg_forger LOGIN; SET ROLE msg_forger;
+        SELECT pg_logical_emit_message(true, 'pg_changefeed', 'x'); SELECT pg_logical_emit_message(false, 'pg_changefeed', repeat('x', 200));
+        SELECT pg_logical_emit_message(true, 'other', 'x'); RESET ROLE`);
+      // The bytes of a genuine one, from another slot.
+      await db.exec("SELECT pg_create_logical_replication_slot('ms_spy', 'test_decoding')");
+      const spy = (sql) => db.exec(`${sql}`);
+      await spy(publish('genuine', 1));
+      await spy(publish('genuine', 2, ', false'));
+      await db.exec(`CREATE TABLE ms.stolen AS SELECT substring(data FROM 'content:(.*)$') AS content, data FROM pg_logical_slot_get_binary_changes('ms_spy', NULL, NULL) g(lsn, xid, raw), LATERAL (SELECT encode(raw, 'escape')) e(data) WHERE encode(raw, 'escape') LIKE 'message:%pg_changefeed%'`);
+      assert.equal(await db.value('SELECT count(*) FROM ms.stolen'), '2');
+      await db.exec("SELECT pg_drop_replication_slot('ms_spy')");
+      await db.exec('SELECT pg_logical_emit_message(t, \'pg_changefeed\', decode(content, \'escape\')) FROM ms.stolen, (VALUES (true), (false)) v(t)');
+      await eve.settle();
+      await until(async () => await refused() === before + 6, 'counted');
+      assert.deepEqual(texts(heard), ['genuine 1', 'genuine 2']);
+    });
+
+    test('are kept over a kill of each process', async () => {
+      const pids = async () => db.value('SELECT decoder_pid, feed_worker_pid, gateway_pid FROM changefeed.stat_feed').then((text) => text.split('|'));
+      let n = 0;
+      let client = eve;
+      let cache = s;
+      let seen = log(client);
+      const got = [];
+      for (const victim of [2, 1, 0]) {
+        await db.exec(`BEGIN; ${publish('kill', ++n)}; INSERT INTO ms.posts VALUES (${5000 + n}, 1, 'k'); ${publish('kill', ++n)}; COMMIT`);
+        const pid = (await pids())[victim];
+        process.kill(Number(pid), victim === 2 ? 'SIGKILL' : 'SIGTERM');
+        await db.exec(publish('kill', ++n));
+        await client.ended;
+        got.push(...texts(seen));
+        const from = cache.position;
+        const again = await until(() => Client.connect({ token: eve.token }).catch(() => null), 'connected');
+        clients.push(again);
+        seen = log(again);
+        cache = await again.open(room, { from, cache });
+        assert.equal(cache.recovered, true, `after the end of ${victim}: ${cache.resyncs}`);
+        client = again;
+      }
+      await client.settle();
+      got.push(...texts(seen));
+      assert.deepEqual(got.filter((text) => text.startsWith('kill')), Array.from({ length: n }, (_, i) => `kill ${i + 1}`));
+      client.check();
+      assertSame(cache.rows(), await db.rows('SELECT * FROM ms.posts WHERE room_id = 1'), 'rows');
     });
   });
 });

@@ -560,8 +560,14 @@ export class Client {
     this.onMessage?.(message);
   }
 
+  /** Its position counts as that of a transaction does. */
   #takeMessage(message) {
-    this.#subscription(message);
+    const subscription = this.#subscription(message);
+    if (message.position === undefined) return;
+    if (typeof message.txid !== 'string' || !message.committed_at) this.#fail('incomplete message');
+    if (subscription.state === 'ready') this.#takePosition(message.position);
+    else if (!subscription.recovered) this.#fail('a position before the rows are complete');
+    else subscription.position = message.position;
   }
 
   #takeSettled(text) {
