@@ -52,6 +52,9 @@ extern void ChannelCheckTable(Oid relid);
 /* All other checks; errors name what is missing. */
 extern void ChannelCheckSource(SourceDefinition *definition);
 
+/* Raises an error unless the old values of these columns (of char *) are in the WAL. */
+extern void ChannelCheckIdentity(Oid relid, const List *needed);
+
 /* Whether all values of an old row come with every change of the table. */
 extern bool ChannelIdentityIsFull(Oid relid);
 

@@ -293,6 +293,15 @@ InsertSource(int channel, const SourceDefinition *definition)
 					9, types, values, nulls);
 }
 
+/* Events go with their source. */
+static void
+DropEventsOfNone(void)
+{
+	(void) DdlWrite("DELETE FROM changefeed.event e WHERE NOT EXISTS"
+					" (SELECT FROM changefeed.source s WHERE s.id OPERATOR(pg_catalog.=) e.source)",
+					0, NULL, NULL, NULL);
+}
+
 /* ---- The table ---- */
 
 /* Raises an error unless the caller owns the table. */
@@ -530,6 +539,7 @@ changefeed_drop_source(PG_FUNCTION_ARGS)
 		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_OBJECT),
 						errmsg("table \"%s\" is not a source of channel \"%s\"",
 							   ChannelTableName(relid), name)));
+	DropEventsOfNone();
 	DdlEnd(&access);
 	PG_RETURN_VOID();
 }
@@ -557,6 +567,7 @@ changefeed_drop_channel(PG_FUNCTION_ARGS)
 	values[0] = Int32GetDatum(id);
 	(void) DdlWrite("DELETE FROM changefeed.source WHERE channel OPERATOR(pg_catalog.=) $1", 1,
 					types, values, NULL);
+	DropEventsOfNone();
 	if (DdlWrite("DELETE FROM changefeed.channel WHERE id OPERATOR(pg_catalog.=) $1", 1, types,
 				 values, NULL) == 0)
 		ereport(ERROR, (errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
@@ -658,6 +669,7 @@ changefeed_tables_dropped(PG_FUNCTION_ARGS)
 			ereport(ERROR,
 					(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
 					 errmsg("could not drop a table because it was made a source concurrently")));
+		DropEventsOfNone();
 	}
 	DdlEnd(&access);
 	PG_RETURN_NULL();

@@ -52,7 +52,17 @@ typedef struct Layout
 	ExprState *filter; /* NULL: every row */
 	TupleTableSlot *slot;
 	RowEncoder *encoder;
+	struct CompiledEvent **events; /* event_deliver.c's; NULL: none yet */
 } Layout;
+
+typedef struct SourceEvent
+{
+	int id;
+	char *name;
+	char *condition; /* SQL text or NULL */
+	char *payload;	 /* likewise */
+	uint8 changes;	 /* EVENT_* */
+} SourceEvent;
 
 typedef struct Source
 {
@@ -69,7 +79,9 @@ typedef struct Source
 	SourceAction on_insert;
 	SourceAction on_update;
 	SourceAction on_delete;
-	List *layouts; /* of Layout, newest first, few */
+	int nevents;
+	SourceEvent *events; /* by id */
+	List *layouts;		 /* of Layout, newest first, few */
 } Source;
 
 typedef struct Channel

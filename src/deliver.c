@@ -168,6 +168,10 @@ Consider(Delivery *d, MapEntry *entry, Subscription *s, const AudienceMatch *mat
 		Fail(d, entry, s);
 		return;
 	}
+	if (source->nevents > 0)
+		EventsConsider(d, entry, s, view, in_before, in_after);
+	if (!d->rows)
+		return;
 	if (s->recheck != NULL)
 		RecheckNote(s, d->map, entry, view, in_before, in_after);
 	if (in_before && in_after)
@@ -304,9 +308,12 @@ Visit(Delivery *d)
 {
 	int i;
 
-	for (i = 0; d->rows && i < d->map->nentries; i++)
+	for (i = 0; i < d->map->nentries; i++)
 	{
+		if (!d->rows && d->map->entries[i].source->nevents == 0)
+			continue;
 		d->current = NIL;
+		d->current_events = NULL;
 		VisitEntry(d, &d->map->entries[i]);
 	}
 }
@@ -435,12 +442,12 @@ DeliverTo(Subscription *s, LogTransaction *transaction, bool rows, Size *sent)
 		return DELIVER_WAITS;
 	d.asking = false;
 	Visit(&d);
-	if (d.unreadable != NIL || d.stale != NIL)
+	if (rows && (d.unreadable != NIL || d.stale != NIL))
 	{
 		SubscribeResync(s, d.stale != NIL ? "schema_changed" : "value_not_in_wal");
 		return DELIVER_RESYNCED;
 	}
-	if (d.failed != NIL)
+	if (rows && d.failed != NIL)
 	{
 		End(linitial(d.failed));
 		return DELIVER_ENDED;

@@ -49,11 +49,12 @@ typedef struct Delivery
 	TransactionMap *map;
 	List *removes; /* of Fragment */
 	List *others;
-	List *current;	  /* fragments of the entry at hand */
-	List *texts;	  /* those of FragmentAddText */
-	List *unreadable; /* subscriptions that cannot get their change */
-	List *stale;	  /* those whose conditions or types do not fit the table any more */
-	List *failed;	  /* of FailedSubscription */
+	List *current;					   /* fragments of the entry at hand */
+	struct EventState *current_events; /* likewise */
+	List *texts;					   /* those of FragmentAddText */
+	List *unreadable;				   /* subscriptions that cannot get their change */
+	List *stale;  /* those whose conditions or types do not fit the table any more */
+	List *failed; /* of FailedSubscription */
 
 	/* Who takes part: the live ones, a group, or one subscription. */
 	uint64 group;  /* 0: live connections */
@@ -99,6 +100,13 @@ extern void MessagesTake(Delivery *d, Subscription *s);
 extern bool MessagesPrepare(Delivery *d);
 extern bool MessagesForGateway(Delivery *d, Gateway *gateway);
 extern void MessagesSend(Delivery *d, Gateway *gateway, const char *committed_at);
+
+/*
+ * event_deliver.c: the events of a changed row, for a subscription that saw the
+ * row before and sees it now, or not.
+ */
+extern void EventsConsider(Delivery *d, MapEntry *entry, Subscription *s, View *view, bool saw_old,
+						   bool sees_new);
 
 /* deliver.c: does the subscription get this transaction in this run? */
 extern bool DeliverTakesPart(Delivery *d, Subscription *s);

@@ -52,6 +52,7 @@ typedef struct Explain
 	char *values[CHANNEL_PARAMS_MAX]; /* of the parameters; NULL: any */
 	JoinCheck check;
 	JoinCheck publish;
+	int channel;
 	int nsources;
 	SourceQuery *sources;
 	int index; /* of the source at hand */
@@ -251,6 +252,7 @@ ReadChannel(Explain *e, const char *name)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT), errmsg("channel \"%s\" does not exist", name),
 				 errhint("Give a name that a client could subscribe to, such as orders:42.")));
+	e->channel = DatumGetInt32(values[0]);
 	n = DdlRead("SELECT relid::pg_catalog.oid, key, filter, columns FROM changefeed.source"
 				" WHERE channel OPERATOR(pg_catalog.=) $1 ORDER BY id",
 				1, types, values);
@@ -380,6 +382,35 @@ ExplainColumns(Explain *e, SourceQuery *source, Relation rel)
 	}
 }
 
+/* The events of each source, before anything runs as the identity. */
+static void
+ExplainEvents(Explain *e)
+{
+	static const char *const sql =
+		"SELECT s.relid::pg_catalog.oid, e.name, pg_catalog.array_to_string(e.on_change, ', ') ||"
+		" COALESCE(' if ' || e.condition, '') || COALESCE(': ' || e.payload, '')"
+		" FROM changefeed.event e JOIN changefeed.source s ON s.id OPERATOR(pg_catalog.=) e.source"
+		" WHERE e.channel OPERATOR(pg_catalog.=) $1 ORDER BY s.id, e.id";
+	Oid types[1] = {INT4OID};
+	Datum values[1] = {Int32GetDatum(e->channel)};
+	DdlAccess access;
+	uint64 n;
+	uint64 i;
+
+	DdlBegin(&access);
+	n = DdlRead(sql, 1, types, values);
+	for (i = 0; i < n; i++)
+	{
+		bool isnull;
+
+		Say(e,
+			DatumGetObjectId(
+				SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1, &isnull)),
+			"event", SpiText(i, 2), SpiText(i, 3));
+	}
+	DdlEnd(&access);
+}
+
 static void
 ExplainSource(Explain *e)
 {
@@ -495,6 +526,8 @@ changefeed_explain(PG_FUNCTION_ARGS)
 		Say(&e, InvalidOid, "publish_check", "denied", "there is none");
 	else
 		(void) AsIdentity(&e, InvalidOid, ExplainPublish);
+
+	ExplainEvents(&e);
 
 	for (e.index = 0; e.index < e.nsources; e.index++)
 	{

@@ -394,8 +394,9 @@ typedef struct TransactionMap
 	MapImage *images; /* 2 * change + (new ? 1 : 0) */
 	int nentries;
 	MapEntry *entries;
-	List *failed;	/* Oid of sources whose rows could not be read */
-	HTAB *verdicts; /* of VerdictSet; NULL until one is asked for */
+	List *failed;	  /* Oid of sources whose rows could not be read */
+	HTAB *verdicts;	  /* of VerdictSet; NULL until one is asked for */
+	uint32 *ordinals; /* of changes: event_deliver.c; NULL until one is needed */
 } TransactionMap;
 
 /* The transaction's map, made when it is not there. */

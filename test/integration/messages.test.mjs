@@ -351,4 +351,161 @@ describe('messages', () => {
       assertSame(cache.rows(), await db.rows('SELECT * FROM ms.posts WHERE room_id = 1'), 'rows');
     });
   });
+
+  describe('events of rows', () => {
+    let ada, bob, plain;
+    const log = (client) => {
+      const seen = [];
+      client.onMessage = (m) => {
+        if (m.type === 'transaction') seen.push({ position: m.position, text: m.changes.map(({ op, key }) => `${op} ${key.id.slice(1)}`).join() });
+        if (m.type === 'message') seen.push({ position: m.position, text: `${m.channel} ${m.event} ${canonical(m.payload)}` });
+      };
+      return seen;
+    };
+    const texts = (seen) => seen.splice(0).map(({ text }) => text);
+
+    before(async () => {
+      await db.exec(`CREATE TYPE ms.state AS ENUM ('new', 'paid', 'shipped'); CREATE DOMAIN ms.label AS text;
+        CREATE TABLE ms.orders (id int PRIMARY KEY, shop int NOT NULL, owner text, state ms.state NOT NULL DEFAULT 'new', note ms.label, secret int DEFAULT 7, tags text[], at timestamptz DEFAULT '2026-01-02 03:04:05+00');
+        GRANT SELECT (id, shop, owner, state, note, tags, at) ON ms.orders TO msg_web;
+        ALTER TABLE ms.orders ENABLE ROW LEVEL SECURITY; CREATE POLICY p ON ms.orders USING (owner = ms.me());
+        SELECT changefeed.create_channel('ms_orders:{shop}', 'ms.orders');
+        SELECT changefeed.add_event('ms_orders:{shop}', 'ms.orders', 'created', on_change => '{insert}');
+        SELECT changefeed.add_event('ms_orders:{shop}', 'ms.orders', 'state', 'old.state IS DISTINCT FROM new.state',
+          $$jsonb_build_object('id', new.id, 'was', old.state, 'is', new.state, 'note', new.note, 'tags', new.tags, 'at', new.at)$$, '{update}');
+        SELECT changefeed.add_event('ms_orders:{shop}', 'ms.orders', 'paid', $$new.state = 'paid'$$, 'json_build_array(new.id, new.note)', '{insert,update}');
+        SELECT changefeed.add_event('ms_orders:{shop}', 'ms.orders', 'gone', NULL, 'old.state', '{delete}');
+        SELECT changefeed.add_event('ms_orders:{shop}', 'ms.orders', 'audit', NULL, 'new.secret', '{insert,update}');
+        SELECT changefeed.add_event('ms_orders:{shop}', 'ms.orders', 'ratio', '100 / (new.id - 13) > 0', '100 / (new.id - 13)', '{insert}');
+        SELECT changefeed.create_channel('ms_bell', 'ms.orders', on_insert => 'ignore', on_update => 'ignore', on_delete => 'ignore');
+        SELECT changefeed.add_event('ms_bell', 'ms.orders', 'ring', 'new.shop > 0')`);
+      ada = await connect('ada');
+      bob = await connect('bob');
+      plain = await connect('ada');
+      for (const client of [ada, bob]) await client.openSoon('ms_orders:1');
+      await plain.openSoon('ms_bell');
+    });
+
+    test('follow the operations, by the net effect, with values as in JSON', async () => {
+      const heard = log(ada);
+      const bell = log(plain);
+      await db.exec(`BEGIN; INSERT INTO ms.orders (id, shop, owner, note) VALUES (1, 1, 'ada', 'a "b"'), (2, 1, 'bob', NULL);
+        UPDATE ms.orders SET state = 'paid' WHERE id = 1; INSERT INTO ms.orders (id, shop, owner) VALUES (3, 1, 'ada'); DELETE FROM ms.orders WHERE id = 3; COMMIT`);
+      await ada.settle();
+      await plain.settle();
+      const at = heard.map(({ position }) => position.slice(40));
+      assert.deepEqual(texts(heard), ['append 1', 'ms_orders:1 created {"id":1}', 'ms_orders:1 paid [1,"a \\"b\\""]']);
+      assert.equal(at[0], '.0');
+      assert.match(at[1], /^\.\d+\.3\.\d+$/); // the last change of that row
+      assert.equal(at[2], '');
+      assert.deepEqual(texts(bell), ['ms_bell ring {"id":1}']);
+      await db.exec("UPDATE ms.orders SET state = 'shipped', tags = '{a,b}' WHERE id = 1; UPDATE ms.orders SET note = 'x' WHERE id = 1; BEGIN; UPDATE ms.orders SET state = 'new' WHERE id = 1; UPDATE ms.orders SET state = 'shipped' WHERE id = 1; COMMIT; DELETE FROM ms.orders WHERE id = 1");
+      await ada.settle();
+      assert.deepEqual(texts(heard), ['merge 1', 'ms_orders:1 state {"at":"2026-01-02T03:04:05+00:00","id":1,"is":"shipped","note":"a \\"b\\"","tags":["a","b"],"was":"paid"}',
+        'merge 1', 'remove 1', 'ms_orders:1 gone "shipped"']);
+    });
+
+    test('go to those who see the rows and columns', async () => {
+      await db.exec('GRANT SELECT (secret) ON ms.orders TO msg_web; REVOKE SELECT (secret) ON ms.orders FROM msg_web');
+      for (const client of [ada, bob]) await client.settle();
+      const a = log(ada);
+      const b = log(bob);
+      await db.exec("INSERT INTO ms.orders (id, shop, owner) VALUES (20, 1, 'ada'), (21, 2, 'bob')");
+      // From one to the other: who has not seen what it was is told nothing of it.
+      await db.exec("UPDATE ms.orders SET owner = 'bob', state = 'paid' WHERE id = 20");
+      await db.exec("UPDATE ms.orders SET shop = 1, state = 'shipped' WHERE id = 21; DELETE FROM ms.orders WHERE id = 20");
+      for (const client of [ada, bob]) await client.settle();
+      assert.deepEqual(texts(a), ['append 20', 'ms_orders:1 created {"id":20}', 'ms_orders:1 ratio 14', 'remove 20']);
+      assert.deepEqual(texts(b), ['append 20', 'ms_orders:1 paid [20,null]', 'append 21', 'remove 20', 'ms_orders:1 gone "paid"']);
+      await db.exec('GRANT SELECT (secret) ON ms.orders TO msg_web');
+      await ada.settle();
+      a.length = 0;
+      await until(async () => {
+        await db.exec("INSERT INTO ms.orders (id, shop, owner) VALUES ((SELECT max(id) + 1 FROM ms.orders), 1, 'ada')");
+        await ada.settle();
+        return texts(a).includes('ms_orders:1 audit 7');
+      }, 'the column may be read');
+      await db.exec('REVOKE SELECT (secret) ON ms.orders FROM msg_web');
+      await ada.settle();
+    });
+
+    test('conditions of the client apply, and columns that it leaves out', async () => {
+      const client = await connect('ada');
+      await client.open('ms_orders:1?id=gte.100');
+      await client.open('ms_orders:1?select=owner');
+      const heard = log(client);
+      await db.exec("INSERT INTO ms.orders (id, shop, owner, state) VALUES (90, 1, 'ada', 'paid')");
+      await db.exec("INSERT INTO ms.orders (id, shop, owner, state) VALUES (100, 1, 'ada', 'paid')");
+      await client.settle();
+      assert.deepEqual(texts(heard).filter((text) => text.startsWith('ms')).sort(), ['ms_orders:1?id=gte.100 created {"id":100}', 'ms_orders:1?id=gte.100 paid [100,null]', 'ms_orders:1?id=gte.100 ratio 1',
+        'ms_orders:1?select=owner created {"id":100}', 'ms_orders:1?select=owner created {"id":90}', 'ms_orders:1?select=owner ratio 1', 'ms_orders:1?select=owner ratio 1'].sort());
+      await client.cut();
+    });
+
+    test('an error costs that event only', async () => {
+      const heard = log(ada);
+      const errors = () => db.value('SELECT event_errors FROM changefeed.stat_feed').then(Number);
+      const before = await errors();
+      await db.exec("INSERT INTO ms.orders (id, shop, owner) VALUES (13, 1, 'ada')");
+      await ada.settle();
+      assert.deepEqual(texts(heard), ['append 13', 'ms_orders:1 created {"id":13}']);
+      assert.equal(await errors(), before + 1);
+      await db.exec(`INSERT INTO ms.orders (id, shop, owner, state, note) VALUES (14, 1, 'ada', 'paid', repeat('x', 9000))`);
+      await ada.settle();
+      assert.deepEqual(texts(heard), ['append 14', 'ms_orders:1 created {"id":14}', 'ms_orders:1 ratio 100']);
+      assert.equal(await errors(), before + 2);
+    });
+
+    test('resumed at each place, with messages of SQL between, exactly once', async () => {
+      await ada.sync();
+      const s = ada.subscriptions.get('ms_orders:1');
+      const heard = log(ada);
+      const start = s.position;
+      await db.exec(`BEGIN; SELECT changefeed.publish('ms_orders:1', 'sql', '1'); INSERT INTO ms.orders (id, shop, owner, state) VALUES (200, 1, 'ada', 'paid'), (201, 1, 'ada', 'paid');
+        SELECT changefeed.publish('ms_orders:1', 'sql', '2'); COMMIT; UPDATE ms.orders SET state = 'new' WHERE id = 201`);
+      await ada.settle();
+      const places = [start, ...heard.map(({ position }) => position)];
+      const all = texts(heard);
+      assert.equal(all.length, 9, all.join('; '));
+      for (const [i, from] of places.entries()) {
+        const client = new Client({ token: ada.token });
+        await client.opened;
+        await client.request('connect', { token: ada.token });
+        const got = [];
+        client.tamper = (text) => {
+          const m = JSON.parse(text);
+          if (m.type === 'transaction') got.push(m.changes.map(({ op, key }) => `${op} ${key.id}`).join());
+          else if (m.type === 'message') got.push(`${m.channel} ${m.event} ${canonical(m.payload)}`);
+          else got.push(m.type);
+          return [];
+        };
+        client.send({ type: 'subscribe', id: 99, channel: 'ms_orders:1', from });
+        await until(() => got.includes('ready'), () => `ready at ${from}: ${got}`);
+        assert.deepEqual(got, ['subscribed', ...all.slice(i), 'ready'], `from ${i}: ${from}`);
+        await client.cut();
+      }
+      ada.check();
+    });
+
+    test('definitions come and go, with their tables', async () => {
+      const count = () => db.value("SELECT count(*) FROM changefeed.events");
+      const before = Number(await count());
+      await db.exec(`CREATE TABLE ms.brief (id int PRIMARY KEY, v int); GRANT SELECT ON ms.brief TO msg_web; SELECT changefeed.create_channel('ms_brief', 'ms.brief')`);
+      const s = await ada.openSoon('ms_brief');
+      const heard = log(ada);
+      await db.exec("SELECT changefeed.add_event('ms_brief', 'ms.brief', 'e', 'new.v > 1'); INSERT INTO ms.brief VALUES (1, 1), (2, 2)");
+      await ada.settle();
+      await until(() => s.state === 'ready', 'ready');
+      await db.exec('UPDATE ms.brief SET v = 3; ALTER TABLE ms.brief RENAME v TO w');
+      await ada.settle();
+      assert.deepEqual(texts(heard).filter((text) => text.startsWith('ms')).slice(-2), ['ms_brief e {"id":1}', 'ms_brief e {"id":2}']);
+      await db.exec('UPDATE ms.brief SET w = 4');
+      await ada.settle();
+      assert.ok(!texts(heard).some((text) => text.startsWith('ms')), 'its column is gone');
+      assert.equal(Number(await count()), before + 1);
+      await db.exec('DROP TABLE ms.brief');
+      assert.equal(Number(await count()), before);
+      ada.check();
+    });
+  });
 });
