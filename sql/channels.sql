@@ -51,6 +51,16 @@ SELECT changefeed.add_source('lobby', 'orders', on_insert => 'merge', on_update 
 SELECT changefeed.drop_source('lobby', 'orders');
 SELECT * FROM changefeed.channels ORDER BY name COLLATE "C";
 
+-- At most one frame in that time
+SELECT changefeed.create_channel('paced', min_interval => '1.5 s');
+SELECT name, min_interval FROM changefeed.channels WHERE min_interval IS NOT NULL;
+SELECT changefeed.create_channel('paced_2', min_interval => '9 ms');
+SELECT changefeed.create_channel('paced_2', min_interval => '1 hour 1 s');
+SELECT changefeed.create_channel('paced_2', min_interval => '1 day -23 hours');
+SELECT changefeed.create_channel('paced_2', min_interval => '-1 s');
+SELECT changefeed.create_channel('paced_2', min_interval => '1 mon');
+SELECT changefeed.drop_channel('paced');
+
 -- A deferrable key, and a primary key of several columns with INCLUDE
 CREATE TABLE deferred (id int PRIMARY KEY DEFERRABLE INITIALLY DEFERRED);
 CREATE TABLE covering (b int, a int, c text, PRIMARY KEY (b, a) INCLUDE (c));

@@ -92,6 +92,11 @@ SELECT changefeed.add_event('shops:{city}', 'shops', '');
 SELECT changefeed.add_event('shops:{city}', 'shops', 'created');
 SELECT changefeed.add_event('shops:{city}', 'stamps', 'e');
 SELECT changefeed.add_event('nope', 'shops', 'e');
+-- Not in channels whose transactions come together.
+SELECT changefeed.create_channel('paced', 'stamps', set_replica_identity => false, min_interval => '1 s', key => '{v}', publish_check => 'true');
+SELECT changefeed.add_event('paced', 'stamps', 'e');
+SELECT changefeed.publish('paced', 'e');
+SELECT changefeed.drop_channel('paced');
 -- Old values have to be in the WAL.
 SELECT changefeed.add_event('stamps', 'stamps', 'w', 'old.w = 1');
 -- Whose table is it?

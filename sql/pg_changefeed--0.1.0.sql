@@ -31,6 +31,7 @@ CREATE TABLE changefeed.channel (
     id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     name text NOT NULL UNIQUE,
     join_check text,
+    min_interval interval,
     publish_check text
 );
 COMMENT ON TABLE changefeed.channel IS
@@ -175,11 +176,12 @@ CREATE FUNCTION changefeed.create_channel(
     on_delete text DEFAULT 'remove',
     set_replica_identity boolean DEFAULT true,
     join_check text DEFAULT NULL,
+    min_interval interval DEFAULT NULL,
     publish_check text DEFAULT NULL
 ) RETURNS void
     LANGUAGE C SET search_path = pg_catalog, pg_temp
     AS 'MODULE_PATHNAME', 'changefeed_create_channel';
-COMMENT ON FUNCTION changefeed.create_channel(text, regclass, name, name[], text, name[], text, text, text, boolean, text, text) IS
+COMMENT ON FUNCTION changefeed.create_channel(text, regclass, name, name[], text, name[], text, text, text, boolean, text, interval, text) IS
     'creates a channel, such as ''orders'' or ''orders:{customer_id}'', and its first source; only the owner of a table may publish it';
 
 CREATE FUNCTION changefeed.add_source(
@@ -412,6 +414,7 @@ SELECT c.name,
        changefeed._parameters(c.name) AS parameters,
        c.join_check,
        c.publish_check,
+       c.min_interval,
        (SELECT pg_catalog.count(*)::int
           FROM changefeed.source s WHERE s.channel = c.id) AS sources
   FROM changefeed.channel c
@@ -424,6 +427,7 @@ COMMENT ON VIEW changefeed.channels IS
     'channels: those that a table of yours feeds, or all for the owner of the database and members of pg_monitor';
 COMMENT ON COLUMN changefeed.channels.name IS 'name or template of the channel';
 COMMENT ON COLUMN changefeed.channels.parameters IS 'columns whose values are part of the name';
+COMMENT ON COLUMN changefeed.channels.min_interval IS 'the changes of that time come together, each row''s folded to its latest state; null: each transaction at once';
 COMMENT ON COLUMN changefeed.channels.join_check IS 'only clients for which this is true may subscribe; $1 is the first of the parameters; null: all';
 COMMENT ON COLUMN changefeed.channels.publish_check IS 'only clients for which this is true may publish messages; $1 is the first of the parameters; null: none';
 COMMENT ON COLUMN changefeed.channels.sources IS 'number of tables that feed the channel';
@@ -492,13 +496,13 @@ CREATE FUNCTION changefeed._stat_feed(
     LANGUAGE C VOLATILE PARALLEL SAFE
     AS 'MODULE_PATHNAME', 'changefeed_stat_feed';
 REVOKE ALL ON FUNCTION changefeed._stat_feed() FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION changefeed._stat_feed() TO pg_monitor;
+GRANT EXECUTE ON FUNCTION changefeed._stat_feed() TO pg_read_all_stats, pg_database_owner;
 COMMENT ON FUNCTION changefeed._stat_feed() IS 'internal: the row of the view changefeed.stat_feed';
 
 CREATE VIEW changefeed.stat_feed AS
 SELECT * FROM changefeed._stat_feed();
-GRANT SELECT ON changefeed.stat_feed TO pg_monitor;
-COMMENT ON VIEW changefeed.stat_feed IS 'the feed of this database, one row; for superusers and members of pg_monitor';
+GRANT SELECT ON changefeed.stat_feed TO pg_read_all_stats, pg_database_owner;
+COMMENT ON VIEW changefeed.stat_feed IS 'the feed of this database, one row';
 COMMENT ON COLUMN changefeed.stat_feed.state IS 'running, starting, stopping, off, or not preloaded';
 COMMENT ON COLUMN changefeed.stat_feed.generation IS 'number of starts of decoder and feed worker since the server started';
 COMMENT ON COLUMN changefeed.stat_feed.epoch IS 'a new epoch means that all clients start from a snapshot';
@@ -525,6 +529,32 @@ COMMENT ON COLUMN changefeed.stat_feed.wal_held_bytes IS 'WAL that is kept becau
 COMMENT ON COLUMN changefeed.stat_feed.messages IS 'messages published by clients or by changefeed.publish';
 COMMENT ON COLUMN changefeed.stat_feed.messages_refused IS 'messages in the WAL that were damaged or not written by changefeed.publish';
 COMMENT ON COLUMN changefeed.stat_feed.event_errors IS 'events that were not sent because their condition or payload could not be evaluated';
+
+-- What follows asks the feed worker, and fails while there is none.
+CREATE FUNCTION changefeed._stat_connections(
+    OUT id bigint,
+    OUT gateway int,
+    OUT role text,
+    OUT connected_since timestamptz,
+    OUT state text,
+    OUT subscriptions int
+) RETURNS SETOF record
+    LANGUAGE C VOLATILE PARALLEL RESTRICTED
+    AS 'MODULE_PATHNAME', 'changefeed_stat_connections';
+REVOKE ALL ON FUNCTION changefeed._stat_connections() FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION changefeed._stat_connections() TO pg_read_all_stats, pg_database_owner;
+COMMENT ON FUNCTION changefeed._stat_connections() IS 'internal: rows of the view changefeed.stat_connections';
+
+CREATE VIEW changefeed.stat_connections AS
+SELECT * FROM changefeed._stat_connections();
+GRANT SELECT ON changefeed.stat_connections TO pg_read_all_stats, pg_database_owner;
+COMMENT ON VIEW changefeed.stat_connections IS 'the clients that are connected, one row each';
+COMMENT ON COLUMN changefeed.stat_connections.id IS 'number of the connection, not used again until the feed worker ends';
+COMMENT ON COLUMN changefeed.stat_connections.gateway IS 'number of its gateway, from 0';
+COMMENT ON COLUMN changefeed.stat_connections.role IS 'role of its token; null before it has said who it is';
+COMMENT ON COLUMN changefeed.stat_connections.connected_since IS 'when it was opened';
+COMMENT ON COLUMN changefeed.stat_connections.state IS 'connecting, live, behind (it gets what it missed), choked (it does not read as fast as it is sent), or closing';
+COMMENT ON COLUMN changefeed.stat_connections.subscriptions IS 'how many it has';
 
 -----------------------------------------------------------------------------
 -- Last, when everything is there: the launcher starts the workers at commit.

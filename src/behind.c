@@ -53,7 +53,7 @@ DeliverCheckBase(Connection *connection)
 	{
 		Subscription *s = dlist_container(Subscription, connection_node, iter.cur);
 
-		if (s->state == SUB_READY && s->since < LogPublished())
+		if (s->state == SUB_READY && !s->paced && s->since < LogPublished())
 			SubscribeResync(s, "history_truncated");
 	}
 
@@ -84,9 +84,21 @@ ResyncUnmapped(List *members, TransactionMap *map)
 		{
 			Subscription *s = dlist_container(Subscription, connection_node, iter.cur);
 
-			if (s->state == SUB_READY && s->since < map->transaction->number)
+			if (s->state == SUB_READY && !s->paced && s->since < map->transaction->number)
 				(void) DeliverMapFailed(s, map);
 		}
+	}
+}
+
+void
+DeliverCount(Connection *connection, Size bytes)
+{
+	connection->replayed += bytes;
+	if (connection->replayed > REPLAY_WINDOW)
+	{
+		connection->replayed = 0;
+		connection->mark = MARK_REPLAY;
+		GatewayMark(connection, MARK_REPLAY);
 	}
 }
 
@@ -121,13 +133,7 @@ MoveGroup(List *members, uint64 number)
 			continue;
 		connection->cursor = number;
 		HasMoved(connection);
-		connection->replayed += d.bytes / Max(list_length(members), 1);
-		if (connection->replayed > REPLAY_WINDOW)
-		{
-			connection->replayed = 0;
-			connection->mark = MARK_REPLAY;
-			GatewayMark(connection, MARK_REPLAY);
-		}
+		DeliverCount(connection, d.bytes / Max(list_length(members), 1));
 	}
 }
 
@@ -199,6 +205,7 @@ DeliverForgetWaiting(void)
 
 	dlist_foreach(iter, &all_connections_behind)
 		dlist_container(Connection, behind_node, iter.cur)->waits_verdict = false;
+	PaceWake();
 }
 
 void
@@ -208,15 +215,13 @@ DeliverChoked(Connection *connection, uint64 last)
 	dlist_mutable_iter iter;
 
 	/*
-	 * The gateway has dropped what came behind `last`.  A connection that got
-	 * nothing yet (0) is at the first transaction that it was ready for; going
-	 * back to the log's base costs nothing, since every subscription skips
-	 * what lies before its `since`.
+	 * The gateway has dropped what came behind `last`, which may be behind
+	 * where we had thrown it back to ourselves.
 	 */
 	connection->choked = true;
 	RecheckLostAll(connection);
 	ProtocolSyncsLost(connection);
-	cursor = Min(cursor, Max(last, connection->first));
+	cursor = Min(cursor, last);
 	ConnectionSetBehind(connection, cursor);
 
 	/* New columns that were lost with a frame are not told a second time. */
@@ -231,7 +236,7 @@ DeliverChoked(Connection *connection, uint64 last)
 		 * It was told `ready` behind frames that were dropped: when they come
 		 * again their positions would count for it.
 		 */
-		else if (s->state == SUB_READY && s->since > cursor)
+		else if (s->state == SUB_READY && !s->paced && s->since > cursor)
 			SubscribeResync(s, "client_too_slow");
 	}
 }

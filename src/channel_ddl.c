@@ -396,11 +396,24 @@ SetReplicaIdentity(const SourceDefinition *definition)
 		elog(ERROR, "SPI_finish failed");
 }
 
+/* Shorter is not worth a timer, longer is not live any more. */
+static void
+CheckMinInterval(const Interval *interval)
+{
+	if (interval->month != 0 || interval->day != 0 || interval->time < 10000 ||
+		interval->time > USECS_PER_HOUR)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("min_interval is out of range"),
+				 errdetail("It has to be from 10 milliseconds to 1 hour."),
+				 errhint("Leave it out to have each transaction sent at once.")));
+}
+
 /* ---- The functions ---- */
 
 /*
  * create_channel(name, source, entity, key, filter, columns, on_insert,
- * on_update, on_delete, set_replica_identity, join_check, publish_check)
+ * on_update, on_delete, set_replica_identity, join_check, min_interval,
+ * publish_check)
  */
 Datum
 changefeed_create_channel(PG_FUNCTION_ARGS)
@@ -412,9 +425,9 @@ changefeed_create_channel(PG_FUNCTION_ARGS)
 	bool has_source = !PG_ARGISNULL(1);
 	static const char *const checks[] = {"join_check", "publish_check"};
 	bool isnull;
-	Oid types[3] = {TEXTOID, TEXTOID, TEXTOID};
-	Datum values[3] = {0};
-	char nulls[4] = "   ";
+	Oid types[4] = {TEXTOID, TEXTOID, TEXTOID, INTERVALOID};
+	Datum values[4] = {0};
+	char nulls[] = " nnn";
 	int id;
 	int i;
 
@@ -445,21 +458,31 @@ changefeed_create_channel(PG_FUNCTION_ARGS)
 
 	for (i = 0; i < lengthof(checks); i++)
 	{
-		if (PG_ARGISNULL(10 + i))
-			nulls[1 + i] = 'n';
-		else
-			values[1 + i] = CStringGetTextDatum(
-				ChannelCheckJoin(checks[i], text_to_cstring(PG_GETARG_TEXT_PP(10 + i)), template,
-								 has_source ? definition.relid : InvalidOid));
+		int argno = 10 + 2 * i;
+
+		if (PG_ARGISNULL(argno))
+			continue;
+		values[1 + i] = CStringGetTextDatum(
+			ChannelCheckJoin(checks[i], text_to_cstring(PG_GETARG_TEXT_PP(argno)), template,
+							 has_source ? definition.relid : InvalidOid));
+		nulls[1 + i] = ' ';
 	}
+
+	if (!PG_ARGISNULL(11))
+		CheckMinInterval(PG_GETARG_INTERVAL_P(11));
 
 	DdlLock();
 	DdlBegin(&access);
 	CheckNameIsFree(name, template);
 	values[0] = CStringGetTextDatum(name);
-	(void) DdlWrite("INSERT INTO changefeed.channel (name, join_check, publish_check)"
-					" VALUES ($1, $2, $3) RETURNING id",
-					3, types, values, nulls);
+	if (!PG_ARGISNULL(11))
+	{
+		values[3] = PG_GETARG_DATUM(11);
+		nulls[3] = ' ';
+	}
+	(void) DdlWrite("INSERT INTO changefeed.channel (name, join_check, publish_check, min_interval)"
+					" VALUES ($1, $2, $3, $4) RETURNING id",
+					4, types, values, nulls);
 	id = DatumGetInt32(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
 	if (has_source)
 		InsertSource(id, &definition);

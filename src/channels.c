@@ -128,6 +128,34 @@ CatalogScan(const char *name, CatalogRowCallback callback, void *arg)
 	return true;
 }
 
+/* An interval of less than a day, as create_channel lets in; 0 for null. */
+static int
+CatalogRowMilliseconds(CatalogRow *row, const char *name)
+{
+	bool isnull;
+	Datum value = CatalogRowGet(row, name, &isnull);
+
+	return isnull ? 0 : (int) (DatumGetIntervalP(value)->time / 1000);
+}
+
+/* All that CatalogScan is asked for, until the end of the turn. */
+bool
+CatalogLock(void)
+{
+	static const char *const names[] = {"channel", "source", "role", "revocation"};
+	Oid namespace = get_namespace_oid(CHANGEFEED_SCHEMA, true);
+	int i;
+
+	for (i = 0; OidIsValid(namespace) && i < lengthof(names); i++)
+	{
+		Oid relid = get_relname_relid(names[i], namespace);
+
+		if (OidIsValid(relid) && !ConditionalLockRelationOid(relid, AccessShareLock))
+			return false;
+	}
+	return true;
+}
+
 static SourceAction
 ParseAction(const char *text)
 {
@@ -163,6 +191,7 @@ ReadChannel(CatalogRow *row, void *arg)
 	channel->join_check = CatalogRowText(row, "join_check");
 	channel->publish_check = CatalogRowText(row, "publish_check");
 	channel->nviews = 1;
+	channel->min_interval = CatalogRowMilliseconds(row, "min_interval");
 	MemoryContextSwitchTo(old);
 	*list = lappend(*list, channel);
 }
@@ -300,8 +329,8 @@ Sign(Channel *channel)
 	if (channel->nsources > 1)
 		qsort(channel->sources, channel->nsources, sizeof(Source *), CompareSources);
 	initStringInfo(&s);
-	appendStringInfo(&s, "%s (%s)%s(%s)", channel->name,
-					 channel->join_check != NULL ? channel->join_check : "",
+	appendStringInfo(&s, "%s (%s) %d%s(%s)", channel->name,
+					 channel->join_check != NULL ? channel->join_check : "", channel->min_interval,
 					 channel->publish_check != NULL ? " publish " : "",
 					 channel->publish_check != NULL ? channel->publish_check : "");
 	for (i = 0; i < channel->nsources; i++)
@@ -562,6 +591,42 @@ BuildLayout(Source *source, Layout *layout)
 	layout->usable = true;
 }
 
+/*
+ * A filter need not fit the table any more.  That is found out once for each
+ * description, and costs the source's subscriptions a snapshot for each change,
+ * nobody else anything.
+ */
+static void
+TryBuildLayout(Source *source, Layout *layout)
+{
+	MemoryContext context = CurrentMemoryContext;
+
+	PG_TRY();
+	{
+		BuildLayout(source, layout);
+	}
+	PG_CATCH();
+	{
+		ErrorData *error;
+
+		MemoryContextSwitchTo(context);
+		error = CopyErrorData();
+		if (error->sqlerrcode == ERRCODE_ADMIN_SHUTDOWN ||
+			error->sqlerrcode == ERRCODE_OUT_OF_MEMORY)
+			PG_RE_THROW();
+		FlushErrorState();
+		layout->problem = error->message;
+	}
+	PG_END_TRY();
+	if (!layout->usable)
+		ereport(LOG, (errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+					  errmsg("changes of table \"%s.%s\" cannot be sent to channel \"%s\": %s",
+							 layout->desc->schema, layout->desc->name, source->channel->name,
+							 layout->problem),
+					  errdetail("The subscriptions concerned get fresh snapshots instead."),
+					  errhint("Take changefeed.drop_source and changefeed.add_source.")));
+}
+
 Layout *
 ChannelsLayout(Source *source, const RecordDescription *desc)
 {
@@ -580,34 +645,10 @@ ChannelsLayout(Source *source, const RecordDescription *desc)
 	layout = palloc0(sizeof(Layout));
 	layout->version = desc->version;
 	layout->desc = desc;
-	BuildLayout(source, layout);
+	TryBuildLayout(source, layout);
 	source->layouts = lcons(layout, source->layouts);
 	MemoryContextSwitchTo(old);
 	return layout;
-}
-
-void
-ChannelsForgetDescription(uint32 version)
-{
-	ListCell *lc;
-	int i;
-
-	foreach(lc, channels)
-	{
-		Channel *channel = lfirst(lc);
-
-		for (i = 0; i < channel->nsources; i++)
-		{
-			ListCell *lc2;
-
-			foreach(lc2, channel->sources[i]->layouts)
-			{
-				if (((Layout *) lfirst(lc2))->version == version)
-					channel->sources[i]->layouts = foreach_delete_current(
-						channel->sources[i]->layouts, lc2);
-			}
-		}
-	}
 }
 
 bool

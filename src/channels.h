@@ -91,6 +91,7 @@ typedef struct Channel
 	char *name;
 	char *join_check;	 /* SQL text or NULL */
 	char *publish_check; /* likewise */
+	int min_interval;	 /* ms between frames; 0: at once */
 	ChannelTemplate *template;
 	int nsources;
 	Source **sources;
@@ -99,7 +100,14 @@ typedef struct Channel
 	char *signature; /* text of the whole definition */
 	uint64 changed;	 /* the transaction with which we got this one */
 	MemoryContext context;
-	bool seen;					 /* mark during a reload */
+	bool seen; /* mark during a reload */
+
+	/* with min_interval: see pace.c */
+	uint64 pace_first; /* first transaction that was put off, or 0 */
+	uint64 pace_last;  /* the last, and how many */
+	int pace_count;
+	uint64 pace_base;			 /* what came up to there was sent */
+	TimestampTz pace_at;		 /* when the next may be sent */
 	struct Channel *replacement; /* after a reload changed it: the new one
 									 * (NULL: dropped) */
 } Channel;
@@ -116,6 +124,9 @@ typedef void (*CatalogRowCallback)(CatalogRow *row, void *arg);
 
 /* Calls back for every row; false when the table is locked exclusively. */
 extern bool CatalogScan(const char *name, CatalogRowCallback callback, void *arg);
+
+/* Then no scan of ours returns false before the end of the turn; false: one would. */
+extern bool CatalogLock(void);
 extern Datum CatalogRowGet(CatalogRow *row, const char *name, bool *isnull);
 extern char *CatalogRowText(CatalogRow *row, const char *name); /* or NULL */
 
@@ -147,9 +158,6 @@ extern bool ChannelsRoleAllowed(Oid role);
 
 /* The layout for rows of that description. */
 extern Layout *ChannelsLayout(Source *source, const RecordDescription *desc);
-
-/* Forgets layouts of descriptions that are dropped. */
-extern void ChannelsForgetDescription(uint32 version);
 
 /* Does the row pass the source's filter?  May raise an error of the filter. */
 extern bool LayoutFilter(Layout *layout, const Datum *values, const bool *isnull);

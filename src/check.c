@@ -82,8 +82,8 @@ CheckSubscription(Subscription *s, LogTransaction *transaction, const char *reas
 	const char *selection = s->selection != NULL ? s->selection : "";
 	dlist_iter iter;
 
-	/* New columns are to come, and now this. */
-	if (s->extension != NULL)
+	/* New columns are to come, and now this; or rows that were put off. */
+	if (s->extension != NULL || s->paced)
 	{
 		SubscribeResync(s, reason);
 		return;

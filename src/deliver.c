@@ -46,7 +46,10 @@ DeliverTakesPart(Delivery *d, Subscription *s)
 
 	if (d->only != NULL)
 		return s == d->only;
-	if (s->state != SUB_READY || s->since >= d->transaction->number || connection->closing)
+	if (d->paced != NIL)
+		return s->pace_missing != d->run || d->asking;
+	if (s->state != SUB_READY || s->since >= d->transaction->number || connection->closing ||
+		s->paced)
 		return false;
 
 	/* All verdicts that it lacks are asked for at once. */
@@ -146,6 +149,8 @@ Consider(Delivery *d, MapEntry *entry, Subscription *s, const AudienceMatch *mat
 		Assert(d->asking);
 		if (d->only != NULL)
 			d->missing = true;
+		else if (d->paced != NIL)
+			s->pace_missing = d->run;
 		else
 		{
 			if (connection->live)
@@ -168,9 +173,9 @@ Consider(Delivery *d, MapEntry *entry, Subscription *s, const AudienceMatch *mat
 		Fail(d, entry, s);
 		return;
 	}
-	if (source->nevents > 0)
+	if (source->nevents > 0 && d->transaction->step == NULL)
 		EventsConsider(d, entry, s, view, in_before, in_after);
-	if (!d->rows)
+	if (d->messages_only)
 		return;
 	if (s->recheck != NULL)
 		RecheckNote(s, d->map, entry, view, in_before, in_after);
@@ -290,11 +295,27 @@ VisitEntry(Delivery *d, MapEntry *entry)
 			VisitConnection(d, entry, lfirst(lc));
 		return;
 	}
+	if (d->paced != NIL)
+	{
+		bool before;
+		bool after;
+
+		if (Concerns(entry, ((Subscription *) linitial(d->paced))->instance, &before, &after))
+			foreach(lc, d->paced)
+				VisitSubscription(d, entry, lfirst(lc), before, after);
+		return;
+	}
 
 	if (entry->old_in)
 		old_instance = InstanceFind(channel, entry->old_params);
 	if (entry->new_in)
 		new_instance = InstanceFind(channel, entry->new_params);
+	if (channel->min_interval > 0)
+	{
+		if (old_instance != NULL || new_instance != NULL || InstancesStarred(channel) != NIL)
+			PaceNote(channel, d->transaction->number);
+		return;
+	}
 	if (old_instance != NULL)
 		VisitInstance(d, entry, old_instance);
 	if (new_instance != NULL && new_instance != old_instance)
@@ -310,7 +331,7 @@ Visit(Delivery *d)
 
 	for (i = 0; i < d->map->nentries; i++)
 	{
-		if (!d->rows && d->map->entries[i].source->nevents == 0)
+		if (d->messages_only && d->map->entries[i].source->nevents == 0)
 			continue;
 		d->current = NIL;
 		d->current_events = NULL;
@@ -361,7 +382,6 @@ DeliverRun(Delivery *d, uint8 flags)
 {
 	d->run = DeliverNewRun();
 	ExtensionsBegin(d);
-	d->rows = true;
 	d->asking = true;
 	Visit(d);
 	d->asking = false;
@@ -371,6 +391,38 @@ DeliverRun(Delivery *d, uint8 flags)
 	ExtensionsAdd(d);
 	FragmentsSend(d, flags);
 	ExtensionsEnd(d);
+}
+
+void
+DeliverPaced(List *subscriptions, LogTransaction *transaction)
+{
+	Delivery d = {0};
+	List *connections = NIL;
+	ListCell *lc;
+
+	d.transaction = transaction;
+	d.map = MapGet(transaction);
+	d.paced = subscriptions;
+	d.run = DeliverNewRun();
+	d.asking = true;
+	Visit(&d);
+	d.asking = false;
+	Visit(&d);
+
+	/* Before some of them are resynced, or end. */
+	foreach(lc, subscriptions)
+	{
+		Subscription *s = lfirst(lc);
+
+		if (s->pace_missing == d.run)
+			continue;
+		connections = lappend(connections, s->connection);
+		PaceSent(s);
+	}
+	TakeOut(&d);
+	FragmentsSend(&d, LINK_TX_STREAM);
+	foreach(lc, connections)
+		DeliverCount(lfirst(lc), d.bytes / list_length(subscriptions));
 }
 
 static void
@@ -434,7 +486,7 @@ DeliverTo(Subscription *s, LogTransaction *transaction, bool rows, Size *sent)
 	if (rows && DeliverMapFailed(s, d.map))
 		return DELIVER_RESYNCED;
 	d.only = s;
-	d.rows = rows;
+	d.messages_only = !rows;
 	d.run = DeliverNewRun();
 	d.asking = true;
 	Visit(&d);

@@ -60,13 +60,14 @@ typedef struct Delivery
 	uint64 group;  /* 0: live connections */
 	List *members; /* of the group: Connection */
 	Subscription *only;
+	List *paced; /* Subscription, all with the same name */
 
-	uint64 run;		/* number of this run, for those taken out */
-	bool rows;		/* changes, too, not only messages */
-	List *messages; /* of TransactionMessage */
-	bool asking;	/* first pass: find missing verdicts */
-	bool missing;	/* `only` cannot be sent its changes yet */
-	Size bytes;		/* of fragments, per receiver */
+	uint64 run;			/* number of this run, for those taken out */
+	bool messages_only; /* no changes of rows */
+	List *messages;		/* of TransactionMessage */
+	bool asking;		/* first pass: find missing verdicts */
+	bool missing;		/* `only` cannot be sent its changes yet */
+	Size bytes;			/* of fragments, per receiver */
 } Delivery;
 
 /* A message of the transaction, and who gets it. */
@@ -113,6 +114,16 @@ extern bool DeliverTakesPart(Delivery *d, Subscription *s);
 
 /* deliver.c: a number that no run had, for AudienceMatches. */
 extern uint64 DeliverNewRun(void);
+
+/*
+ * deliver.c: sends a step's transaction, as frames of their own, to those of the
+ * subscriptions (all with the same name) of which every verdict is there.  These
+ * leave the step.
+ */
+extern void DeliverPaced(List *subscriptions, LogTransaction *transaction);
+
+/* behind.c: so much was sent to it that is not dropped; it may have to drain. */
+extern void DeliverCount(Connection *connection, Size bytes);
 
 /* deliver.c: both passes over a transaction for those who take part. */
 extern void DeliverRun(Delivery *d, uint8 flags);

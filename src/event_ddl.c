@@ -40,6 +40,7 @@ typedef struct EventSource
 {
 	int channel;
 	int id;
+	bool paced;
 	List *columns; /* that are published, of char *; NIL: all */
 } EventSource;
 
@@ -71,7 +72,7 @@ FindSource(const char *channel, Oid relid, EventSource *source, MemoryContext co
 			(errcode(ERRCODE_UNDEFINED_OBJECT), errmsg("channel \"%s\" does not exist", channel),
 			 errhint("The view changefeed.channels lists all channels; a template is named as it "
 					 "was created, with its braces.")));
-	if (DdlRead("SELECT c.id, s.id, s.columns FROM changefeed.channel c"
+	if (DdlRead("SELECT c.id, s.id, s.columns, c.min_interval IS NOT NULL FROM changefeed.channel c"
 				" JOIN changefeed.source s ON s.channel OPERATOR(pg_catalog.=) c.id"
 				" WHERE c.name OPERATOR(pg_catalog.=) $1"
 				" AND s.relid::pg_catalog.oid OPERATOR(pg_catalog.=) $2",
@@ -83,6 +84,8 @@ FindSource(const char *channel, Oid relid, EventSource *source, MemoryContext co
 		SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
 	source->id = DatumGetInt32(
 		SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 2, &isnull));
+	source->paced = DatumGetBool(
+		SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 4, &isnull));
 	columns = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 3, &isnull);
 	if (!isnull)
 	{
@@ -202,6 +205,10 @@ changefeed_add_event(PG_FUNCTION_ARGS)
 	DdlBegin(&access);
 	FindSource(channel, relid, &source, fcinfo->flinfo->fn_mcxt);
 	DdlEnd(&access);
+	if (source.paced)
+		ereport(ERROR, (errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+						errmsg("channel \"%s\" has a min_interval, so it has no events", channel),
+						errhint("Declare the event in a channel of its own.")));
 
 	rel = table_open(relid, NoLock);
 	for (i = 0; i < lengthof(whats); i++)

@@ -30,14 +30,12 @@
 
 bool events_catalog_stale = false;
 
-/* The identity's role is still allowed; its hash may have changed. */
+/* Of feed_shared->role_changes, when the identities were looked at last. */
 static uint64 seen_role_changes;
 
 typedef struct Concern
 {
-	Oid source;			/* subscriptions fed by this table (0: all) */
-	Oid dependency;		/* whose policies read this table */
-	Identity *identity; /* only this one's */
+	Oid source; /* subscriptions fed by this table (0: all) */
 	const char *reason;
 } Concern;
 
@@ -90,20 +88,15 @@ ResyncIfConcerned(Subscription *s, void *arg)
 
 	if (s->state != SUB_READY)
 		return; /* looks at the log itself */
-	if (c->identity != NULL && s->connection->identity != c->identity)
-		return;
-	if (c->source != InvalidOid && !HasSource(s, c->source) &&
-		(c->dependency == InvalidOid || !HasDependency(s, c->dependency)))
-		return;
-	if (c->source == InvalidOid && c->dependency != InvalidOid && !HasDependency(s, c->dependency))
+	if (c->source != InvalidOid && !HasSource(s, c->source))
 		return;
 	SubscribeResync(s, c->reason);
 }
 
 static void
-Resync(Oid source, Oid dependency, Identity *identity, const char *reason)
+Resync(Oid source, const char *reason)
 {
-	Concern c = {source, dependency, identity, reason};
+	Concern c = {source, reason};
 
 	SubscriptionForEach(NULL, ResyncIfConcerned, &c);
 }
@@ -116,7 +109,10 @@ EventsReloadCatalog(void)
 	/* Maps point to sources. */
 	MapFreeAll();
 	DeliverForgetWaiting();
-	if (!ChannelsReload(LogPublished(), SubscribeChannelChanged, &roles_changed) ||
+
+	/* All or nothing: what has changed is noticed once. */
+	if (!CatalogLock() ||
+		!ChannelsReload(LogPublished(), SubscribeChannelChanged, &roles_changed) ||
 		!RevocationsReload(RevocationsApply))
 	{
 		events_catalog_stale = true;
@@ -128,11 +124,20 @@ EventsReloadCatalog(void)
 	return true;
 }
 
+/* A view reads with the rights of its owner, who has other ones now. */
+static void
+ResyncDependent(Subscription *s, void *arg)
+{
+	if (HasDependency(s, *(Oid *) arg))
+		SubscribeResync(s, "policy_changed");
+}
+
 void
 EventsRolesChanged(void)
 {
 	uint64 changes = pg_atomic_read_u64(&feed_shared->role_changes);
 	dlist_mutable_iter iter;
+	ListCell *lc;
 
 	PublishForgetRights();
 
@@ -176,6 +181,8 @@ EventsRolesChanged(void)
 		IdentityRelease(changed);
 		IdentityRelease(identity);
 	}
+	foreach(lc, RelationsOwnersChanged())
+		SubscriptionForEach(NULL, ResyncDependent, &lfirst_oid(lc));
 	seen_role_changes = changes;
 }
 
@@ -253,7 +260,9 @@ ApplyRelation(Subscription *s, void *arg)
 	{
 		if (HasDependency(s, event->relid))
 		{
-			if ((aspects & (RELATION_REWRITTEN | RELATION_PARTITIONS | RELATION_GONE)) != 0)
+			/* Of a new partition, which is empty yet, nothing is known either. */
+			if ((aspects & (RELATION_REWRITTEN | RELATION_PARTITIONS | RELATION_GONE)) != 0 ||
+				change->made != NIL)
 				SubscribeResync(s, "dependency_changed");
 			else
 				CheckSubscription(s, event->transaction, "policy_changed", false, false);
@@ -277,7 +286,7 @@ ApplyRelationBarrier(LogTransaction *transaction, Oid relid, const LogBarrier *b
 	RelationEvent event = {transaction, relid};
 
 	RelationCompare(relid, transaction, barrier, &event.change);
-	if (event.change.aspects == 0)
+	if (event.change.aspects == 0 && event.change.made == NIL)
 		return event.change.unknown;
 	SubscriptionForEach(NULL, ApplyRelation, &event);
 	return true;
@@ -327,13 +336,14 @@ ApplyBarrier(LogTransaction *transaction, LogBarrier *barrier)
 				barrier[-1].kind == BARRIER_CATALOG)
 				break;
 
-			/* What cannot be read now is read before the next is published. */
+			/* It can be read: LogPublish has waited for that. */
 			if (barrier->relid == InvalidOid || events_catalog_stale ||
 				!RevocationsReload(RevocationsApply))
 				(void) EventsReloadCatalog();
 			break;
 		case BARRIER_ROLES:
 			EventsRolesChanged();
+			RelationsNoteRoles(transaction->number);
 			break;
 		case BARRIER_TYPES:
 		case BARRIER_ALL:
@@ -355,7 +365,7 @@ EventsApply(LogTransaction *transaction)
 
 	/* The more telling reason first: TRUNCATE is a barrier, too. */
 	for (i = 0; i < transaction->nlost; i++)
-		Resync(transaction->lost[i], InvalidOid, NULL, transaction->lost_reason);
+		Resync(transaction->lost[i], transaction->lost_reason);
 	for (i = 0; i < transaction->nbarriers; i++)
 		ApplyBarrier(transaction, &transaction->barriers[i]);
 	foreach(lc, DependencyConcerned(transaction))
@@ -368,13 +378,22 @@ EventsMapFailed(TransactionMap *map)
 	ListCell *lc;
 
 	foreach(lc, map->failed)
-		Resync(lfirst_oid(lc), InvalidOid, NULL, "change_not_readable");
+		Resync(lfirst_oid(lc), "change_not_readable");
 }
 
-void
-EventsResyncIdentity(Identity *identity, Oid relid, const char *reason)
+/* Has the owner of a view got other roles with that transaction, or since? */
+static bool
+OwnersConcern(Subscription *s, uint64 number, const LogBarrier *barrier)
 {
-	Resync(relid, InvalidOid, identity, reason);
+	int i;
+	int k;
+
+	for (i = 0; s->views != NULL && i < s->instance->channel->nsources; i++)
+		for (k = 0; s->views[i] != NULL && k < s->views[i]->ndependencies; k++)
+			if (RelationIsView(s->views[i]->dependencies[k]) &&
+				RelationChangedSince(s->views[i]->dependencies[k], number, barrier) != NULL)
+				return true;
+	return false;
 }
 
 /* Has a table of the subscription changed with that transaction, or since? */
@@ -416,7 +435,10 @@ RightsConcern(Subscription *s, LogTransaction *transaction, bool barriers_only)
 		switch (barrier->kind)
 		{
 			case BARRIER_CATALOG:
+				continue;
 			case BARRIER_ROLES:
+				if (OwnersConcern(s, transaction->number, barrier))
+					return "policy_changed";
 				continue;
 			case BARRIER_RELATION:
 			case BARRIER_SAME:

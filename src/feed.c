@@ -21,6 +21,7 @@
 #include "postgres.h"
 
 #include "feed.h"
+#include "feed_request.h"
 #include "gateways.h"
 #include "publish.h"
 
@@ -184,21 +185,25 @@ Turn(XLogRecPtr start_lsn, bool *serving)
 		if (GatewayReceive(&gateways[i]))
 			more = true;
 
-	Sooner(&wait, VerdictsAdvance());
+	VerdictsAdvance();
 	Sooner(&wait, RecheckAdvance());
 	Sooner(&wait, SubscribeAdvance());
 	ChecksAdvance();
 	PublishAdvance();
 	DeliverAdvance();
-	Sooner(&wait, VerdictsAdvance());
+	Sooner(&wait, PaceAdvance());
+	VerdictsAdvance();
 	if (QueryPoolPoll())
 		more = true;
 	Sooner(&wait, ProtocolAdvance());
+	Sooner(&wait, FeedRequestsAdvance());
 	if (subscribe_again)
 		more = true;
 	CheckMemory();
 	Sooner(&wait, LogTrim());
-	if (dlist_is_empty(&all_connections_behind) && dlist_is_empty(&all_subscriptions_working))
+	PaceTrim();
+	if (dlist_is_empty(&all_connections_behind) && dlist_is_empty(&all_subscriptions_working) &&
+		!PaceIsBusy())
 		MapFreeAll();
 	else
 		MapTrim();
@@ -300,6 +305,7 @@ ChangefeedFeedMain(Datum main_arg)
 	LogInit(feed_shared);
 	RegistryInit();
 	GatewaysInit();
+	FeedRequestsInit();
 	QueryPoolStart(feed_shared, feed_index);
 	before_shmem_exit(AtExit, (Datum) 0);
 

@@ -89,6 +89,7 @@ typedef struct Connection
 	uint64 id;	   /* ours: never reused */
 	uint32 number; /* the gateway's */
 	struct Gateway *gateway;
+	struct Http *http;		  /* an HTTP request: http.h; NULL for a WebSocket */
 	dlist_node identity_node; /* only while identity is set */
 	Identity *identity;		  /* NULL before connect */
 	int64 expires;			  /* of the token, seconds since 1970, 0: never */
@@ -115,7 +116,6 @@ typedef struct Connection
 	dlist_node behind_node; /* in the list of connections not live */
 	int held;				/* subscriptions that keep it from advancing
 								 * until they have caught up */
-	uint64 first;			/* LogPublished() when it was opened */
 	Size replayed;			/* bytes since it was last waited for */
 	uint64 group;			/* the group it is moved with */
 	uint64 taken_out;		/* the last run that it could not be part of */
@@ -150,7 +150,7 @@ typedef struct Instance
 	dlist_head subscriptions; /* Subscription.instance_node */
 	int naudiences;
 	struct Audience *everything;	   /* those without conditions, or NULL */
-	struct InstanceSource *conditions; /* by index of source: matching.c; NULL
+	struct InstanceSource *conditions; /* by index of source: audience.c; NULL
 										* until somebody has conditions */
 } Instance;
 
@@ -162,7 +162,7 @@ typedef struct Audience
 							   * none */
 	dlist_head subscriptions; /* Subscription.audience_node */
 	List *spellings;
-	struct AudienceSource *sources; /* by index of source: matching.c; NULL
+	struct AudienceSource *sources; /* by index of source: audience.c; NULL
 									 * without conditions */
 } Audience;
 
@@ -197,6 +197,13 @@ typedef struct Subscription
 	dlist_node extension_node;
 	uint64 extended; /* the last one that brought new columns */
 
+	/* ready, on a channel with min_interval: pace.c */
+	bool paced;
+	bool lags;			   /* what was sent to others it has yet to get */
+	struct PaceStep *step; /* what it is about to be sent, or NULL */
+	dlist_node pace_node;  /* in the step's list, or that of who lags */
+	uint64 pace_missing;   /* scratch: the run that lacks a verdict */
+
 	/* ready: gets transactions with a greater number */
 	uint64 since;
 	uint64 concerned; /* scratch of dependencies.c */
@@ -208,7 +215,7 @@ typedef struct Subscription
 	TimestampTz resynced_at;
 	int attempts;
 	uint64 start;	  /* LogPublished() when the job was submitted */
-	uint64 cursor;	  /* catching up: last transaction sent */
+	uint64 cursor;	  /* catching up, or paced: last transaction sent */
 	uint64 rows_from; /* the rows of those up to it are there already */
 	bool has_snapshot;
 	TransactionId xmin;
@@ -395,6 +402,7 @@ typedef struct TransactionMap
 	int nentries;
 	MapEntry *entries;
 	List *failed;	  /* Oid of sources whose rows could not be read */
+	Oid working;	  /* scratch: the one that is looked at */
 	HTAB *verdicts;	  /* of VerdictSet; NULL until one is asked for */
 	uint32 *ordinals; /* of changes: event_deliver.c; NULL until one is needed */
 } TransactionMap;
@@ -414,6 +422,48 @@ extern bool MapKnows(TransactionMap *map, int image, int16 attno);
 
 /* The image as a tuple for a query worker: its bytes, completed. */
 extern void MapImageTuple(const MapImage *image, const char **data, uint32 *length);
+
+/* pace.c: channels with min_interval */
+
+/* The transaction has changes for the channel. */
+extern void PaceNote(Channel *channel, uint64 number);
+
+/* It is ready: what is behind its cursor comes at the channel's pace. */
+extern void PaceBegin(Subscription *subscription);
+
+/* It has been sent its step. */
+extern void PaceSent(Subscription *subscription);
+extern void PaceForget(Subscription *subscription);
+
+/* Another definition comes, or none. */
+extern void PaceForgetChannel(Channel *channel);
+
+/* Has the connection been sent all that was committed before that LSN?  If not, it soon is. */
+extern bool PaceSettled(Connection *connection, XLogRecPtr lsn);
+
+/* Is anything put off for one of its channels? */
+extern bool PaceIsPending(Connection *connection);
+
+/* Sends what is due; ms until something is. */
+extern long PaceAdvance(void);
+
+/* Verdicts have come, or were forgotten. */
+extern void PaceWake(void);
+
+/* Lets go of what the log has dropped. */
+extern void PaceTrim(void);
+
+/* Is anybody about to be sent something?  Maps are needed then. */
+extern bool PaceIsBusy(void);
+
+/* The transaction of the log, or of a step, with that number; or NULL. */
+extern LogTransaction *PaceTransaction(uint64 number);
+
+/* The number by which PaceTransaction finds it. */
+extern uint64 PaceNumber(const LogTransaction *transaction);
+
+/* Makes the map of a step's transaction. */
+extern struct TransactionMap *PaceMap(LogTransaction *transaction);
 
 /* recheck.c: rights that change without a trace in the WAL */
 typedef struct Recheck Recheck;
@@ -503,9 +553,6 @@ extern bool EventsCheckRoles(void);
 extern bool EventsReloadCatalog(void);
 extern bool events_catalog_stale; /* nothing is published while true */
 
-/* Resyncs the identity's ready subscriptions that are fed by that table. */
-extern void EventsResyncIdentity(Identity *identity, Oid relid, const char *reason);
-
 /* dependencies.c: which changes of tables that policies read matter to whom */
 
 /* Does any view depend on that table? */
@@ -560,8 +607,8 @@ extern const CastList *CastListIntern(const int16 *attnos, int n);
 /* Asks for it (idempotent); VerdictsAdvance submits. */
 extern void VerdictAsk(TransactionMap *map, Identity *identity, View *view, int image);
 
-/* Submits what was asked, takes results over; ms until something is due. */
-extern long VerdictsAdvance(void);
+/* Submits what was asked, takes results over. */
+extern void VerdictsAdvance(void);
 
 /* protocol.c: client messages */
 extern void ProtocolOpen(Connection *connection, const char *token, Size length);
@@ -637,6 +684,14 @@ extern void RelationCompare(Oid relid, const LogTransaction *transaction, const 
 /* Tables noted that this is, or is a partition or type of; all of them. */
 extern List *RelationsOf(Oid relid);
 extern List *RelationsAll(void);
+
+/*
+ * Views whose owner has other roles than at the last look.  What changed is
+ * reckoned with the transaction that NoteRoles is told of next.
+ */
+extern List *RelationsOwnersChanged(void);
+extern void RelationsNoteRoles(uint64 number);
+extern bool RelationIsView(Oid relid);
 
 /*
  * Has it changed with that transaction or a later one?  The reason, or NULL.

@@ -453,10 +453,12 @@ FragmentsSend(Delivery *d, uint8 flags)
 	initStringInfo(&after);
 
 	/* Not the connection's place in the stream, but this channel's alone. */
-	if (d->only != NULL)
+	if (d->only != NULL || d->paced != NIL)
 	{
+		Subscription *s = d->only != NULL ? d->only : linitial(d->paced);
+
 		appendStringInfoString(&before, "\"channel\":");
-		appendBinaryStringInfo(&before, d->only->name->json, d->only->name->length);
+		appendBinaryStringInfo(&before, s->name->json, s->name->length);
 		appendStringInfoChar(&before, ',');
 	}
 	appendStringInfo(&before, "\"txid\":\"" UINT64_FORMAT "\",\"position\":\"%s",

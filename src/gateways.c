@@ -16,6 +16,7 @@
 #include "postgres.h"
 
 #include "gateways.h"
+#include "http.h"
 #include "listen.h"
 
 #include <fcntl.h>
@@ -213,6 +214,7 @@ Spawn(Gateway *gateway)
 		pg_atomic_write_u32(&feed_shared->feed_gateway_pid, (uint32) pid);
 	SendConfig(gateway);
 	SendAssets(gateway);
+	HttpSendPaths(gateway->link);
 	for (rc = 0; rc < listener_count; rc++)
 	{
 		LinkFrameBegin(gateway->link, LINK_LISTEN);
@@ -406,7 +408,7 @@ Handle(Gateway *gateway, LinkMessage *message)
 		message->type != LINK_STATS)
 	{
 		number = WireGetU32(&r);
-		if (message->type != LINK_OPEN)
+		if (message->type != LINK_OPEN && message->type != LINK_REQUEST)
 		{
 			connection = ConnectionFind(gateway, number);
 
@@ -446,6 +448,9 @@ Handle(Gateway *gateway, LinkMessage *message)
 				ProtocolOpen(ConnectionCreate(gateway, number), token.data, token.length);
 		}
 		break;
+		case LINK_REQUEST:
+			HttpReceive(ConnectionCreate(gateway, number), &r);
+			break;
 		case LINK_MESSAGE:
 			if (!connection->closing)
 				ProtocolMessage(connection, r.data + r.offset, r.length - r.offset);

@@ -62,9 +62,10 @@ typedef enum LinkType
 	/*
 	 * The connection's queue passed send_buffer; its queued transactions (of
 	 * LINK_TX_BEGIN without LINK_TX_STREAM) were dropped.  u32 conn, u64
-	 * number of the last transaction that was written whole or is partly in
-	 * the socket (0: none yet).  Until LINK_RESUME the gateway drops further
-	 * such transactions for this connection.
+	 * number of a transaction up to which nothing was dropped: what it was
+	 * sent of them was written whole or is partly in the socket.  Until
+	 * LINK_RESUME the gateway drops further such transactions for this
+	 * connection.
 	 */
 	LINK_BEHIND = 5,
 
@@ -89,6 +90,16 @@ typedef enum LinkType
 	 * behind events, u64 refused
 	 */
 	LINK_STATS = 10,
+
+	/*
+	 * A client sent an HTTP request for one of LINK_PATHS, body included.  It
+	 * is a connection of its own, which ends with the answer.  u32 conn, u8
+	 * method (LINK_METHOD_*), u8 flags (LINK_REQUEST_*), bytes path (decoded,
+	 * without the query), bytes peer address, bytes token (as in LINK_OPEN),
+	 * bytes Last-Event-ID, bytes If-None-Match, bytes Idempotency-Key, u32 n +
+	 * n x bytes argument of the query ("name=value", decoded), rest: the body
+	 */
+	LINK_REQUEST = 11,
 
 	/* ---- feed worker to gateway ---- */
 
@@ -195,6 +206,20 @@ typedef enum LinkType
 	LINK_SYNCED = 49,
 
 	/*
+	 * The paths whose requests are handed on, replacing earlier ones.  u32 n, n
+	 * x (u8 methods, a mask of LINK_METHOD_*; bytes path, where a "/" at the end
+	 * stands for all that follows)
+	 */
+	LINK_PATHS = 50,
+
+	/*
+	 * The whole answer to a LINK_REQUEST; the connection ends when it has gone
+	 * out.  u32 conn, u16 status, bytes content type, bytes further header
+	 * lines (each with its line end), rest: the body
+	 */
+	LINK_RESPONSE = 51,
+
+	/*
 	 * One JSON message for several connections, in order with everything else.
 	 * It is left out for those whose queue is full of such messages.  u32 n, n
 	 * x u32 conn, rest
@@ -225,6 +250,12 @@ typedef enum LinkType
  * last transaction.
  */
 #define LINK_TX_STREAM 1
+
+#define LINK_METHOD_GET	 1
+#define LINK_METHOD_POST 2
+
+#define LINK_REQUEST_HEAD	  1 /* HEAD: answer as to GET, the body is left out */
+#define LINK_REQUEST_LOOPBACK 2 /* it came from this machine */
 
 typedef enum LinkTransport
 {

@@ -552,6 +552,18 @@ CatalogsAreCurrent(TransactionId xid)
 	return true;
 }
 
+/* Has it changed our own tables? */
+static bool
+ChangesCatalog(const LogTransaction *transaction)
+{
+	int i;
+
+	for (i = 0; i < transaction->nbarriers; i++)
+		if (transaction->barriers[i].kind == BARRIER_CATALOG)
+			return true;
+	return false;
+}
+
 long
 LogPublish(LogPublishCallback publish, int limit)
 {
@@ -571,6 +583,10 @@ LogPublish(LogPublishCallback publish, int limit)
 		}
 		if (next->nbarriers > 0 && !CatalogsAreCurrent(xid))
 			return 1;
+
+		/* Its rows and what follows must not be sent by the old definitions. */
+		if (ChangesCatalog(next) && !CatalogLock())
+			return 50;
 		published++;
 		pg_atomic_write_u64(&my_feed->feed_published, next->commit.lsn);
 		publish(next);

@@ -75,7 +75,8 @@ typedef struct LogTransaction
 	LogBarrier *barriers;
 	int nmessages;
 	LogMessage *messages;
-	struct TransactionMap *map; /* deliver.c's, or NULL */
+	struct TransactionMap *map; /* map.c's, or NULL */
+	struct PaceStep *step;		/* it is none of the log's: pace.c */
 } LogTransaction;
 
 /* What the feed worker does with a transaction; see LogPublish. */
@@ -96,7 +97,8 @@ extern const RecordDescription *LogDescription(uint32 version);
 /*
  * Calls `publish` for each transaction that others can see by now, in order,
  * at most `limit`.  Returns -1, or when the next one is there but still in
- * progress, after how many ms to try again if no commit wakes us before.
+ * progress, or has changed our own tables and they cannot be read, after how
+ * many ms to try again if no commit wakes us before.
  */
 extern long LogPublish(LogPublishCallback publish, int limit);
 

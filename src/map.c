@@ -123,9 +123,8 @@ GetImage(TransactionMap *map, int index)
 	return image;
 }
 
-/* Is this column's value known in the image? */
-static bool
-HasValue(TransactionMap *map, int index, int16 attno)
+bool
+MapKnows(TransactionMap *map, int index, int16 attno)
 {
 	LogChange *change = &map->transaction->changes[index / 2];
 	MapImage *image = &map->images[index];
@@ -142,7 +141,7 @@ HasValues(TransactionMap *map, int index, const int16 *attnos, int n)
 	int i;
 
 	for (i = 0; i < n; i++)
-		if (!HasValue(map, index, attnos[i]))
+		if (!MapKnows(map, index, attnos[i]))
 			return false;
 	return true;
 }
@@ -349,41 +348,41 @@ Build(TransactionMap *map)
 	ListCell *lc;
 	int i;
 
+	map->working = InvalidOid;
 	ctl.keysize = sizeof(uint64);
 	ctl.entrysize = sizeof(FoldedEntry);
 	ctl.hcxt = map->context;
 	table = hash_create("changefeed fold", 16, &ctl, HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
 	for (i = 0; i < transaction->nchanges; i++)
 	{
-		foreach(lc, ChannelsSourcesOf(transaction->changes[i].desc->relid))
+		map->working = transaction->changes[i].desc->relid;
+		if (list_member_oid(map->failed, map->working))
+			continue;
+		foreach(lc, ChannelsSourcesOf(map->working))
 			FoldChange(map, table, lfirst(lc), i, &order);
 	}
+	map->working = InvalidOid;
 	map->entries = palloc(sizeof(MapEntry) * Max(list_length(order), 1));
 	foreach(lc, order)
-		FinishEntry(map, lfirst(lc));
+	{
+		map->working = ((Folded *) lfirst(lc))->source->relid;
+		if (!list_member_oid(map->failed, map->working))
+			FinishEntry(map, lfirst(lc));
+	}
 	hash_destroy(table);
 }
 
-static TransactionMap *
-Make(LogTransaction *transaction)
+/*
+ * An error here is one of a source's filter or of a type's output function.  It
+ * must cost the subscriptions to that table a snapshot, not the others, and not
+ * the feed: nothing is held that an abort would have to release.  False: there
+ * was one, and the rest can be built without that table.
+ */
+static bool
+TryBuild(TransactionMap *map)
 {
-	TransactionMap *volatile map;
-	MemoryContext context;
-	MemoryContext old;
+	volatile bool good = true;
 
-	context = AllocSetContextCreate(TopMemoryContext, "changefeed map", ALLOCSET_SMALL_SIZES);
-	old = MemoryContextSwitchTo(context);
-	map = palloc0(sizeof(TransactionMap));
-	map->context = context;
-	map->transaction = transaction;
-	map->nimages = transaction->nchanges * 2;
-	map->images = palloc0(sizeof(MapImage) * Max(map->nimages, 1));
-
-	/*
-	 * An error here is one of the source's filter or of a type's output
-	 * function.  It must cost the subscriptions of these sources a snapshot,
-	 * not the feed: nothing is held that an abort would have to release.
-	 */
 	PG_TRY();
 	{
 		Build(map);
@@ -393,7 +392,7 @@ Make(LogTransaction *transaction)
 		ErrorData *error;
 		int i;
 
-		MemoryContextSwitchTo(context);
+		MemoryContextSwitchTo(map->context);
 		error = CopyErrorData();
 		if (error->sqlerrcode == ERRCODE_ADMIN_SHUTDOWN)
 			PG_RE_THROW();
@@ -402,10 +401,36 @@ Make(LogTransaction *transaction)
 					  errmsg("could not map a transaction to its channels: %s", error->message),
 					  errdetail("The subscriptions concerned get fresh snapshots.")));
 		map->nentries = 0;
-		for (i = 0; i < transaction->nchanges; i++)
-			map->failed = list_append_unique_oid(map->failed, transaction->changes[i].desc->relid);
+		if (OidIsValid(map->working))
+		{
+			map->failed = list_append_unique_oid(map->failed, map->working);
+			good = false;
+		}
+		else
+			for (i = 0; i < map->transaction->nchanges; i++)
+				map->failed = list_append_unique_oid(map->failed,
+													 map->transaction->changes[i].desc->relid);
 	}
 	PG_END_TRY();
+	return good;
+}
+
+static TransactionMap *
+Make(LogTransaction *transaction)
+{
+	MemoryContext context = AllocSetContextCreate(TopMemoryContext, "changefeed map",
+												  ALLOCSET_SMALL_SIZES);
+	MemoryContext old = MemoryContextSwitchTo(context);
+	TransactionMap *map = palloc0(sizeof(TransactionMap));
+
+	map->context = context;
+	map->transaction = transaction;
+	map->nimages = transaction->nchanges * 2;
+	map->images = palloc0(sizeof(MapImage) * Max(map->nimages, 1));
+
+	/* Each time with a table less. */
+	while (!TryBuild(map))
+		;
 	MemoryContextSwitchTo(old);
 	return map;
 }
@@ -415,7 +440,7 @@ MapGet(LogTransaction *transaction)
 {
 	if (transaction->map == NULL)
 	{
-		transaction->map = Make(transaction);
+		transaction->map = transaction->step != NULL ? PaceMap(transaction) : Make(transaction);
 		dlist_push_tail(&all_maps, &transaction->map->node);
 		map_count++;
 	}
@@ -452,12 +477,6 @@ MapFreeAll(void)
 
 	dlist_foreach_modify(iter, &all_maps)
 		MapFree(dlist_container(TransactionMap, node, iter.cur));
-}
-
-bool
-MapKnows(TransactionMap *map, int image, int16 attno)
-{
-	return HasValue(map, image, attno);
 }
 
 void

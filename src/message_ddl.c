@@ -46,12 +46,13 @@ CheckChannel(const char *name)
 	char *values[CHANNEL_PARAMS_MAX] = {0};
 	bool found = false;
 	bool starred = false;
+	bool paced = false;
 	uint64 n;
 	uint64 i;
 	int k;
 
 	DdlBegin(&access);
-	n = DdlRead("SELECT name FROM changefeed.channel", 0, NULL, NULL);
+	n = DdlRead("SELECT name, min_interval IS NOT NULL FROM changefeed.channel", 0, NULL, NULL);
 	for (i = 0; i < n && !found; i++)
 	{
 		ChannelTemplate *template = TemplateParse(
@@ -59,6 +60,13 @@ CheckChannel(const char *name)
 
 		found = strlen(name) <= CHANNEL_NAME_MAX &&
 				TemplateMatch(template, name, strlen(name), values);
+		if (found)
+		{
+			bool isnull;
+
+			paced = DatumGetBool(
+				SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 2, &isnull));
+		}
 		for (k = 0; found && k < template->nparams; k++)
 			if (values[k] == NULL)
 				starred = true;
@@ -73,6 +81,14 @@ CheckChannel(const char *name)
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("a message is published to one channel"),
 				 errhint("Give each parameter of the channel's name a value instead of \"*\".")));
+
+	/* There is no frame of the transaction that it could follow. */
+	if (paced)
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("channel \"%s\" has a min_interval, so it has no messages of transactions",
+						name),
+				 errhint("Use a channel of its own for messages.")));
 }
 
 /* publish(channel, event, payload, transactional) */

@@ -15,6 +15,7 @@
 
 #include "feed.h"
 #include "gateways.h"
+#include "http.h"
 #include "json_message.h"
 #include "publish.h"
 #include "selection.h"
@@ -54,7 +55,10 @@ static int64 next_expiry; /* seconds since 1970; 0: nobody's */
 void
 ProtocolSend(Connection *connection, const char *data, Size length)
 {
-	GatewaySend(connection, data, length);
+	if (connection->http != NULL)
+		HttpTakeMessage(connection, data, length);
+	else
+		GatewaySend(connection, data, length);
 }
 
 void
@@ -623,6 +627,12 @@ ProtocolPing(Gateway *gateway, const uint32 *numbers, uint32 count)
 
 		/* There is no name for a place that the log has left behind. */
 		DeliverCheckBase(connection);
+		if (PaceIsPending(connection))
+		{
+			/* No position counts for all, and nothing is settled. */
+			ProtocolSend(connection, "{\"type\":\"ping\"}", 15);
+			continue;
+		}
 		if (connection->live)
 		{
 			live[nlive++] = numbers[i];
@@ -661,7 +671,7 @@ AnswerSyncs(Connection *connection)
 
 		if (sync->sent)
 			continue;
-		if (!LogReached(sync->lsn))
+		if (!LogReached(sync->lsn) || !PaceSettled(connection, sync->lsn))
 			break;
 		LogPosition(LogPublished(), position);
 		memcpy(position + POSITION_COMMON, connection->identity->tag, POSITION_TAG);

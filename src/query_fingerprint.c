@@ -28,6 +28,7 @@
 #include "postgres.h"
 
 #include "query_internal.h"
+#include "relations.h"
 
 #include "access/genam.h"
 #include "access/htup_details.h"
@@ -36,8 +37,6 @@
 #include "access/transam.h"
 #include "catalog/indexing.h"
 #include "catalog/pg_attrdef.h"
-#include "catalog/pg_auth_members.h"
-#include "catalog/pg_authid.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_namespace.h"
 #include "catalog/pg_policy.h"
@@ -46,7 +45,6 @@
 #include "common/hashfn.h"
 #include "nodes/nodeFuncs.h"
 #include "rewrite/rowsecurity.h"
-#include "utils/catcache.h"
 #include "utils/acl.h"
 #include "utils/array.h"
 #include "utils/fmgroids.h"
@@ -83,9 +81,9 @@ TupleXmin(HeapTuple tuple)
 	return HeapTupleHeaderGetRawXmin(tuple->t_data);
 }
 
-/* The contents of an ACL column, or nothing. */
+/* The contents of a column with an ACL or options, or nothing. */
 static void
-AddAcl(StringInfo out, int cacheid, HeapTuple tuple, AttrNumber attno)
+AddArray(StringInfo out, int cacheid, HeapTuple tuple, AttrNumber attno)
 {
 	bool isnull;
 	Datum datum = SysCacheGetAttr(cacheid, tuple, attno, &isnull);
@@ -93,9 +91,9 @@ AddAcl(StringInfo out, int cacheid, HeapTuple tuple, AttrNumber attno)
 	WirePutU8(out, !isnull);
 	if (!isnull)
 	{
-		Acl *acl = DatumGetAclP(datum);
+		struct varlena *array = PG_DETOAST_DATUM(datum);
 
-		WirePutBytes(out, (char *) acl, VARSIZE(acl));
+		WirePutBytes(out, (char *) array, VARSIZE(array));
 	}
 }
 
@@ -147,66 +145,6 @@ AddFunctions(StringInfo out, List *functions)
 	}
 }
 
-/* ---- Roles ---- */
-
-/* The role, and through which memberships it has which other roles. */
-static void
-AddRole(StringInfo out, Oid role)
-{
-	HeapTuple tuple = SearchSysCache1(AUTHOID, ObjectIdGetDatum(role));
-	List *todo = list_make1_oid(role);
-	Entry *entries = palloc(sizeof(Entry) * 16);
-	int nentries = 0;
-	int capacity = 16;
-	ListCell *cell;
-	int i;
-
-	WirePutU32(out, role);
-	if (HeapTupleIsValid(tuple))
-	{
-		Form_pg_authid form = (Form_pg_authid) GETSTRUCT(tuple);
-
-		/* Not its xmin: a new password is no new right. */
-		WirePutString(out, NameStr(form->rolname));
-		WirePutU8(out, form->rolsuper);
-		WirePutU8(out, form->rolinherit);
-		WirePutU8(out, form->rolbypassrls);
-		ReleaseSysCache(tuple);
-	}
-
-	/* The list grows while it is walked through. */
-	foreach(cell, todo)
-	{
-		CatCList *list = SearchSysCacheList1(AUTHMEMMEMROLE, ObjectIdGetDatum(lfirst_oid(cell)));
-
-		for (i = 0; i < list->n_members; i++)
-		{
-			HeapTuple member = &list->members[i]->tuple;
-			Form_pg_auth_members form = (Form_pg_auth_members) GETSTRUCT(member);
-
-			if (nentries == capacity)
-			{
-				capacity *= 2;
-				entries = repalloc(entries, sizeof(Entry) * capacity);
-			}
-			entries[nentries].a = form->member;
-			entries[nentries].b = form->roleid;
-			entries[nentries].xmin = TupleXmin(member);
-			nentries++;
-			todo = list_append_unique_oid(todo, form->roleid);
-		}
-		ReleaseSysCacheList(list);
-	}
-
-	qsort(entries, nentries, sizeof(Entry), CompareEntries);
-	for (i = 0; i < nentries; i++)
-	{
-		WirePutU32(out, entries[i].a);
-		WirePutU32(out, entries[i].b);
-		WirePutU32(out, entries[i].xmin);
-	}
-}
-
 /* ---- Tables ---- */
 
 static void
@@ -218,7 +156,7 @@ AddNamespace(StringInfo out, Oid namespace)
 	if (!HeapTupleIsValid(tuple))
 		return;
 	WirePutU32(out, ((Form_pg_namespace) GETSTRUCT(tuple))->nspowner);
-	AddAcl(out, NAMESPACEOID, tuple, Anum_pg_namespace_nspacl);
+	AddArray(out, NAMESPACEOID, tuple, Anum_pg_namespace_nspacl);
 	ReleaseSysCache(tuple);
 }
 
@@ -247,7 +185,7 @@ AddColumns(StringInfo out, Relation rel, Oid reader)
 			WirePutU32(out, form->attcollation);
 			WirePutU8(out, (uint8) form->attgenerated);
 			if (!OidIsValid(reader))
-				AddAcl(out, ATTNUM, tuple, Anum_pg_attribute_attacl);
+				AddArray(out, ATTNUM, tuple, Anum_pg_attribute_attacl);
 		}
 		ReleaseSysCache(tuple);
 	}
@@ -415,8 +353,15 @@ AddDependency(StringInfo out, Oid relid, List **functions)
 		WirePutU8(out, (uint8) form->relkind);
 		WirePutU8(out, form->relrowsecurity);
 		WirePutU8(out, form->relforcerowsecurity);
-		AddAcl(out, RELOID, tuple, Anum_pg_class_relacl);
+		AddArray(out, RELOID, tuple, Anum_pg_class_relacl);
 		AddNamespace(out, form->relnamespace);
+
+		/* Whose rights the tables behind it are read with. */
+		if (form->relkind == RELKIND_VIEW)
+		{
+			AddArray(out, RELOID, tuple, Anum_pg_class_reloptions); /* security_invoker */
+			WirePutU64(out, RelationMixRole(0, form->relowner));
+		}
 		ReleaseSysCache(tuple);
 	}
 	AddColumns(out, rel, InvalidOid);
@@ -438,7 +383,7 @@ FingerprintCompute(Oid relid, Oid role, bool whole_row, const Oid *dependencies,
 	int i;
 
 	initStringInfo(&out);
-	AddRole(&out, role);
+	WirePutU64(&out, RelationMixRole(0, role));
 	AddSource(&out, relid, role, whole_row, functions);
 	for (i = 0; i < ndependencies; i++)
 		if (dependencies[i] != relid)

@@ -23,6 +23,7 @@
 #include "utils/rel.h"
 
 #include "access/tupdesc.h"
+#include "catalog/pg_proc.h"
 #include "common/file_utils.h"
 #include "fmgr.h"
 #include "nodes/bitmapset.h"
@@ -150,6 +151,13 @@ typedef struct Reads
 /* Adds what the expression, or the rewritten query, depends on. */
 extern void ReadsOfExpression(Node *expression, Reads *reads);
 extern void ReadsOfQuery(Query *query, Reads *reads);
+
+/*
+ * The queries of an SQL function's body, rewritten; names are found as in the
+ * call, if there is one.
+ */
+extern List *FunctionBody(HeapTuple tuple, Node *call);
+extern bool FunctionIsPolymorphic(const FormData_pg_proc *form);
 
 /* Why it has to be looked at now and then, or NULL. */
 extern char *ReadsRecheckReason(const Reads *reads);
@@ -329,6 +337,7 @@ typedef struct Policy
 	PolicyState state;
 	bool may_select;	   /* USAGE on the schema, SELECT on a column */
 	uint64 fingerprint;	   /* of the catalogs, without the search_path */
+	char *search_path;	   /* that it was planned with */
 	MemoryContext context; /* everything below */
 	PlannedStmt *plan;	   /* POLICY_JUDGED: one row with one boolean */
 	int natts;			   /* params 1..natts are the columns, natts + 1

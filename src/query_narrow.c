@@ -37,11 +37,8 @@
 #include "access/xact.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_proc.h"
-#include "catalog/pg_type.h"
 #include "executor/executor.h"
-#include "executor/functions.h"
 #include "miscadmin.h"
-#include "rewrite/rewriteHandler.h"
 #include "tcop/tcopprot.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
@@ -65,54 +62,6 @@
  * ----------------------------------------------------------------------
  */
 
-static List *
-FunctionQueries(HeapTuple tuple)
-{
-	List *queries = NIL;
-	ListCell *cell;
-	bool isnull;
-	Datum body = SysCacheGetAttr(PROCOID, tuple, Anum_pg_proc_prosqlbody, &isnull);
-
-	if (!isnull)
-	{
-		Node *node = stringToNode(TextDatumGetCString(body));
-		List *stored = IsA(node, List) ? linitial_node(List, castNode(List, node))
-									   : list_make1(node);
-
-		foreach(cell, stored)
-		{
-			Query *query = lfirst_node(Query, cell);
-
-			AcquireRewriteLocks(query, true, false);
-			queries = list_concat(queries, pg_rewrite_query(query));
-		}
-		return queries;
-	}
-
-	body = SysCacheGetAttr(PROCOID, tuple, Anum_pg_proc_prosrc, &isnull);
-	if (!isnull)
-	{
-		char *source = TextDatumGetCString(body);
-		SQLFunctionParseInfoPtr info = prepare_sql_fn_parse_info(tuple, NULL, InvalidOid);
-		foreach(cell, pg_parse_query(source))
-			queries = list_concat(queries, pg_analyze_and_rewrite_withcb(
-											   lfirst_node(RawStmt, cell), source,
-											   (ParserSetupHook) sql_fn_parser_setup, info, NULL));
-	}
-	return queries;
-}
-
-static bool
-IsPolymorphic(Form_pg_proc form)
-{
-	int i;
-
-	for (i = 0; i < form->proargtypes.dim1; i++)
-		if (IsPolymorphicType(form->proargtypes.values[i]))
-			return true;
-	return false;
-}
-
 /* Plans and reads a function's body, as its caller or its owner. */
 static void
 ReadFunction(Narrowing *narrowing, Oid function, List **relids, List **functions, bool *opaque)
@@ -124,12 +73,13 @@ ReadFunction(Narrowing *narrowing, Oid function, List **relids, List **functions
 	int nestlevel = 0;
 	Oid user;
 	int sec_context;
+	List *called = NIL;
 	ListCell *cell;
 
 	if (!HeapTupleIsValid(tuple))
 		elog(ERROR, "cache lookup failed for function %u", function);
 	form = (Form_pg_proc) GETSTRUCT(tuple);
-	if (IsPolymorphic(form))
+	if (FunctionIsPolymorphic(form))
 	{
 		*opaque = true;
 		ReleaseSysCache(tuple);
@@ -146,7 +96,7 @@ ReadFunction(Narrowing *narrowing, Oid function, List **relids, List **functions
 		ProcessGUCArray(DatumGetArrayTypeP(config), PGC_USERSET, PGC_S_SESSION, GUC_ACTION_SAVE);
 	}
 
-	foreach(cell, FunctionQueries(tuple))
+	foreach(cell, FunctionBody(tuple, NULL))
 	{
 		Query *query = lfirst_node(Query, cell);
 		PlannedStmt *plan;
@@ -158,8 +108,16 @@ ReadFunction(Narrowing *narrowing, Oid function, List **relids, List **functions
 		}
 		plan = pg_plan_query(query, "", 0, NULL);
 		*relids = list_concat_unique_oid(*relids, plan->relationOids);
-		PlanReadStatement(narrowing, plan, 0, form->prosecdef, functions, opaque);
+		PlanReadStatement(narrowing, plan, 0, form->prosecdef, &called, opaque);
 	}
+
+	/*
+	 * What it calls runs as its owner and with its settings, but would be planned
+	 * without them.
+	 */
+	if (called != NIL && (form->prosecdef || nestlevel > 0))
+		*opaque = true;
+	*functions = list_concat_unique_oid(*functions, called);
 
 	if (nestlevel > 0)
 		AtEOXact_GUC(true, nestlevel);
@@ -454,6 +412,13 @@ PutDependency(StringInfo out, Oid relid, const ValuesAttempt *attempt)
 		nscans++;
 		whole = whole || scan->whole;
 		columns = bms_add_members(columns, scan->columns);
+	}
+
+	/* It is no part of a plan, but was declared. */
+	if (nscans == 0)
+	{
+		WirePutU8(out, NARROW_ANY);
+		return;
 	}
 	WirePutU8(out, NARROW_SCANS);
 	if (whole)

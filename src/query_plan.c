@@ -8,7 +8,7 @@
  * takes of the one below, because scans hand on whole rows where this costs
  * nothing.  A kind of node that is not known here narrows nothing.
  *
- * Process: query worker.  Locks: none.  Memory: CurrentMemoryContext, whose
+ * Process: query worker, in the transaction that has planned.  Locks: none.  Memory: CurrentMemoryContext, whose
  * life is that of the plan.
  *
  *-------------------------------------------------------------------------
@@ -17,6 +17,7 @@
 
 #include "query_narrow.h"
 
+#include "access/genam.h"
 #include "access/htup_details.h"
 #include "access/sysattr.h"
 #include "access/transam.h"
@@ -25,7 +26,9 @@
 #include "miscadmin.h"
 #include "nodes/nodeFuncs.h"
 #include "parser/parsetree.h"
+#include "rewrite/rewriteManip.h"
 #include "utils/lsyscache.h"
+#include "utils/relcache.h"
 #include "utils/syscache.h"
 
 /* ----------------------------------------------------------------------
@@ -294,6 +297,21 @@ CollectColumns(Node *node, void *arg)
 	return expression_tree_walker(node, CollectColumns, arg);
 }
 
+/* What the rows fulfil that the scanned index has; NIL unless it is partial. */
+static List *
+IndexPredicate(Plan *plan)
+{
+	Index scan = ((Scan *) plan)->scanrelid;
+	Oid indexid = IsA(plan, IndexScan) ? ((IndexScan *) plan)->indexid
+									   : ((IndexOnlyScan *) plan)->indexid;
+	Relation index = index_open(indexid, NoLock); /* locked by the planner */
+	List *predicate = RelationGetIndexPredicate(index);
+
+	index_close(index, NoLock);
+	ChangeVarNodes((Node *) predicate, 1, scan, 0);
+	return predicate;
+}
+
 /*
  * Reads a node and what is below it.  Of its columns those in `needed` are used
  * above, or all.
@@ -322,6 +340,18 @@ ReadNode(Statement *statement, Plan *plan, bool all, Bitmapset *needed)
 	(void) NoteFunctions((Node *) plan->targetlist, statement);
 	(void) NoteFunctions((Node *) plan->qual, statement);
 	(void) NoteFunctions((Node *) parts.expressions, statement);
+
+	/*
+	 * What the predicate of a partial index implies is checked nowhere else, and
+	 * its columns are used nowhere else.  Bitmap scans recheck it.
+	 */
+	if (IsA(plan, IndexScan) || IsA(plan, IndexOnlyScan))
+	{
+		List *predicate = IndexPredicate(plan);
+
+		parts.expressions = lappend(parts.expressions, predicate);
+		parts.conditions = lappend(parts.conditions, predicate);
+	}
 
 	used.statement = statement;
 	used.index_tlist = parts.index_tlist;

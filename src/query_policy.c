@@ -15,7 +15,8 @@
  *
  * A plan may have constants in it that functions marked IMMUTABLE have given.
  * User-defined ones may lie about that and read the claims, so policies that
- * call such functions directly are planned anew for each identity.
+ * call such functions, or read tables whose policies do, are planned anew for
+ * each identity.
  *
  * Process: query worker.  Locks: AccessShareLock on the table and on what the
  * plan reads, until the transaction's end.  Memory: a context per policy below
@@ -334,10 +335,6 @@ BuildPolicy(Policy *policy, Relation rel)
 		Node *folded;
 
 		functions = FingerprintFunctions(NIL, expression);
-		foreach(cell, functions)
-			if (func_volatile(lfirst_oid(cell)) == PROVOLATILE_IMMUTABLE)
-				policy->reusable = false;
-
 		replace.rel = rel;
 		expression = ReplaceMutator(expression, &replace);
 		if (replace.whole_row)
@@ -383,6 +380,9 @@ BuildPolicy(Policy *policy, Relation rel)
 											 replace.whole_row, policy->dependencies,
 											 policy->ndependencies, &functions);
 	policy->functions = functions != NIL;
+	foreach(cell, functions)
+		if (func_volatile(lfirst_oid(cell)) == PROVOLATILE_IMMUTABLE)
+			policy->reusable = false;
 
 	MemoryContextSwitchTo(policy->context);
 	policy->natts = RelationGetNumberOfAttributes(rel);
@@ -394,6 +394,7 @@ BuildPolicy(Policy *policy, Relation rel)
 		policy->param_types[i] = att->attisdropped ? INT4OID : att->atttypid;
 	}
 	policy->param_types[policy->natts] = rel->rd_rel->reltype;
+	policy->search_path = pstrdup(QuerySearchPath(policy->key.role));
 	policy->needed = bms_copy(replace.needed);
 	policy->whole_row = replace.whole_row;
 	policy->plan = plan;
@@ -403,6 +404,13 @@ BuildPolicy(Policy *policy, Relation rel)
 
 	MemoryContextSwitchTo(old);
 	MemoryContextDelete(work);
+}
+
+/* Functions that were inlined have found their names with the path of then. */
+static bool
+IsCurrent(const Policy *policy)
+{
+	return policy->valid && strcmp(policy->search_path, QuerySearchPath(policy->key.role)) == 0;
 }
 
 bool
@@ -416,7 +424,7 @@ PolicyLockDependencies(Oid relid, Oid role)
 	key.key.relid = relid;
 	key.key.role = role;
 	policy = hash_search(policies, &key.key, HASH_FIND, NULL);
-	if (policy == NULL || !policy->valid)
+	if (policy == NULL || !IsCurrent(policy))
 		return false;
 	for (i = 0; i < policy->ndependencies; i++)
 		LockRelationOid(policy->dependencies[i], AccessShareLock);
@@ -443,7 +451,7 @@ PolicyGet(Oid relid, Oid role)
 		memset((char *) policy + sizeof(key.key), 0, sizeof(Policy) - sizeof(key.key));
 		policy->valid = false;
 	}
-	if (policy->valid && policy->reusable)
+	if (policy->reusable && IsCurrent(policy))
 		return policy;
 
 	rel = table_open(relid, NoLock);

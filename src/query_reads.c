@@ -116,8 +116,8 @@ Declared(Oid function, List **relids)
 
 /* ---- Bodies of functions ---- */
 
-static bool
-IsPolymorphic(const FormData_pg_proc *form)
+bool
+FunctionIsPolymorphic(const FormData_pg_proc *form)
 {
 	int i;
 
@@ -129,9 +129,8 @@ IsPolymorphic(const FormData_pg_proc *form)
 	return false;
 }
 
-/* The queries of an SQL function's body, rewritten; names are found as in a call. */
-static List *
-BodyQueries(HeapTuple tuple, Node *call)
+List *
+FunctionBody(HeapTuple tuple, Node *call)
 {
 	List *queries = NIL;
 	ListCell *lc;
@@ -181,7 +180,7 @@ LookIntoFunction(Oid function, HeapTuple tuple, ReadsContext *context)
 	ListCell *lc;
 
 	if (form->prolang != SQLlanguageId || form->prosecdef || form->prokind != PROKIND_FUNCTION ||
-		IsPolymorphic(form))
+		FunctionIsPolymorphic(form))
 		return false;
 
 	nestlevel = NewGUCNestLevel();
@@ -189,7 +188,7 @@ LookIntoFunction(Oid function, HeapTuple tuple, ReadsContext *context)
 	if (!isnull)
 		ProcessGUCArray(DatumGetArrayTypeP(config), superuser() ? PGC_SUSET : PGC_USERSET,
 						PGC_S_SESSION, GUC_ACTION_SAVE);
-	queries = BodyQueries(tuple, call);
+	queries = FunctionBody(tuple, call);
 	foreach(lc, queries)
 	{
 		Query *query = lfirst_node(Query, lc);

@@ -475,7 +475,8 @@ QueryEnterIdentity(Oid role, const char *claims)
 	SetLocal("row_security", "on");
 	/* Policies may cast this to json, which an empty text does not survive. */
 	SetLocal("request.jwt.claims", claims[0] != '\0' ? claims : "{}");
-	/* For those who ask current_setting('role'). */
+	/* For those who ask session_user or current_setting('role'). */
+	SetLocal("session_authorization", GetUserNameFromId(role, false));
 	SetLocal("role", GetUserNameFromId(role, false));
 
 	/*

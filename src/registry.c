@@ -16,6 +16,7 @@
 
 #include "audience.h"
 #include "feed.h"
+#include "http.h"
 #include "gateways.h"
 
 #include "common/hashfn.h"
@@ -116,7 +117,6 @@ ConnectionCreate(struct Gateway *gateway, uint32 number)
 	connection->gateway = gateway;
 	connection->live = true;
 	connection->opened = feed_now;
-	connection->first = LogPublished();
 	dlist_init(&connection->subscriptions);
 	by_id = hash_search(connection_ids, &connection->id, HASH_ENTER, &found);
 	by_id->connection = connection;
@@ -169,6 +169,7 @@ ConnectionFree(Connection *connection)
 	if (connection->token_claims != NULL)
 		pfree(connection->token_claims);
 	list_free_deep(connection->syncs);
+	HttpForget(connection);
 	pfree(connection);
 	connection_count--;
 }
@@ -471,6 +472,7 @@ InstanceFree(Instance *instance)
 	uint64 hash = hash_bytes_extended((const unsigned char *) instance->key, instance->key_length,
 									  0);
 	InstanceEntry *entry = hash_search(instances, &hash, HASH_FIND, NULL);
+	int i;
 
 	if (entry != NULL)
 	{
@@ -480,6 +482,9 @@ InstanceFree(Instance *instance)
 	}
 	if (instance->starred)
 		starred = list_delete_ptr(starred, instance);
+	for (i = 0; i < instance->channel->template->nparams; i++)
+		if (instance->params[i] != NULL)
+			pfree(instance->params[i]);
 	pfree(instance->key);
 	pfree(instance->params);
 	pfree(instance);
@@ -617,8 +622,6 @@ SubscriptionFree(Subscription *s)
 {
 	Connection *connection = s->connection;
 
-	if (s->job != 0)
-		QueryCancel(s->job);
 	SubscribeForget(s);
 	if (s->state == SUB_READY)
 		connection->nready--;

@@ -58,6 +58,7 @@ typedef struct ColumnState
 	Oid type;
 	Oid collation;
 	char generated;
+	bool notnull;
 	bool dropped;
 	TransactionId xmin; /* of its catalog row */
 	uint64 added;		/* the transaction that brought it; 0: before */
@@ -85,7 +86,9 @@ typedef struct RelationState
 	Oid filenode;
 	uint64 privileges;
 	uint64 policies;
-	uint32 schema; /* the hash that barriers name it by */
+	Oid owner;
+	uint64 owner_roles; /* of a view: the roles that its owner has */
+	uint32 schema;		/* the hash that barriers name it by */
 	int ncolumns;
 	ColumnState *columns;
 	int nparts; /* of all levels, sorted */
@@ -101,9 +104,10 @@ typedef struct StateEntry
 	Oid relid;
 	MemoryContext context;
 	RelationState state;
-	uint64 rights;	  /* at the last barrier: RelationRights */
-	XLogRecPtr first; /* where WAL ended when it was first looked at */
-	uint64 changed;	  /* the transaction that last changed it */
+	uint64 rights;		/* at the last barrier: RelationRights */
+	bool owner_changed; /* its owner's roles have, with a barrier that is to come */
+	XLogRecPtr first;	/* where WAL ended when it was first looked at */
+	uint64 changed;		/* the transaction that last changed it */
 	const char *reason;
 } StateEntry;
 
@@ -246,9 +250,10 @@ ReadColumns(RelationState *state, Oid relid, int natts)
 			column->type = att->atttypid;
 			column->collation = att->attcollation;
 			column->generated = att->attgenerated;
+			column->notnull = att->attnotnull;
 			if (!heap_attisnull(tuple, Anum_pg_attribute_attacl, NULL))
-				state->privileges = RelationMixAcl(hash_combine64(state->privileges, i), ATTNUM,
-												   tuple, Anum_pg_attribute_attacl);
+				state->privileges = RelationMixArray(hash_combine64(state->privileges, i), ATTNUM,
+													 tuple, Anum_pg_attribute_attacl);
 		}
 		ReleaseSysCache(tuple);
 		if (!column->dropped)
@@ -410,7 +415,16 @@ ReadState(Oid relid, RelationState *state)
 	state->policies = RelationMixBytes(form->relrowsecurity, &form->relforcerowsecurity,
 									   sizeof(bool));
 	state->privileges = RelationMixBytes(0, &form->relowner, sizeof(Oid));
-	state->privileges = RelationMixAcl(state->privileges, RELOID, tuple, Anum_pg_class_relacl);
+	state->privileges = RelationMixArray(state->privileges, RELOID, tuple, Anum_pg_class_relacl);
+
+	/* Whose rights it reads with: its owner's, or not (security_invoker). */
+	state->owner = form->relowner;
+	if (state->kind == RELKIND_VIEW)
+	{
+		state->policies = RelationMixArray(state->policies, RELOID, tuple,
+										   Anum_pg_class_reloptions);
+		state->owner_roles = RelationMixRole(0, form->relowner);
+	}
 	natts = form->relnatts;
 	state->schema = GetSysCacheHashValue1(NAMESPACEOID, ObjectIdGetDatum(form->relnamespace));
 	namespace = SearchSysCache1(NAMESPACEOID, ObjectIdGetDatum(form->relnamespace));
@@ -418,8 +432,8 @@ ReadState(Oid relid, RelationState *state)
 	{
 		state->privileges = RelationMixBytes(
 			state->privileges, &((Form_pg_namespace) GETSTRUCT(namespace))->nspowner, sizeof(Oid));
-		state->privileges = RelationMixAcl(state->privileges, NAMESPACEOID, namespace,
-										   Anum_pg_namespace_nspacl);
+		state->privileges = RelationMixArray(state->privileges, NAMESPACEOID, namespace,
+											 Anum_pg_namespace_nspacl);
 		ReleaseSysCache(namespace);
 	}
 	ReleaseSysCache(tuple);
@@ -564,6 +578,61 @@ RelationsAll(void)
 	return result;
 }
 
+/* ---- rights of a view's owner ---- */
+
+List *
+RelationsOwnersChanged(void)
+{
+	HASH_SEQ_STATUS status;
+	StateEntry *entry;
+	List *result = NIL;
+
+	if (states == NULL)
+		return NIL;
+	hash_seq_init(&status, states);
+	while ((entry = hash_seq_search(&status)) != NULL)
+	{
+		uint64 roles;
+
+		if (!RelationIsView(entry->relid))
+			continue;
+		roles = RelationMixRole(0, entry->state.owner);
+		if (roles == entry->state.owner_roles)
+			continue;
+		entry->state.owner_roles = roles;
+		entry->owner_changed = true;
+		result = lappend_oid(result, entry->relid);
+	}
+	return result;
+}
+
+void
+RelationsNoteRoles(uint64 number)
+{
+	HASH_SEQ_STATUS status;
+	StateEntry *entry;
+
+	if (states == NULL)
+		return;
+	hash_seq_init(&status, states);
+	while ((entry = hash_seq_search(&status)) != NULL)
+	{
+		if (!entry->owner_changed)
+			continue;
+		entry->owner_changed = false;
+		entry->changed = number;
+		entry->reason = RelationReason(RELATION_PRIVILEGES);
+	}
+}
+
+bool
+RelationIsView(Oid relid)
+{
+	StateEntry *entry = states != NULL ? hash_search(states, &relid, HASH_FIND, NULL) : NULL;
+
+	return entry != NULL && entry->state.kind == RELKIND_VIEW;
+}
+
 /* ---- comparing ---- */
 
 static void
@@ -597,6 +666,13 @@ CompareColumns(const RelationState *before, RelationState *now, uint64 number,
 		}
 		if (a->dropped)
 			continue;
+
+		/*
+		 * As long as it cannot be null, planners since 17 leave out the question,
+		 * and no one has told that policies depend on the column.
+		 */
+		if (a->notnull && !b->notnull && !b->dropped)
+			change->aspects |= RELATION_POLICIES;
 		if (b->dropped || a->type != b->type || a->collation != b->collation ||
 			strcmp(NameStr(a->name), NameStr(b->name)) != 0 ||
 			(a->generated == COMPAT_GENERATED_VIRTUAL) !=
@@ -732,7 +808,7 @@ RelationCompare(Oid relid, const LogTransaction *transaction, const LogBarrier *
 			XidFromFullTransactionId(FullTransactionIdFromU64(transaction->commit.xid)), change);
 		if (before.persistence != now->persistence && now->persistence != RELPERSISTENCE_PERMANENT)
 			change->aspects |= RELATION_UNLOGGED;
-		if (before.privileges != now->privileges)
+		if (before.privileges != now->privileges || before.owner_roles != now->owner_roles)
 			change->aspects |= RELATION_PRIVILEGES;
 		if (before.policies != now->policies)
 			change->aspects |= RELATION_POLICIES;

@@ -1,9 +1,9 @@
 /*-------------------------------------------------------------------------
  *
  * relations.h
- *		What decoder and feed worker both ask about a relation.
+ *		What decoder, feed worker and query workers ask about rights.
  *
- * Process: decoder and feed worker, each with the catalogs that it sees.
+ * Process: all of these, each with the catalogs that it sees.
  *
  *-------------------------------------------------------------------------
  */
@@ -13,9 +13,12 @@
 #include "access/attnum.h"
 #include "access/htup.h"
 
-/* The hash with these bytes, with that column of privileges, added. */
+/* The hash with these bytes, with that column of privileges or options, added. */
 extern uint64 RelationMixBytes(uint64 state, const void *data, Size length);
-extern uint64 RelationMixAcl(uint64 state, int cacheid, HeapTuple tuple, AttrNumber attno);
+extern uint64 RelationMixArray(uint64 state, int cacheid, HeapTuple tuple, AttrNumber attno);
+
+/* With the role, and through which memberships it has which other roles. */
+extern uint64 RelationMixRole(uint64 state, Oid role);
 
 /*
  * A hash of what of a relation can be changed and changed back without a

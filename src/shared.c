@@ -45,7 +45,7 @@ SharedRequestHook(void)
 		prev_shmem_request_hook();
 
 	RequestAddinShmemSpace(MAXALIGN(sizeof(SharedFeeds)));
-	RequestNamedLWLockTranche(CHANGEFEED_LIBRARY, 1);
+	RequestNamedLWLockTranche(CHANGEFEED_LIBRARY, 2);
 }
 
 static void
@@ -82,6 +82,7 @@ InitializeFeed(DatabaseFeed *feed)
 	pg_atomic_init_u32(&feed->feed_port, 0);
 	pg_atomic_init_u32(&feed->feed_gateway_pid, 0);
 	pg_atomic_init_u64(&feed->feed_gateway_starts, 0);
+	FeedRequestInit(&feed->requests);
 }
 
 /* What belongs to one generation of workers begins anew with it. */
@@ -158,7 +159,8 @@ SharedStartupHook(void)
 	if (!found)
 	{
 		memset(shared_feeds, 0, sizeof(SharedFeeds));
-		shared_feeds->lock = &(GetNamedLWLockTranche(CHANGEFEED_LIBRARY))->lock;
+		shared_feeds->lock = &(GetNamedLWLockTranche(CHANGEFEED_LIBRARY))[0].lock;
+		shared_feeds->request_lock = &(GetNamedLWLockTranche(CHANGEFEED_LIBRARY))[1].lock;
 		pg_atomic_init_u32(&shared_feeds->launcher_proc, PG_UINT32_MAX);
 		pg_atomic_init_u32(&shared_feeds->assignments, 1);
 		pg_atomic_init_u64(&shared_feeds->wake_at, PG_UINT64_MAX);

@@ -21,6 +21,7 @@
 #define CHANGEFEED_SHARED_H
 
 #include "pg_changefeed.h"
+#include "feed_request.h"
 
 #include "access/xlogdefs.h"
 #include "port/atomics.h"
@@ -154,11 +155,15 @@ typedef struct DatabaseFeed
 	pg_atomic_uint32 feed_port;			/* bound port, 0: not listening */
 	pg_atomic_uint32 feed_gateway_pid;	/* of the first gateway */
 	pg_atomic_uint64 feed_gateway_starts;
+
+	/* Questions of backends; guarded by request_lock, see feed_request.h. */
+	RequestBoard requests;
 } DatabaseFeed;
 
 typedef struct SharedFeeds
 {
 	LWLock *lock;
+	LWLock *request_lock;			/* of all `requests` */
 	pg_atomic_uint32 launcher_proc; /* PG_UINT32_MAX: none */
 
 	/*

@@ -11,19 +11,25 @@
  */
 #include "postgres.h"
 
+#include "feed_request.h"
 #include "shared.h"
+#include "stat.h"
+#include "wire.h"
 
 #include "access/htup_details.h"
 #include "access/xlog.h"
 #include "access/xlogrecovery.h"
+#include "catalog/pg_type.h"
 #include "fmgr.h"
 #include "funcapi.h"
 #include "replication/slot.h"
 #include "storage/proc.h"
 #include "utils/builtins.h"
 #include "utils/pg_lsn.h"
+#include "utils/timestamp.h"
 
 PG_FUNCTION_INFO_V1(changefeed_stat_feed);
+PG_FUNCTION_INFO_V1(changefeed_stat_connections);
 
 #define STAT_FEED_COLUMNS 26
 
@@ -191,4 +197,83 @@ changefeed_stat_feed(PG_FUNCTION_ARGS)
 	Assert(row.n == STAT_FEED_COLUMNS);
 
 	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(tupdesc, row.values, row.nulls)));
+}
+
+/* ---- what only the feed worker knows ---- */
+
+static Datum
+ReadNumber(Oid type, uint64 value)
+{
+	switch (type)
+	{
+		case BOOLOID:
+			return BoolGetDatum(value != 0);
+		case INT4OID:
+			return Int32GetDatum((int32) value);
+		case INT8OID:
+			return Int64GetDatum((int64) value);
+		case LSNOID:
+			return LSNGetDatum((XLogRecPtr) value);
+		case TIMESTAMPTZOID:
+			return TimestampTzGetDatum((TimestampTz) value);
+		default:
+			elog(ERROR, "column of a statistics view has type %u", type);
+	}
+}
+
+/* Asks the feed worker, and returns what it says as the function's rows. */
+static void
+Rows(FunctionCallInfo fcinfo, FeedRequestKind kind)
+{
+	ReturnSetInfo *result = (ReturnSetInfo *) fcinfo->resultinfo;
+	Datum *values;
+	bool *nulls;
+	Size length;
+	char *bytes;
+	WireReader r;
+	int n;
+
+	compat_materialize(fcinfo);
+	n = result->setDesc->natts;
+	values = palloc(sizeof(Datum) * n);
+	nulls = palloc(sizeof(bool) * n);
+
+	bytes = FeedAsk(kind, NULL, 0, &length);
+	r = WireReaderInit(bytes, length);
+	while (!WireAtEnd(&r))
+	{
+		int i;
+
+		CHECK_FOR_INTERRUPTS();
+		for (i = 0; i < n; i++)
+		{
+			Oid type = TupleDescAttr(result->setDesc, i)->atttypid;
+			uint8 tag = WireGetU8(&r);
+
+			values[i] = (Datum) 0;
+			nulls[i] = tag == STAT_NULL;
+			if (tag == STAT_NUMBER && type != TEXTOID)
+				values[i] = ReadNumber(type, WireGetU64(&r));
+			else if (tag == STAT_TEXT && type == TEXTOID)
+			{
+				WireBytes text = WireGetBytes(&r);
+
+				values[i] = PointerGetDatum(
+					cstring_to_text_with_len(r.failed ? "" : text.data, (int) text.length));
+			}
+			else if (tag != STAT_NULL)
+				r.failed = true;
+		}
+		if (r.failed)
+			elog(ERROR, "rows of the feed worker are not what the view has");
+		tuplestore_putvalues(result->setResult, result->setDesc, values, nulls);
+	}
+	pfree(bytes);
+}
+
+Datum
+changefeed_stat_connections(PG_FUNCTION_ARGS)
+{
+	Rows(fcinfo, REQUEST_CONNECTIONS);
+	return (Datum) 0;
 }

@@ -105,6 +105,7 @@ SubscribeForget(Subscription *s)
 
 	RecheckForget(s);
 	CheckForget(s);
+	PaceForget(s);
 	if (s->job != 0)
 	{
 		QueryCancel(s->job);
@@ -325,6 +326,7 @@ MoveOrEnd(Subscription *s, void *arg)
 void
 SubscribeChannelChanged(Channel *channel)
 {
+	PaceForgetChannel(channel);
 	SubscriptionForEach(channel, MoveOrEnd, channel);
 }
 
@@ -578,6 +580,7 @@ CatchUp(Subscription *s)
 	s->owes = false;
 	s->skip_number = 0;
 	SubscriptionSetState(s, SUB_READY);
+	PaceBegin(s);
 }
 
 long

@@ -66,6 +66,8 @@ SubscribeTellSubscribed(Subscription *s, bool recovered)
 	appendStringInfo(&m, "{\"type\":\"subscribed\",\"id\":%s,\"channel\":", s->request_id);
 	appendBinaryStringInfo(&m, s->name->json, s->name->length);
 	appendStringInfo(&m, ",\"recovered\":%s,", recovered ? "true" : "false");
+	if (s->instance->channel->min_interval > 0)
+		appendStringInfo(&m, "\"min_interval_ms\":%d,", s->instance->channel->min_interval);
 	AppendEntities(s, &m);
 	appendStringInfoChar(&m, '}');
 	ProtocolSend(s->connection, m.data, m.len);

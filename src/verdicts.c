@@ -46,7 +46,7 @@
 /* One identity's question about one row. */
 typedef struct Question
 {
-	uint64 number; /* transaction */
+	uint64 number; /* transaction: PaceNumber */
 	int image;
 	Identity *identity; /* referenced */
 	Oid relid;
@@ -265,7 +265,7 @@ VerdictAsk(TransactionMap *map, Identity *identity, View *view, int image)
 			questions = repalloc_huge(questions, sizeof(Question) * maxquestions);
 	}
 	q = &questions[nquestions++];
-	q->number = map->transaction->number;
+	q->number = PaceNumber(map->transaction);
 	q->image = image;
 	q->identity = identity;
 	identity->refcount++;
@@ -279,7 +279,7 @@ VerdictAsk(TransactionMap *map, Identity *identity, View *view, int image)
 static VerdictSet *
 SetOf(const Question *q)
 {
-	LogTransaction *transaction = LogGet(q->number);
+	LogTransaction *transaction = PaceTransaction(q->number);
 
 	if (transaction == NULL || transaction->map == NULL)
 		return NULL;
@@ -396,7 +396,7 @@ SubmitBatch(const Question *example, SlowEntry *slow)
 			uint32 length;
 
 			entry->index = nrows++;
-			MapImageTuple(&LogGet(q->number)->map->images[q->image], &data, &length);
+			MapImageTuple(&PaceTransaction(q->number)->map->images[q->image], &data, &length);
 			WirePutBytes(&rows, data, length);
 		}
 		batch->questions[batch->nquestions++] = *q;
@@ -501,6 +501,7 @@ Wake(Identity *identity)
 
 	dlist_foreach(iter, &identity->connections)
 		dlist_container(Connection, identity_node, iter.cur)->waits_verdict = false;
+	PaceWake();
 }
 
 static List *
@@ -574,7 +575,7 @@ TakeTexts(VerdictSet *set, const Question *q, WireReader *r)
 			return false;
 		if (set == NULL)
 			continue;
-		copy = MemoryContextAlloc(LogGet(q->number)->map->context, text.length + 1);
+		copy = MemoryContextAlloc(PaceTransaction(q->number)->map->context, text.length + 1);
 		memcpy(copy, text.data, text.length);
 		copy[text.length] = '\0';
 		set->texts[q->image * q->casts->n + k] = copy;
@@ -586,7 +587,7 @@ TakeTexts(VerdictSet *set, const Question *q, WireReader *r)
 static bool
 IsOutdated(const Question *q, const Oid *dependencies, int ndependencies, uint64 until)
 {
-	LogTransaction *transaction = LogGet(q->number);
+	LogTransaction *transaction = PaceTransaction(q->number);
 
 	return ndependencies > 0 && transaction != NULL && transaction->map != NULL &&
 		   DependencyOutdates(q->identity, q->relid, q->fingerprint, dependencies, ndependencies,
@@ -629,8 +630,11 @@ AcceptIdentity(Batch *batch, int index, WireReader *r)
 				outdated = IsOutdated(&from[i], dependencies, ndependencies, until);
 			if (outdated)
 			{
+				LogTransaction *transaction = PaceTransaction(from->number);
+
 				PutBack(from, n);
-				if (!DependencyResync(identity, batch->relid, from->number, until))
+				if (transaction == NULL ||
+					!DependencyResync(identity, batch->relid, transaction->number, until))
 					ResyncAll(identity, batch->relid, "dependency_changed");
 				Wake(identity);
 				return;
@@ -661,7 +665,6 @@ AcceptIdentity(Batch *batch, int index, WireReader *r)
 			foreach(lc, SubscriptionsOf(identity, batch->relid))
 				SubscribeEnd(lfirst(lc), "policy_error", pnstrdup(sqlstate.data, sqlstate.length),
 							 pnstrdup(message.data, message.length), NULL);
-			pg_atomic_fetch_add_u64(&feed_shared->feed_denials, 1);
 			Wake(identity);
 			return;
 		}
@@ -736,7 +739,7 @@ MayAsk(const Question *q, int running, SlowEntry **slow)
 	return *slow != NULL ? !(*slow)->asked : running < Max(setting_query_workers, 1);
 }
 
-long
+void
 VerdictsAdvance(void)
 {
 	ListCell *lc;
@@ -775,5 +778,4 @@ VerdictsAdvance(void)
 		SubmitBatch(&questions[i], slow);
 		i = 0;
 	}
-	return -1;
 }

@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * conn.c
- *		WebSocket connections: their table, receiving, closing.
+ *		Connections, WebSockets and requests: their table, receiving, closing.
  *
  * The table finds a connection by the number that the feed worker uses.
  * Numbers count up, so a plain modulus spreads them perfectly and neighbours in
@@ -142,10 +142,9 @@ TableRemove(const Connection *conn)
 /* ---- opening ---- */
 
 Connection *
-ConnOpen(struct lws *wsi, const char *token, size_t length)
+ConnCreate(struct lws *wsi)
 {
 	Connection *conn = GatewayAllocZero(sizeof(Connection));
-	char peer[64];
 
 	/* Four thousand million connections take a while; still, never reuse. */
 	if (last_number == UINT32_MAX)
@@ -160,6 +159,14 @@ ConnOpen(struct lws *wsi, const char *token, size_t length)
 	TableInsert(conn);
 	gateway.accepted++;
 	gateway.open++;
+	return conn;
+}
+
+Connection *
+ConnOpen(struct lws *wsi, const char *token, size_t length)
+{
+	Connection *conn = ConnCreate(wsi);
+	char peer[64];
 
 	PeerAddress(lws_get_socket_fd(wsi), peer, sizeof(peer));
 	LinkSayOpen(conn, peer, token, length);
@@ -172,7 +179,7 @@ ConnOpen(struct lws *wsi, const char *token, size_t length)
 void
 ConnWaits(Connection *conn)
 {
-	if (!conn->identified && !conn->close_queued)
+	if (!conn->identified && !conn->close_queued && conn->http == NULL)
 		HeartbeatSetDeadline(conn, WAITING_MS);
 }
 
@@ -181,7 +188,7 @@ void
 ConnIdentify(Connection *conn, const char *tag)
 {
 	memcpy(conn->tag, tag, LINK_TAG_LENGTH);
-	if (conn->identified || conn->close_queued)
+	if (conn->identified || conn->close_queued || conn->http != NULL)
 		return;
 	conn->identified = true;
 	HeartbeatBegin(conn);
@@ -356,6 +363,12 @@ ConnBeginClose(Connection *conn, uint16_t code, const char *reason, size_t lengt
 	unsigned char frame[CLOSE_FRAME_MAX];
 	size_t n = BuildCloseFrame(frame, code, reason, length);
 
+	if (conn->http != NULL)
+	{
+		ConnKill(conn, LINK_CAUSE_SERVER);
+		return;
+	}
+
 	/* From here on `reason` may be gone: it can be an item of the queue. */
 	StopUsing(conn);
 	conn->close_sent = true;
@@ -412,6 +425,8 @@ void
 ConnGone(Connection *conn)
 {
 	StopUsing(conn);
+	if (conn->http != NULL)
+		RequestFree(conn);
 	LinkSayClosed(conn);
 	ListRemove(&conn->stopped);
 	TableRemove(conn);

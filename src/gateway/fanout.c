@@ -93,7 +93,7 @@ FindFrame(Connection *conn, bool *fresh)
 
 	if (conn->close_queued)
 		return NULL;
-	if (!building->stream && !QueueHasRoomForFeed(conn))
+	if (!building->stream && !QueueHasRoomForFeed(conn, building->number))
 		return NULL;
 
 	frame = conn->open_frame;

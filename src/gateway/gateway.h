@@ -203,6 +203,9 @@ typedef struct CloseItem
 /* Pages of a snapshot that are still to be sent; see snapshot.c. */
 typedef struct SnapshotStream SnapshotStream;
 
+/* An HTTP request that the feed worker answers; see request.c. */
+typedef struct Exchange Exchange;
+
 /* ---- timers of the heartbeat wheel ---- */
 
 typedef struct WheelTimer
@@ -212,11 +215,12 @@ typedef struct WheelTimer
 	bool is_ping;  /* Connection.ping; else Connection.deadline */
 } WheelTimer;
 
-/* ---- a WebSocket ---- */
+/* ---- a WebSocket, or an HTTP request ---- */
 
 typedef struct Connection
 {
 	struct lws *wsi;
+	Exchange *http;	  /* NULL for a WebSocket */
 	uint32_t number;  /* never reused in the life of a gateway */
 	uint8_t cause;	  /* LinkCause for LINK_CLOSED */
 	bool identified;  /* LINK_IDENTITY came */
@@ -366,7 +370,8 @@ extern void
 LinkSayOpen(const Connection *conn, const char *peer, const char *token, size_t token_length);
 extern void LinkSayMessage(const Connection *conn, const void *data, size_t length);
 extern void LinkSayClosed(const Connection *conn);
-extern void LinkSayBehind(const Connection *conn);
+extern void LinkSayBehind(const Connection *conn, uint64_t last);
+extern void LinkSayRequest(const Connection *conn, const void *payload, size_t length);
 extern void LinkSaySnapshotDone(uint32_t conn, uint32_t sub, bool ok);
 
 /* ---- conn.c ---- */
@@ -374,6 +379,7 @@ extern void LinkSaySnapshotDone(uint32_t conn, uint32_t sub, bool ok);
 extern Connection *ConnFind(uint32_t number);
 extern Connection *ConnNext(uint32_t *position);
 extern void ConnStart(void);
+extern Connection *ConnCreate(struct lws *wsi);
 extern Connection *ConnOpen(struct lws *wsi, const char *token, size_t length);
 extern void ConnGone(Connection *conn);
 extern void ConnReceive(Connection *conn, const void *data, size_t length);
@@ -406,7 +412,7 @@ extern void QueueAddMark(Connection *conn, uint32_t mark);
 extern void QueueAddCast(Connection *conn, Fragment *text);
 extern void QueueAddClose(Connection *conn, uint16_t code, const char *reason, size_t length);
 extern void QueueGrew(Connection *conn, Item *item, size_t n);
-extern bool QueueHasRoomForFeed(Connection *conn);
+extern bool QueueHasRoomForFeed(Connection *conn, uint64_t number);
 extern void QueueResume(Connection *conn);
 extern void QueueDropAll(Connection *conn);
 extern void QueueMarkDirty(Connection *conn);
@@ -435,12 +441,23 @@ extern void SnapshotStop(Connection *conn, uint32_t sub);
 extern void SnapshotStopAll(Connection *conn);
 extern bool SnapshotNextPage(Connection *conn, Buffer *buffer);
 
-/* ---- http.c ---- */
+/* ---- http.c, checks.c, assets.c ---- */
 
-extern void HttpSetAsset(WireReader *r);
 extern int HttpRequest(struct lws *wsi, const char *path, size_t length);
 extern int HttpCheckUpgrade(struct lws *wsi);
 extern char *HttpToken(struct lws *wsi, size_t *length);
+extern void HttpSetAsset(WireReader *r);
+
+/* ---- request.c ---- */
+
+extern void RequestStart(void);
+extern void RequestSetPaths(WireReader *r);
+extern int RequestBody(Connection *conn, const void *data, size_t length);
+extern void RequestRespond(Connection *conn, WireReader *r);
+extern void RequestDeadline(Connection *conn);
+extern void RequestFail(Connection *conn, int status, const char *code, const char *message);
+extern void RequestWriteable(Connection *conn);
+extern void RequestFree(Connection *conn);
 
 /* ---- heartbeat.c ---- */
 

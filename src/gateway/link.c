@@ -108,11 +108,21 @@ LinkSayClosed(const Connection *conn)
 }
 
 void
-LinkSayBehind(const Connection *conn)
+LinkSayBehind(const Connection *conn, uint64_t last)
 {
 	LinkFrameBegin(gateway.link, LINK_BEHIND);
 	LinkFramePutU32(gateway.link, conn->number);
-	LinkFramePutU64(gateway.link, conn->last_number);
+	LinkFramePutU64(gateway.link, last);
+	End();
+}
+
+/* `payload`: what follows the connection's number in LINK_REQUEST. */
+void
+LinkSayRequest(const Connection *conn, const void *payload, size_t length)
+{
+	LinkFrameBegin(gateway.link, LINK_REQUEST);
+	LinkFramePutU32(gateway.link, conn->number);
+	LinkFramePutRaw(gateway.link, payload, length);
 	End();
 }
 
@@ -277,6 +287,11 @@ ReadForConnection(LinkMessage *message, WireReader *r, Connection *conn)
 			if (conn != NULL && !r->failed)
 				QueueAddMark(conn, number);
 			break;
+		case LINK_RESPONSE:
+			if (conn != NULL && conn->http != NULL && !r->failed)
+				RequestRespond(conn, r);
+			r->offset = r->length;
+			break;
 		case LINK_SNAPSHOT:
 			SnapshotAdd(conn, r, message->descriptor);
 			message->descriptor = -1;
@@ -315,6 +330,9 @@ Dispatch(LinkMessage *message)
 			break;
 		case LINK_ASSET:
 			HttpSetAsset(&r);
+			break;
+		case LINK_PATHS:
+			RequestSetPaths(&r);
 			break;
 		case LINK_TX_BEGIN:
 			FanoutBegin(&r);

@@ -110,7 +110,9 @@ GatewayShutdown(const char *reason, size_t reason_length, uint32_t least_ms, uin
 		value += UINT32_C(2654435769);
 		snprintf(tail, sizeof(tail), ",\"retry_after_ms\":%" PRIu64 "}",
 				 least_ms + ((range * value) >> 32));
-		if (!conn->close_queued)
+		if (conn->http != NULL)
+			RequestFail(conn, 503, "shutting_down", "the server is shutting down");
+		else if (!conn->close_queued)
 		{
 			QueueDropAll(conn);
 			SnapshotStopAll(conn);
@@ -265,6 +267,7 @@ StartLoop(void)
 	QueueStart();
 	ConnStart();
 	HeartbeatStart();
+	RequestStart();
 }
 
 #ifdef GATEWAY_DEBUG

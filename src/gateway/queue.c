@@ -167,10 +167,11 @@ Pop(Connection *conn)
  * Removes what can be dropped: of the feed every frame of which nothing was
  * sent yet, pings and answers to sync, or everything.  These say how far the
  * client has come, which is not true any more when frames before them are
- * dropped.
+ * dropped.  Returns the number of the first transaction of the feed among them,
+ * or `number`.
  */
-static void
-Drop(Connection *conn, bool everything)
+static uint64_t
+Drop(Connection *conn, bool everything, uint64_t number)
 {
 	Item **link = &conn->head;
 	Item *last = NULL;
@@ -185,6 +186,8 @@ Drop(Connection *conn, bool everything)
 			*link = item->next;
 			if (item->kind == ITEM_PING)
 				conn->ping_dropped = true;
+			if (item->feed && ((FrameItem *) item)->transaction->number < number)
+				number = ((FrameItem *) item)->transaction->number;
 			Forget(conn, item);
 		}
 		else
@@ -194,12 +197,13 @@ Drop(Connection *conn, bool everything)
 		}
 	}
 	conn->tail = last;
+	return number;
 }
 
 void
 QueueDropAll(Connection *conn)
 {
-	Drop(conn, true);
+	(void) Drop(conn, true, 0);
 	conn->drained_due = false;
 	ListRemove(&conn->dirty);
 }
@@ -379,13 +383,17 @@ QueueAddClose(Connection *conn, uint16_t code, const char *reason, size_t length
 }
 
 /*
- * May more feed be queued?  If not, the connection is behind from now on: what
- * is queued of the feed is dropped, and the feed worker is told up to where it
- * came.
+ * May this transaction of the feed be queued?  If not, the connection is behind
+ * from now on: what is queued of the feed is dropped, and the feed worker is
+ * told up to where it came.  That is in front of the first one that it does not
+ * get, and may be well behind the last one that it got: others did not concern
+ * it, and a `ready` that it was told between the two is as good as before.
  */
 bool
-QueueHasRoomForFeed(Connection *conn)
+QueueHasRoomForFeed(Connection *conn, uint64_t number)
 {
+	uint64_t first;
+
 	if (conn->behind)
 		return false;
 	if (conn->queued_feed + Pending(conn, conn->pending_feed) <= gateway.send_buffer)
@@ -403,9 +411,9 @@ QueueHasRoomForFeed(Connection *conn)
 
 	conn->behind = true;
 	conn->drained_due = true;
-	Drop(conn, false);
+	first = Drop(conn, false, number);
 	gateway.behind_events++;
-	LinkSayBehind(conn);
+	LinkSayBehind(conn, conn->last_number < first ? first - 1 : conn->last_number);
 	return false;
 }
 

@@ -159,8 +159,18 @@ OnEvent(struct lws *wsi, enum lws_callback_reasons reason, void *user, void *in,
 		case LWS_CALLBACK_HTTP_CONFIRM_UPGRADE:
 			return HttpCheckUpgrade(wsi);
 		case LWS_CALLBACK_HTTP_BODY:
+			conn = lws_get_opaque_user_data(wsi);
+			return conn != NULL ? RequestBody(conn, in, length) : -1;
 		case LWS_CALLBACK_HTTP_BODY_COMPLETION:
-			return -1; /* no request that we go on with has one */
+			return lws_get_opaque_user_data(wsi) != NULL ? 0 : -1;
+		case LWS_CALLBACK_HTTP_WRITEABLE:
+			conn = lws_get_opaque_user_data(wsi);
+			if (conn != NULL)
+				RequestWriteable(conn);
+			return 0;
+		case LWS_CALLBACK_CLOSED_HTTP:
+			Gone(wsi);
+			return 0;
 
 		case LWS_CALLBACK_RAW_ADOPT:
 		case LWS_CALLBACK_RAW_RX:

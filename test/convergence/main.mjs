@@ -195,10 +195,10 @@ async function main() {
 }
 
 await main().then(() => {
-  console.log(`SEED=${SEED}: no difference`);
+  console.log(`ok - convergence, SEED=${SEED}: no difference`);
   process.exit(0);
 }, (error) => {
-  console.log(`SEED=${SEED}: ${error instanceof Difference ? `DIFFERENCE ${error.message}` : `failed: ${error.stack}`}`);
+  console.log(`not ok - convergence, SEED=${SEED}: ${error instanceof Difference ? `DIFFERENCE ${error.message}` : `failed: ${error.stack}`}`);
   console.log(`again with: SEED=${SEED} SECONDS=${SECONDS} test/convergence/run`);
   process.exit(error instanceof Difference ? 3 : 1);
 });

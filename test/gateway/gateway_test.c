@@ -21,7 +21,8 @@ static const struct
 	{"pings", TestPings},		{"timeouts", TestTimeouts},	  {"pressure", TestPressure},
 	{"pacing", TestPacing},		{"snapshots", TestSnapshots}, {"closing", TestClosing},
 	{"limit", TestLimit},		{"deaf", TestDeafWorker},	  {"many", TestMany},
-	{"txmessages", TestTxMessages}, {"casts", TestCastPressure}, {"shutdown", TestShutdown},
+	{"shutdown", TestShutdown}, {"requests", TestRequests},
+	{"txmessages", TestTxMessages}, {"casts", TestCastPressure},
 };
 
 int

@@ -544,6 +544,34 @@ SendAsset(const char *path, const char *type, const char *etag, bool loopback_on
 }
 
 void
+SendPaths(const char *const *texts, const uint8_t *methods, uint32_t n)
+{
+	uint32_t i;
+
+	LinkFrameBegin(worker.link, LINK_PATHS);
+	LinkFramePutU32(worker.link, n);
+	for (i = 0; i < n; i++)
+	{
+		LinkFramePutU8(worker.link, methods[i]);
+		LinkFramePutBytes(worker.link, texts[i], strlen(texts[i]));
+	}
+	LinkFrameEnd(worker.link);
+}
+
+void
+SendResponse(uint32_t conn, uint16_t status, const char *type, const char *headers,
+			 const char *body, size_t length)
+{
+	LinkFrameBegin(worker.link, LINK_RESPONSE);
+	LinkFramePutU32(worker.link, conn);
+	LinkFramePutU16(worker.link, status);
+	LinkFramePutBytes(worker.link, type, strlen(type));
+	LinkFramePutBytes(worker.link, headers, strlen(headers));
+	LinkFramePutRaw(worker.link, body, length);
+	LinkFrameEnd(worker.link);
+}
+
+void
 SendSnapshot(uint32_t conn, uint32_t sub, int fd, const char *const *prefixes, uint32_t n)
 {
 	uint32_t i;

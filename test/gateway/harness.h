@@ -100,6 +100,9 @@ extern void SendTransaction(uint64_t number, uint8_t flags, const uint32_t *conn
 							const char *json);
 extern void SendAsset(const char *path, const char *type, const char *etag, bool loopback_only,
 					  const char *body, size_t length);
+extern void SendPaths(const char *const *texts, const uint8_t *methods, uint32_t n);
+extern void SendResponse(uint32_t conn, uint16_t status, const char *type, const char *headers,
+						 const char *body, size_t length);
 extern void
 SendSnapshot(uint32_t conn, uint32_t sub, int fd, const char *const *prefixes, uint32_t n);
 extern void SendShutdown(const char *reason, uint32_t least, uint32_t most);

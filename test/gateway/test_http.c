@@ -10,7 +10,7 @@
 
 #include "tests.h"
 
-static bool
+bool
 StatusIs(const char *answer, int status)
 {
 	char line[32];
@@ -22,7 +22,7 @@ StatusIs(const char *answer, int status)
 	return false;
 }
 
-static bool
+bool
 Contains(const char *answer, const char *text)
 {
 	if (strstr(answer, text) != NULL)
@@ -54,7 +54,7 @@ StatusField(const char *name)
 }
 
 /* Hundredths of a second of processor time that the gateway takes in `ms`. */
-static long
+long
 SpentTicks(uint64_t ms)
 {
 	char path[64];

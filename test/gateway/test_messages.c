@@ -297,12 +297,12 @@ TestTimeouts(void)
 
 	ExpectCloseFrame(nobody, 4001, "without an identity it is closed by 4001");
 	took = NowMs() - start;
-	Ok(took >= 1400 && took < 6000, "after connect_timeout_ms");
+	Ok(took >= 1400 && took < 20000, "after connect_timeout_ms");
 	SendFrame(nobody, 0x88, "\x0f\xa1", 2);
 	ExpectClosed(nobody->conn, LINK_CAUSE_CONNECT_TIMEOUT, "and the cause is told");
 
 	/* One answers, the other does not. */
-	while (!closed && NowMs() - start < 20000)
+	while (!closed && NowMs() - start < 30000)
 	{
 		if (Has(LINK_PING_DUE, 0))
 		{
@@ -316,8 +316,8 @@ TestTimeouts(void)
 	}
 	took = NowMs() - start;
 	ExpectCloseFrame(silent, 4000, "a silent connection is closed by 4000");
-	Ok(took >= 10900 && took < 16000, "after heartbeat_ms + 10 s");
-	if (took < 10900 || took >= 16000)
+	Ok(took >= 10900 && took < 25000, "after heartbeat_ms + 10 s");
+	if (took < 10900 || took >= 25000)
 		Note("after %llu ms", (unsigned long long) took);
 	Disconnect(silent);
 	ExpectClosed(silent->conn, LINK_CAUSE_HEARTBEAT, "and the cause is told");
@@ -543,7 +543,7 @@ TestShutdown(void)
 		Take(LINK_CLOSED, clients[i]->conn);
 	status = WaitExit();
 	Is((uint64_t) status, 0, "the exit code is 0");
-	Ok(NowMs() - start < 3000, "within its time");
+	Ok(NowMs() - start < 20000, "within its time");
 	for (i = 0; i < N; i++)
 		Disconnect(clients[i]);
 
@@ -586,7 +586,7 @@ TestShutdown(void)
 	start = NowMs();
 	SendShutdown("restart", 1, 1);
 	Is((uint64_t) WaitExit(), 0, "a stalled client does not hold it up");
-	Ok(NowMs() - start < 5000, "within its time");
+	Ok(NowMs() - start < 20000, "within its time");
 	Disconnect(clients[0]);
 
 	/* Nonsense on the link. */

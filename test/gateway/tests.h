@@ -30,6 +30,9 @@ extern void TestClosing(void);
 extern void TestDeafWorker(void);
 extern void TestShutdown(void);
 
+/* test_request.c */
+extern void TestRequests(void);
+
 /* test_fanout.c */
 extern void TestFanout(void);
 extern void TestParts(void);
@@ -42,5 +45,10 @@ extern Client *OpenStalled(void); /* does not read */
 /* test_txmessages.c */
 extern void TestTxMessages(void);
 extern void TestCastPressure(void);
+
+/* test_http.c: what the other tests of HTTP use, too */
+extern bool StatusIs(const char *answer, int status);
+extern bool Contains(const char *answer, const char *text);
+extern long SpentTicks(uint64_t ms);
 
 #endif /* GATEWAY_TESTS_H */

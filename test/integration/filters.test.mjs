@@ -7,7 +7,7 @@ import { after, before, describe, test } from 'node:test';
 
 import { assertSame, Client, until } from './lib/client.mjs';
 import { canonical, number, numberText } from './lib/json.mjs';
-import { quote, Session } from './lib/psql.mjs';
+import { quote, reload, Session } from './lib/psql.mjs';
 
 const WEB = { role: 'filter_web', sub: 'ada' };
 
@@ -453,8 +453,10 @@ describe('conditions', () => {
     await bob.close();
   });
 
-  test('an evaluation that fails or takes long ends that subscription only', async () => {
+  test('an evaluation that fails or takes long ends that subscription only', async (t) => {
     await create('long', 'id int PRIMARY KEY, t text');
+    t.after(() => reload(db, { 'changefeed.policy_timeout': null }));
+    await reload(db, { 'changefeed.policy_timeout': '1s' });
     const plain = await client.openSoon('long');
     // Back-references cannot be matched in reasonable time.
     const slow = `long?t=${encode('match.^(.+)(.+)(.+)(.+)\\4\\3\\2\\1$')}`;

@@ -4,7 +4,7 @@ import assert from 'node:assert/strict';
 import { after, before, describe, test } from 'node:test';
 
 import { assertSame, Client, until } from './lib/client.mjs';
-import { Session } from './lib/psql.mjs';
+import { reload, Session } from './lib/psql.mjs';
 
 describe('join_check', () => {
   let db;
@@ -103,7 +103,9 @@ describe('join_check', () => {
     await until(() => ada.open('jc_room:1').catch(() => null), 'admitted', 1000);
   });
 
-  test('an error or a time-out refuses that subscription only', async () => {
+  test('an error or a time-out refuses that subscription only', async (t) => {
+    t.after(() => reload(db, { 'changefeed.policy_timeout': null }));
+    await reload(db, { 'changefeed.policy_timeout': '1s' });
     const ada = await connect('ada');
     await db.exec(`SELECT changefeed.create_channel('fails:{room_id}', 'jc.messages', join_check => '1 / (room_id - 1) = 1');
       SELECT changefeed.create_channel('slow:{room_id}', 'jc.messages', join_check => 'pg_sleep(60) IS NOT NULL');
@@ -112,7 +114,7 @@ describe('join_check', () => {
     await ada.open('fails:2');
     const start = performance.now();
     await assert.rejects(ada.openSoon('slow:1'), { code: '57014' });
-    assert.ok(performance.now() - start < 6000, 'limited to policy_timeout, not to the time of a snapshot');
+    assert.ok(performance.now() - start < 20000, 'limited to policy_timeout, not to the time of a snapshot');
     await assert.rejects(ada.openSoon('null:1'), { code: '42501' });
     await ada.settle();
     ada.check();

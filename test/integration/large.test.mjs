@@ -4,7 +4,7 @@ import assert from 'node:assert/strict';
 import { after, before, describe, test } from 'node:test';
 
 import { assertSame, Client } from './lib/client.mjs';
-import { Session } from './lib/psql.mjs';
+import { reload, Session } from './lib/psql.mjs';
 
 const ROWS = 200000;
 
@@ -41,10 +41,7 @@ describe('large transactions', () => {
     return client;
   }
 
-  async function set(settings) {
-    for (const [name, value] of Object.entries(settings)) await db.exec(`ALTER SYSTEM SET ${name} = '${value}'`);
-    await db.exec('SELECT pg_reload_conf(); SELECT pg_sleep(0.2)');
-  }
+  const set = (settings) => reload(db, settings);
 
   const same = async (s, ch) => assertSame(s.rows(), await db.rows(`SELECT * FROM large.item WHERE ch = ${ch}`), s.name);
 

@@ -2,6 +2,7 @@
 // is taken again afterwards.
 
 import assert from 'node:assert/strict';
+import { readFileSync } from 'node:fs';
 import { after, before, describe, test } from 'node:test';
 
 import { Client, until } from './lib/client.mjs';
@@ -15,7 +16,9 @@ describe('memory of the feed worker', () => {
     db = new Session();
     await db.exec(`CREATE SCHEMA memory; CREATE ROLE memory_web; GRANT USAGE ON SCHEMA memory TO memory_web;
       CREATE TABLE memory.t (id int PRIMARY KEY, room int); GRANT SELECT ON memory.t TO memory_web;
-      SELECT changefeed.allow_role('memory_web'); SELECT changefeed.create_channel('memory:{room}', 'memory.t')`);
+      SELECT changefeed.allow_role('memory_web'); SELECT changefeed.create_channel('memory:{room}', 'memory.t');
+      CREATE TABLE memory.u (id int PRIMARY KEY, name text); GRANT SELECT ON memory.u TO memory_web;
+      SELECT changefeed.create_channel('memory_name:{name}', 'memory.u')`);
     token = await db.token({ role: 'memory_web' });
   });
 
@@ -28,6 +31,30 @@ describe('memory of the feed worker', () => {
 
   const clients = [];
   let first;
+
+  test('what a subscription took is given back', async () => {
+    const log = `${process.env.CLUSTER_DATA}/log/server.log`;
+    const client = await Client.connectSoon({ token });
+    const used = async () => {
+      const size = readFileSync(log, 'utf8').length;
+      await db.exec('SELECT pg_log_backend_memory_contexts(feed_worker_pid) FROM changefeed.stat_feed');
+      const said = await until(() => /changefeed registry:.* (\d+) used/.exec(readFileSync(log, 'utf8').slice(size)), 'logged');
+      return Number(said[1]);
+    };
+    const many = async () => {
+      for (let i = 0; i < 200; i += 1) {
+        const name = `memory_name:${String(i).padStart(400, 'x')}`;
+        await client.subscribe(name);
+        await client.unsubscribe(name);
+      }
+    };
+    await many();
+    const before = await used();
+    await many();
+    const grown = await used() - before;
+    assert.ok(grown < 10000, `${grown} bytes`);
+    await client.close();
+  });
 
   test('beyond it subscriptions are refused, those that are there go on, and later there is room again', async () => {
     first = await Client.connect({ token });

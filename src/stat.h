@@ -1,0 +1,52 @@
+/*-------------------------------------------------------------------------
+ *
+ * stat.h
+ *		Rows of the statistics views, from the feed worker to a backend.
+ *
+ * An answer (feed_request.h) is a sequence of rows, each a sequence of values:
+ * u8 StatTag and, unless null, u64 or bytes.  The backend makes of them what
+ * the columns of its function are declared as.
+ *
+ * Process: feed worker (writing, stat_collect.c), backends (reading, stat.c).
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef CHANGEFEED_STAT_H
+#define CHANGEFEED_STAT_H
+
+#include "wire_write.h"
+
+typedef enum StatTag
+{
+	STAT_NULL = 0,
+	STAT_NUMBER = 1, /* u64: whatever is passed by value */
+	STAT_TEXT = 2	 /* bytes */
+} StatTag;
+
+static inline void
+StatPutNull(StringInfo row)
+{
+	WirePutU8(row, STAT_NULL);
+}
+
+static inline void
+StatPutNumber(StringInfo row, uint64 value)
+{
+	WirePutU8(row, STAT_NUMBER);
+	WirePutU64(row, value);
+}
+
+/* A NULL text is null. */
+static inline void
+StatPutText(StringInfo row, const char *text)
+{
+	if (text == NULL)
+	{
+		StatPutNull(row);
+		return;
+	}
+	WirePutU8(row, STAT_TEXT);
+	WirePutString(row, text);
+}
+
+#endif /* CHANGEFEED_STAT_H */
