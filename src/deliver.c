@@ -474,12 +474,25 @@ DeliverMapFailed(Subscription *s, TransactionMap *map)
 	return false;
 }
 
+static bool
+HasEvents(const Channel *channel)
+{
+	int i;
+
+	for (i = 0; i < channel->nsources; i++)
+		if (channel->sources[i]->nevents > 0)
+			return true;
+	return false;
+}
+
 Delivered
 DeliverTo(Subscription *s, LogTransaction *transaction, bool rows, Size *sent)
 {
 	Delivery d = {0};
 
-	if (transaction->nchanges == 0 && transaction->nmessages == 0)
+	/* Without changes that matter no map has to be made. */
+	if (transaction->nmessages == 0 &&
+		(transaction->nchanges == 0 || (!rows && !HasEvents(s->instance->channel))))
 		return DELIVERED;
 	d.transaction = transaction;
 	d.map = MapGet(transaction);

@@ -121,6 +121,7 @@ typedef struct Connection
 	uint64 taken_out;		/* the last run that it could not be part of */
 	List *syncs;			/* of PendingSync */
 	int npostponed;			/* messages of it that wait: postponed.c */
+	int npublishing;		/* likewise: publish.c */
 	bool postponed_waits;	/* scratch: the first of them has to */
 } Connection;
 

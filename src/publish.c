@@ -39,7 +39,7 @@
 #define RIGHT_IDLE 300000
 #define MAX_RIGHTS 50000
 
-/* Messages that wait for a verdict: of one right, and bytes of all. */
+/* Messages that wait for a verdict: of one connection, and bytes of all. */
 #define MAX_WAITING		  100
 #define MAX_WAITING_BYTES (16 * 1024 * 1024)
 
@@ -52,7 +52,7 @@
 typedef struct Waiting
 {
 	uint64 connection;
-	uint64 except;
+	bool echo;
 	char *id;
 	char *event;
 	char *payload;
@@ -170,6 +170,10 @@ SetFailed(Right *right, bool failed)
 static void
 FreeWaiting(Waiting *waiting)
 {
+	Connection *connection = ConnectionById(waiting->connection);
+
+	if (connection != NULL)
+		connection->npublishing--;
 	waiting_bytes -= waiting->bytes;
 	pfree(waiting->id);
 	pfree(waiting->event);
@@ -404,14 +408,16 @@ Ask(Right *right, Identity *identity, Channel *channel, char *const *params)
 	right->answered = false;
 	right->allowed = false;
 	SetFailed(right, false);
-	right->job = QuerySubmit(QUERY_SUBSCRIBE, body.data, body.len, QUERY_FIRST, OnResult, right);
+
+	/* Not in front of live changes: whoever likes may name channels of his own. */
+	right->job = QuerySubmit(QUERY_SUBSCRIBE, body.data, body.len, QUERY_LATER, OnResult, right);
 	pfree(body.data);
 }
 
 static bool
-MayWait(const Right *right, Size bytes)
+MayWait(const Connection *connection, Size bytes)
 {
-	return list_length(right->waiting) < MAX_WAITING && waiting_bytes + bytes <= MAX_WAITING_BYTES;
+	return connection->npublishing < MAX_WAITING && waiting_bytes + bytes <= MAX_WAITING_BYTES;
 }
 
 static void
@@ -422,7 +428,8 @@ Wait(Right *right, Connection *connection, const char *id, const char *event, co
 	Waiting *waiting = palloc(sizeof(Waiting));
 
 	waiting->connection = connection->id;
-	waiting->except = echo ? 0 : connection->id;
+	connection->npublishing++;
+	waiting->echo = echo;
 	waiting->id = pstrdup(id);
 	waiting->event = pstrdup(event);
 	waiting->payload = palloc(payload_length);
@@ -495,7 +502,7 @@ SendWaiting(Right *right, Channel *channel, char *const *params)
 			else
 			{
 				Deliver(connection, channel, params, w->event, w->payload, w->payload_length,
-						w->except == 0);
+						w->echo);
 				ProtocolOk(connection, "ok", w->id);
 			}
 		}
@@ -746,7 +753,7 @@ PublishMessage(Connection *connection, JsonMessage *message, const char *id, con
 		if (!Postpone(connection, data, length))
 			Refuse(connection, id, right);
 	}
-	else if (!MayWait(right, text_length))
+	else if (!MayWait(connection, text_length))
 		ProtocolError(connection, id, NULL, "53400", "too many messages wait to be published",
 					  "Wait for \"ok\" before publishing more.");
 	else

@@ -166,6 +166,21 @@ describe('messages', () => {
       ada.check();
     });
 
+    test('over HTTP', async () => {
+      const url = process.env.WS_URL.replace(/^ws/, 'http').replace('/v1/socket', '/v1/publish');
+      const post = async (token, body) => {
+        const response = await fetch(url, { method: 'POST', headers: { authorization: `Bearer ${token}`, 'content-type': 'application/json' }, body: JSON.stringify(body) });
+        return { status: response.status, ...await response.json() };
+      };
+      const heard = listen(ada);
+      assert.equal((await post(bob.token, { channel: 'ms_lobby', event: 'post', payload: { a: 1 } })).status, 200);
+      await until(() => heard.length === 1, 'message');
+      assert.equal(heard[0].from, 'bob');
+      const refused = await post(bob.token, { channel: 'ms_readonly', event: 'x' });
+      assert.equal(refused.code, '42501');
+      assert.equal(refused.status, 403);
+    });
+
     test('who does not read loses messages, not the connection', async () => {
       const slow = await connect('slow', { receive: {} });
       await slow.open('ms_lobby');
