@@ -256,8 +256,8 @@ void
 DeliverFlushed(Connection *connection, uint32 mark)
 {
 	/* All that was sent before has gone out. */
-	if (mark == MARK_SYNC)
-		ProtocolSyncsFlushed(connection);
+	if (mark >= MARK_SYNC)
+		ProtocolSyncsFlushed(connection, mark);
 	else
 		connection->mark = 0;
 }

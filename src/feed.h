@@ -41,7 +41,7 @@ struct TransactionMap;
 
 /* Values of LINK_MARK. */
 #define MARK_REPLAY 1 /* Connection.mark waits for it */
-#define MARK_SYNC	2 /* behind `synced` messages */
+#define MARK_SYNC	2 /* and greater ones: behind `synced` messages */
 
 /* Columns whose JSON is made by user-defined casts; interned (verdicts.c). */
 typedef struct CastList
@@ -617,7 +617,7 @@ extern void ProtocolMessage(Connection *connection, const char *data, Size lengt
 extern void ProtocolHandle(Connection *connection, const char *data, Size length);
 
 /* What the gateway says of the `synced` messages: see AnswerSyncs. */
-extern void ProtocolSyncsFlushed(Connection *connection);
+extern void ProtocolSyncsFlushed(Connection *connection, uint32 mark);
 extern void ProtocolSyncsLost(Connection *connection);
 
 /* Due: token expiries, pending syncs.  Returns ms until something is due. */

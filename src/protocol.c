@@ -38,7 +38,8 @@ typedef struct PendingSync
 	char *id; /* JSON */
 	XLogRecPtr lsn;
 	uint64 settled; /* all smaller xids had ended when it came */
-	bool sent;		/* but the gateway has not said that it went out */
+	uint32 mark;	/* behind its answer, of which the gateway has not said that
+					 * it went out; 0: none was sent */
 } PendingSync;
 
 /*
@@ -50,6 +51,7 @@ static uint64 settled_xid;
 static uint64 candidate_xid;
 static XLogRecPtr candidate_lsn;
 static int sync_count;
+static uint32 last_mark;
 static int64 next_expiry; /* seconds since 1970; 0: nobody's */
 
 void
@@ -658,7 +660,7 @@ ProtocolPing(Gateway *gateway, const uint32 *numbers, uint32 count)
 static void
 AnswerSyncs(Connection *connection)
 {
-	bool answered = false;
+	uint32 mark = 0;
 	ListCell *lc;
 
 	if (!connection->live || connection->identity == NULL || connection->closing)
@@ -669,7 +671,7 @@ AnswerSyncs(Connection *connection)
 		char position[POSITION_LENGTH + 1];
 		char *m;
 
-		if (sync->sent)
+		if (sync->mark != 0)
 			continue;
 		if (!LogReached(sync->lsn) || !PaceSettled(connection, sync->lsn))
 			break;
@@ -681,20 +683,24 @@ AnswerSyncs(Connection *connection)
 			"\"}",
 			sync->id, position, sync->settled);
 		GatewaySynced(connection, m, strlen(m));
-		sync->sent = true;
-		answered = true;
+		if (mark == 0)
+			mark = last_mark = Max(last_mark + 1, MARK_SYNC);
+		sync->mark = mark;
 	}
-	if (answered)
-		GatewayMark(connection, MARK_SYNC);
+	if (mark != 0)
+		GatewayMark(connection, mark);
 }
 
 void
-ProtocolSyncsFlushed(Connection *connection)
+ProtocolSyncsFlushed(Connection *connection, uint32 mark)
 {
-	while (connection->syncs != NIL && ((PendingSync *) linitial(connection->syncs))->sent)
+	while (connection->syncs != NIL)
 	{
 		PendingSync *sync = linitial(connection->syncs);
 
+		/* Later ones may still be dropped. */
+		if (sync->mark == 0 || (int32) (sync->mark - mark) > 0)
+			break;
 		connection->syncs = list_delete_first(connection->syncs);
 		pfree(sync->id);
 		pfree(sync);
@@ -707,7 +713,7 @@ ProtocolSyncsLost(Connection *connection)
 	ListCell *lc;
 
 	foreach(lc, connection->syncs)
-		((PendingSync *) lfirst(lc))->sent = false;
+		((PendingSync *) lfirst(lc))->mark = 0;
 	if (connection->syncs != NIL)
 		sync_count++;
 }
@@ -718,7 +724,7 @@ CountSyncs(Connection *connection)
 	ListCell *lc;
 
 	foreach(lc, connection->syncs)
-		if (!((PendingSync *) lfirst(lc))->sent)
+		if (((PendingSync *) lfirst(lc))->mark == 0)
 			sync_count++;
 }
 

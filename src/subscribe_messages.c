@@ -19,7 +19,7 @@
 #include "storage/fd.h"
 #include "utils/memutils.h"
 
-/* `"entities":{...}` from the views and the catalog of now. */
+/* `"entities":{...}` from the views and the catalog of now, and the channel's pace. */
 static void
 AppendEntities(Subscription *s, StringInfo m)
 {
@@ -27,6 +27,8 @@ AppendEntities(Subscription *s, StringInfo m)
 	int i;
 	int k;
 
+	if (channel->min_interval > 0)
+		appendStringInfo(m, "\"min_interval_ms\":%d,", channel->min_interval);
 	appendStringInfoString(m, "\"entities\":{");
 	for (i = 0; i < channel->nsources; i++)
 	{
@@ -66,8 +68,6 @@ SubscribeTellSubscribed(Subscription *s, bool recovered)
 	appendStringInfo(&m, "{\"type\":\"subscribed\",\"id\":%s,\"channel\":", s->request_id);
 	appendBinaryStringInfo(&m, s->name->json, s->name->length);
 	appendStringInfo(&m, ",\"recovered\":%s,", recovered ? "true" : "false");
-	if (s->instance->channel->min_interval > 0)
-		appendStringInfo(&m, "\"min_interval_ms\":%d,", s->instance->channel->min_interval);
 	AppendEntities(s, &m);
 	appendStringInfoChar(&m, '}');
 	ProtocolSend(s->connection, m.data, m.len);

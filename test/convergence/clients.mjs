@@ -190,7 +190,7 @@ class Member {
       if (catchingUp && s.recovered && s.resyncs.length === 0) s.position = frame.position;
       if (Checker.wantsFull(this.#random)) full.push([s.track, cacheTexts(s)]);
     }
-    this.fleet.checker.add(this, { kind: 'frame', lsn, xid: frame.txid, channels, tracks: catchingUp ? [] : this.#readyTracks(client), full });
+    this.fleet.checker.add(this, { kind: 'frame', lsn, xid: frame.txid, channels, tracks: catchingUp ? [] : this.#readyTracks(client).filter(({ paced }) => !paced), full });
     if (catchingUp) this.fleet.report.catchUpFrames += 1;
   }
 
@@ -200,6 +200,7 @@ class Member {
     if (s) s.track.note(this.#brief(message));
     switch (message.type) {
       case 'subscribed':
+        s.track.paced = message.min_interval_ms !== undefined;
         checker.add(this, { kind: 'shape', track: s.track, shape: Checker.shape(message.entities), lsn: 0 });
         if (s.resumedFrom) report.count('resumes', message.recovered ? 'recovered' : 'snapshot');
         if (message.recovered) checker.add(this, { kind: 'start', track: s.track, lsn: readPosition(s.resumedFrom).lsn });
@@ -215,7 +216,10 @@ class Member {
         checker.add(this, { kind: s.state === 'ready' ? 'columns' : 'shape', track: s.track, shape: Checker.shape(message.entities), lsn: 0 });
         break;
       case 'ready':
-        if (message.entities) checker.add(this, { kind: 'shape', track: s.track, shape: Checker.shape(message.entities), lsn: 0 });
+        if (message.entities) {
+          s.track.paced = s.paced;
+          checker.add(this, { kind: 'shape', track: s.track, shape: Checker.shape(message.entities), lsn: 0 });
+        }
         checker.add(this, { kind: 'ready', track: s.track, lsn: readPosition(message.position).lsn, texts: cacheTexts(s) });
         break;
       case 'resync':
@@ -237,6 +241,7 @@ class Member {
       }
       case 'ping':
       case 'synced':
+        if (message.position === undefined) break;
         checker.add(this, { kind: 'position', lsn: readPosition(message.position).lsn, tracks: this.#readyTracks(client) });
         break;
       case 'ok':
@@ -251,9 +256,10 @@ class Member {
     const { model } = this.fleet;
     this.identity = this.#switch.identity;
     for (const s of client.subscriptions.values()) {
-      const { shape, who, exact, partial } = s.track;
+      const { shape, who, exact, partial, paced } = s.track;
       s.track = new Track(model.view(this.identity, s.track.view.channel), { since: this.#switch.since, who, exact, partial });
       s.track.shape = shape;
+      s.track.paced = paced;
       s.track.raw = client.raw;
       s.track.note('switched to another identity');
       s.position = null;

@@ -83,7 +83,9 @@ export function randomGrant(random, table, denied = 0) {
 /** Templates over the tables; each with what clients subscribe to. */
 function randomChannels(random, tables) {
   const channels = {};
-  const add = (name, sources) => { channels[name] = { name, sources, join: name.startsWith('mine_') && random.chance(0.5) }; };
+  const add = (name, sources) => {
+    channels[name] = { name, sources, join: name.startsWith('mine_') && random.chance(0.5), interval: random.chance(0.3) ? 20 + random.int(300) : null };
+  };
   const source = (table, options = {}) => ({
     table: table.name,
     entity: table.name,
@@ -140,7 +142,7 @@ export function createChannelSql(channel) {
     ...(s.columns ? [`columns => ${quote(`{${s.columns.join(',')}}`)}`] : []),
   ].join(', ');
   return [
-    `DO $do$ BEGIN PERFORM changefeed.create_channel(${quote(channel.name)}, ${args(first)}${channel.join ? `, join_check => ${quote(JOIN_CHECK)}` : ''}); END $do$`,
+    `DO $do$ BEGIN PERFORM changefeed.create_channel(${quote(channel.name)}, ${args(first)}${channel.join ? `, join_check => ${quote(JOIN_CHECK)}` : ''}${channel.interval ? `, min_interval => '${channel.interval} ms'` : ''}); END $do$`,
     ...others.map((s) => `DO $do$ BEGIN PERFORM changefeed.add_source(${quote(channel.name)}, ${args(s)}); END $do$`),
   ].join('; ');
 }

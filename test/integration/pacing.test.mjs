@@ -334,7 +334,7 @@ describe('pacing', () => {
     await until(() => items.resyncs.includes('channel_changed'), 'the new definition');
     await items.ready();
     client.check();
-    items.paced = false;
+    assert.equal(items.paced, false);
     await db.exec('UPDATE pace.items SET v = 11');
     await client.settle();
     client.check();

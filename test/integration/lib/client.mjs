@@ -201,6 +201,7 @@ export class Subscription {
     if (typeof message.position !== 'string' || message.position === '') this.#violation('ready without position');
     if (this.#filling) this.entities = this.#filling;
     if (message.entities) {
+      this.paced = message.min_interval_ms !== undefined;
       for (const name of this.entities.keys()) if (!(name in message.entities)) this.entities.delete(name);
       for (const [name, { key, columns }] of Object.entries(message.entities)) {
         if (!this.entities.has(name)) this.#violation(`entity "${name}" had no snapshot`);
