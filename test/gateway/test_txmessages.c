@@ -92,7 +92,9 @@ TestTxMessages(void)
 	IsText(ReadFrame(clients[0]).text, "behind", "then what came meanwhile");
 	IsText(ReadFrame(clients[0]).text, "{\"cast\":1}", "a cast, too");
 	IsText(ReadFrame(clients[1]).text, "{\"cast\":1}", "which others got at once");
-	Is((uint64_t) StopGateway(), 0, "the gateway ended");
+	for (i = 0; i < 3; i++)
+		Disconnect(clients[i]);
+	Is((uint64_t) StopGateway(), 0, "it ends with 0");
 }
 
 /* The number after `name` in a text. */
@@ -183,5 +185,7 @@ TestCastPressure(void)
 		Take(LINK_FLUSHED, slow->conn);
 		Ok(!HasData(slow), "and nothing of the next one");
 	}
-	StopGateway();
+	Disconnect(slow);
+	Disconnect(fast);
+	Is((uint64_t) StopGateway(), 0, "it ends with 0");
 }
