@@ -21,6 +21,8 @@ SELECT changefeed.add_event('dumped:{customer_id}', 'dumped.orders', 'it''s', 'o
 CREATE FUNCTION dumped.reads() RETURNS boolean LANGUAGE plpgsql STABLE AS 'BEGIN RETURN true; END';
 SELECT changefeed.declare_dependency('dumped.reads()', 'dumped.orders');
 SELECT changefeed.declare_dependency('dumped.reads()');
+CREATE FUNCTION dumped.writes(a int) RETURNS int LANGUAGE sql AS 'SELECT 1';
+SELECT changefeed.expose_function('dumped.writes(int)', 'odd ''name');
 RESET client_min_messages;
 SELECT changefeed.allow_role('regress_web');
 SELECT changefeed.allow_role('"regress Odd"');
@@ -58,6 +60,7 @@ SELECT name, join_check, publish_check FROM changefeed.channel WHERE join_check 
 SELECT * FROM changefeed.event EXCEPT SELECT * FROM before_event;
 SELECT name, condition, payload, on_change FROM changefeed.event;
 SELECT * FROM changefeed.dependency ORDER BY relation;
+SELECT name, function FROM changefeed.function;
 SELECT r.role, r.claim, r.value, r.session, r.revoked_at = b.revoked_at AND r.expires_at = b.expires_at AS same
   FROM changefeed.revocation r JOIN before_revocation b USING (id) ORDER BY id;
 SELECT count(*) FROM changefeed.revocation;

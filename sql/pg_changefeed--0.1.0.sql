@@ -104,6 +104,29 @@ CREATE TABLE changefeed.revocation (
 COMMENT ON TABLE changefeed.revocation IS
     'tokens that are not accepted any more: written by changefeed.revoke, shown by the view changefeed.revocations';
 
+CREATE TABLE changefeed.function (
+    name text PRIMARY KEY,
+    function regprocedure NOT NULL UNIQUE
+);
+COMMENT ON TABLE changefeed.function IS
+    'functions that clients may call: written by changefeed.expose_function, shown by the view changefeed.functions';
+
+-- What calls with a key have given, for those that are repeated. Written by the
+-- query workers, in the transaction of the call; nobody else has any business here.
+-- Not dumped.
+CREATE TABLE changefeed.call_result (
+    identity bytea NOT NULL,
+    key text NOT NULL,
+    call bytea NOT NULL,
+    result text,
+    txid xid8 NOT NULL,
+    created_at timestamptz NOT NULL,
+    PRIMARY KEY (identity, key)
+) WITH (fillfactor = 70);
+CREATE INDEX call_result_created_at_idx ON changefeed.call_result (created_at);
+COMMENT ON TABLE changefeed.call_result IS
+    'results of calls that clients made with a key, for changefeed.idempotency_age';
+
 -- Dumped with the database. What is left of dropped tables and roles is only a
 -- number, which would mean something else where the dump is restored.
 SELECT pg_catalog.pg_extension_config_dump('changefeed.channel', '');
@@ -116,6 +139,8 @@ SELECT pg_catalog.pg_extension_config_dump('changefeed.role',
 SELECT pg_catalog.pg_extension_config_dump('changefeed.dependency',
     'WHERE EXISTS (SELECT FROM pg_catalog.pg_proc p WHERE p.oid = function::pg_catalog.oid)
        AND (relation IS NULL OR EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid = relation::pg_catalog.oid))');
+SELECT pg_catalog.pg_extension_config_dump('changefeed.function',
+    'WHERE EXISTS (SELECT FROM pg_catalog.pg_proc p WHERE p.oid = function::pg_catalog.oid)');
 SELECT pg_catalog.pg_extension_config_dump('changefeed.revocation',
     'WHERE session IS NULL
        AND (role IS NULL OR EXISTS (SELECT FROM pg_catalog.pg_roles r WHERE r.oid = role::pg_catalog.oid))');
@@ -302,6 +327,28 @@ CREATE FUNCTION changefeed.undeclare_dependency(function regprocedure, relation 
 COMMENT ON FUNCTION changefeed.undeclare_dependency(regprocedure, regclass) IS
     'takes back changefeed.declare_dependency';
 
+-----------------------------------------------------------------------------
+-- Functions that clients call
+-----------------------------------------------------------------------------
+
+CREATE FUNCTION changefeed.expose_function(function regprocedure, name text DEFAULT NULL) RETURNS void
+    LANGUAGE C SET search_path = pg_catalog, pg_temp
+    AS 'MODULE_PATHNAME', 'changefeed_expose_function';
+COMMENT ON FUNCTION changefeed.expose_function(regprocedure, text) IS
+    'lets clients call a function, under its own name or another one, if their role may execute it; takes the owner of the function or of the database';
+
+CREATE FUNCTION changefeed.unexpose_function(function regprocedure) RETURNS void
+    LANGUAGE C SET search_path = pg_catalog, pg_temp
+    AS 'MODULE_PATHNAME', 'changefeed_unexpose_function';
+COMMENT ON FUNCTION changefeed.unexpose_function(regprocedure) IS
+    'takes back changefeed.expose_function';
+
+CREATE FUNCTION changefeed.unexpose_function(name text) RETURNS void
+    LANGUAGE C SET search_path = pg_catalog, pg_temp
+    AS 'MODULE_PATHNAME', 'changefeed_unexpose_name';
+COMMENT ON FUNCTION changefeed.unexpose_function(text) IS
+    'takes back changefeed.expose_function, by the name that clients use or by the function and its argument types';
+
 CREATE FUNCTION changefeed.explain(
     channel text,
     claims jsonb,
@@ -449,6 +496,30 @@ COMMENT ON VIEW changefeed.dependencies IS
 COMMENT ON COLUMN changefeed.dependencies.function IS 'the function, which policies may call';
 COMMENT ON COLUMN changefeed.dependencies.relation IS 'a table that it reads; null: it reads none';
 
+CREATE VIEW changefeed.functions WITH (security_barrier = true) AS
+SELECT f.name,
+       f.function,
+       pg_catalog.pg_get_function_arguments(p.oid) AS arguments,
+       pg_catalog.pg_get_function_result(p.oid) AS result,
+       p.prosecdef AS security_definer,
+       ARRAY(SELECT r.role
+               FROM changefeed.role r
+               JOIN pg_catalog.pg_roles a ON a.oid = r.role::oid
+              WHERE pg_catalog.has_function_privilege(a.oid, p.oid, 'EXECUTE')
+                AND pg_catalog.has_schema_privilege(a.oid, p.pronamespace, 'USAGE')
+              ORDER BY a.rolname) AS roles
+  FROM changefeed.function f
+  JOIN pg_catalog.pg_proc p ON p.oid = f.function::oid
+ WHERE (SELECT changefeed._sees_all()) OR pg_catalog.pg_has_role(p.proowner, 'USAGE');
+COMMENT ON VIEW changefeed.functions IS
+    'functions that clients may call: those that you own, or all for the owner of the database and members of pg_monitor';
+COMMENT ON COLUMN changefeed.functions.name IS 'what clients call it';
+COMMENT ON COLUMN changefeed.functions.function IS 'the function';
+COMMENT ON COLUMN changefeed.functions.arguments IS 'its arguments; clients give them by name';
+COMMENT ON COLUMN changefeed.functions.result IS 'its result, which clients get as JSON';
+COMMENT ON COLUMN changefeed.functions.security_definer IS 'whether it runs as its owner instead of the client''s role';
+COMMENT ON COLUMN changefeed.functions.roles IS 'roles of clients that may execute it';
+
 CREATE VIEW changefeed.revocations WITH (security_barrier = true) AS
 SELECT r.role, r.claim, r.value, r.session, r.revoked_at, r.expires_at
   FROM changefeed.revocation r
@@ -463,7 +534,7 @@ COMMENT ON COLUMN changefeed.revocations.revoked_at IS 'tokens that were issued 
 COMMENT ON COLUMN changefeed.revocations.expires_at IS 'until this time; by then they have expired';
 
 GRANT SELECT ON changefeed.sources, changefeed.events, changefeed.channels, changefeed.roles, changefeed.dependencies,
-    changefeed.revocations TO PUBLIC;
+    changefeed.functions, changefeed.revocations TO PUBLIC;
 
 CREATE FUNCTION changefeed._stat_feed(
     OUT state text,
@@ -521,7 +592,7 @@ COMMENT ON COLUMN changefeed.stat_feed.changes IS 'changes of rows decoded';
 COMMENT ON COLUMN changefeed.stat_feed.bytes IS 'bytes that the decoder passed on';
 COMMENT ON COLUMN changefeed.stat_feed.frames IS 'transactions sent to the gateway';
 COMMENT ON COLUMN changefeed.stat_feed.resyncs IS 'subscriptions that had to start again from a snapshot';
-COMMENT ON COLUMN changefeed.stat_feed.denials IS 'requests that were denied';
+COMMENT ON COLUMN changefeed.stat_feed.denials IS 'tokens and requests that were refused for lack of a right';
 COMMENT ON COLUMN changefeed.stat_feed.evaluations IS 'evaluations of clients'' conditions on a row';
 COMMENT ON COLUMN changefeed.stat_feed.log_bytes IS 'size of the log that clients resume from';
 COMMENT ON COLUMN changefeed.stat_feed.gateway_starts IS 'starts of a gateway';
@@ -533,11 +604,22 @@ COMMENT ON COLUMN changefeed.stat_feed.event_errors IS 'events that were not sen
 -- What follows asks the feed worker, and fails while there is none.
 CREATE FUNCTION changefeed._stat_connections(
     OUT id bigint,
+    OUT session text,
     OUT gateway int,
+    OUT transport text,
+    OUT address text,
     OUT role text,
+    OUT subject text,
     OUT connected_since timestamptz,
+    OUT expires_at timestamptz,
     OUT state text,
-    OUT subscriptions int
+    OUT subscriptions int,
+    OUT ready int,
+    OUT lag bigint,
+    OUT queued_bytes bigint,
+    OUT sent_frames bigint,
+    OUT sent_bytes bigint,
+    OUT heard_at timestamptz
 ) RETURNS SETOF record
     LANGUAGE C VOLATILE PARALLEL RESTRICTED
     AS 'MODULE_PATHNAME', 'changefeed_stat_connections';
@@ -546,15 +628,156 @@ GRANT EXECUTE ON FUNCTION changefeed._stat_connections() TO pg_read_all_stats, p
 COMMENT ON FUNCTION changefeed._stat_connections() IS 'internal: rows of the view changefeed.stat_connections';
 
 CREATE VIEW changefeed.stat_connections AS
-SELECT * FROM changefeed._stat_connections();
+SELECT *
+  FROM changefeed._stat_connections();
 GRANT SELECT ON changefeed.stat_connections TO pg_read_all_stats, pg_database_owner;
 COMMENT ON VIEW changefeed.stat_connections IS 'the clients that are connected, one row each';
 COMMENT ON COLUMN changefeed.stat_connections.id IS 'number of the connection, not used again until the feed worker ends';
+COMMENT ON COLUMN changefeed.stat_connections.session IS 'what the client was told in `connected`; changefeed.revoke takes it';
 COMMENT ON COLUMN changefeed.stat_connections.gateway IS 'number of its gateway, from 0';
+COMMENT ON COLUMN changefeed.stat_connections.transport IS 'websocket, sse, poll or other';
+COMMENT ON COLUMN changefeed.stat_connections.address IS 'address that it comes from';
 COMMENT ON COLUMN changefeed.stat_connections.role IS 'role of its token; null before it has said who it is';
+COMMENT ON COLUMN changefeed.stat_connections.subject IS 'claim `sub` of its token';
 COMMENT ON COLUMN changefeed.stat_connections.connected_since IS 'when it was opened';
+COMMENT ON COLUMN changefeed.stat_connections.expires_at IS 'when its token expires; null: never';
 COMMENT ON COLUMN changefeed.stat_connections.state IS 'connecting, live, behind (it gets what it missed), choked (it does not read as fast as it is sent), or closing';
 COMMENT ON COLUMN changefeed.stat_connections.subscriptions IS 'how many it has';
+COMMENT ON COLUMN changefeed.stat_connections.ready IS 'how many of these are ready';
+COMMENT ON COLUMN changefeed.stat_connections.lag IS 'transactions that it has not been sent';
+COMMENT ON COLUMN changefeed.stat_connections.queued_bytes IS 'bytes that wait for it to read; with the next three null when its gateway does not answer';
+COMMENT ON COLUMN changefeed.stat_connections.sent_frames IS 'messages written to it';
+COMMENT ON COLUMN changefeed.stat_connections.sent_bytes IS 'bytes of these';
+COMMENT ON COLUMN changefeed.stat_connections.heard_at IS 'when it last sent something, be it the answer to a ping';
+
+CREATE FUNCTION changefeed._stat_subscriptions(
+    OUT connection bigint,
+    OUT channel text,
+    OUT name text,
+    OUT state text,
+    OUT subscribed_since timestamptz,
+    OUT recovered boolean,
+    OUT snapshot_rows bigint,
+    OUT lag bigint,
+    OUT resyncs bigint,
+    OUT resync_reason text
+) RETURNS SETOF record
+    LANGUAGE C VOLATILE PARALLEL RESTRICTED
+    AS 'MODULE_PATHNAME', 'changefeed_stat_subscriptions';
+REVOKE ALL ON FUNCTION changefeed._stat_subscriptions() FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION changefeed._stat_subscriptions() TO pg_read_all_stats, pg_database_owner;
+COMMENT ON FUNCTION changefeed._stat_subscriptions() IS 'internal: rows of the view changefeed.stat_subscriptions';
+
+CREATE VIEW changefeed.stat_subscriptions AS
+SELECT connection, channel, name::jsonb #>> '{}' AS name, state, subscribed_since, recovered,
+       snapshot_rows, lag, resyncs, resync_reason
+  FROM changefeed._stat_subscriptions();
+GRANT SELECT ON changefeed.stat_subscriptions TO pg_read_all_stats, pg_database_owner;
+COMMENT ON VIEW changefeed.stat_subscriptions IS 'the subscriptions of all clients, one row each';
+COMMENT ON COLUMN changefeed.stat_subscriptions.connection IS 'id in changefeed.stat_connections';
+COMMENT ON COLUMN changefeed.stat_subscriptions.channel IS 'name of the channels definition';
+COMMENT ON COLUMN changefeed.stat_subscriptions.name IS 'what the client subscribed to';
+COMMENT ON COLUMN changefeed.stat_subscriptions.state IS 'querying, loading (the snapshot), catching_up or ready';
+COMMENT ON COLUMN changefeed.stat_subscriptions.subscribed_since IS 'when the client asked for it';
+COMMENT ON COLUMN changefeed.stat_subscriptions.recovered IS 'it went on from a position, without a snapshot';
+COMMENT ON COLUMN changefeed.stat_subscriptions.snapshot_rows IS 'rows of the last snapshot';
+COMMENT ON COLUMN changefeed.stat_subscriptions.lag IS 'transactions that it has not been sent; null before it is catching up';
+COMMENT ON COLUMN changefeed.stat_subscriptions.resyncs IS 'how often it had to start again from a snapshot';
+COMMENT ON COLUMN changefeed.stat_subscriptions.resync_reason IS 'why the last time';
+
+CREATE FUNCTION changefeed._stat_channels(
+    OUT channel text,
+    OUT instances bigint,
+    OUT subscriptions bigint,
+    OUT querying bigint,
+    OUT loading bigint,
+    OUT catching_up bigint,
+    OUT ready bigint,
+    OUT operations bigint,
+    OUT bytes bigint,
+    OUT snapshots bigint,
+    OUT snapshot_rows bigint,
+    OUT denials bigint,
+    OUT resyncs bigint,
+    OUT resync_reasons text
+) RETURNS SETOF record
+    LANGUAGE C VOLATILE PARALLEL RESTRICTED
+    AS 'MODULE_PATHNAME', 'changefeed_stat_channels';
+REVOKE ALL ON FUNCTION changefeed._stat_channels() FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION changefeed._stat_channels() TO pg_read_all_stats, pg_database_owner;
+COMMENT ON FUNCTION changefeed._stat_channels() IS 'internal: rows of the view changefeed.stat_channels';
+
+CREATE VIEW changefeed.stat_channels AS
+SELECT channel, instances, subscriptions, querying, loading, catching_up, ready, operations, bytes,
+       snapshots, snapshot_rows, denials, resyncs, resync_reasons::jsonb AS resync_reasons
+  FROM changefeed._stat_channels();
+GRANT SELECT ON changefeed.stat_channels TO pg_read_all_stats, pg_database_owner;
+COMMENT ON VIEW changefeed.stat_channels IS 'what each channel has to do, since the feed worker started';
+COMMENT ON COLUMN changefeed.stat_channels.channel IS 'name of its definition';
+COMMENT ON COLUMN changefeed.stat_channels.instances IS 'different names that are subscribed to now';
+COMMENT ON COLUMN changefeed.stat_channels.subscriptions IS 'subscriptions now';
+COMMENT ON COLUMN changefeed.stat_channels.querying IS 'those of which the rights are looked up, and the snapshot is read';
+COMMENT ON COLUMN changefeed.stat_channels.loading IS 'those whose snapshot is sent';
+COMMENT ON COLUMN changefeed.stat_channels.catching_up IS 'those that get what came since';
+COMMENT ON COLUMN changefeed.stat_channels.ready IS 'those that are live';
+COMMENT ON COLUMN changefeed.stat_channels.operations IS 'operations on rows sent, one for each subscription that got it';
+COMMENT ON COLUMN changefeed.stat_channels.bytes IS 'bytes of these operations';
+COMMENT ON COLUMN changefeed.stat_channels.snapshots IS 'snapshots sent';
+COMMENT ON COLUMN changefeed.stat_channels.snapshot_rows IS 'rows in these';
+COMMENT ON COLUMN changefeed.stat_channels.denials IS 'subscriptions refused or ended for lack of a right';
+COMMENT ON COLUMN changefeed.stat_channels.resyncs IS 'subscriptions that had to start again from a snapshot';
+COMMENT ON COLUMN changefeed.stat_channels.resync_reasons IS 'how often for each reason';
+
+CREATE FUNCTION changefeed._stat_gateways(
+    OUT gateway int,
+    OUT pid int,
+    OUT started_at timestamptz,
+    OUT connections bigint,
+    OUT accepted bigint,
+    OUT frames bigint,
+    OUT bytes bigint,
+    OUT received_bytes bigint,
+    OUT queued_bytes bigint,
+    OUT behind bigint,
+    OUT refused bigint,
+    OUT refused_by_code text,
+    OUT cpu_ms bigint,
+    OUT memory_bytes bigint
+) RETURNS SETOF record
+    LANGUAGE C VOLATILE PARALLEL RESTRICTED
+    AS 'MODULE_PATHNAME', 'changefeed_stat_gateways';
+REVOKE ALL ON FUNCTION changefeed._stat_gateways() FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION changefeed._stat_gateways() TO pg_read_all_stats, pg_database_owner;
+COMMENT ON FUNCTION changefeed._stat_gateways() IS 'internal: rows of the view changefeed.stat_gateways';
+
+CREATE VIEW changefeed.stat_gateways AS
+SELECT gateway, pid, started_at, connections, accepted, frames, bytes, received_bytes, queued_bytes,
+       behind, refused, refused_by_code::jsonb AS refused_by_code, cpu_ms, memory_bytes
+  FROM changefeed._stat_gateways();
+GRANT SELECT ON changefeed.stat_gateways TO pg_read_all_stats, pg_database_owner;
+COMMENT ON VIEW changefeed.stat_gateways IS 'the gateways that run, one row each; counters begin with the process';
+COMMENT ON COLUMN changefeed.stat_gateways.gateway IS 'its number, from 0';
+COMMENT ON COLUMN changefeed.stat_gateways.pid IS 'its process';
+COMMENT ON COLUMN changefeed.stat_gateways.started_at IS 'when it was started';
+COMMENT ON COLUMN changefeed.stat_gateways.connections IS 'connections now';
+COMMENT ON COLUMN changefeed.stat_gateways.accepted IS 'connections opened';
+COMMENT ON COLUMN changefeed.stat_gateways.frames IS 'messages written to clients';
+COMMENT ON COLUMN changefeed.stat_gateways.bytes IS 'bytes of these';
+COMMENT ON COLUMN changefeed.stat_gateways.received_bytes IS 'bytes of clients messages';
+COMMENT ON COLUMN changefeed.stat_gateways.queued_bytes IS 'bytes that wait for clients to read';
+COMMENT ON COLUMN changefeed.stat_gateways.behind IS 'how often a connection had more to read than changefeed.send_buffer';
+COMMENT ON COLUMN changefeed.stat_gateways.refused IS 'requests and handshakes refused';
+COMMENT ON COLUMN changefeed.stat_gateways.refused_by_code IS 'how many with each code';
+COMMENT ON COLUMN changefeed.stat_gateways.cpu_ms IS 'processor time that it has used, in milliseconds';
+COMMENT ON COLUMN changefeed.stat_gateways.memory_bytes IS 'its resident memory';
+
+CREATE FUNCTION changefeed.metrics() RETURNS text
+    LANGUAGE C VOLATILE PARALLEL RESTRICTED
+    AS 'MODULE_PATHNAME', 'changefeed_metrics';
+REVOKE ALL ON FUNCTION changefeed.metrics() FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION changefeed.metrics() TO pg_read_all_stats, pg_database_owner;
+COMMENT ON FUNCTION changefeed.metrics() IS
+    'what /metrics serves: all counters, in the text format of Prometheus';
 
 -----------------------------------------------------------------------------
 -- Last, when everything is there: the launcher starts the workers at commit.

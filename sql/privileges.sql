@@ -117,6 +117,12 @@ DELETE FROM changefeed.roles;
 CREATE TABLE changefeed.mine (id int);
 SELECT * FROM changefeed.stat_feed;
 SELECT changefeed._stat_feed();
+SELECT * FROM changefeed.stat_channels;
+SELECT * FROM changefeed.stat_connections;
+SELECT * FROM changefeed.stat_subscriptions;
+SELECT * FROM changefeed.stat_gateways;
+SELECT changefeed._stat_connections();
+SELECT changefeed.metrics();
 SELECT changefeed._check_requirements();
 SELECT changefeed._extension_created();
 SELECT changefeed._match('a', 'a');
@@ -128,7 +134,18 @@ CREATE TRIGGER t AFTER INSERT ON alices FOR EACH ROW EXECUTE FUNCTION changefeed
 CREATE FUNCTION trick() RETURNS trigger LANGUAGE c AS 'pg_changefeed', 'changefeed_source_changed';
 SET ROLE regress_monitor;
 SELECT count(*) FROM changefeed.stat_feed;
+SELECT count(*) FROM changefeed.stat_connections;
+SELECT changefeed.metrics() LIKE '# HELP changefeed_build_info %' AS metrics;
 RESET ROLE;
+
+-- So may the owner of the database.
+ALTER DATABASE :"database" OWNER TO regress_owner;
+SET ROLE regress_owner;
+SELECT count(*) FROM changefeed.stat_feed;
+SELECT count(*) FROM changefeed.stat_subscriptions;
+SELECT changefeed.metrics() <> '' AS metrics;
+RESET ROLE;
+ALTER DATABASE :"database" OWNER TO :"superuser";
 
 -- Every function has a fixed search path or does not look anything up, nothing
 -- is owned by anybody but the superuser, and everything has a comment.

@@ -38,6 +38,12 @@ SELECT value, accepts('changefeed.allowed_hosts', value)
 SET changefeed.allowed_hosts = 'https://feed.example.com';
 SELECT value, accepts('changefeed.identity_claims', value)
   FROM unnest(ARRAY['', 'exp', 'exp, iat', 'exp,,iat']) value;
+SELECT value, accepts('changefeed.token_cookie', value)
+  FROM unnest(ARRAY['', '__Host-session', 'a b', 'a=b', 'a;b']) value;
+
+SELECT value, accepts('changefeed.admin_addresses', value)
+  FROM unnest(ARRAY['', '10.1.2.3, 10.0.0.0/8, ::1, fd00::/8', '*', 'localhost', '10.0.0.0/33', '10.0.0.0/-1', 'fd00::/129', '10.0.0', '1.2.3.4/', 'a,,b']) value;
+SET changefeed.admin_addresses = 'localhost';
 
 -- What names or describes secrets stands in the configuration file only.
 SET changefeed.jwt_secret_file = '/tmp/x';

@@ -15,6 +15,7 @@
 
 #include "channels.h"
 #include "event.h"
+#include "counters.h"
 #include "filter_compile.h"
 #include "shared.h"
 
@@ -438,6 +439,20 @@ ChannelsReload(uint64 number, void (*changed)(Channel *old), bool *roles_changed
 	}
 	MemoryContextSwitchTo(old);
 
+	foreach(lc, previous)
+	{
+		Channel *before = lfirst(lc);
+
+		if (before->replacement != NULL && before->replacement->counters == NULL)
+		{
+			before->replacement->counters = before->counters;
+			before->counters->refcount++;
+		}
+	}
+	foreach(lc, kept)
+		if (((Channel *) lfirst(lc))->counters == NULL)
+			((Channel *) lfirst(lc))->counters = ChannelCountersMake();
+
 	channels = kept;
 	if (list_length(kept) != list_length(previous))
 		channels_generation++;
@@ -449,11 +464,18 @@ ChannelsReload(uint64 number, void (*changed)(Channel *old), bool *roles_changed
 		{
 			channels_generation++;
 			changed(before);
+			ChannelCountersRelease(before->counters);
 			MemoryContextDelete(before->context);
 		}
 	}
 	list_free(previous);
 	return true;
+}
+
+List *
+ChannelsAll(void)
+{
+	return channels;
 }
 
 Channel *

@@ -106,9 +106,10 @@ typedef struct Channel
 	uint64 pace_first; /* first transaction that was put off, or 0 */
 	uint64 pace_last;  /* the last, and how many */
 	int pace_count;
-	uint64 pace_base;			 /* what came up to there was sent */
-	TimestampTz pace_at;		 /* when the next may be sent */
-	struct Channel *replacement; /* after a reload changed it: the new one
+	uint64 pace_base;				  /* what came up to there was sent */
+	TimestampTz pace_at;			  /* when the next may be sent */
+	struct ChannelCounters *counters; /* shared with what takes its place */
+	struct Channel *replacement;	  /* after a reload changed it: the new one
 									 * (NULL: dropped) */
 } Channel;
 
@@ -153,6 +154,9 @@ extern Channel *ChannelsFind(const char *name, Size length, char **values);
 
 /* Sources of that table, in no order. */
 extern List *ChannelsSourcesOf(Oid relid);
+
+/* All of them (Channel), to be looked at only. */
+extern List *ChannelsAll(void);
 
 extern bool ChannelsRoleAllowed(Oid role);
 

@@ -28,10 +28,19 @@
 #define COMPAT_MODULE_MAGIC(module_name, module_version) PG_MODULE_MAGIC
 #endif
 
-/* Wait events of extensions got names in 17; before, all are "Extension". */
+/*
+ * Wait events of extensions got names in 17; before, all are "Extension".  A
+ * name is looked up once for each place that waits.
+ */
 #if PG_VERSION_NUM >= 170000
 #include "utils/wait_event.h"
-#define compat_wait_event(name) WaitEventExtensionNew(name)
+#define compat_wait_event(name)                   \
+	({                                            \
+		static uint32 event_ = 0;                 \
+		if (event_ == 0)                          \
+			event_ = WaitEventExtensionNew(name); \
+		event_;                                   \
+	})
 #else
 #include "utils/wait_event.h"
 #define compat_wait_event(name) PG_WAIT_EXTENSION
@@ -173,6 +182,14 @@
 	(addRTEPermissionInfo(&(query)->rteperminfos, rte)->requiredPerms = ACL_SELECT)
 #else
 #define compat_require_select(query, rte) ((void) (query), (rte)->requiredPerms = ACL_SELECT)
+#endif
+
+/* Columns that the query wants to read of a table. */
+#if PG_VERSION_NUM >= 160000
+#define compat_selected_columns(query, rte) \
+	(getRTEPermissionInfo((query)->rteperminfos, rte)->selectedCols)
+#else
+#define compat_selected_columns(query, rte) ((rte)->selectedCols)
 #endif
 
 /* An entry of a plan that reads none of its tables. */

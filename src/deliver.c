@@ -71,6 +71,8 @@ Judge(Delivery *d, Subscription *s, View *view, int image)
 	verdict = VerdictGet(d->map, s->connection->identity, view, image);
 	if (verdict == VERDICT_UNKNOWN)
 		VerdictAsk(d->map, s->connection->identity, view, image);
+	else if (d->asking && verdict != VERDICT_ASKED)
+		counters.verdicts_cached++;
 	return verdict;
 }
 
@@ -432,8 +434,19 @@ HoldBack(Connection *connection)
 		ConnectionSetBehind(connection, LogPublished() - 1);
 }
 
-void
-DeliverPublish(LogTransaction *transaction)
+/*
+ * What was committed before this feed worker began, which it may see again, says
+ * nothing of how fast it is.
+ */
+static void
+NotePublished(const LogTransaction *transaction)
+{
+	if (transaction->nchanges > 0 && transaction->commit.time >= feed_started)
+		HistogramAdd(&counters.publish_lag, GetCurrentTimestamp() - transaction->commit.time);
+}
+
+static void
+Publish(LogTransaction *transaction)
 {
 	Delivery d = {0};
 	dlist_iter iter;
@@ -456,6 +469,13 @@ DeliverPublish(LogTransaction *transaction)
 			DeliverRun(&d, 0);
 	}
 	deliver_done = transaction->number;
+}
+
+void
+DeliverPublish(LogTransaction *transaction)
+{
+	Publish(transaction);
+	NotePublished(transaction);
 }
 
 bool

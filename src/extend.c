@@ -554,7 +554,8 @@ AddMerges(Delivery *d, Subscription *s)
 			appendBinaryStringInfo(&json, source->keys[k].json, source->keys[k].length);
 			appendStringInfoString(&json, ",\"set\":");
 			appendStringInfoString(&json, source->set);
-			appendStringInfoChar(&json, '}');
+			/* The rows are the versions that they were. */
+			appendStringInfoString(&json, s->versions ? ",\"version\":null}" : "}");
 			if (json.len < CHUNK_BYTES && k + 1 < source->nkeys)
 				continue;
 			FragmentAddText(d, s, json.data, json.len);

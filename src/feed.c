@@ -20,6 +20,7 @@
  */
 #include "postgres.h"
 
+#include "admin.h"
 #include "feed.h"
 #include "feed_request.h"
 #include "gateways.h"
@@ -50,6 +51,7 @@ DatabaseFeed *feed_shared;
 int feed_index;
 MemoryContext feed_context;
 TimestampTz feed_now;
+TimestampTz feed_started;
 MemoryState feed_memory = MEMORY_FINE;
 
 static MemoryContext turn_context;
@@ -193,11 +195,13 @@ Turn(XLogRecPtr start_lsn, bool *serving)
 	DeliverAdvance();
 	Sooner(&wait, PaceAdvance());
 	VerdictsAdvance();
+	Sooner(&wait, CallsAdvance());
 	if (QueryPoolPoll())
 		more = true;
 	Sooner(&wait, ProtocolAdvance());
 	Sooner(&wait, FeedRequestsAdvance());
-	if (subscribe_again)
+	Sooner(&wait, AdminAdvance());
+	if (subscribe_again || calls_again)
 		more = true;
 	CheckMemory();
 	Sooner(&wait, LogTrim());
@@ -282,6 +286,7 @@ ChangefeedFeedMain(Datum main_arg)
 	BackgroundWorkerUnblockSignals();
 
 	SharedRegisterProcess(&feed_shared->feed_proc);
+	pg_atomic_fetch_add_u64(&feed_shared->feed_starts, 1);
 	BackgroundWorkerInitializeConnectionByOid(feed_shared->database, InvalidOid, 0);
 
 	/*
@@ -298,6 +303,7 @@ ChangefeedFeedMain(Datum main_arg)
 	turn_context = AllocSetContextCreate(TopMemoryContext, "changefeed turn",
 										 ALLOCSET_DEFAULT_SIZES);
 	feed_now = GetCurrentTimestamp();
+	feed_started = feed_now;
 	EncodePinSettings();
 	pgstat_report_activity(STATE_RUNNING, "starting");
 

@@ -27,7 +27,9 @@
 #include "pg_changefeed.h"
 #include "channels.h"
 #include "compat.h"
+#include "counters.h"
 #include "identity.h"
+#include "json_message.h"
 #include "log.h"
 #include "query.h"
 
@@ -123,6 +125,16 @@ typedef struct Connection
 	int npostponed;			/* messages of it that wait: postponed.c */
 	int npublishing;		/* likewise: publish.c */
 	bool postponed_waits;	/* scratch: the first of them has to */
+
+	/* for the statistics */
+	uint8 transport;	 /* LinkTransport */
+	char peer[64];		 /* its address */
+	const char *closed;	 /* the reason of our LINK_CLOSE, or NULL */
+	uint32 stats_number; /* of the answer that the rest is from, 0: none yet */
+	uint64 queued_bytes;
+	uint64 sent_frames;
+	uint64 sent_bytes;
+	TimestampTz heard;
 } Connection;
 
 typedef enum SubscriptionState
@@ -179,6 +191,7 @@ typedef struct Subscription
 	Audience *audience;
 	Spelling *name;
 	char *selection;  /* what follows "?" in the name, or NULL */
+	int http_part;	  /* which channel of its HTTP request it is, from 0 */
 	bool window;	  /* it has a limit: it need not hold a row that changes */
 	char *request_id; /* JSON of the id to answer with, until
 								 * subscribed was sent */
@@ -187,6 +200,7 @@ typedef struct Subscription
 	bool announced_entities; /* and the client knows the columns of now */
 	bool redefined;			 /* it may not even know the entities of now */
 	bool no_snapshot;		 /* "snapshot":false */
+	bool versions;			 /* "versions":true */
 	View **views;			 /* by index of source, NULL before described */
 
 	/* ready, but the connection is held until a check is over: check.c */
@@ -248,6 +262,14 @@ typedef struct Subscription
 	bool holds;				 /* counted in connection->held */
 	char *file;				 /* spooled pages */
 	StringInfoData pages;	 /* small snapshot: u32 source, u32 length, rows */
+
+	/* for the statistics */
+	TimestampTz subscribed_at;
+	TimestampTz asked_at; /* the job was submitted */
+	bool recovered;		  /* by its position, without a snapshot */
+	uint64 snapshot_rows; /* of the last one */
+	uint64 resyncs;
+	const char *resync_reason; /* of the last one, or NULL */
 } Subscription;
 
 /* feed.c */
@@ -255,8 +277,9 @@ extern DatabaseFeed *feed_shared;
 extern int feed_index;
 extern MemoryContext feed_context; /* as long as the process */
 
-/* Time of this turn, taken once. */
+/* Time of this turn, taken once; and of the process's start. */
 extern TimestampTz feed_now;
+extern TimestampTz feed_started;
 
 /* How much of changefeed.worker_memory is used: what is refused then. */
 typedef enum MemoryState
@@ -271,7 +294,8 @@ extern MemoryState feed_memory;
 /* registry.c: connections, identities, instances, subscriptions as objects */
 extern MemoryContext registry_context;
 extern void RegistryInit(void);
-extern Connection *ConnectionCreate(struct Gateway *gateway, uint32 number);
+extern Connection *
+ConnectionCreate(struct Gateway *gateway, uint32 number, uint8 transport, const char *peer);
 extern Connection *ConnectionFind(struct Gateway *gateway, uint32 number);
 extern Connection *ConnectionById(uint64 id);
 extern void ConnectionFree(Connection *connection);
@@ -634,8 +658,25 @@ ProtocolChannel(Connection *connection, const struct JsonMessage *message, const
 /* Writes `{"type":...}` messages. */
 extern void ProtocolOk(Connection *connection, const char *type, const char *id);
 extern void ProtocolSend(Connection *connection, const char *data, Size length);
+/* The other one counts it, too. */
+extern void
+ProtocolSendError(Connection *connection, const char *request_id, const Spelling *channel,
+				  const char *sqlstate, const char *message, const char *hint);
 extern void ProtocolError(Connection *connection, const char *request_id, const Spelling *channel,
 						  const char *sqlstate, const char *message, const char *hint);
+
+/* call.c: clients call functions */
+
+/* `data` is the whole message, which may have to wait. */
+extern void CallMessage(Connection *connection, const JsonMessage *message, const char *id,
+						const char *data, Size length);
+
+/*
+ * Submits what may run; ms until something is due.  What may run since it began
+ * sets `calls_again`.
+ */
+extern long CallsAdvance(void);
+extern bool calls_again;
 
 /* postponed.c: messages that wait for what was committed before them */
 

@@ -35,7 +35,9 @@
 #define LOOK_MS 500
 
 static const FeedRequestFunction kinds[REQUEST_KINDS] = {
-	[REQUEST_CONNECTIONS] = StatConnections,
+	[REQUEST_CONNECTIONS] = StatConnections, [REQUEST_SUBSCRIPTIONS] = StatSubscriptions,
+	[REQUEST_CHANNELS] = StatChannels,		 [REQUEST_GATEWAYS] = StatGateways,
+	[REQUEST_METRICS] = StatMetrics,
 };
 
 void

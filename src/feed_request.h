@@ -35,6 +35,10 @@
 typedef enum FeedRequestKind
 {
 	REQUEST_CONNECTIONS = 0,
+	REQUEST_SUBSCRIPTIONS,
+	REQUEST_CHANNELS,
+	REQUEST_GATEWAYS,
+	REQUEST_METRICS,
 	REQUEST_KINDS /* how many there are */
 } FeedRequestKind;
 
@@ -122,7 +126,11 @@ extern long FeedRequestsAdvance(void);
 /* At start; registers for the process's end, too. */
 extern void FeedRequestsInit(void);
 
-/* Lists as answers: ids first, as those they name may be gone at any time. */
+/* stat_collect.c */
 extern RequestProgress StatConnections(FeedAnswer *answer);
+extern RequestProgress StatSubscriptions(FeedAnswer *answer);
+extern RequestProgress StatChannels(FeedAnswer *answer);
+extern RequestProgress StatGateways(FeedAnswer *answer);
+extern RequestProgress StatMetrics(FeedAnswer *answer);
 
 #endif /* CHANGEFEED_FEED_REQUEST_H */

@@ -15,6 +15,7 @@
 
 #include "deliver.h"
 #include "extend.h"
+#include "http.h"
 
 #include "utils/datum.h"
 #include "utils/memutils.h"
@@ -196,6 +197,19 @@ EncodeColumns(Fragment *f, const MapImage *image, const int16 *columns, int ncol
 	appendStringInfoChar(&f->json, '}');
 }
 
+/*
+ * The version of the row, if it is not the frame's txid: it was written in a
+ * subtransaction, or the frame is of several transactions.
+ */
+static void
+AppendVersion(StringInfo json, const LogTransaction *transaction, int image)
+{
+	uint64 xid = transaction->changes[image / 2].xid;
+
+	if (xid != transaction->commit.xid)
+		appendStringInfo(json, ",\"version\":\"" UINT64_FORMAT "\"", xid);
+}
+
 /* Writes the change.  False: nothing visible has changed. */
 static bool
 EncodeFragment(Delivery *d, Fragment *f)
@@ -230,6 +244,7 @@ EncodeFragment(Delivery *d, Fragment *f)
 	{
 		appendStringInfoString(&f->json, f->action == ACTION_MERGE ? ",\"set\":" : ",\"row\":");
 		EncodeColumns(f, after, columns, ncolumns);
+		AppendVersion(&f->json, d->map->transaction, entry->new_image);
 	}
 	appendStringInfoChar(&f->json, '}');
 	return true;
@@ -307,6 +322,26 @@ AddReceiver(Delivery *d, Fragment *f, Subscription *s)
 	}
 	f->numbers[g][f->count[g]++] = s->connection->number;
 	d->bytes += f->json.len + 1;
+}
+
+/* What the transaction has sent for the fragment's channel. */
+static void
+CountOperations(const Fragment *f)
+{
+	ChannelCounters *channel;
+	uint64 n = 0;
+	int g;
+
+	for (g = 0; g < gateway_count; g++)
+		if (gateways[g].link != NULL)
+			n += f->count[g];
+	counters.operations += n;
+	counters.operation_bytes += n * f->json.len;
+	if (f->entry == NULL)
+		return;
+	channel = f->entry->source->channel->counters;
+	channel->operations += n;
+	channel->bytes += n * f->json.len;
 }
 
 /* Equal texts to the same channel are shared. */
@@ -430,6 +465,23 @@ FragmentsTake(Delivery *d, Subscription *s)
 	MessagesTake(d, s);
 }
 
+/*
+ * What catches up on from where its client was is there with each of its
+ * frames; what has a snapshot is nowhere until it is ready.
+ */
+static void
+TellPosition(Delivery *d, const char *common)
+{
+	char position[POSITION_LENGTH + 1];
+
+	if (d->only == NULL || d->only->connection->http == NULL || !d->only->from_position)
+		return;
+	memcpy(position, common, POSITION_COMMON);
+	memcpy(position + POSITION_COMMON, d->only->connection->identity->tag, POSITION_TAG);
+	position[POSITION_LENGTH] = '\0';
+	HttpMoves(d->only, LINK_PART_OWN, position, false);
+}
+
 void
 FragmentsSend(Delivery *d, uint8 flags)
 {
@@ -470,6 +522,10 @@ FragmentsSend(Delivery *d, uint8 flags)
 			 (int) (((transaction->commit.time % USECS_PER_SEC) + USECS_PER_SEC) % USECS_PER_SEC));
 	appendStringInfo(&after, "\",\"committed_at\":\"%s\",\"changes\":[", committed_at);
 
+	foreach(lc, d->removes)
+		CountOperations(lfirst(lc));
+	foreach(lc, d->others)
+		CountOperations(lfirst(lc));
 	for (g = 0; g < gateway_count; g++)
 	{
 		Gateway *gateway = &gateways[g];
@@ -488,6 +544,9 @@ FragmentsSend(Delivery *d, uint8 flags)
 					continue;
 				if (!begun)
 				{
+					if ((flags & LINK_TX_STREAM) == 0)
+						GatewayTransactionTime(gateway, transaction->commit.time);
+					TellPosition(d, position);
 					GatewayTransactionBegin(gateway, transaction->number, flags, before.data,
 											before.len, after.data, after.len);
 					begun = true;

@@ -105,6 +105,7 @@ SendConfig(Gateway *gateway)
 	PutList(link, setting_allowed_origins, "");
 	PutList(link, setting_allowed_hosts,
 			strcmp(setting_listen_addresses, "*") == 0 ? "" : setting_listen_addresses);
+	LinkFramePutBytes(link, setting_token_cookie, strlen(setting_token_cookie));
 	LinkFrameEnd(link);
 }
 
@@ -209,6 +210,9 @@ Spawn(Gateway *gateway)
 	gateway->pid = pid;
 	gateway->greeted = false;
 	gateway->started = feed_now;
+	memset(&gateway->stats, 0, sizeof(gateway->stats));
+	gateway->stats_asked = gateway->stats_answered = 0;
+	gateway->probed = 0;
 	pg_atomic_fetch_add_u64(&feed_shared->feed_gateway_starts, 1);
 	if (gateway->index == 0)
 		pg_atomic_write_u32(&feed_shared->feed_gateway_pid, (uint32) pid);
@@ -252,6 +256,7 @@ GatewayLost(Gateway *gateway)
 	ConnectionForEach(CollectLost);
 	foreach(lc, lost_connections)
 	{
+		CountClosed(((Connection *) lfirst(lc))->transport, 0, NULL);
 		ConnectionFree(lfirst(lc));
 	}
 	list_free(lost_connections);
@@ -405,7 +410,8 @@ Handle(Gateway *gateway, LinkMessage *message)
 	Connection *connection = NULL;
 
 	if (message->type != LINK_HELLO && message->type != LINK_PING_DUE &&
-		message->type != LINK_STATS)
+		message->type != LINK_STATS && message->type != LINK_CONNECTIONS &&
+		message->type != LINK_PROBED)
 	{
 		number = WireGetU32(&r);
 		if (message->type != LINK_OPEN && message->type != LINK_REQUEST)
@@ -439,24 +445,39 @@ Handle(Gateway *gateway, LinkMessage *message)
 		break;
 		case LINK_OPEN:
 		{
-			WireBytes token;
+			uint8 transport = WireGetU8(&r);
+			WireBytes peer = WireGetBytes(&r);
+			WireBytes token = WireGetBytes(&r);
 
-			(void) WireGetU8(&r);
-			(void) WireGetBytes(&r);
-			token = WireGetBytes(&r);
 			if (!r.failed)
-				ProtocolOpen(ConnectionCreate(gateway, number), token.data, token.length);
+				ProtocolOpen(
+					ConnectionCreate(gateway, number, transport, pnstrdup(peer.data, peer.length)),
+					token.data, token.length);
 		}
 		break;
 		case LINK_REQUEST:
-			HttpReceive(ConnectionCreate(gateway, number), &r);
+			HttpReceive(ConnectionCreate(gateway, number, COUNTED_REQUEST, ""), &r);
+			break;
+		case LINK_COLLECTED:
+			HttpCollected(connection);
 			break;
 		case LINK_MESSAGE:
+			counters.messages++;
 			if (!connection->closing)
 				ProtocolMessage(connection, r.data + r.offset, r.length - r.offset);
 			break;
 		case LINK_CLOSED:
+			CountClosed(connection->transport, WireGetU8(&r), connection->closed);
 			ConnectionFree(connection);
+			break;
+		case LINK_STATS:
+			GatewayReadStats(gateway, &r);
+			break;
+		case LINK_CONNECTIONS:
+			GatewayReadConnections(gateway, &r);
+			break;
+		case LINK_PROBED:
+			gateway->probed = WireGetU64(&r);
 			break;
 		case LINK_BEHIND:
 		{
@@ -633,6 +654,7 @@ GatewayClose(Connection *connection, uint16 code, const char *reason)
 	if (connection->closing || link == NULL)
 		return;
 	connection->closing = true;
+	connection->closed = reason;
 	LinkFrameBegin(link, LINK_CLOSE);
 	LinkFramePutU32(link, connection->number);
 	LinkFramePutU16(link, code);
@@ -724,6 +746,16 @@ GatewaySnapshotStop(Connection *connection, uint32 subscription)
 }
 
 /* ---- transactions ---- */
+
+void
+GatewayTransactionTime(Gateway *gateway, TimestampTz committed)
+{
+	LinkFrameBegin(gateway->link, LINK_TX_TIME);
+	LinkFramePutU64(
+		gateway->link,
+		(uint64) (committed + ((int64) (POSTGRES_EPOCH_JDATE - UNIX_EPOCH_JDATE) * USECS_PER_DAY)));
+	LinkFrameEnd(gateway->link);
+}
 
 void
 GatewayTransactionBegin(Gateway *gateway, uint64 number, uint8 flags, const char *before,

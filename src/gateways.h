@@ -23,6 +23,35 @@
 
 #define MAX_GATEWAYS 16
 
+/* Codes of refused requests; more of them are counted as one. */
+#define MAX_REFUSALS 32
+
+typedef struct GatewayStats
+{
+	uint64 accepted;
+	uint64 open;
+	uint64 frames;
+	uint64 bytes;
+	uint64 queued_bytes;
+	uint64 behind_events;
+	uint64 refused;
+	uint64 received_bytes;
+	Histogram lag;
+	uint32 nrefusals;
+	struct
+	{
+		char code[32];
+		uint64 n;
+	} refusals[MAX_REFUSALS];
+} GatewayStats;
+
+/* Whom something was asked, and which answer it is. */
+typedef struct GatewayQuestion
+{
+	uint32 serial[MAX_GATEWAYS]; /* 0: it was not asked */
+	uint32 number[MAX_GATEWAYS];
+} GatewayQuestion;
+
 typedef struct Gateway
 {
 	int index;
@@ -34,6 +63,12 @@ typedef struct Gateway
 	TimestampTz start_at; /* when not running: not before */
 	int failures;
 	List *zombies; /* pids to be reaped */
+
+	/* gateway_stats.c */
+	GatewayStats stats; /* as it last told */
+	uint32 stats_asked; /* questions; answers come in their order */
+	uint32 stats_answered;
+	uint64 probed; /* number of the last probe that came back */
 } Gateway;
 
 extern Gateway gateways[MAX_GATEWAYS];
@@ -80,6 +115,7 @@ extern void GatewaySnapshot(Connection *connection, uint32 subscription, int npr
 							StringInfo prefixes, int fd);
 extern void GatewaySnapshotStop(Connection *connection, uint32 subscription);
 
+extern void GatewayTransactionTime(Gateway *gateway, TimestampTz committed);
 extern void
 GatewayTransactionBegin(Gateway *gateway, uint64 number, uint8 flags, const char *before,
 						Size before_length, const char *after, Size after_length);
@@ -89,5 +125,26 @@ extern void
 GatewayTransactionMessage(Gateway *gateway, const uint32 *numbers, int count, uint8 flags,
 						  const char *suffix, const char *data, Size length);
 extern void GatewayTransactionEnd(Gateway *gateway);
+
+/* gateway_stats.c: what gateways count, and whether they live */
+
+/* Asks all; Gateway.stats is of now when GatewaysAnswered. */
+extern void GatewaysAskStats(GatewayQuestion *question);
+
+/* The same for what they know of these connections, for Connection's fields. */
+extern void GatewaysAskConnections(GatewayQuestion *question, const uint64 *ids, int n);
+
+/* Those that were asked have answered, or are gone. */
+extern bool GatewaysAnswered(const GatewayQuestion *question);
+
+/* Are the connection's fields from this question's answer? */
+extern bool GatewayKnows(const GatewayQuestion *question, const Connection *connection);
+
+/* Sends a message on a round trip through all of them. */
+extern void GatewaysProbe(GatewayQuestion *question);
+extern bool GatewaysProbed(const GatewayQuestion *question);
+
+extern void GatewayReadStats(Gateway *gateway, WireReader *r);
+extern void GatewayReadConnections(Gateway *gateway, WireReader *r);
 
 #endif /* CHANGEFEED_GATEWAYS_H */

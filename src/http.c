@@ -15,6 +15,7 @@
  */
 #include "postgres.h"
 
+#include "admin.h"
 #include "gateways.h"
 #include "http.h"
 #include "json_message.h"
@@ -34,8 +35,9 @@ static const struct
 	uint8 methods;
 	HttpHandler handler;
 } paths[] = {
-	{"/v1/publish", LINK_METHOD_POST, Publish},
-	{"/v1/call/", LINK_METHOD_POST, Call},
+	{"/v1/events", LINK_METHOD_GET, HttpEvents}, {"/v1/poll", LINK_METHOD_GET, HttpPoll},
+	{"/v1/publish", LINK_METHOD_POST, Publish},	 {"/v1/call/", LINK_METHOD_POST, Call},
+	{"/metrics", LINK_METHOD_GET, AdminMetrics}, {"/healthz", LINK_METHOD_GET, AdminHealth},
 };
 
 void
@@ -86,8 +88,8 @@ StatusOf(const char *sqlstate)
 		int status;
 	} statuses[] = {
 		{"08003", 401}, {"28", 401}, {"42501", 403}, {"42704", 404}, {"42P01", 404}, {"57014", 504},
-		{"53400", 429}, {"53", 503}, {"55P03", 503}, {"40", 503},	 {"57", 503},	 {"23", 409},
-		{"55", 409},	{"54", 413}, {"0A", 501},	 {"XX", 500},	 {"58", 500},
+		{"53400", 429}, {"53", 503}, {"55P03", 503}, {"40003", 500}, {"40", 503},	 {"57", 503},
+		{"23", 409},	{"55", 409}, {"54", 413},	 {"0A", 501},	 {"XX", 500},	 {"58", 500},
 	};
 	int i;
 
@@ -192,8 +194,10 @@ HttpReceive(Connection *connection, WireReader *r)
 	flags = WireGetU8(r);
 	request->head = (flags & LINK_REQUEST_HEAD) != 0;
 	request->loopback = (flags & LINK_REQUEST_LOOPBACK) != 0;
+	request->proxied = (flags & LINK_REQUEST_PROXIED) != 0;
 	valid = TakeText(WireGetBytes(r), &request->path);
 	valid = TakeText(WireGetBytes(r), &request->peer) && valid;
+	strlcpy(connection->peer, request->peer, sizeof(connection->peer));
 	valid = TakeText(WireGetBytes(r), &request->token) && valid;
 	valid = TakeText(WireGetBytes(r), &request->last_event_id) && valid;
 	valid = TakeText(WireGetBytes(r), &request->if_none_match) && valid;
@@ -258,8 +262,16 @@ HttpArgumentGet(const HttpRequest *request, const char *name)
 void
 HttpForget(Connection *connection)
 {
-	if (connection->http != NULL)
-		pfree(connection->http);
+	Http *http = connection->http;
+	int i;
+
+	if (http == NULL)
+		return;
+	for (i = 0; i < http->nchannels; i++)
+		pfree(http->channels[i]);
+	if (http->channels != NULL)
+		pfree(http->channels);
+	pfree(http);
 	connection->http = NULL;
 }
 
@@ -277,53 +289,91 @@ HttpAsClient(Connection *connection, const HttpRequest *request, const char *mes
 		ProtocolMessage(connection, message, length);
 }
 
-/*
- * The answer is the reply with our id, without that.  Errors that have
- * another one, or none, also mean that there will be no better answer.
- */
-void
-HttpTakeMessage(Connection *connection, const char *data, Size length)
+/* The message is the answer, without the id if we have chosen that. */
+static void
+RespondWith(Connection *connection, int status, const JsonMessage *message, const char *data,
+			Size length)
 {
-	const char *problem;
-	JsonMessage *message;
-	const char *type;
-	const char *id;
+	const char *type = JsonMessageString(message, "type");
+	const char *id = JsonMessageScalar(message, "id");
 	StringInfoData body;
-	const char *mine = ",\"id\":" HTTP_REQUEST_ID;
-	const char *place;
-	int status = 200;
 
-	if (connection->http->answered)
-		return;
-	message = JsonMessageParse(data, length, &problem);
-	if (message == NULL)
-		elog(ERROR, "a message to a client is no JSON object: %s", problem);
-	type = JsonMessageString(message, "type");
-	id = JsonMessageScalar(message, "id");
-	if (strcmp(type, "error") == 0)
-	{
-		const char *code = JsonMessageString(message, "code");
-
-		/* No such function; of a condition it would be no such operator. */
-		status = strcmp(code, "42883") == 0 ? 404 : StatusOf(code);
-	}
-	else if (id == NULL || strcmp(id, connection->http->reply_to) != 0)
-		return;
-
-	/* It comes right behind the type, so no text can be taken for it. */
 	initStringInfo(&body);
-	place = data + strlen("{\"type\":\"") + strlen(type) + 1;
-	if (id != NULL && strcmp(id, HTTP_REQUEST_ID) == 0 &&
-		(Size) (place - data) + strlen(mine) <= length && memcmp(place, mine, strlen(mine)) == 0)
+	if (id != NULL)
 	{
-		appendBinaryStringInfo(&body, data, (int) (place - data));
-		length -= (Size) (place - data) + strlen(mine);
-		data = place + strlen(mine);
+		char *mine = psprintf("{\"type\":\"%s\",\"id\":%s", type, id);
+
+		/* It comes right behind the type, so no text can be taken for it. */
+		if (strlen(mine) < length && memcmp(data, mine, strlen(mine)) == 0)
+		{
+			appendStringInfo(&body, "{\"type\":\"%s\"", type);
+			data += strlen(mine);
+			length -= strlen(mine);
+		}
 	}
 	appendBinaryStringInfo(&body, data, (int) length);
 	appendStringInfoChar(&body, '\n');
 	HttpRespond(connection, status, "application/json", HeadersFor(status), body.data, body.len);
 	pfree(body.data);
+}
+
+/*
+ * An error is the answer, whichever of our messages it is for: there will be
+ * no better one.  Only a warning that the token expires soon is none.
+ */
+bool
+HttpFailWith(Connection *connection, const char *data, Size length)
+{
+	const char *problem;
+	const JsonMessage *message = JsonMessageParse(data, length, &problem);
+	const char *code;
+	int status;
+
+	if (message == NULL || strcmp(JsonMessageString(message, "type"), "error") != 0)
+		return false;
+	if (JsonMessageGet(message, "expires_at") != NULL)
+		return true;
+	code = JsonMessageString(message, "code");
+
+	/* No such function; of a condition it would be no such operator. */
+	status = connection->http->reply_to != NULL && strcmp(code, "42883") == 0 ? 404
+																			  : StatusOf(code);
+
+	/* Unlike other errors of this class it will come again. */
+	if (JsonMessageGet(message, "conflict") != NULL)
+		status = 409;
+	RespondWith(connection, status, message, data, length);
+	return true;
+}
+
+/* The answer is the reply with our id, or an error. */
+void
+HttpTakeMessage(Connection *connection, const char *data, Size length)
+{
+	const JsonMessage *message;
+	const char *problem;
+	const char *id;
+
+	if (connection->http->answered)
+		return;
+	if (connection->http->kind != 0)
+	{
+		HttpTakeStreamMessage(connection, data, length);
+		return;
+	}
+	if (HttpFailWith(connection, data, length))
+		return;
+	message = JsonMessageParse(data, length, &problem);
+	if (message == NULL)
+	{
+		/* A function may give what the parser finds too deep. */
+		HttpFail(connection, "54000", psprintf("the answer cannot be sent: %s", problem), NULL);
+		return;
+	}
+	id = JsonMessageScalar(message, "id");
+	if (id != NULL && connection->http->reply_to != NULL &&
+		strcmp(id, connection->http->reply_to) == 0)
+		RespondWith(connection, 200, message, data, length);
 }
 
 /* The body as an object, "{}" if there is none; NULL: it was refused. */

@@ -21,6 +21,7 @@
 #define CHANGEFEED_HTTP_H
 
 #include "feed.h"
+#include "link_format.h"
 #include "linkframe.h"
 #include "wire.h"
 
@@ -35,6 +36,7 @@ typedef struct HttpRequest
 	uint8 method; /* LINK_METHOD_GET (HEAD as well) or _POST */
 	bool head;
 	bool loopback;	  /* it came from this machine */
+	bool proxied;	  /* but on behalf of somebody else: peer is a proxy */
 	const char *path; /* decoded, without the query */
 	const char *rest; /* what follows, where the table's path ends with "/" */
 	const char *peer; /* address of the client, "local" for a Unix socket */
@@ -54,7 +56,17 @@ typedef void (*HttpHandler)(Connection *connection, const HttpRequest *request);
 typedef struct Http
 {
 	bool answered;
-	const char *reply_to; /* JSON of the id whose reply is the answer */
+	const char *reply_to; /* JSON of the id whose reply is the answer, or NULL */
+
+	/* http_stream.c: the answer is made of messages */
+	uint8 kind; /* LinkStreamKind, 0: it is not */
+	bool head;
+	bool begun;		  /* LINK_BEGIN was sent */
+	bool anonymous;	  /* no token came */
+	bool no_snapshot; /* "snapshot":false */
+	int announced;	  /* channels that the client was told of */
+	int nchannels;
+	char **channels; /* as the client wrote them */
 } Http;
 
 /* http.c: for handlers */
@@ -87,6 +99,22 @@ extern void HttpReceive(Connection *connection, WireReader *r);
 
 /* A message to a connection that is a request. */
 extern void HttpTakeMessage(Connection *connection, const char *data, Size length);
+extern bool HttpFailWith(Connection *connection, const char *data, Size length);
 extern void HttpForget(Connection *connection);
+
+/* http_stream.c: /v1/events and /v1/poll */
+extern void HttpEvents(Connection *connection, const HttpRequest *request);
+extern void HttpPoll(Connection *connection, const HttpRequest *request);
+extern void HttpTakeStreamMessage(Connection *connection, const char *data, Size length);
+extern void HttpCollected(Connection *connection);
+
+/*
+ * The next message moves the subscription: see LINK_EVENT_ID.  `position` may
+ * be NULL.
+ */
+extern void HttpMoves(Subscription *subscription, int part, const char *position, bool quiet);
+
+/* The client was told `subscribed`. */
+extern void HttpAnnounced(Subscription *subscription);
 
 #endif /* CHANGEFEED_HTTP_H */

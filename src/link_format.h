@@ -36,8 +36,10 @@ typedef struct LinkHeader
 } LinkHeader;
 
 /* A position is 40 characters: 32 of the transaction and 8 of the identity. */
-#define LINK_TAG_LENGTH	   8
-#define LINK_COMMON_LENGTH 32
+#define LINK_TAG_LENGTH 8
+
+/* With so many characters of a position ends what precedes a tag. */
+#define LINK_TX_POSITION 32
 
 typedef enum LinkType
 {
@@ -87,7 +89,9 @@ typedef enum LinkType
 	/*
 	 * Cumulative counters of the gateway, sent when asked by LINK_STATS_ASK:
 	 * u64 accepted, u64 open, u64 frames, u64 bytes, u64 queued bytes, u64
-	 * behind events, u64 refused
+	 * behind events, u64 refused, u64 bytes of messages received,
+	 * LINK_LAG_BUCKETS x u64 frames by their lag (LINK_TX_TIME), u64 sum of these
+	 * lags in microseconds, u32 n + n x (bytes code, u64 refusals with it)
 	 */
 	LINK_STATS = 10,
 
@@ -101,13 +105,29 @@ typedef enum LinkType
 	 */
 	LINK_REQUEST = 11,
 
+	/*
+	 * Something came for a poll that is LINK_STREAM_PROBE; nothing is answered
+	 * yet.  u32 conn
+	 */
+	LINK_COLLECTED = 12,
+
+	/*
+	 * The answer to LINK_CONNECTIONS_ASK.  u32 n, n x (u32 conn, u64 queued
+	 * bytes, u64 frames sent, u64 bytes sent, u64 ms since it was heard)
+	 */
+	LINK_CONNECTIONS = 19,
+
+	/* The answer to LINK_PROBE.  u64 its number */
+	LINK_PROBED = 20,
+
 	/* ---- feed worker to gateway ---- */
 
 	/*
 	 * u32 max_connections, u32 send_buffer (bytes), u32 heartbeat_ms, u32
 	 * connect_timeout_ms, u32 max_message (bytes of one client message), u32
 	 * max_frame (bytes), u16 port, u32 n + n x bytes allowed origins, u32 n +
-	 * n x bytes allowed hosts (names without port, lower case)
+	 * n x bytes allowed hosts (names without port, lower case), bytes name of
+	 * the cookie that has a token (empty: none)
 	 */
 	LINK_CONFIG = 32,
 
@@ -220,6 +240,43 @@ typedef enum LinkType
 	LINK_RESPONSE = 51,
 
 	/*
+	 * The answer to a LINK_REQUEST is made of what is sent to its connection
+	 * from now on; what it was sent before does not count any more.  An event
+	 * stream is held back until LINK_BEGIN, a poll is collected until it can be
+	 * answered: when all its channels are ready or have ended, and something
+	 * came that says more than that, or `wait` is over.  u32 conn, u8
+	 * LinkStreamKind, u8 flags (LINK_STREAM_*), u32 wait (ms, since now), u32
+	 * limit (bytes of a poll's answer), bytes position for the ETag of an
+	 * answer that says that nothing has come, bytes header lines, u16 n + n x
+	 * bytes position where each channel of the request is to go on, empty if it
+	 * needs a snapshot
+	 */
+	LINK_STREAM = 52,
+
+	/* u32 conn */
+	LINK_BEGIN = 53,
+
+	/*
+	 * From the next message or frame on (its last part), a channel of the
+	 * stream is where this says.  u32 conn, u16 index of the channel, u8
+	 * LinkPart, u8 quiet (the message tells nothing that a poll waits for),
+	 * bytes position
+	 */
+	LINK_EVENT_ID = 54,
+
+	/*
+	 * Of the transaction that begins next: u64 microseconds since 1970 of its
+	 * commit.  What the gateway makes of it is in LINK_STATS.
+	 */
+	LINK_TX_TIME = 75,
+
+	/* u32 n, n x u32 conn; answered by LINK_CONNECTIONS */
+	LINK_CONNECTIONS_ASK = 76,
+
+	/* u64 number; answered by LINK_PROBED when all before it was dealt with */
+	LINK_PROBE = 77,
+
+	/*
 	 * One JSON message for several connections, in order with everything else.
 	 * It is left out for those whose queue is full of such messages.  u32 n, n
 	 * x u32 conn, rest
@@ -244,6 +301,25 @@ typedef enum LinkType
 /* Its position is left out. */
 #define LINK_MESSAGE_NO_POSITION 1
 
+/* Upper bounds in microseconds; the last bucket is for what is above them. */
+#define LINK_LAG_BOUNDS                                                                           \
+	{                                                                                             \
+		1000, 2500, 5000, 10000, 25000, 50000, 100000, 250000, 500000, 1000000, 2500000, 5000000, \
+			10000000, 30000000, 60000000                                                          \
+	}
+#define LINK_LAG_BUCKETS 16
+
+static inline int
+LinkLagBucket(uint64_t us)
+{
+	static const uint64_t bounds[] = LINK_LAG_BOUNDS;
+	int i = 0;
+
+	while (i < LINK_LAG_BUCKETS - 1 && us > bounds[i])
+		i++;
+	return i;
+}
+
 /*
  * Frames for a subscription that catches up: not dropped when the connection
  * is behind (the feed worker paces them by LINK_MARK), not counted as its
@@ -256,6 +332,29 @@ typedef enum LinkType
 
 #define LINK_REQUEST_HEAD	  1 /* HEAD: answer as to GET, the body is left out */
 #define LINK_REQUEST_LOOPBACK 2 /* it came from this machine */
+#define LINK_REQUEST_PROXIED  4 /* it says that it came through a proxy */
+
+typedef enum LinkStreamKind
+{
+	LINK_STREAM_EVENTS = 1,
+	LINK_STREAM_POLL = 2
+} LinkStreamKind;
+
+#define LINK_STREAM_WAITS 1 /* a poll waits until something comes */
+#define LINK_STREAM_PROBE 2 /* and says LINK_COLLECTED instead of that */
+
+/* Where a channel of a stream is. */
+typedef enum LinkPart
+{
+	LINK_PART_SAME = 0,	 /* as before */
+	LINK_PART_NONE = 1,	 /* it needs a snapshot */
+	LINK_PART_OWN = 2,	 /* at the position, not ready */
+	LINK_PART_READY = 3, /* at the position; from the next frame on at that of the connection */
+	LINK_PART_ENDED = 4
+} LinkPart;
+
+/* Positions are texts up to this long, of [A-Za-z0-9_.-]. */
+#define LINK_POSITION_MAX 64
 
 typedef enum LinkTransport
 {
@@ -268,8 +367,9 @@ typedef enum LinkCause
 	LINK_CAUSE_SERVER = 2,	  /* LINK_CLOSE or LINK_SHUTDOWN */
 	LINK_CAUSE_HEARTBEAT = 3, /* no answer to a ping */
 	LINK_CAUSE_CONNECT_TIMEOUT = 4,
-	LINK_CAUSE_TOO_BIG = 5, /* a message above max_message */
-	LINK_CAUSE_PROTOCOL = 6 /* a broken or binary frame */
+	LINK_CAUSE_TOO_BIG = 5,	 /* a message above max_message */
+	LINK_CAUSE_PROTOCOL = 6, /* a broken or binary frame */
+	LINK_CAUSE_TOO_SLOW = 7	 /* it does not take what it has asked for */
 } LinkCause;
 
 /* WebSocket close codes of our own; see doc/protocol.md. */

@@ -398,6 +398,10 @@ ReceiveCommit(const char *data, Size length)
 		to->has_new = from->has_new;
 		to->old_length = from->old_length;
 		to->new_length = from->new_length;
+		to->xid = transaction->commit.xid;
+		/* Subtransactions get theirs behind the transaction. */
+		if (TransactionIdIsValid(from->subxid))
+			to->xid += from->subxid - (uint32) to->xid;
 		to->old_data = from->has_old ? bytes + (Size) from->old_data : NULL;
 		to->new_data = from->has_new ? bytes + (Size) from->new_data : NULL;
 	}

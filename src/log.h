@@ -34,6 +34,7 @@ typedef struct LogChange
 	const char *new_data;
 	uint32 old_length;
 	uint32 new_length;
+	uint64 xid; /* of the transaction or subtransaction: the new row's xmin */
 } LogChange;
 
 typedef struct LogBarrier

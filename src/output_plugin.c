@@ -289,7 +289,7 @@ TooLarge(HeapTuple old_tuple, HeapTuple new_tuple)
 /* Gathers the record from where the tuples lie: they are copied just once. */
 static void
 SendChange(KnownRelation *known, Target *target, Relation relation, char operation, uint8 has_old,
-		   HeapTuple old_tuple, HeapTuple new_tuple)
+		   HeapTuple old_tuple, HeapTuple new_tuple, TransactionId subxid)
 {
 	static const char zeros[8] = {0};
 	TupleDesc tupdesc = RelationGetDescr(relation);
@@ -322,7 +322,8 @@ SendChange(KnownRelation *known, Target *target, Relation relation, char operati
 		return;
 	}
 
-	RecordFillChangeHead(head, target->source->version, operation, has_old, old_tuple, new_tuple);
+	RecordFillChangeHead(head, target->source->version, operation, has_old, old_tuple, new_tuple,
+						 subxid);
 	iov[n].data = head;
 	iov[n++].len = sizeof(head);
 	if (old_tuple != NULL)
@@ -615,6 +616,7 @@ PluginChange(LogicalDecodingContext *ctx, ReorderBufferTXN *txn, Relation relati
 			HeapTuple old_tuple = compat_change_tuple(change->data.tp.oldtuple);
 			HeapTuple new_tuple = compat_change_tuple(change->data.tp.newtuple);
 			bool full = relation->rd_rel->relreplident == REPLICA_IDENTITY_FULL;
+			TransactionId xid = change->txn->xid;
 			char operation = 'I';
 			char *why = NULL;
 
@@ -634,7 +636,7 @@ PluginChange(LogicalDecodingContext *ctx, ReorderBufferTXN *txn, Relation relati
 					SendLost(known->targets[i].source, why);
 				else
 					SendChange(known, &known->targets[i], relation, operation, full ? 1 : 2,
-							   old_tuple, new_tuple);
+							   old_tuple, new_tuple, xid != txn->xid ? xid : InvalidTransactionId);
 			}
 		}
 	}

@@ -35,6 +35,8 @@ extern char *setting_jwt_audience;
 extern char *setting_jwt_role_claim;
 extern char *setting_identity_claims; /* claims left out of the identity */
 extern char *setting_anon_role;
+extern char *setting_token_cookie;
+extern int setting_max_response;
 extern int setting_gateways;
 extern int setting_decoder; /* DECODER_* */
 extern int setting_query_workers;
@@ -51,8 +53,13 @@ extern int setting_max_connections;
 extern int setting_max_subscriptions; /* per connection */
 extern int setting_policy_timeout;	  /* ms */
 extern int setting_recheck_interval;  /* seconds, 0: off */
+extern int setting_call_workers;	  /* 0: no calls */
+extern int setting_call_timeout;	  /* ms */
+extern int setting_idempotency_age;	  /* seconds */
 extern int setting_heartbeat;		  /* ms */
 extern int setting_connect_timeout;	  /* ms */
+extern char *setting_admin_addresses;
+extern int setting_health_max_lag; /* ms */
 
 /* Defines every setting; only from _PG_init. */
 extern void SettingsDefine(void);

@@ -30,6 +30,9 @@
 /* A warning comes this long before a token expires. */
 #define EXPIRY_WARNING 60
 
+/* Refused tokens are logged so often at most. */
+#define REFUSALS_LOGGED_MS 60000
+
 /* Syncs of one connection that wait. */
 #define MAX_SYNCS 100
 
@@ -66,6 +69,14 @@ ProtocolSend(Connection *connection, const char *data, Size length)
 void
 ProtocolError(Connection *connection, const char *request_id, const Spelling *channel,
 			  const char *sqlstate, const char *message, const char *hint)
+{
+	CountError(NULL, sqlstate);
+	ProtocolSendError(connection, request_id, channel, sqlstate, message, hint);
+}
+
+void
+ProtocolSendError(Connection *connection, const char *request_id, const Spelling *channel,
+				  const char *sqlstate, const char *message, const char *hint)
 {
 	StringInfoData m;
 
@@ -146,6 +157,7 @@ ProtocolRevokeAll(Connection *connection, const char *reason)
 		appendStringInfoString(&m, "{\"type\":\"revoked\",\"channel\":");
 		appendBinaryStringInfo(&m, s->name->json, s->name->length);
 		appendStringInfo(&m, ",\"reason\":\"%s\"}", reason);
+		HttpMoves(s, LINK_PART_ENDED, NULL, false);
 		ProtocolSend(connection, m.data, m.len);
 		pfree(m.data);
 		SubscriptionFree(s);
@@ -180,6 +192,22 @@ typedef enum Authentication
 	POSTPONED
 } Authentication;
 
+/* Somebody may try again and again: one line for many, and without the token. */
+static void
+LogRefusal(const Connection *connection, const JwtResult *error)
+{
+	static TimestampTz logged;
+	static uint64 refused;
+
+	refused++;
+	if (!TimestampDifferenceExceeds(logged, feed_now, REFUSALS_LOGGED_MS))
+		return;
+	logged = feed_now;
+	ereport(LOG, (errmsg("change feed has refused a token from address \"%s\": %s",
+						 connection->peer, error->message),
+				  errdetail("Since the start it has refused " UINT64_FORMAT ".", refused)));
+}
+
 /* `data` is the whole message, which may have to wait. */
 static Authentication
 Authenticate(Connection *connection, const char *token, const char *id, const char *data,
@@ -196,7 +224,7 @@ Authenticate(Connection *connection, const char *token, const char *id, const ch
 		if (strcmp(error.sqlstate, "42501") == 0 && Postpone(connection, data, length))
 			return POSTPONED;
 		ProtocolError(connection, id, NULL, error.sqlstate, error.message, error.hint);
-		pg_atomic_fetch_add_u64(&feed_shared->feed_denials, 1);
+		LogRefusal(connection, &error);
 		return REFUSED;
 	}
 	identity = IdentityIntern(&info);
@@ -334,6 +362,7 @@ Subscribe(Connection *connection, JsonMessage *message, const char *id, const ch
 	const char *name = ProtocolChannel(connection, message, id);
 	const char *from = JsonMessageString(message, "from");
 	const JsonField *snapshot = JsonMessageGet(message, "snapshot");
+	const JsonField *versions = JsonMessageGet(message, "versions");
 	char *values[CHANNEL_PARAMS_MAX] = {0};
 	Selection *selection = NULL;
 	SelectionError error;
@@ -408,7 +437,10 @@ Subscribe(Connection *connection, JsonMessage *message, const char *id, const ch
 	if (selection != NULL && name[length_of_name + 1] != '\0')
 		s->selection = MemoryContextStrdup(feed_context, name + length_of_name + 1);
 	s->window = selection != NULL && selection->limit > 0;
+	if (connection->http != NULL)
+		s->http_part = atoi(id) - 1;
 	s->request_id = MemoryContextStrdup(feed_context, id);
+	s->versions = versions != NULL && versions->type == JSON_TOKEN_TRUE;
 	s->no_snapshot = from == NULL && snapshot != NULL && snapshot->type == JSON_TOKEN_FALSE;
 	SubscribeStart(s, from != NULL ? &position : NULL);
 }
@@ -542,6 +574,8 @@ Dispatch(Connection *connection, const char *data, Size length)
 		Sync(connection, id);
 	else if (strcmp(type, "publish") == 0)
 		PublishMessage(connection, message, id, data, length);
+	else if (strcmp(type, "call") == 0)
+		CallMessage(connection, message, id, data, length);
 	else
 		ProtocolError(
 			connection, id, NULL, "08P01",

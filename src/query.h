@@ -71,6 +71,20 @@ typedef enum QueryKind
 	 */
 	QUERY_VERDICTS = 'V',
 
+	/*
+	 * Call a function for an identity.
+	 *
+	 * u32 role, bytes claims, bytes name that the function is exposed by, bytes
+	 * arguments (a JSON object), bytes key (empty: none), u16 n expectations,
+	 * each: bytes key of the row (a JSON object), u64 version, then of
+	 * QUERY_SUBSCRIBE join_check with the values of its parameters, one source,
+	 * and bytes selection.
+	 */
+	QUERY_CALL = 'C',
+
+	/* Remove the results of calls that are older than idempotency_age. */
+	QUERY_EXPIRE = 'X',
+
 	/* ---- results ---- */
 
 	/*
@@ -116,7 +130,7 @@ typedef enum QueryKind
 	/*
 	 * A page of rows, small snapshots only: u16 index of source, bytes JSON
 	 * array of row objects.  Every source has at least one page, which may be
-	 * empty: [].
+	 * empty: [].  With QUERY_WITH_VERSIONS ,"versions":[...] follows the array.
 	 */
 	QUERY_PAGE = 'P',
 
@@ -129,7 +143,8 @@ typedef enum QueryKind
 
 	/*
 	 * Of QUERY_SUBSCRIBE with rows, behind QUERY_SNAPSHOT, u64, u64: sum of
-	 * the hashes of the rows of sources with RECHECK_ROWS (recheck.c)
+	 * the hashes of the rows of sources with RECHECK_ROWS (recheck.c), u64
+	 * number of rows
 	 */
 	QUERY_DIGEST = 'G',
 
@@ -143,8 +158,21 @@ typedef enum QueryKind
 	 */
 	QUERY_VERDICT = 'R',
 
-	QUERY_ERROR = 'E', /* bytes SQLSTATE, bytes message, bytes hint */
-	QUERY_DONE = 'Z'   /* no body */
+	/* Of QUERY_CALL: bytes JSON, u64 xid with its epoch (0: it got none) */
+	QUERY_RESULT = 'A',
+
+	/*
+	 * Of QUERY_CALL, which was rolled back: u16 index of an expectation that is
+	 * not true, bytes row as it is now (JSON; empty: there is none), u64 version
+	 */
+	QUERY_CONFLICT = 'K',
+
+	/* Of QUERY_EXPIRE: u64 seconds until there is more to remove (0: nothing) */
+	QUERY_EXPIRED = 'Y',
+
+	/* bytes SQLSTATE, bytes message, bytes hint, bytes detail */
+	QUERY_ERROR = 'E',
+	QUERY_DONE = 'Z' /* no body */
 } QueryKind;
 
 typedef enum QueryVerdictStatus
@@ -161,7 +189,7 @@ typedef enum QueryVerdictStatus
 #define NARROW_NONE	 2 /* it has no rows of its own */
 
 #define QUERY_WITH_ROWS		1
-#define QUERY_WITH_VERSIONS 2 /* each row gets its xmin (reserved) */
+#define QUERY_WITH_VERSIONS 2 /* pages end with "versions", of the rows in order */
 #define QUERY_DIGEST_ONLY	4 /* read the rows, but send only their digest */
 #define QUERY_WITH_POSITION 8
 #define QUERY_WITH_KEYS		16
@@ -185,9 +213,10 @@ RowDigestAdd(RowDigest *digest, uint64 seed, int source, const char *row, int le
 
 typedef enum QueryPriority
 {
-	QUERY_FIRST, /* verdicts: live changes wait for them */
-	QUERY_LATER, /* snapshots */
-	QUERY_COSTLY /* verdicts of an identity that is known to be slow */
+	QUERY_FIRST,  /* verdicts: live changes wait for them */
+	QUERY_LATER,  /* snapshots */
+	QUERY_COSTLY, /* verdicts of an identity that is known to be slow */
+	QUERY_CALLS	  /* calls, in workers of their own */
 } QueryPriority;
 
 /*
@@ -223,6 +252,14 @@ extern uint64
 QuerySubmitVerdicts(const char *body, Size length, uint32 cost, QueryCallback callback, void *arg);
 
 /*
+ * A call.  `repeatable`: if its worker dies, it may be run again, since nothing
+ * is done twice; otherwise the callback gets an error that says that it is not
+ * known what has been done (40003).
+ */
+extern uint64
+QuerySubmitCall(const char *body, Size length, bool repeatable, QueryCallback callback, void *arg);
+
+/*
  * The callback will not be called again.  A waiting job is dropped; a running
  * one is interrupted if it takes rows, otherwise its result is ignored.
  */
@@ -230,5 +267,8 @@ extern void QueryCancel(uint64 job);
 
 /* Jobs waiting and running, for the views. */
 extern int QueryPoolBacklog(void);
+
+/* Workers that have one. */
+extern int QueryPoolBusy(void);
 
 #endif /* CHANGEFEED_QUERY_H */

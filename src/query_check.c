@@ -69,6 +69,23 @@ PlanCheck(JoinCheck *check, ParamListInfo params, MemoryContext context)
 	return plan;
 }
 
+void
+JoinCheckRead(JoinCheck *check, WireReader *body)
+{
+	int i;
+
+	check->text = QueryCopyBytes(WireGetBytes(body));
+	check->nparams = WireGetU16(body);
+	check->params = palloc0(sizeof(char *) * Max(check->nparams, 1));
+	for (i = 0; i < check->nparams && !body->failed; i++)
+	{
+		bool given = WireGetU8(body) != 0;
+		char *text = QueryCopyBytes(WireGetBytes(body));
+
+		check->params[i] = given ? text : NULL;
+	}
+}
+
 static bool
 RunCheck(PlannedStmt *plan, ParamListInfo params)
 {

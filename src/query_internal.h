@@ -13,6 +13,7 @@
 #define CHANGEFEED_QUERY_INTERNAL_H
 
 #include "query.h"
+#include "call_function.h"
 #include "compat.h"
 #include "selection.h"
 #include "wire_write.h"
@@ -20,6 +21,7 @@
 #include "nodes/parsenodes.h"
 #include "parser/parse_relation.h"
 #include "rewrite/rewriteHandler.h"
+#include "utils/jsonb.h"
 #include "utils/rel.h"
 
 #include "access/tupdesc.h"
@@ -83,7 +85,8 @@ typedef struct QueryWorkerExtra
 #define QUERY_SPOOL_PREFIX	  PG_TEMP_FILE_PREFIX "_changefeed."
 
 /* Errors of others' code go over the wire; they need not be novels. */
-#define QUERY_ERROR_LENGTH 1000
+#define QUERY_ERROR_LENGTH		1000
+#define QUERY_CALL_ERROR_LENGTH 8000
 
 /* ---- query_worker.c ---- */
 
@@ -113,6 +116,16 @@ extern void QueryCheckPeer(void);
  */
 extern void QueryTransactionBegin(int lock_timeout, int64 time_limit);
 extern void QueryTransactionEnd(void);
+
+/*
+ * A transaction that may write, as a session of the role would begin it, and its
+ * commit.  Whatever is not ours has to have happened before QueryLeaveIdentity,
+ * which also takes back its settings.
+ */
+extern void QueryTransactionBeginWriting(Oid role, int64 time_limit);
+extern void QueryEnterCaller(Oid role, const char *claims);
+extern void QueryLeaveIdentity(void);
+extern void QueryTransactionCommit(void);
 
 /* Did a time limit interrupt the transaction?  Until the next one begins. */
 extern bool QueryTimedOut(void);
@@ -211,6 +224,14 @@ typedef struct SourceParameter
 	FmgrInfo output;
 } SourceParameter;
 
+/* What the query gives behind the columns, whoever may read that. */
+typedef enum SourceSystem
+{
+	SOURCE_PLAIN = 0,
+	SOURCE_VERSION, /* xmin */
+	SOURCE_PLACE	/* xmin, ctid, tableoid */
+} SourceSystem;
+
 /* A source as the job names it, and what was found out about it. */
 typedef struct SourceQuery
 {
@@ -235,7 +256,13 @@ typedef struct SourceQuery
 	List *more;	   /* Oid: tables that decide about the channel as a whole */
 	uint8 recheck; /* RECHECK_* */
 	int16 *key;
+	SourceSystem system;
 } SourceQuery;
+
+/* Reads a source of a job. */
+extern void SourceQueryRead(SourceQuery *source, WireReader *body);
+extern Selection *SourceQueryReadSelection(WireReader *body);
+extern void JoinCheckRead(JoinCheck *check, WireReader *body);
 
 /* Finds the columns; writes the QUERY_DESCRIBE message into `out`. */
 extern void SourceQueryDescribe(SourceQuery *source, int index, Oid role, StringInfo out);
@@ -283,6 +310,46 @@ extern void SelectionQueryDescribe(SourceQuery *source, Relation rel, StringInfo
 extern void SelectionQueryDescribeNothing(StringInfo out);
 extern void SelectionQueryAppendOrder(StringInfo sql, const SourceQuery *source);
 
+/* ---- query_call.c ---- */
+
+extern void QueryRunCall(WireReader *body);
+extern void QueryRunExpire(void);
+
+/* ---- query_arguments.c ---- */
+
+/* A JSON object; `what` it is, for errors. */
+extern Jsonb *QueryJsonObject(const char *text, const char *what);
+extern bool QueryJsonHas(Jsonb *object, const char *name);
+
+/* The object's member as a value of the type; `what` it is, for errors. */
+extern Datum QueryJsonValue(Jsonb *object, const char *name, const char *what, Oid type,
+							int32 typmod, bool *isnull);
+
+/* An expression that calls the function with the members of the object. */
+extern Query *QueryMakeCall(const CallFunction *function, Jsonb *object, ParamListInfo *params);
+
+/* ---- query_expect.c ---- */
+
+/* A row that a caller has seen. */
+typedef struct Expectation
+{
+	char *key; /* JSON */
+	uint64 version;
+	JoinCheck check;
+	SourceQuery source;
+	/* found out when it is not true: */
+	StringInfoData row; /* JSON; empty: there is none */
+	uint64 now;
+} Expectation;
+
+extern void ExpectationRead(Expectation *expectation, WireReader *body);
+
+/*
+ * Is the row what the caller has seen?  Then nobody else changes it until the
+ * transaction's end.  The identity was entered.
+ */
+extern bool ExpectationHolds(Expectation *expectation, Oid role);
+
 /* ---- query_snapshot.c ---- */
 
 extern void QueryRunSubscribe(WireReader *body);
@@ -295,6 +362,8 @@ typedef struct QueryPages
 	uint32 source;
 	StringInfoData page; /* begun with "[" */
 	int rows;
+	bool with_versions;
+	StringInfoData versions; /* of the page's rows */
 	StringInfoData buffer;
 	bool spooled;
 	uint64 size;	   /* of the file */
@@ -307,6 +376,7 @@ extern void QueryPagesInit(QueryPages *pages, Oid role);
 
 /* Rows are appended to `page`, with commas, and counted in `rows`. */
 extern void QueryPageBegin(QueryPages *pages, int source);
+extern void QueryPageVersion(QueryPages *pages, uint64 version); /* of the last row */
 extern void QueryPageEnd(QueryPages *pages);
 
 /* Outside transactions: it may take long. */

@@ -180,6 +180,16 @@ QuerySubmitVerdicts(const char *body, Size length, uint32 cost, QueryCallback ca
 	return job->id;
 }
 
+uint64
+QuerySubmitCall(const char *body, Size length, bool repeatable, QueryCallback callback, void *arg)
+{
+	PoolJob *job = JobMake(QUERY_CALL, body, length, QUERY_CALLS, callback, arg);
+
+	job->repeatable = repeatable;
+	JobEnqueue(job, false);
+	return job->id;
+}
+
 int
 QueryPoolBacklog(void)
 {
@@ -290,15 +300,40 @@ VerdictsLostWorker(PoolJob *job, bool timed_out)
 		JobFree(job);
 }
 
-/* What becomes of the job of a worker that died. */
+/*
+ * A call may have been committed by its worker's end.  One with a key finds that
+ * out when it is run again; whoever ignores time limits has not committed.
+ */
+static void
+CallLostWorker(PoolJob *job, bool timed_out, bool begun)
+{
+	if (job->delivered)
+		JobDeliverError(job, ERRCODE_ADMIN_SHUTDOWN, "the query worker has ended", "");
+	else if (timed_out)
+		JobDeliverError(job, ERRCODE_QUERY_CANCELED,
+						"the call took too long and went on when cancelled",
+						"Look for exception handlers with WHEN query_canceled in the function.");
+	else if (job->deaths < 2 && (job->repeatable || !begun))
+		JobEnqueue(job, true);
+	else
+		JobDeliverError(
+			job, ERRCODE_T_R_STATEMENT_COMPLETION_UNKNOWN,
+			"the process that ran the call has ended, and it is not known what the call has done",
+			job->repeatable
+				? "Repeat the call with the same key: nothing is done twice."
+				: "Look whether it was done. A call with a \"key\" can be repeated without doing anything twice.");
+}
+
 void
-JobLostWorker(PoolJob *job, bool timed_out)
+JobLostWorker(PoolJob *job, bool timed_out, bool begun)
 {
 	job->deaths++;
 	if (job->callback == NULL)
 		JobFree(job);
 	else if (job->kind == QUERY_VERDICTS)
 		VerdictsLostWorker(job, timed_out);
+	else if (job->kind == QUERY_CALL)
+		CallLostWorker(job, timed_out, begun);
 	else if (timed_out || job->preempted)
 		JobDeliverError(
 			job, ERRCODE_QUERY_CANCELED, "the query took too long and went on when cancelled",

@@ -15,7 +15,7 @@
 #include "lib/ilist.h"
 
 /* Internal priority: the lane of slow snapshots. */
-#define QUERY_SLOW (QUERY_COSTLY + 1)
+#define QUERY_SLOW (QUERY_CALLS + 1)
 
 typedef struct PoolJob
 {
@@ -32,6 +32,9 @@ typedef struct PoolJob
 	Size length;
 	int deaths;		/* of workers that ran it */
 	bool delivered; /* a result went to the callback */
+
+	/* QUERY_CALL: */
+	bool repeatable; /* may be run again when its worker died */
 
 	/* QUERY_VERDICTS: */
 	uint32 part; /* the identity whose verdict comes next */
@@ -64,7 +67,10 @@ extern PoolJob *JobTakeApart(PoolJob *job, uint32 part);
 /* No verdict is to be expected: the job is gone. */
 extern void JobUndecided(PoolJob *job);
 
-/* What becomes of the job of a worker that died. */
-extern void JobLostWorker(PoolJob *job, bool timed_out);
+/*
+ * What becomes of the job of a worker that died.  `begun`: the worker may have
+ * begun with it.
+ */
+extern void JobLostWorker(PoolJob *job, bool timed_out, bool begun);
 
 #endif /* CHANGEFEED_QUERY_JOBS_H */

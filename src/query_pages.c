@@ -116,6 +116,7 @@ QueryPagesInit(QueryPages *pages, Oid role)
 
 	memset(pages, 0, sizeof(QueryPages));
 	initStringInfo(&pages->page);
+	initStringInfo(&pages->versions);
 	initStringInfo(&pages->buffer);
 	MemoryContextSwitchTo(old);
 	pages->inline_bytes = INLINE_BYTES;
@@ -130,13 +131,23 @@ QueryPageBegin(QueryPages *pages, int source)
 	pages->source = source;
 	pages->rows = 0;
 	resetStringInfo(&pages->page);
+	resetStringInfo(&pages->versions);
 	appendStringInfoChar(&pages->page, '[');
+}
+
+void
+QueryPageVersion(QueryPages *pages, uint64 version)
+{
+	appendStringInfo(&pages->versions, "%s\"" UINT64_FORMAT "\"",
+					 pages->versions.len > 0 ? "," : "", version);
 }
 
 void
 QueryPageEnd(QueryPages *pages)
 {
 	appendStringInfoChar(&pages->page, ']');
+	if (pages->with_versions)
+		appendStringInfo(&pages->page, ",\"versions\":[%s]", pages->versions.data);
 
 	/* A row may be huge: what is waiting goes first. */
 	if (pages->buffer.len + pages->page.len > (int64) pages->inline_bytes && !pages->spooled)

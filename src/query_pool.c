@@ -24,6 +24,10 @@
  * and in the end the worker is terminated: whatever a policy does with cancels,
  * it cannot keep a worker.
  *
+ * Calls run for as long as somebody's function takes, and so have workers of
+ * their own, changefeed.call_workers at most, which are started when they are
+ * needed.  Only if none of them can be started an ordinary one takes them.
+ *
  * What becomes of the job of a worker that died is in query_jobs.c.
  *
  * Process: feed worker.  Nothing here blocks.  Locks: none.  Memory: a context
@@ -86,6 +90,7 @@ static DatabaseFeed *pool_feed;
 static int pool_feed_index;
 static PoolWorker *workers;
 static int nworkers;				/* ordinary ones; those of lanes follow */
+static int ncallers;				/* those of calls are the last */
 static bool last_was_later;			/* the job given out last */
 static bool register_failed;		/* and said so */
 static TimestampTz no_worker_since; /* 0: there is one */
@@ -93,7 +98,8 @@ static TimestampTz no_worker_since; /* 0: there is one */
 /* Behind the ordinary workers. */
 #define SNAPSHOT_LANE (&workers[nworkers])
 #define VERDICT_LANE  (&workers[nworkers + 1])
-#define ALL_WORKERS	  (nworkers + 2)
+#define CALL_LANE	  (&workers[nworkers + 2])
+#define ALL_WORKERS	  (nworkers + 2 + ncallers)
 
 /*
  * Ends the job at hand.  Verdicts are short, and have a time limit of their
@@ -162,22 +168,30 @@ ReleaseWorker(PoolWorker *worker)
 	worker->job = NULL;
 }
 
+static bool IsNeeded(const PoolWorker *worker);
+
 static void
 ReportRegisterFailure(void)
 {
 	int missing = 0;
+	int needed = 0;
 	int i;
 
 	if (register_failed)
 		return;
 	register_failed = true;
-	for (i = 0; i < nworkers; i++)
+	for (i = 0; i < ALL_WORKERS; i++)
+	{
+		if (!IsNeeded(&workers[i]))
+			continue;
+		needed++;
 		if (IsDead(&workers[i]))
 			missing++;
+	}
 	ereport(
 		LOG,
 		(errcode(ERRCODE_INSUFFICIENT_RESOURCES),
-		 errmsg("could not start %d of %d query workers of the change feed", missing, nworkers),
+		 errmsg("could not start %d of %d query workers of the change feed", missing, needed),
 		 errdetail("All slots for background workers are in use."),
 		 errhint(
 			 "Raise max_worker_processes from %d to at least %d, or lower changefeed.query_workers. Retrying every %d seconds.",
@@ -257,6 +271,7 @@ WorkerEnded(PoolWorker *worker, TimestampTz now)
 {
 	QuerySegment *header = dsm_segment_address(worker->segment);
 	bool timed_out = pg_atomic_read_u32(&header->timed_out) != 0;
+	bool begun = worker->message == NULL;
 	PoolJob *job = worker->job;
 
 	if (timed_out || TimestampDifferenceExceeds(worker->started, now, STABLE_MS))
@@ -266,7 +281,7 @@ WorkerEnded(PoolWorker *worker, TimestampTz now)
 	worker->retry_at = TimestampTzPlusMilliseconds(now, worker->backoff);
 	ReleaseWorker(worker);
 	if (job != NULL)
-		JobLostWorker(job, timed_out);
+		JobLostWorker(job, timed_out, begun);
 }
 
 static void
@@ -409,6 +424,21 @@ CostlyIsPossible(void)
 						   (IsDead(VERDICT_LANE) && register_failed));
 }
 
+/* May an ordinary worker take a call? */
+static bool
+CallIsPossible(void)
+{
+	int i;
+
+	if (dlist_is_empty(&job_waiting[QUERY_CALLS]) || !register_failed ||
+		WorkersTaken() >= Max(WorkersReady() - 1, 1))
+		return false;
+	for (i = 0; i < ncallers; i++)
+		if (!IsDead(&CALL_LANE[i]))
+			return false;
+	return true;
+}
+
 /* The list that the next job comes from, or NULL when none may be given out. */
 static dlist_head *
 NextList(TimestampTz now)
@@ -426,7 +456,9 @@ NextList(TimestampTz now)
 		return &job_waiting[QUERY_FIRST];
 	if (CostlyIsPossible())
 		return &job_waiting[QUERY_COSTLY];
-	return later ? &job_waiting[QUERY_LATER] : NULL;
+	if (later)
+		return &job_waiting[QUERY_LATER];
+	return CallIsPossible() ? &job_waiting[QUERY_CALLS] : NULL;
 }
 
 /* The message is in the worker's hands, or will be sent on when there is room. */
@@ -503,6 +535,15 @@ TakeJobsApart(TimestampTz now)
 	}
 }
 
+/* What waits for a worker that is not an ordinary one. */
+static dlist_head *
+LaneOf(const PoolWorker *worker)
+{
+	if (worker >= CALL_LANE)
+		return &job_waiting[QUERY_CALLS];
+	return &job_waiting[worker == SNAPSHOT_LANE ? QUERY_SLOW : QUERY_COSTLY];
+}
+
 static dlist_head *
 NextListFor(PoolWorker *worker, TimestampTz now)
 {
@@ -510,7 +551,7 @@ NextListFor(PoolWorker *worker, TimestampTz now)
 
 	if (worker < SNAPSHOT_LANE)
 		return NextList(now);
-	list = &job_waiting[worker == SNAPSHOT_LANE ? QUERY_SLOW : QUERY_COSTLY];
+	list = LaneOf(worker);
 	return dlist_is_empty(list) ? NULL : list;
 }
 
@@ -523,7 +564,8 @@ InterruptDue(PoolWorker *worker)
 {
 	PoolJob *job = worker->job;
 
-	if (job == NULL || worker->message != NULL || job->kind == QUERY_VERDICTS)
+	if (job == NULL || worker->message != NULL || job->kind == QUERY_VERDICTS ||
+		job->kind == QUERY_CALL)
 		return DT_NOEND;
 	if (worker->interrupts > 0)
 		return worker->interrupts > INTERRUPTS
@@ -574,9 +616,15 @@ GiveJobs(TimestampTz now)
 static bool
 IsNeeded(const PoolWorker *worker)
 {
+	PoolWorker *other;
+
 	if (worker < SNAPSHOT_LANE)
 		return true;
-	return !dlist_is_empty(&job_waiting[worker == SNAPSHOT_LANE ? QUERY_SLOW : QUERY_COSTLY]);
+	/* One more for calls only when those there are have something to do. */
+	for (other = CALL_LANE; other < worker; other++)
+		if (!IsDead(other) && other->job == NULL)
+			return false;
+	return !dlist_is_empty(LaneOf(worker));
 }
 
 /* Nobody has been there for long: whoever waits learns of it. */
@@ -604,6 +652,18 @@ RefuseWaiting(void)
 								"See the server log; max_worker_processes may be too low.");
 		}
 	}
+}
+
+int
+QueryPoolBusy(void)
+{
+	int n = 0;
+	int i;
+
+	for (i = 0; i < ALL_WORKERS; i++)
+		if (workers[i].job != NULL)
+			n++;
+	return n;
 }
 
 bool
@@ -702,6 +762,7 @@ QueryPoolStart(DatabaseFeed *feed, int feed_index)
 	RemoveOldSpoolFiles();
 
 	nworkers = setting_query_workers;
+	ncallers = setting_call_workers;
 	workers = MemoryContextAllocZero(pool_context, sizeof(PoolWorker) * ALL_WORKERS);
 	no_worker_since = now;
 	for (i = 0; i < nworkers; i++)

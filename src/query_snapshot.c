@@ -23,6 +23,7 @@
 #include "query_internal.h"
 
 #include "encode.h"
+#include "log.h"
 
 #include "access/htup_details.h"
 #include "access/table.h"
@@ -59,6 +60,7 @@ typedef struct Request
 	bool denied; /* with QUERY_PUBLISH that is an answer */
 	uint64 seed;
 	RowDigest digest; /* of all rows of sources with RECHECK_ROWS */
+	uint64 rows;	  /* of all sources */
 	int nsources;
 	SourceQuery *sources;
 	StringInfoData *describes; /* one message each */
@@ -95,6 +97,7 @@ EncodeBatch(Request *request, int index, RowEncoder *encoder, TupleDesc tupdesc,
 			int start;
 
 			--*left;
+			request->rows++;
 			if (pages->rows > 0)
 				appendStringInfoChar(&pages->page, ',');
 			start = pages->page.len;
@@ -104,10 +107,17 @@ EncodeBatch(Request *request, int index, RowEncoder *encoder, TupleDesc tupdesc,
 							 pages->page.len - start, true);
 			if (digest_only)
 				pages->page.len = start;
-			else if (++pages->rows >= PAGE_ROWS || pages->page.len >= PAGE_BYTES)
+			else
 			{
-				QueryPageEnd(pages);
-				QueryPageBegin(pages, index);
+				if (source->system != SOURCE_PLAIN)
+					QueryPageVersion(pages,
+									 LogFullXid(DatumGetTransactionId(values[tupdesc->natts - 1])));
+				if (++pages->rows >= PAGE_ROWS ||
+					pages->page.len + pages->versions.len >= PAGE_BYTES)
+				{
+					QueryPageEnd(pages);
+					QueryPageBegin(pages, index);
+				}
 			}
 		}
 		MemoryContextReset(row_context);
@@ -402,77 +412,28 @@ BeginSnapshot(Request *request)
 	}
 }
 
-static char **
-ReadNames(WireReader *body, int *n)
-{
-	char **names;
-	int i;
-
-	*n = WireGetU16(body);
-	names = palloc(sizeof(char *) * Max(*n, 1));
-	for (i = 0; i < *n; i++)
-		names[i] = QueryCopyBytes(WireGetBytes(body));
-	return names;
-}
-
-static void
-ReadCheck(JoinCheck *check, WireReader *body)
-{
-	int i;
-
-	check->text = QueryCopyBytes(WireGetBytes(body));
-	check->nparams = WireGetU16(body);
-	check->params = palloc0(sizeof(char *) * Max(check->nparams, 1));
-	for (i = 0; i < check->nparams && !body->failed; i++)
-	{
-		bool given = WireGetU8(body) != 0;
-		char *text = QueryCopyBytes(WireGetBytes(body));
-
-		check->params[i] = given ? text : NULL;
-	}
-}
-
 static void
 ReadRequest(Request *request, WireReader *body)
 {
-	Selection *selection = NULL;
-	SelectionError error;
-	WireBytes text;
+	Selection *selection;
 	int i;
-	int j;
 
 	memset(request, 0, sizeof(Request));
 	request->role = WireGetU32(body);
 	request->claims = QueryCopyBytes(WireGetBytes(body));
 	request->flags = WireGetU8(body);
-	ReadCheck(&request->check, body);
+	JoinCheckRead(&request->check, body);
 	request->seed = WireGetU64(body);
 	request->nsources = WireGetU16(body);
 	request->sources = palloc0(sizeof(SourceQuery) * Max(request->nsources, 1));
 	request->describes = palloc0(sizeof(StringInfoData) * Max(request->nsources, 1));
 	for (i = 0; i < request->nsources && !body->failed; i++)
 	{
-		SourceQuery *source = &request->sources[i];
-
-		source->relid = WireGetU32(body);
-		source->filter = QueryCopyBytes(WireGetBytes(body));
-		source->keys = ReadNames(body, &source->nkeys);
-		source->published = ReadNames(body, &source->npublished);
-		source->nparams = WireGetU16(body);
-		source->params = palloc0(sizeof(SourceParameter) * Max(source->nparams, 1));
-		for (j = 0; j < source->nparams; j++)
-		{
-			source->params[j].column = QueryCopyBytes(WireGetBytes(body));
-			source->params[j].text = QueryCopyBytes(WireGetBytes(body));
-		}
+		SourceQueryRead(&request->sources[i], body);
+		if ((request->flags & QUERY_WITH_VERSIONS) != 0)
+			request->sources[i].system = SOURCE_VERSION;
 	}
-	text = WireGetBytes(body);
-	if (text.length > 0)
-	{
-		selection = SelectionParse(text.data, text.length, &error);
-		if (selection == NULL)
-			ereport(ERROR, (errcode(ERRCODE_DATA_CORRUPTED), errmsg("%s", error.message)));
-	}
+	selection = SourceQueryReadSelection(body);
 	for (i = 0; i < request->nsources; i++)
 		request->sources[i].selection = selection;
 	if (!WireAtEnd(body))
@@ -489,6 +450,7 @@ SendDigest(Request *request)
 	QueryMessage(&message, QUERY_DIGEST);
 	WirePutU64(&message, request->digest.a);
 	WirePutU64(&message, request->digest.b);
+	WirePutU64(&message, (uint64) request->rows);
 	QuerySend(&message);
 }
 
@@ -507,7 +469,10 @@ QueryRunSubscribe(WireReader *body)
 
 	BeginSnapshot(&request);
 	if (with_rows)
+	{
 		QueryPagesInit(&pages, request.role);
+		pages.with_versions = (request.flags & QUERY_WITH_VERSIONS) != 0;
+	}
 	if ((request.flags & QUERY_WITH_KEYS) != 0)
 		pages.inline_bytes = (Size) setting_max_transaction * 1024;
 	for (i = 0; i < request.nsources; i++)

@@ -38,6 +38,55 @@
 #include "utils/syscache.h"
 #include "utils/typcache.h"
 
+/* ---- The job ---- */
+
+static char **
+ReadNames(WireReader *body, int *n)
+{
+	char **names;
+	int i;
+
+	*n = WireGetU16(body);
+	names = palloc(sizeof(char *) * Max(*n, 1));
+	for (i = 0; i < *n; i++)
+		names[i] = QueryCopyBytes(WireGetBytes(body));
+	return names;
+}
+
+void
+SourceQueryRead(SourceQuery *source, WireReader *body)
+{
+	int i;
+
+	source->relid = WireGetU32(body);
+	source->filter = QueryCopyBytes(WireGetBytes(body));
+	source->keys = ReadNames(body, &source->nkeys);
+	source->published = ReadNames(body, &source->npublished);
+	source->nparams = WireGetU16(body);
+	/* Room for the key, for who looks for one row. */
+	source->params = palloc0(sizeof(SourceParameter) * (source->nparams + source->nkeys + 1));
+	for (i = 0; i < source->nparams; i++)
+	{
+		source->params[i].column = QueryCopyBytes(WireGetBytes(body));
+		source->params[i].text = QueryCopyBytes(WireGetBytes(body));
+	}
+}
+
+Selection *
+SourceQueryReadSelection(WireReader *body)
+{
+	WireBytes text = WireGetBytes(body);
+	Selection *selection;
+	SelectionError error;
+
+	if (text.length == 0)
+		return NULL;
+	selection = SelectionParse(text.data, text.length, &error);
+	if (selection == NULL)
+		ereport(ERROR, (errcode(ERRCODE_DATA_CORRUPTED), errmsg("%s", error.message)));
+	return selection;
+}
+
 /* ---- What the identity may read ---- */
 
 static bool
@@ -447,6 +496,10 @@ SourceQueryText(const SourceQuery *source, Relation rel)
 										  : source->extra[i - source->ncolumns]);
 		separator = ", ";
 	}
+	if (source->system != SOURCE_PLAIN)
+		appendStringInfoString(&sql, ", xmin");
+	if (source->system == SOURCE_PLACE)
+		appendStringInfoString(&sql, ", ctid, tableoid");
 	appendStringInfo(&sql, " FROM %s%s",
 					 rel->rd_rel->relkind == RELKIND_PARTITIONED_TABLE ? "" : "ONLY ",
 					 QualifiedName(rel));
@@ -512,6 +565,17 @@ SourceQueryPlan(const SourceQuery *source, Relation rel, Oid role, const char *s
 	query = list_length(queries) == 1 ? linitial_node(Query, queries) : NULL;
 	if (query == NULL || query->commandType != CMD_SELECT || query->utilityStmt != NULL)
 		ereport(ERROR, (errcode(ERRCODE_SYNTAX_ERROR), errmsg("filter is not one expression")));
+
+	/* Rights on columns do not cover these, which say nothing of the contents. */
+	if (source->system != SOURCE_PLAIN)
+	{
+		RangeTblEntry *rte = linitial_node(RangeTblEntry, query->rtable);
+		Bitmapset **selected = &compat_selected_columns(query, rte);
+		int i;
+
+		for (i = TableOidAttributeNumber; i < 0; i++)
+			*selected = bms_del_member(*selected, i - FirstLowInvalidHeapAttributeNumber);
+	}
 
 	/* The executor would say no as well, but not why. */
 	pull_varattnos(query->jointree->quals, 1, &attnos);

@@ -10,6 +10,11 @@
  * become somebody else disabled, in a transaction that writes nothing, that
  * has a time limit, and that is always rolled back.
  *
+ * A call (query_call.c) is the one thing that may write and is committed.  What
+ * a commit would run or keep of somebody's code is done, or taken back, before
+ * the role is left: deferred triggers, cursors, settings.  What outlives a
+ * commit nevertheless, such as temporary tables, is dropped behind it.
+ *
  * The time limit has a timer of its own, because statement_timeout can be set
  * by the code that it is to stop.  When it fires, the query is cancelled; code
  * that catches this and goes on is cancelled once more, and the third time the
@@ -41,6 +46,8 @@
 #include "catalog/pg_db_role_setting.h"
 #include "catalog/pg_type.h"
 #include "commands/prepare.h"
+#include "commands/sequence.h"
+#include "commands/trigger.h"
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "pgstat.h"
@@ -60,6 +67,7 @@
 #include "utils/hsearch.h"
 #include "utils/inval.h"
 #include "utils/memutils.h"
+#include "utils/portal.h"
 #include "utils/rel.h"
 #include "utils/syscache.h"
 #include "utils/timeout.h"
@@ -87,6 +95,11 @@ static bool role_checks_valid;
 static TimeoutId limit_timeout;
 static int limit_ms;
 static volatile sig_atomic_t limit_hits;
+
+/* What QueryLeaveIdentity goes back to. */
+static Oid identity_left;
+static int identity_left_context;
+static int identity_nestlevel;
 
 /* The search_path of one role, for the transaction that it was read in. */
 static Oid search_path_role;
@@ -141,27 +154,46 @@ QueryNextIdentity(void)
 }
 
 static void
-SendError(const ErrorData *error)
+PutText(StringInfo message, const char *text, QueryKind kind)
+{
+	int limit = kind == QUERY_CALL ? QUERY_CALL_ERROR_LENGTH : QUERY_ERROR_LENGTH;
+
+	if (text == NULL)
+		text = "";
+	WirePutBytes(message, text, pg_mbcliplen(text, strlen(text), limit));
+}
+
+static void
+SendError(const ErrorData *error, QueryKind kind)
 {
 	StringInfoData message;
-	const char *text = error->message != NULL ? error->message : "missing error text";
-	const char *hint = error->hint != NULL ? error->hint : "";
 
 	initStringInfo(&message);
 	QueryMessage(&message, QUERY_ERROR);
 	if (error->sqlerrcode == ERRCODE_QUERY_CANCELED && QueryTimedOut())
 	{
 		WirePutString(&message, unpack_sql_state(error->sqlerrcode));
-		WirePutString(&message, psprintf("the query took longer than %d ms", limit_ms));
-		WirePutString(
-			&message,
-			"Simplify the policies of the table or support them by indexes, or raise changefeed.policy_timeout.");
+		if (kind == QUERY_CALL)
+		{
+			WirePutString(&message, psprintf("the call took longer than %d ms", limit_ms));
+			WirePutString(&message,
+						  "It was rolled back. The limit is the setting changefeed.call_timeout.");
+		}
+		else
+		{
+			WirePutString(&message, psprintf("the query took longer than %d ms", limit_ms));
+			WirePutString(
+				&message,
+				"Simplify the policies of the table or support them by indexes, or raise changefeed.policy_timeout.");
+		}
+		WirePutString(&message, "");
 	}
 	else
 	{
 		WirePutString(&message, unpack_sql_state(error->sqlerrcode));
-		WirePutBytes(&message, text, pg_mbcliplen(text, strlen(text), QUERY_ERROR_LENGTH));
-		WirePutBytes(&message, hint, pg_mbcliplen(hint, strlen(hint), QUERY_ERROR_LENGTH));
+		PutText(&message, error->message != NULL ? error->message : "missing error text", kind);
+		PutText(&message, error->hint, kind);
+		PutText(&message, error->detail, kind);
 	}
 	QuerySend(&message);
 }
@@ -197,7 +229,7 @@ ReportTimeLimit(int code, Datum arg)
 			LOG,
 			(errcode(ERRCODE_QUERY_CANCELED),
 			 errmsg(
-				 "query worker ends because a policy, or a function that it calls, ignored that its time was up"),
+				 "query worker ends because a policy or a function ignored that its time was up"),
 			 errdetail("It was cancelled after %d ms and once more.", limit_ms),
 			 errhint("Look for exception handlers with WHEN query_canceled.")));
 }
@@ -243,6 +275,18 @@ QueryTransactionBegin(int lock_timeout, int64 time_limit)
 	QueryTimeLimit(time_limit);
 }
 
+/* What a function can leave in the session in spite of a transaction's end. */
+static void
+ForgetSession(void)
+{
+	LockReleaseAll(USER_LOCKMETHOD, true);
+	DropAllPreparedStatements();
+	ResetSequenceCaches();
+
+	search_path_role = InvalidOid;
+	MemoryContextSwitchTo(query_job_context);
+}
+
 void
 QueryTransactionEnd(void)
 {
@@ -251,13 +295,59 @@ QueryTransactionEnd(void)
 
 	/* Settings, role and cursors end with the transaction. */
 	AbortOutOfAnyTransaction();
+	ForgetSession();
+}
 
-	/* What a function can leave in the session in spite of that. */
-	LockReleaseAll(USER_LOCKMETHOD, true);
-	DropAllPreparedStatements();
+/* ---- Transactions that write ---- */
 
+void
+QueryTransactionBeginWriting(Oid role, int64 time_limit)
+{
+	char *isolation;
+
+	SetCurrentStatementStartTimestamp();
+	StartTransactionCommand();
+	isolation = OidIsValid(role) ? QueryRoleSetting(role, "default_transaction_isolation") : NULL;
+	if (isolation != NULL && pg_strcasecmp(isolation, "serializable") == 0)
+		XactIsoLevel = XACT_SERIALIZABLE;
+	else if (isolation != NULL && pg_strcasecmp(isolation, "repeatable read") == 0)
+		XactIsoLevel = XACT_REPEATABLE_READ;
+	else if (isolation != NULL)
+		XactIsoLevel = XACT_READ_COMMITTED;
 	search_path_role = InvalidOid;
-	MemoryContextSwitchTo(query_job_context);
+	limit_hits = 0;
+	QueryTimeLimit(time_limit);
+}
+
+/*
+ * The order is that of CommitTransaction, and the reason is its: each may make
+ * work for the other.
+ */
+void
+QueryLeaveIdentity(void)
+{
+	do
+		AfterTriggerFireDeferred();
+	while (PreCommit_Portals(false));
+	AtEOXact_GUC(false, identity_nestlevel);
+	SetUserIdAndSecContext(identity_left, identity_left_context);
+
+	/* Whoever was cancelled and went on has nothing to show for it. */
+	CHECK_FOR_INTERRUPTS();
+	if (QueryTimedOut())
+		ereport(ERROR,
+				(errcode(ERRCODE_QUERY_CANCELED), errmsg("canceling call due to its time limit")));
+}
+
+void
+QueryTransactionCommit(void)
+{
+	disable_timeout(limit_timeout, false);
+	HOLD_CANCEL_INTERRUPTS();
+	QueryCancelPending = false;
+	CommitTransactionCommand();
+	RESUME_CANCEL_INTERRUPTS();
+	ForgetSession();
 }
 
 /* ---- Identities ---- */
@@ -434,6 +524,13 @@ FindDefaultSearchPath(void)
 		value = "\"$user\", public";
 	default_search_path = MemoryContextStrdup(TopMemoryContext, value);
 	table_close(rel, AccessShareLock);
+
+	/*
+	 * In a background worker it has no value that the end of a transaction
+	 * could go back to: whose identity was entered would be ours from then on.
+	 */
+	SetConfigOption("session_authorization", GetUserNameFromId(user, false), PGC_BACKEND,
+					PGC_S_OVERRIDE);
 	CommitTransactionCommand();
 	MemoryContextSwitchTo(TopMemoryContext);
 }
@@ -466,11 +563,10 @@ QueryInitBackend(MemoryContext context)
 void
 QueryEnterIdentity(Oid role, const char *claims)
 {
-	Oid user;
-	int sec_context;
-
 	CheckRole(role);
 
+	/* The setting "role" changes the user, too. */
+	GetUserIdAndSecContext(&identity_left, &identity_left_context);
 	SetLocal("search_path", QuerySearchPath(role));
 	SetLocal("row_security", "on");
 	/* Policies may cast this to json, which an empty text does not survive. */
@@ -483,9 +579,21 @@ QueryEnterIdentity(Oid role, const char *claims)
 	 * From here on nothing can become another role again: SET ROLE and SET
 	 * SESSION AUTHORIZATION are refused while the user ID was changed locally.
 	 */
-	GetUserIdAndSecContext(&user, &sec_context);
-	SetUserIdAndSecContext(role, sec_context | SECURITY_LOCAL_USERID_CHANGE |
+	SetUserIdAndSecContext(role, identity_left_context | SECURITY_LOCAL_USERID_CHANGE |
 									 SECURITY_RESTRICTED_OPERATION);
+	identity_nestlevel = NewGUCNestLevel();
+}
+
+/*
+ * Deferred triggers, and temporary tables, are not to be had where operations
+ * are restricted; what that keeps from outliving the transaction is seen to by
+ * ForgetTemporary in query_call.c.
+ */
+void
+QueryEnterCaller(Oid role, const char *claims)
+{
+	QueryEnterIdentity(role, claims);
+	SetUserIdAndSecContext(role, identity_left_context | SECURITY_LOCAL_USERID_CHANGE);
 }
 
 /* ---- Jobs ---- */
@@ -513,6 +621,12 @@ RunJob(char *data, Size length)
 			case QUERY_VERDICTS:
 				QueryRunVerdicts(&body);
 				break;
+			case QUERY_CALL:
+				QueryRunCall(&body);
+				break;
+			case QUERY_EXPIRE:
+				QueryRunExpire();
+				break;
 			default:
 				ereport(ERROR,
 						(errcode(ERRCODE_DATA_CORRUPTED),
@@ -533,7 +647,7 @@ RunJob(char *data, Size length)
 		QueryTransactionEnd();
 		QueryPagesCleanup();
 		ereport(DEBUG1, (errmsg_internal("query job failed: %s", error->message)));
-		SendError(error);
+		SendError(error, kind);
 		RESUME_CANCEL_INTERRUPTS();
 	}
 	PG_END_TRY();

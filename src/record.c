@@ -81,13 +81,14 @@ RecordWriteDescription(StringInfo out, uint32 version, Oid relid, char identity,
 
 void
 RecordFillChangeHead(char *head, uint32 version, char operation, uint8 has_old, HeapTuple old_tuple,
-					 HeapTuple new_tuple)
+					 HeapTuple new_tuple, TransactionId subxid)
 {
 	uint32 old_length = old_tuple != NULL ? old_tuple->t_len : 0;
 	uint32 new_length = new_tuple != NULL ? new_tuple->t_len : 0;
 	RecordHeader header = {0};
 
 	header.kind = RECORD_CHANGE;
+	header.subxid = subxid;
 	memset(head, 0, RECORD_CHANGE_HEAD);
 	memcpy(head, &header, sizeof(header));
 	memcpy(head + 8, &version, 4);
@@ -104,7 +105,8 @@ RecordWriteChange(StringInfo out, uint32 version, char operation, uint8 has_old,
 {
 	char head[RECORD_CHANGE_HEAD];
 
-	RecordFillChangeHead(head, version, operation, has_old, old_tuple, new_tuple);
+	RecordFillChangeHead(head, version, operation, has_old, old_tuple, new_tuple,
+						 InvalidTransactionId);
 	resetStringInfo(out);
 	appendBinaryStringInfo(out, head, sizeof(head));
 	if (old_tuple != NULL)
@@ -267,6 +269,7 @@ RecordReadChange(const char *data, Size length, RecordChange *change)
 	WireReader in = OpenRecord(data, length, RECORD_CHANGE);
 
 	memset(change, 0, sizeof(*change));
+	memcpy(&change->subxid, data + offsetof(RecordHeader, subxid), sizeof(uint32));
 	change->version = WireGetU32(&in);
 	change->operation = WireGetU8(&in);
 	change->has_old = WireGetU8(&in);

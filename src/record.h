@@ -121,7 +121,10 @@ typedef enum RecordBarrierKind
 typedef struct RecordHeader
 {
 	uint8 kind;		 /* RecordKind */
-	uint8 unused[7]; /* keeps the body aligned */
+	uint8 unused[3]; /* keeps the body aligned */
+
+	/* Of a CHANGE: the subtransaction that made it, 0 for the transaction. */
+	uint32 subxid;
 } RecordHeader;
 
 /* A description, as the receiver keeps it. */
@@ -150,6 +153,7 @@ typedef struct RecordChange
 	uint32 old_length;
 	const char *new_data;
 	uint32 new_length;
+	TransactionId subxid; /* the rows' xmin, if it is not the transaction's xid */
 } RecordChange;
 
 typedef struct RecordCommit
@@ -188,7 +192,7 @@ extern void RecordWriteCommit(StringInfo out, const RecordCommit *commit);
  */
 #define RECORD_CHANGE_HEAD 24
 extern void RecordFillChangeHead(char *head, uint32 version, char operation, uint8 has_old,
-								 HeapTuple old_tuple, HeapTuple new_tuple);
+								 HeapTuple old_tuple, HeapTuple new_tuple, TransactionId subxid);
 
 /*
  * Reading.  `data` is a whole message; a malformed one raises an error

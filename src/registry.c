@@ -99,7 +99,7 @@ RegistryInit(void)
 /* ---- connections ---- */
 
 Connection *
-ConnectionCreate(struct Gateway *gateway, uint32 number)
+ConnectionCreate(struct Gateway *gateway, uint32 number, uint8 transport, const char *peer)
 {
 	ConnectionKey key = {gateway->serial, number};
 	Connection *connection;
@@ -116,8 +116,12 @@ ConnectionCreate(struct Gateway *gateway, uint32 number)
 	connection->number = number;
 	connection->gateway = gateway;
 	connection->live = true;
+	connection->transport = transport;
+	strlcpy(connection->peer, peer, sizeof(connection->peer));
+	CountOpened(transport);
 	connection->opened = feed_now;
 	dlist_init(&connection->subscriptions);
+	elog(DEBUG1, "connection " UINT64_FORMAT " opened from \"%s\"", connection->id, peer);
 	by_id = hash_search(connection_ids, &connection->id, HASH_ENTER, &found);
 	by_id->connection = connection;
 	connection_count++;
@@ -157,6 +161,7 @@ ConnectionFree(Connection *connection)
 {
 	ConnectionKey key = {connection->gateway->serial, connection->number};
 
+	elog(DEBUG1, "connection " UINT64_FORMAT " ended", connection->id);
 	while (!dlist_is_empty(&connection->subscriptions))
 		SubscriptionFree(
 			dlist_head_element(Subscription, connection_node, &connection->subscriptions));
@@ -442,6 +447,7 @@ InstanceIntern(Channel *channel, char *const *params)
 	instance->key = Copy(key, length);
 	instance->key_length = length;
 	instance->channel = channel;
+	channel->counters->instances++;
 	instance->params = palloc0(sizeof(char *) * Max(channel->template->nparams, 1));
 	for (i = 0; i < channel->template->nparams; i++)
 	{
@@ -485,6 +491,7 @@ InstanceFree(Instance *instance)
 	for (i = 0; i < instance->channel->template->nparams; i++)
 		if (instance->params[i] != NULL)
 			pfree(instance->params[i]);
+	instance->channel->counters->instances--;
 	pfree(instance->key);
 	pfree(instance->params);
 	pfree(instance);
@@ -525,6 +532,13 @@ Leave(Subscription *s)
 		InstanceFree(instance);
 }
 
+/* Into, or out of, what its channel's counters say of the state it is in. */
+static void
+Count(Subscription *s, int n)
+{
+	s->instance->channel->counters->subscriptions[s->state] += n;
+}
+
 Subscription *
 SubscriptionCreate(Connection *connection, Instance *instance, const char *sql, const char *name,
 				   Size length)
@@ -535,10 +549,14 @@ SubscriptionCreate(Connection *connection, Instance *instance, const char *sql, 
 	s->connection = connection;
 	AudienceJoin(s, AudienceIntern(instance, sql), name, length, false);
 	s->state = SUB_QUERYING;
+	s->subscribed_at = feed_now;
+	Count(s, 1);
 	dlist_push_tail(&connection->subscriptions, &s->connection_node);
 	dlist_push_tail(&all_subscriptions_working, &s->work_node);
 	connection->nsubscriptions++;
 	subscription_count++;
+	elog(DEBUG1, "connection " UINT64_FORMAT " subscribes to %.*s", connection->id,
+		 (int) s->name->length, s->name->json);
 	return s;
 }
 
@@ -602,7 +620,9 @@ SubscriptionSetState(Subscription *s, SubscriptionState state)
 		s->holds = false;
 		s->connection->held--;
 	}
+	Count(s, -1);
 	s->state = state;
+	Count(s, 1);
 }
 
 /* Its channel has a new definition with the same template. */
@@ -613,8 +633,10 @@ SubscriptionMove(Subscription *s, Instance *instance)
 	char *name = pnstrdup(s->name->json, s->name->length);
 	int length = s->name->length;
 
+	Count(s, -1);
 	Leave(s);
 	AudienceJoin(s, audience, name, length, true);
+	Count(s, 1);
 }
 
 void
@@ -630,6 +652,7 @@ SubscriptionFree(Subscription *s)
 	if (s->holds)
 		connection->held--;
 	dlist_delete(&s->connection_node);
+	Count(s, -1);
 	Leave(s);
 	if (s->selection != NULL)
 		pfree(s->selection);

@@ -298,7 +298,6 @@ EndConnection(Connection *connection, const char *message, const char *hint)
 	ProtocolRevokeAll(connection, "revoked");
 	ProtocolError(connection, NULL, NULL, "28000", message, hint);
 	GatewayClose(connection, LINK_CLOSE_UNAUTHORIZED, "revoked");
-	pg_atomic_fetch_add_u64(&feed_shared->feed_denials, 1);
 }
 
 static void

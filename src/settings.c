@@ -19,6 +19,7 @@
 #include "postgres.h"
 
 #include "pg_changefeed.h"
+#include "admin.h"
 
 #include <ctype.h>
 #include <limits.h>
@@ -36,6 +37,8 @@ char *setting_jwt_audience;
 char *setting_jwt_role_claim;
 char *setting_identity_claims;
 char *setting_anon_role;
+char *setting_token_cookie;
+int setting_max_response;
 int setting_gateways;
 int setting_decoder;
 int setting_query_workers;
@@ -52,8 +55,13 @@ int setting_max_connections;
 int setting_max_subscriptions;
 int setting_policy_timeout;
 int setting_recheck_interval;
+int setting_call_workers;
+int setting_call_timeout;
+int setting_idempotency_age;
 int setting_heartbeat;
 int setting_connect_timeout;
+char *setting_admin_addresses;
+int setting_health_max_lag;
 
 #define MAX_KB (1024 * 1024 * 1024) /* 1 TB: no overflow when made bytes */
 
@@ -224,6 +232,31 @@ CheckAllowedHosts(char **newval, void **extra, GucSource source)
 }
 
 static bool
+CheckAdminAddresses(char **newval, void **extra, GucSource source)
+{
+	const char *at = IsBlank(*newval) ? NULL : *newval;
+	const char *element;
+	int length;
+
+	while (NextElement(&at, &element, &length))
+	{
+		char text[64];
+
+		if (length < (int) sizeof(text))
+		{
+			memcpy(text, element, length);
+			text[length] = '\0';
+			if (AdminAddressIsValid(text))
+				continue;
+		}
+		GUC_check_errdetail("\"%.*s\" is neither an IP address nor a network.", length, element);
+		GUC_check_errhint("Write 10.1.2.3, 10.0.0.0/8 or fd00::/8.");
+		return false;
+	}
+	return true;
+}
+
+static bool
 CheckIdentityClaims(char **newval, void **extra, GucSource source)
 {
 	const char *at = IsBlank(*newval) ? NULL : *newval;
@@ -247,6 +280,23 @@ CheckRoleClaim(char **newval, void **extra, GucSource source)
 	if (IsBlank(*newval))
 	{
 		GUC_check_errdetail("The name of the claim is empty.");
+		return false;
+	}
+	return true;
+}
+
+static bool
+CheckCookie(char **newval, void **extra, GucSource source)
+{
+	const char *name = *newval != NULL ? *newval : "";
+
+	for (; *name != '\0'; name++)
+	{
+		/* A token of RFC 6265. */
+		if (isalnum((unsigned char) *name) || strchr("!#$%&'*+-.^_`|~", *name) != NULL)
+			continue;
+		GUC_check_errdetail("\"%s\" is not the name of a cookie.", *newval);
+		GUC_check_errhint("Write only the name, such as __Host-session.");
 		return false;
 	}
 	return true;
@@ -323,6 +373,12 @@ DefineNetworkSettings(void)
 		&setting_max_frame, 1024, 16, 64 * 1024, PGC_SUSET, GUC_UNIT_KB, NULL, NULL, NULL);
 
 	DefineCustomIntVariable(
+		"changefeed.max_response", "Largest answer to a poll.",
+		"A request to /v1/poll whose answer would be larger gets an error instead. Bounds the gateway's "
+		"memory to this times the number of polls.",
+		&setting_max_response, 8 * 1024, 64, 1024 * 1024, PGC_SUSET, GUC_UNIT_KB, NULL, NULL, NULL);
+
+	DefineCustomIntVariable(
 		"changefeed.send_buffer",
 		"Changes that are buffered in the gateway for one client that reads too slowly.",
 		"Beyond this the client is behind: it gets the changes from the history as it catches up, or a fresh "
@@ -341,6 +397,20 @@ DefineNetworkSettings(void)
 		"A connection that sends no valid \"connect\" message within this time is closed.",
 		&setting_connect_timeout, 10 * 1000, 100, 600 * 1000, PGC_SUSET, GUC_UNIT_MS, NULL, NULL,
 		NULL);
+
+	DefineCustomStringVariable(
+		"changefeed.admin_addresses", "Addresses that may read /metrics, besides this machine.",
+		"A list separated by commas of IP addresses and networks, such as 10.0.0.0/8. It does not hold "
+		"for requests that came through a proxy: these need a token of a role that is a member of "
+		"pg_monitor.",
+		&setting_admin_addresses, "", PGC_SUSET, GUC_LIST_INPUT, CheckAdminAddresses, NULL, NULL);
+
+	DefineCustomIntVariable(
+		"changefeed.health_max_lag",
+		"Time within which /healthz wants to see that what was committed is delivered.",
+		"With it, /healthz waits for so long before it says that the feed is failing. A monitor has to "
+		"have more patience than that.",
+		&setting_health_max_lag, 3000, 100, 60 * 1000, PGC_SUSET, GUC_UNIT_MS, NULL, NULL, NULL);
 }
 
 static void
@@ -391,6 +461,13 @@ DefineIdentitySettings(void)
 		"Empty: such clients are refused. The role has to be admitted with changefeed.allow_role.",
 		&setting_anon_role, "", PGC_SUSET, 0, NULL, NULL, NULL);
 
+	DefineCustomStringVariable(
+		"changefeed.token_cookie", "Name of a cookie in which browsers send their token.",
+		"Empty: cookies are not read. The token in the header Authorization or in the address goes first. "
+		"Where the cookie is all that a request has, pages of other origins are refused unless "
+		"changefeed.allowed_origins names them; * is not enough.",
+		&setting_token_cookie, "", PGC_SUSET, 0, CheckCookie, NULL, NULL);
+
 	DefineCustomIntVariable(
 		"changefeed.policy_timeout",
 		"Longest time that a check of policies for one batch of rows may take, casts to json included.",
@@ -430,6 +507,29 @@ DefineWorkSettings(void)
 		"when there are snapshots that take long, and one more when there are policies that do. "
 		"Takes effect when the feed worker starts.",
 		&setting_query_workers, 2, 1, 64, PGC_SUSET, 0, NULL, NULL, NULL);
+
+	DefineCustomIntVariable(
+		"changefeed.call_workers",
+		"Largest number of calls of functions that run at a time for the clients of a database.",
+		"Each runs in a background worker that is started when it is first needed and counts against "
+		"max_worker_processes. Calls beyond that wait. 0: there are no calls. "
+		"Takes effect when the feed worker starts.",
+		&setting_call_workers, 2, 0, 64, PGC_SUSET, 0, NULL, NULL, NULL);
+
+	DefineCustomIntVariable(
+		"changefeed.call_timeout", "Longest time that a client's call of a function may take.",
+		"Waiting for locks is part of it, waiting for a worker is not. A call that takes longer is rolled "
+		"back, and the client gets an error.",
+		&setting_call_timeout, 10 * 1000, 10, 3600 * 1000, PGC_SUSET, GUC_UNIT_MS, NULL, NULL,
+		NULL);
+
+	DefineCustomIntVariable(
+		"changefeed.idempotency_age",
+		"Time for which results of calls that clients make with a key are kept.",
+		"A client that repeats a call with the same key within this time gets the result of the first "
+		"one, and nothing is done twice.",
+		&setting_idempotency_age, 24 * 3600, 1, 30 * 24 * 3600, PGC_SUSET, GUC_UNIT_S, NULL, NULL,
+		NULL);
 
 	DefineCustomIntVariable(
 		"changefeed.worker_memory", "Memory that the feed worker of a database may use.",

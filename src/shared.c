@@ -82,6 +82,7 @@ InitializeFeed(DatabaseFeed *feed)
 	pg_atomic_init_u32(&feed->feed_port, 0);
 	pg_atomic_init_u32(&feed->feed_gateway_pid, 0);
 	pg_atomic_init_u64(&feed->feed_gateway_starts, 0);
+	pg_atomic_init_u64(&feed->feed_starts, 0);
 	FeedRequestInit(&feed->requests);
 }
 
@@ -129,6 +130,7 @@ SharedAssign(DatabaseFeed *feed, Oid database)
 	pg_atomic_write_u64(&feed->feed_event_errors, 0);
 	pg_atomic_write_u64(&feed->decoder_forged, 0);
 	pg_atomic_write_u64(&feed->feed_gateway_starts, 0);
+	pg_atomic_write_u64(&feed->feed_starts, 0);
 	feed->database = database;
 	feed->state = FEED_WANTED;
 	pg_atomic_fetch_add_u32(&shared_feeds->assignments, 1);

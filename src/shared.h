@@ -155,6 +155,7 @@ typedef struct DatabaseFeed
 	pg_atomic_uint32 feed_port;			/* bound port, 0: not listening */
 	pg_atomic_uint32 feed_gateway_pid;	/* of the first gateway */
 	pg_atomic_uint64 feed_gateway_starts;
+	pg_atomic_uint64 feed_starts; /* of the pair; generation counts more */
 
 	/* Questions of backends; guarded by request_lock, see feed_request.h. */
 	RequestBoard requests;

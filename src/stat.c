@@ -30,6 +30,10 @@
 
 PG_FUNCTION_INFO_V1(changefeed_stat_feed);
 PG_FUNCTION_INFO_V1(changefeed_stat_connections);
+PG_FUNCTION_INFO_V1(changefeed_stat_subscriptions);
+PG_FUNCTION_INFO_V1(changefeed_stat_channels);
+PG_FUNCTION_INFO_V1(changefeed_stat_gateways);
+PG_FUNCTION_INFO_V1(changefeed_metrics);
 
 #define STAT_FEED_COLUMNS 26
 
@@ -71,8 +75,8 @@ AddNumber(StatRow *row, int number)
 }
 
 /* The process with that number, 0: none. */
-static int
-ProcessPid(pg_atomic_uint32 *procno)
+int
+StatPid(pg_atomic_uint32 *procno)
 {
 	uint32 number = pg_atomic_read_u32(procno);
 
@@ -81,12 +85,18 @@ ProcessPid(pg_atomic_uint32 *procno)
 	return GetPGProcByNumber(number)->pid;
 }
 
+XLogRecPtr
+StatWalEnd(void)
+{
+	return RecoveryInProgress() ? GetXLogReplayRecPtr(NULL) : GetXLogWriteRecPtr();
+}
+
 /* WAL that could be recycled if it were not for the slot; -1: no such slot. */
-static int64
-WalHeld(const char *slot_name)
+int64
+StatWalHeld(const char *slot_name)
 {
 	XLogRecPtr restart_lsn = InvalidXLogRecPtr;
-	XLogRecPtr end = RecoveryInProgress() ? GetXLogReplayRecPtr(NULL) : GetXLogWriteRecPtr();
+	XLogRecPtr end = StatWalEnd();
 	int i;
 
 	LWLockAcquire(ReplicationSlotControlLock, LW_SHARED);
@@ -162,10 +172,10 @@ changefeed_stat_feed(PG_FUNCTION_ARGS)
 	LWLockRelease(shared_feeds->lock);
 
 	epoch = pg_atomic_read_u64(&feed->epoch);
-	decoder_pid = ProcessPid(&feed->decoder_proc);
-	feed_pid = ProcessPid(&feed->feed_proc);
+	decoder_pid = StatPid(&feed->decoder_proc);
+	feed_pid = StatPid(&feed->feed_proc);
 	if (NameStr(slot_name)[0] != '\0')
-		wal_held = WalHeld(NameStr(slot_name));
+		wal_held = StatWalHeld(NameStr(slot_name));
 
 	row.n = 0;
 	Add(&row, CStringGetTextDatum(StateName(state, decoder_pid, feed_pid, epoch)), false);
@@ -276,4 +286,34 @@ changefeed_stat_connections(PG_FUNCTION_ARGS)
 {
 	Rows(fcinfo, REQUEST_CONNECTIONS);
 	return (Datum) 0;
+}
+
+Datum
+changefeed_stat_subscriptions(PG_FUNCTION_ARGS)
+{
+	Rows(fcinfo, REQUEST_SUBSCRIPTIONS);
+	return (Datum) 0;
+}
+
+Datum
+changefeed_stat_channels(PG_FUNCTION_ARGS)
+{
+	Rows(fcinfo, REQUEST_CHANNELS);
+	return (Datum) 0;
+}
+
+Datum
+changefeed_stat_gateways(PG_FUNCTION_ARGS)
+{
+	Rows(fcinfo, REQUEST_GATEWAYS);
+	return (Datum) 0;
+}
+
+Datum
+changefeed_metrics(PG_FUNCTION_ARGS)
+{
+	Size length;
+	char *bytes = FeedAsk(REQUEST_METRICS, NULL, 0, &length);
+
+	PG_RETURN_TEXT_P(cstring_to_text_with_len(bytes, (int) length));
 }

@@ -16,6 +16,9 @@
 
 #include "wire_write.h"
 
+#include "access/xlogdefs.h"
+#include "port/atomics.h"
+
 typedef enum StatTag
 {
 	STAT_NULL = 0,
@@ -48,5 +51,24 @@ StatPutText(StringInfo row, const char *text)
 	WirePutU8(row, STAT_TEXT);
 	WirePutString(row, text);
 }
+
+/* stat.c: WAL that the slot keeps from being recycled; -1: there is no such slot */
+extern int64 StatWalHeld(const char *slot_name);
+extern XLogRecPtr StatWalEnd(void);
+
+/* stat_collect.c */
+typedef struct ProcessUsage
+{
+	double cpu_seconds;
+	uint64 memory; /* resident bytes */
+} ProcessUsage;
+
+/* False: there is no such process. */
+extern bool StatProcess(int pid, ProcessUsage *usage);
+extern const char *StatTransport(uint8 transport);
+extern int StatPid(pg_atomic_uint32 *procno);
+
+/* metrics.c: everything, in Prometheus' text format */
+extern void MetricsWrite(StringInfo out);
 
 #endif /* CHANGEFEED_STAT_H */

@@ -24,6 +24,7 @@
 
 #include "subscribe.h"
 #include "gateways.h"
+#include "http.h"
 
 #include <unistd.h>
 
@@ -146,9 +147,12 @@ TellResync(Subscription *s, const char *reason)
 	appendStringInfoString(&m, "{\"type\":\"resync\",\"channel\":");
 	appendBinaryStringInfo(&m, s->name->json, s->name->length);
 	appendStringInfo(&m, ",\"reason\":\"%s\"}", reason);
+	HttpMoves(s, LINK_PART_NONE, NULL, false);
 	ProtocolSend(s->connection, m.data, m.len);
 	pfree(m.data);
-	pg_atomic_fetch_add_u64(&feed_shared->feed_resyncs, 1);
+	CountResync(s, reason);
+	elog(DEBUG1, "connection " UINT64_FORMAT " starts %.*s again: %s", s->connection->id,
+		 (int) s->name->length, s->name->json, reason);
 }
 
 /* Up to where does the client have the messages? */
@@ -273,7 +277,7 @@ SubscribeEnd(Subscription *s, const char *reason, const char *sqlstate, const ch
 
 	SubscribeStopPages(s);
 	if (!s->announced)
-		ProtocolError(s->connection, s->request_id, s->name, sqlstate, message, hint);
+		ProtocolSendError(s->connection, s->request_id, s->name, sqlstate, message, hint);
 	else
 	{
 		initStringInfo(&m);
@@ -289,10 +293,13 @@ SubscribeEnd(Subscription *s, const char *reason, const char *sqlstate, const ch
 			EncodeString(&m, hint, strlen(hint));
 		}
 		appendStringInfoChar(&m, '}');
+		HttpMoves(s, LINK_PART_ENDED, NULL, false);
 		ProtocolSend(s->connection, m.data, m.len);
 		pfree(m.data);
 	}
-	pg_atomic_fetch_add_u64(&feed_shared->feed_denials, 1);
+	CountError(s->instance->channel, sqlstate);
+	elog(DEBUG1, "connection " UINT64_FORMAT " loses %.*s: %s", s->connection->id,
+		 (int) s->name->length, s->name->json, message);
 	SubscriptionFree(s);
 }
 
@@ -423,6 +430,7 @@ UseAnswer(Subscription *s)
 
 		/* The rows that it has count: it is told if they do not any more. */
 		s->told_rows = true;
+		s->recovered = true;
 		SubscriptionSetState(s, SUB_CATCHUP);
 		return;
 	}
@@ -461,7 +469,14 @@ UseAnswer(Subscription *s)
 		SubscribeTellColumns(s);
 	s->redefined = false;
 	if (s->has_snapshot)
+	{
+		counters.snapshots++;
+		counters.snapshot_rows += s->snapshot_rows;
+		s->instance->channel->counters->snapshots++;
+		s->instance->channel->counters->snapshot_rows += s->snapshot_rows;
+		s->recovered = false;
 		SubscribeTellPages(s);
+	}
 	else
 		SubscriptionSetState(s, SUB_CATCHUP);
 }

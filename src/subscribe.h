@@ -37,6 +37,10 @@ extern void SubscribeBeginQuestion(Channel *channel, char *const *params, const 
 /* The description of a channel without sources: whether its check is true, the
  * tables that it reads, and whether it has to be looked at again. */
 extern int SubscribeReadChannel(WireReader *r, bool *allowed, Oid **relids, bool *recheck);
+/* Parts of it: join_check, and a source, with the values of the parameters. */
+extern void SubscribePutCheck(StringInfo body, Channel *channel, char *const *params);
+extern void
+SubscribePutSource(StringInfo body, Channel *channel, char *const *params, Source *source);
 
 /* `audience` (may be NULL) is told of its conditions. */
 extern void SubscribeReadView(Identity *identity, Channel *channel, Audience *audience,

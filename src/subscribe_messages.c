@@ -12,6 +12,7 @@
 
 #include "subscribe.h"
 #include "gateways.h"
+#include "http.h"
 
 #include <fcntl.h>
 #include <unistd.h>
@@ -70,7 +71,9 @@ SubscribeTellSubscribed(Subscription *s, bool recovered)
 	appendStringInfo(&m, ",\"recovered\":%s,", recovered ? "true" : "false");
 	AppendEntities(s, &m);
 	appendStringInfoChar(&m, '}');
+	HttpMoves(s, recovered ? LINK_PART_SAME : LINK_PART_NONE, NULL, recovered);
 	ProtocolSend(s->connection, m.data, m.len);
+	HttpAnnounced(s);
 	s->announced = true;
 	s->announced_entities = true;
 	pfree(s->request_id);
@@ -198,6 +201,7 @@ SubscribeTellReady(Subscription *s)
 		s->announced_entities = true;
 	}
 	appendStringInfoChar(&m, '}');
+	HttpMoves(s, LINK_PART_READY, position, true);
 	ProtocolSend(s->connection, m.data, m.len);
 	pfree(m.data);
 }

@@ -32,7 +32,7 @@ static void OnResult(void *arg, uint64 job, QueryKind kind, WireReader *body);
  * to no channel, so not to "*" either.
  */
 static char *
-FilterOf(Instance *instance, Source *source)
+FilterOf(Channel *channel, char *const *params, Source *source)
 {
 	StringInfoData filter;
 	int k;
@@ -40,29 +40,23 @@ FilterOf(Instance *instance, Source *source)
 	initStringInfo(&filter);
 	if (source->filter != NULL)
 		appendStringInfo(&filter, "(%s)", source->filter);
-	for (k = 0; k < instance->channel->template->nparams; k++)
+	for (k = 0; k < channel->template->nparams; k++)
 	{
-		if (instance->params[k] != NULL)
+		if (params[k] != NULL)
 			continue;
 		if (filter.len > 0)
 			appendStringInfoString(&filter, " AND ");
-		appendStringInfo(&filter, "%s IS NOT NULL",
-						 quote_identifier(instance->channel->template->params[k]));
+		appendStringInfo(&filter, "%s IS NOT NULL", quote_identifier(channel->template->params[k]));
 	}
 	return filter.data;
 }
 
-void
-SubscribeBeginQuestion(Channel *channel, char *const *params, const char *check, Identity *identity,
-					   uint8 flags, StringInfo body)
+static void
+PutCheck(StringInfo body, Channel *channel, char *const *params, const char *check)
 {
 	int nparams = channel->template->nparams;
 	int i;
 
-	initStringInfo(body);
-	WirePutU32(body, identity->info.role);
-	WirePutString(body, identity->info.claims);
-	WirePutU8(body, flags);
 	WirePutString(body, check != NULL ? check : "");
 	WirePutU16(body, nparams);
 	for (i = 0; i < nparams; i++)
@@ -70,6 +64,50 @@ SubscribeBeginQuestion(Channel *channel, char *const *params, const char *check,
 		WirePutU8(body, params[i] != NULL);
 		WirePutString(body, params[i] != NULL ? params[i] : "");
 	}
+}
+
+void
+SubscribePutCheck(StringInfo body, Channel *channel, char *const *params)
+{
+	PutCheck(body, channel, params, channel->join_check);
+}
+
+void
+SubscribePutSource(StringInfo body, Channel *channel, char *const *params, Source *source)
+{
+	int nparams = 0;
+	int k;
+
+	WirePutU32(body, source->relid);
+	WirePutString(body, FilterOf(channel, params, source));
+	WirePutU16(body, source->nkey);
+	for (k = 0; k < source->nkey; k++)
+		WirePutString(body, source->key[k]);
+	WirePutU16(body, source->ncolumns);
+	for (k = 0; k < source->ncolumns; k++)
+		WirePutString(body, source->columns[k]);
+	for (k = 0; k < channel->template->nparams; k++)
+		if (params[k] != NULL)
+			nparams++;
+	WirePutU16(body, nparams);
+	for (k = 0; k < channel->template->nparams; k++)
+	{
+		if (params[k] == NULL)
+			continue;
+		WirePutString(body, channel->template->params[k]);
+		WirePutString(body, params[k]);
+	}
+}
+
+void
+SubscribeBeginQuestion(Channel *channel, char *const *params, const char *check, Identity *identity,
+					   uint8 flags, StringInfo body)
+{
+	initStringInfo(body);
+	WirePutU32(body, identity->info.role);
+	WirePutString(body, identity->info.claims);
+	WirePutU8(body, flags);
+	PutCheck(body, channel, params, check);
 	WirePutU64(body, RecheckSeed());
 }
 
@@ -79,36 +117,14 @@ SubscribeQuestion(Instance *instance, Identity *identity, const char *selection,
 {
 	Channel *channel = instance->channel;
 	int i;
-	int k;
 
 	SubscribeBeginQuestion(channel, instance->params, channel->join_check, identity, flags, body);
 	WirePutU16(body, channel->nsources);
 	for (i = 0; i < channel->nsources; i++)
 	{
-		Source *source = channel->sources[i];
-		int nparams = 0;
-
 		/* From now on a barrier of this table is noticed. */
-		RelationNote(source->relid);
-		WirePutU32(body, source->relid);
-		WirePutString(body, FilterOf(instance, source));
-		WirePutU16(body, source->nkey);
-		for (k = 0; k < source->nkey; k++)
-			WirePutString(body, source->key[k]);
-		WirePutU16(body, source->ncolumns);
-		for (k = 0; k < source->ncolumns; k++)
-			WirePutString(body, source->columns[k]);
-		for (k = 0; k < channel->template->nparams; k++)
-			if (instance->params[k] != NULL)
-				nparams++;
-		WirePutU16(body, nparams);
-		for (k = 0; k < channel->template->nparams; k++)
-		{
-			if (instance->params[k] == NULL)
-				continue;
-			WirePutString(body, channel->template->params[k]);
-			WirePutString(body, instance->params[k]);
-		}
+		RelationNote(channel->sources[i]->relid);
+		SubscribePutSource(body, channel, instance->params, channel->sources[i]);
 	}
 	WirePutString(body, selection != NULL ? selection : "");
 }
@@ -117,12 +133,16 @@ void
 SubscribeAsk(Subscription *s)
 {
 	bool rows = !s->no_snapshot && !s->from_position;
+	uint8 flags = rows ? QUERY_WITH_ROWS : QUERY_WITH_POSITION;
 	StringInfoData body;
 
-	SubscribeQuestion(s->instance, s->connection->identity, s->selection,
-					  rows ? QUERY_WITH_ROWS : QUERY_WITH_POSITION, &body);
+	if (rows && s->versions)
+		flags |= QUERY_WITH_VERSIONS;
+
+	SubscribeQuestion(s->instance, s->connection->identity, s->selection, flags, &body);
 	s->start = LogPublished();
 	s->answered = false;
+	s->asked_at = feed_now;
 	s->restart = false;
 	s->job = QuerySubmit(QUERY_SUBSCRIBE, body.data, body.len, QUERY_LATER, OnResult, s);
 	pfree(body.data);
@@ -321,6 +341,7 @@ OnResult(void *arg, uint64 job, QueryKind kind, WireReader *body)
 		case QUERY_DIGEST:
 			s->digest.a = WireGetU64(body);
 			s->digest.b = WireGetU64(body);
+			s->snapshot_rows = WireGetU64(body);
 			break;
 		case QUERY_PAGE:
 		{
@@ -364,6 +385,8 @@ OnResult(void *arg, uint64 job, QueryKind kind, WireReader *body)
 		case QUERY_DONE:
 			s->job = 0;
 			s->answered = true;
+			if (s->has_snapshot)
+				HistogramAdd(&counters.snapshot_time, feed_now - s->asked_at);
 			break;
 		default:
 			break;

@@ -254,6 +254,7 @@ VerdictAsk(TransactionMap *map, Identity *identity, View *view, int image)
 
 	if (set->states[image] != VERDICT_UNKNOWN)
 		return;
+	counters.verdicts_asked++;
 	set->states[image] = VERDICT_ASKED;
 
 	if (nquestions == maxquestions)
@@ -484,6 +485,7 @@ OnAnswer(void *arg, uint64 job, QueryKind kind, WireReader *body)
 
 	identity = batch->questions[batch->first[index]].identity;
 	NoteCost(identity, batch->relid, cost);
+	counters.verdict_us += cost;
 	if (batch->costly && batch->waiting == 0)
 	{
 		SlowEntry *slow = FindSlow(identity, batch->relid);
@@ -606,6 +608,8 @@ AcceptIdentity(Batch *batch, int index, WireReader *r)
 	ListCell *lc;
 	int i;
 
+	if (status < lengthof(counters.verdict_answers))
+		counters.verdict_answers[status]++;
 	switch (status)
 	{
 		case QUERY_VERDICT_OK:

@@ -90,15 +90,13 @@ HttpSetAsset(WireReader *r)
 }
 
 /* Is one of the ETags of If-None-Match ours?  Weak comparison, as for GET. */
-static bool
-EtagMatches(struct lws *wsi, const char *etag)
+bool
+HttpEtagMatches(const char *list, const char *etag)
 {
 	const char *p;
 	size_t length = strlen(etag);
 
-	if (length == 0 || !HttpHeader(wsi, WSI_TOKEN_HTTP_IF_NONE_MATCH))
-		return false;
-	for (p = http_header; *p != '\0';)
+	for (p = list; length > 0 && *p != '\0';)
 	{
 		size_t n;
 
@@ -107,10 +105,11 @@ EtagMatches(struct lws *wsi, const char *etag)
 			return true;
 		if (strncmp(p, "W/", 2) == 0)
 			p += 2;
-		n = strcspn(p, ", \t");
-		if (n == length && memcmp(p, etag, n) == 0)
+		if (strncmp(p, etag, length) == 0 && strchr(", \t", p[length]) != NULL)
 			return true;
+		n = *p == '"' ? strcspn(p + 1, "\"") + 1 : 0;
 		p += n;
+		p += strcspn(p, ",");
 	}
 	return false;
 }
@@ -129,7 +128,7 @@ SendAsset(struct lws *wsi, const Asset *asset, bool head)
 		snprintf(extra, sizeof(extra), "ETag: %.140s\r\n", asset->etag);
 		reply.extra = extra;
 	}
-	if (EtagMatches(wsi, asset->etag))
+	if (HttpHeader(wsi, WSI_TOKEN_HTTP_IF_NONE_MATCH) && HttpEtagMatches(http_header, asset->etag))
 	{
 		reply.status = 304;
 		return HttpSend(wsi, &reply);

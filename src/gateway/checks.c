@@ -228,16 +228,50 @@ HttpHandshakeIsUsable(struct lws *wsi, Refusal *refusal)
 	return true;
 }
 
+/* ---- tokens ---- */
+
+/* The value of the cookie, moved to the beginning of http_header. */
+static bool
+Cookie(struct lws *wsi, const char *name)
+{
+	size_t length = strlen(name);
+	const char *p;
+
+	if (length == 0 || !HttpHeader(wsi, WSI_TOKEN_HTTP_COOKIE))
+		return false;
+	for (p = http_header; *p != '\0'; p += strcspn(p, ";"))
+	{
+		p += strspn(p, "; \t");
+		if (strncmp(p, name, length) == 0 && p[length] == '=')
+		{
+			size_t n;
+
+			p += length + 1;
+			n = strcspn(p, "; \t");
+			if (n >= 2 && p[0] == '"' && p[n - 1] == '"')
+			{
+				p++;
+				n -= 2;
+			}
+			memmove(http_header, p, n);
+			http_header[n] = '\0';
+			return n > 0;
+		}
+	}
+	return false;
+}
+
 /*
- * The token of an upgrade: from "Authorization: Bearer", else from ?token=.
- * The caller wipes it when it has been handed on.
+ * The token of a request: from "Authorization: Bearer", else from ?token=,
+ * else from the cookie.  The caller wipes it when it has been handed on.
  */
 char *
-HttpToken(struct lws *wsi, size_t *length)
+HttpToken(struct lws *wsi, size_t *length, bool *is_cookie)
 {
 	static const char bearer[] = "Bearer ";
 	const char *token = "";
 
+	*is_cookie = false;
 	http_header[0] = '\0';
 	if (HttpHeader(wsi, WSI_TOKEN_HTTP_AUTHORIZATION) &&
 		strncasecmp(http_header, bearer, sizeof(bearer) - 1) == 0)
@@ -249,10 +283,47 @@ HttpToken(struct lws *wsi, size_t *length)
 	{
 		/* lws has decoded the %xx already. */
 		token = lws_get_urlarg_by_name(wsi, "token=", http_header, (int) sizeof(http_header));
-		if (token == NULL)
-			token = "";
+		if (token == NULL || *token == '\0')
+		{
+			*is_cookie = Cookie(wsi, gateway.token_cookie);
+			token = *is_cookie ? http_header : "";
+		}
 	}
 	*length = strlen(token);
 	memmove(http_header, token, *length + 1);
 	return http_header;
+}
+
+/*
+ * A cookie comes along with whatever page makes the browser send the request.
+ * So with nothing else to show, the page has to be one that is trusted by name;
+ * one that may come because everybody may is not.
+ */
+bool
+HttpCookieIsSafe(struct lws *wsi, HttpOrigin origin, Refusal *refusal)
+{
+	static const char name[] = "sec-fetch-site:";
+	bool is_cookie;
+	size_t length;
+	char *token = HttpToken(wsi, &length, &is_cookie);
+	const char *site = http_header;
+
+	explicit_bzero(token, length);
+	if (!is_cookie || origin == ORIGIN_OWN || origin == ORIGIN_LISTED)
+		return true;
+
+	/* Without an Origin browsers may still say whose page it was. */
+	if (lws_hdr_custom_length(wsi, name, sizeof(name) - 1) <= 0 ||
+		lws_hdr_custom_copy(wsi, http_header, sizeof(http_header), name, sizeof(name) - 1) <= 0)
+		http_header[0] = '\0';
+	site += strspn(site, " \t");
+	if (origin == ORIGIN_NONE &&
+		(*site == '\0' || strcmp(site, "same-origin") == 0 || strcmp(site, "none") == 0))
+		return true;
+	refusal->status = 403;
+	refusal->code = "forbidden_origin";
+	refusal->message = "a cookie is not accepted from pages of other origins";
+	refusal->hint = "Name the origin in changefeed.allowed_origins, or send the token in the "
+					"header Authorization.";
+	return false;
 }

@@ -22,7 +22,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "gateway.h"
+#include "http.h"
 
 /* A closing handshake, or a queue before a close, may take this long. */
 /* How long the feed worker may take to find out who it is. */
@@ -189,7 +189,7 @@ ConnIdentify(Connection *conn, const char *tag)
 {
 	memcpy(conn->tag, tag, LINK_TAG_LENGTH);
 	if (conn->identified || conn->close_queued || conn->http != NULL)
-		return;
+		return; /* an event stream has its heartbeat from its beginning on */
 	conn->identified = true;
 	HeartbeatBegin(conn);
 }
@@ -251,6 +251,7 @@ ConnReceive(Connection *conn, const void *data, size_t length)
 	if (conn->close_queued)
 		return;
 	ConnHeard(conn);
+	gateway.received_bytes += length;
 
 	if (lws_frame_is_binary(conn->wsi))
 	{
@@ -365,7 +366,7 @@ ConnBeginClose(Connection *conn, uint16_t code, const char *reason, size_t lengt
 
 	if (conn->http != NULL)
 	{
-		ConnKill(conn, LINK_CAUSE_SERVER);
+		StreamEnd(conn);
 		return;
 	}
 

@@ -63,6 +63,7 @@ FanoutBegin(WireReader *r)
 	building->complete = false;
 	building->stream = (flags & LINK_TX_STREAM) != 0;
 	building->number = number;
+	building->committed_us = StatsTakeCommitTime();
 	building->before_length = (uint32_t) before.length;
 	building->after_length = (uint32_t) after.length;
 	memcpy(building->text, before.data, before.length);
@@ -232,7 +233,7 @@ FanoutMessage(WireReader *r)
 		return;
 	if (building == NULL)
 		GatewayFatal(EXIT_PROTOCOL, "a message came outside a transaction");
-	if (building->before_length < LINK_COMMON_LENGTH)
+	if (building->before_length < LINK_TX_POSITION)
 		GatewayFatal(EXIT_PROTOCOL, "a transaction with messages has no position");
 	message = NewFragment(suffix, r);
 	message->no_position = (flags & LINK_MESSAGE_NO_POSITION) != 0;
@@ -304,28 +305,37 @@ JoinMessage(Connection *conn, FrameItem *frame, Buffer *buffer)
 	Fragment *message = frame->messages[frame->messages_sent++];
 	size_t suffix = frame->messages_sent < frame->n_messages ? message->suffix_length : 0;
 	const char *text = message->data + message->suffix_length;
+	size_t start;
 
 	if (message->no_position)
 	{
-		BufferAppendFrameHeader(buffer, (size_t) message->length + 1);
+		start = MessageBegin(conn, buffer, (size_t) message->length + 1);
 		BufferAppend(buffer, text, message->length);
 		BufferAppend(buffer, "}", 1);
+		MessageEnd(conn, buffer, start, FanoutIsSent(frame), false, NULL);
 		return MessageSize(message);
 	}
-	BufferAppendFrameHeader(buffer, message->length + sizeof(label) - 1 + LINK_COMMON_LENGTH +
-										LINK_TAG_LENGTH + suffix + 2);
+	start = MessageBegin(conn, buffer,
+						 message->length + sizeof(label) - 1 + LINK_TX_POSITION + LINK_TAG_LENGTH +
+							 suffix + 2);
 	BufferAppend(buffer, text, message->length);
 	BufferAppend(buffer, label, sizeof(label) - 1);
-	BufferAppend(buffer, transaction->text + transaction->before_length - LINK_COMMON_LENGTH,
-				 LINK_COMMON_LENGTH);
+	BufferAppend(buffer, transaction->text + transaction->before_length - LINK_TX_POSITION,
+				 LINK_TX_POSITION);
 	BufferAppend(buffer, conn->tag, LINK_TAG_LENGTH);
 	BufferAppend(buffer, message->data, suffix);
 	BufferAppend(buffer, "\"}", 2);
+
+	/* In an event stream the id is that of the whole transaction. */
+	MessageEnd(conn, buffer, start, FanoutIsSent(frame), false,
+			   transaction->stream
+				   ? NULL
+				   : transaction->text + transaction->before_length - LINK_TX_POSITION);
 	return MessageSize(message);
 }
 
 /*
- * Appends the frame, or its next part, to the buffer as one WebSocket message.
+ * Appends the frame, or its next part, to the buffer as one message.
  * Returns how much of the accounted size that was; the frame is done when all
  * its fragments are sent.
  */
@@ -340,6 +350,7 @@ FanoutJoin(Connection *conn, FrameItem *frame, Buffer *buffer)
 	size_t suffix = frame->has_positions ? 2 : 0;
 	char head[ENVELOPE_BYTES];
 	int head_length;
+	size_t start;
 
 	if (frame->part == 0)
 	{
@@ -377,9 +388,9 @@ FanoutJoin(Connection *conn, FrameItem *frame, Buffer *buffer)
 	frame->part++;
 
 	/* Each fragment has a comma behind it but the last; then comes "]}". */
-	BufferAppendFrameHeader(buffer, (size_t) head_length + transaction->before_length +
-										LINK_TAG_LENGTH + suffix + transaction->after_length +
-										fragments - 1 + 2);
+	start = MessageBegin(conn, buffer,
+						 (size_t) head_length + transaction->before_length + LINK_TAG_LENGTH +
+							 suffix + transaction->after_length + fragments - 1 + 2);
 	BufferAppend(buffer, head, (size_t) head_length);
 	BufferAppend(buffer, transaction->text, transaction->before_length);
 	BufferAppend(buffer, conn->tag, LINK_TAG_LENGTH);
@@ -393,5 +404,9 @@ FanoutJoin(Connection *conn, FrameItem *frame, Buffer *buffer)
 	}
 	BufferAppend(buffer, "]}", 2);
 	frame->n_sent = end;
+	MessageEnd(conn, buffer, start, FanoutIsSent(frame), false,
+			   transaction->stream || transaction->before_length < LINK_TX_POSITION
+				   ? NULL
+				   : transaction->text + transaction->before_length - LINK_TX_POSITION);
 	return fragments;
 }

@@ -122,6 +122,7 @@ typedef struct Transaction
 	bool complete;		 /* LINK_TX_END came: may be sent */
 	bool stream;		 /* LINK_TX_STREAM */
 	uint64_t number;
+	uint64_t committed_us; /* since 1970; 0: not known */
 	uint32_t before_length;
 	uint32_t after_length;
 	char text[]; /* before, then after */
@@ -135,6 +136,7 @@ typedef enum ItemKind
 	ITEM_SYNCED, /* TextItem; dropped with the frames before it */
 	ITEM_CAST,	 /* CastItem */
 	ITEM_MARK,	 /* MarkItem */
+	ITEM_PART,	 /* PartItem: counts from the next message on */
 	ITEM_CLOSE	 /* CloseItem; always the last */
 } ItemKind;
 
@@ -173,6 +175,7 @@ typedef struct TextItem
 {
 	Item item;
 	size_t length;
+	size_t position; /* of a ping: where in it the connection's position is */
 	char data[];
 } TextItem;
 
@@ -187,6 +190,16 @@ typedef struct MarkItem
 	Item item;
 	uint32_t mark;
 } MarkItem;
+
+/* LINK_EVENT_ID */
+typedef struct PartItem
+{
+	Item item;
+	uint16_t index;
+	uint8_t part; /* LinkPart */
+	bool quiet;
+	char position[LINK_POSITION_MAX + 1];
+} PartItem;
 
 /* A control frame holds 125 bytes, two of which are the code. */
 #define CLOSE_REASON_MAX 123
@@ -238,6 +251,8 @@ typedef struct Connection
 	uint64_t seq;		  /* transaction frames joined so far */
 	uint64_t last_number; /* last transaction that is not STREAM */
 	uint64_t heard_ms;	  /* loop time of the last received data */
+	uint64_t sent_frames;
+	uint64_t sent_bytes;
 
 	/* the message that is being received, if it comes in pieces */
 	char *message;
@@ -292,6 +307,7 @@ typedef struct Gateway
 	uint16_t port;
 	StringList allowed_origins;
 	StringList allowed_hosts;
+	char *token_cookie; /* name of a cookie with a token; "": none */
 
 	size_t max_sockets;	 /* from RLIMIT_NOFILE */
 	size_t open_sockets; /* accepted ones, whatever they speak */
@@ -299,13 +315,14 @@ typedef struct Gateway
 	int exit_code;
 
 	/* LINK_STATS */
-	uint64_t accepted; /* WebSockets */
+	uint64_t accepted; /* WebSockets and requests */
 	uint64_t open;
 	uint64_t frames;
 	uint64_t bytes;
 	uint64_t queued_bytes;
 	uint64_t behind_events;
 	uint64_t refused;
+	uint64_t received_bytes; /* of messages */
 } Gateway;
 
 extern Gateway gateway;
@@ -364,6 +381,8 @@ extern void LinkStart(int fd);
 extern void LinkStop(void);
 extern void LinkEndTurn(void);
 extern bool LinkIsOverloaded(void);
+extern void LinkEndMessage(void);
+extern void LinkSayProbed(uint64_t number);
 extern void LinkSay(LinkType type, const uint32_t *numbers, int n);
 extern void LinkSayPingDue(const uint32_t *numbers, uint32_t n);
 extern void
@@ -373,6 +392,15 @@ extern void LinkSayClosed(const Connection *conn);
 extern void LinkSayBehind(const Connection *conn, uint64_t last);
 extern void LinkSayRequest(const Connection *conn, const void *payload, size_t length);
 extern void LinkSaySnapshotDone(uint32_t conn, uint32_t sub, bool ok);
+
+/* ---- stats.c ---- */
+
+extern void StatsNoteRefusal(const char *code);
+extern void StatsNoteCommitTime(uint64_t us);
+extern uint64_t StatsTakeCommitTime(void);
+extern void StatsNoteFrame(const FrameItem *frame);
+extern void StatsSay(void);
+extern void StatsSayConnections(WireReader *r);
 
 /* ---- conn.c ---- */
 
@@ -408,6 +436,7 @@ extern void QueueStart(void);
 extern void QueueAdd(Connection *conn, Item *item);
 extern void QueueAddText(Connection *conn, ItemKind kind, const char *a, size_t a_length,
 						 const char *b, size_t b_length, const char *c, size_t c_length);
+extern void QueueAddPart(Connection *conn, WireReader *r);
 extern void QueueAddMark(Connection *conn, uint32_t mark);
 extern void QueueAddCast(Connection *conn, Fragment *text);
 extern void QueueAddClose(Connection *conn, uint16_t code, const char *reason, size_t length);
@@ -445,7 +474,7 @@ extern bool SnapshotNextPage(Connection *conn, Buffer *buffer);
 
 extern int HttpRequest(struct lws *wsi, const char *path, size_t length);
 extern int HttpCheckUpgrade(struct lws *wsi);
-extern char *HttpToken(struct lws *wsi, size_t *length);
+extern char *HttpToken(struct lws *wsi, size_t *length, bool *is_cookie);
 extern void HttpSetAsset(WireReader *r);
 
 /* ---- request.c ---- */
@@ -455,9 +484,25 @@ extern void RequestSetPaths(WireReader *r);
 extern int RequestBody(Connection *conn, const void *data, size_t length);
 extern void RequestRespond(Connection *conn, WireReader *r);
 extern void RequestDeadline(Connection *conn);
-extern void RequestFail(Connection *conn, int status, const char *code, const char *message);
+extern void
+RequestFail(Connection *conn, int status, const char *code, const char *message, const char *hint);
+extern void RequestChoked(Connection *conn);
 extern void RequestWriteable(Connection *conn);
 extern void RequestFree(Connection *conn);
+
+/* ---- stream.c ---- */
+
+extern void StreamOpen(Connection *conn, WireReader *r);
+extern void StreamBegin(Connection *conn);
+extern void StreamNotePart(Connection *conn, const PartItem *item);
+extern size_t MessageBegin(Connection *conn, Buffer *buffer, size_t length);
+extern void MessageEnd(Connection *conn, Buffer *buffer, size_t start, bool whole, bool quiet,
+					   const char *position);
+extern bool StreamWrite(Connection *conn, Buffer *buffer);
+extern void StreamFlushed(Connection *conn);
+extern void StreamClosing(Connection *conn, uint32_t retry_ms);
+extern bool StreamIsBegun(const Connection *conn);
+extern bool StreamIsChoked(const Connection *conn);
 
 /* ---- heartbeat.c ---- */
 

@@ -85,10 +85,10 @@ OnDeadline(Connection *conn)
 	uint64_t limit = (uint64_t) gateway.heartbeat_ms + SILENCE_GRACE_MS;
 	uint64_t silent = uv_now(&gateway.loop) - conn->heard_ms;
 
-	if (conn->http != NULL)
-		RequestDeadline(conn);
-	else if (conn->close_queued)
+	if (conn->close_queued)
 		ConnKill(conn, LINK_CAUSE_SERVER);
+	else if (conn->http != NULL)
+		RequestDeadline(conn);
 	else if (!conn->identified)
 		ConnClose(conn, LINK_CAUSE_CONNECT_TIMEOUT, LINK_CLOSE_CONNECT_TIMEOUT,
 				  "no connect message in time");

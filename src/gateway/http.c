@@ -102,8 +102,12 @@ HttpAppendReply(Buffer *out, const Reply *reply)
 	{
 		BufferAppendString(out, "Content-Type: ");
 		BufferAppendString(out, reply->content_type);
-		snprintf(line, sizeof(line), "\r\nContent-Length: %zu\r\n", reply->length);
-		BufferAppendString(out, line);
+		BufferAppendString(out, "\r\n");
+		if (!reply->endless)
+		{
+			snprintf(line, sizeof(line), "Content-Length: %zu\r\n", reply->length);
+			BufferAppendString(out, line);
+		}
 	}
 	else if (reply->status != 304 && reply->status != 204)
 		BufferAppendString(out, "Content-Length: 0\r\n");
@@ -187,6 +191,7 @@ HttpAppendRefusal(Buffer *out, const Refusal *refusal, bool head)
 	BufferReset(&body, 0);
 	BufferReset(&extra, 0);
 	gateway.refused++;
+	StatsNoteRefusal(refusal->code);
 }
 
 int
@@ -196,6 +201,24 @@ HttpRefuse(struct lws *wsi, const Refusal *refusal, bool head)
 
 	HttpAppendRefusal(&out, refusal, head);
 	return Write(wsi, &out);
+}
+
+/* Those who are refused come back: one line a minute is enough. */
+static void
+LogLimit(void)
+{
+	static uint64_t logged_ms;
+	static bool ever;
+	uint64_t now = uv_now(&gateway.loop);
+
+	if (ever && now - logged_ms < 60000)
+		return;
+	ever = true;
+	logged_ms = now;
+	GatewayLog(LEVEL_WARNING,
+			   "new connections are refused, as there are %u already: "
+			   "changefeed.max_connections is used up",
+			   gateway.max_connections);
 }
 
 /* Is there room for one more client? */
@@ -213,6 +236,7 @@ HttpHasRoom(Refusal *refusal)
 	}
 	if (gateway.open >= gateway.max_connections)
 	{
+		LogLimit();
 		refusal->code = "too_many_connections";
 		refusal->message = "the limit of connections is reached";
 		refusal->hint = "The setting is changefeed.max_connections.";
@@ -229,6 +253,7 @@ int
 HttpCheckUpgrade(struct lws *wsi)
 {
 	Refusal refusal;
+	HttpOrigin origin;
 
 	/* lws has answered an unknown kind of upgrade itself and still asks. */
 	if (lws_hdr_total_length(wsi, WSI_TOKEN_UPGRADE) <= 0)
@@ -246,7 +271,9 @@ HttpCheckUpgrade(struct lws *wsi)
 		refusal.message = "WebSockets are served at " GATEWAY_SOCKET_PATH;
 		return HttpRefuse(wsi, &refusal, false);
 	}
-	if (HttpCheckOrigin(wsi, &refusal) == ORIGIN_FOREIGN || !HttpHandshakeIsUsable(wsi, &refusal))
+	origin = HttpCheckOrigin(wsi, &refusal);
+	if (origin == ORIGIN_FOREIGN || !HttpCookieIsSafe(wsi, origin, &refusal) ||
+		!HttpHandshakeIsUsable(wsi, &refusal))
 		return HttpRefuse(wsi, &refusal, false);
 
 	if (!HttpHasRoom(&refusal))

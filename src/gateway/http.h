@@ -5,7 +5,7 @@
  *
  * http.c takes a request and answers what needs nobody else; assets.c has the
  * static pages, checks.c says who may, request.c hands requests to the feed
- * worker and sends its answers.
+ * worker and sends its answers, stream.c those that are made of messages.
  *
  * Process: gateway.
  *
@@ -22,6 +22,7 @@
 typedef struct Reply
 {
 	int status;
+	bool endless;			  /* the end of the connection is that of the body */
 	bool page;				  /* a document: with what browsers should know of it */
 	const char *content_type; /* NULL: no body */
 	const char *extra;		  /* header lines, each with its line end */
@@ -54,6 +55,53 @@ typedef enum HttpOrigin
 extern char http_header[HTTP_MAX_HEADER + 1];
 extern char http_message[HTTP_MAX_HEADER + 256];
 
+/* Where a channel of a stream is. */
+typedef struct StreamPart
+{
+	uint8_t part; /* LinkPart */
+	bool common;  /* READY, and at the connection's position */
+	char position[LINK_POSITION_MAX + 1];
+} StreamPart;
+
+/* What stream.c keeps of an event stream or a poll. */
+typedef struct Stream
+{
+	uint8_t kind;	  /* LinkStreamKind; 0: the answer comes as a whole */
+	uint8_t flags;	  /* LINK_STREAM_* */
+	bool begun;		  /* an event stream's head was written */
+	bool over;		  /* a poll's time is over */
+	bool asked;		  /* the feed worker has to say something before the answer */
+	bool pinged;	  /* it has */
+	bool collected;	  /* something came that is an answer */
+	bool quiet;		  /* the next message is none */
+	bool has_pending; /* `pending` counts with the end of the next message */
+	PartItem pending;
+	uint32_t limit;	   /* of a poll's answer, in bytes */
+	uint32_t retry_ms; /* to be told with the next event */
+	uint32_t n;
+	StreamPart *parts;
+	char position[LINK_POSITION_MAX + 1]; /* of the connection */
+	char *unchanged;					  /* the ETag when nothing has come, without quotes */
+	char *headers;						  /* lines */
+	Buffer id;							  /* the last one that the client was told */
+	Buffer body;						  /* of a poll: messages between commas */
+} Stream;
+
+/* A request that the feed worker answers. */
+struct Exchange
+{
+	bool head;
+	bool said;		  /* LINK_REQUEST was sent */
+	bool answered;	  /* the connection ends when the answer has gone */
+	Buffer payload;	  /* of LINK_REQUEST */
+	size_t missing;	  /* bytes of the body that are still to come */
+	char *cors;		  /* header lines of the answer */
+	char *none_match; /* If-None-Match */
+	ListNode held;	  /* in request.c's list of those that wait for us */
+	Connection *conn;
+	Stream stream;
+};
+
 /* ---- http.c ---- */
 
 extern void HttpAppendReply(Buffer *out, const Reply *reply);
@@ -70,15 +118,26 @@ extern bool HttpHeaderContains(const char *text, const char *token, bool ignore_
 extern bool HttpHostIsAllowed(struct lws *wsi, Refusal *refusal);
 extern HttpOrigin HttpCheckOrigin(struct lws *wsi, Refusal *refusal);
 extern void HttpAppendCors(struct lws *wsi, HttpOrigin origin, Buffer *out);
+extern bool HttpCookieIsSafe(struct lws *wsi, HttpOrigin origin, Refusal *refusal);
 extern bool HttpHandshakeIsUsable(struct lws *wsi, Refusal *refusal);
 
 /* ---- assets.c ---- */
 
+extern bool HttpEtagMatches(const char *list, const char *etag);
 extern bool HttpIsAsset(const char *path, size_t length);
 extern int HttpServeAsset(struct lws *wsi, const char *path, size_t length, bool head);
 
 /* ---- request.c ---- */
 
+extern void RequestAnswer(Connection *conn, const Reply *reply);
+extern void RequestEnd(Connection *conn);
+extern char *RequestLines(const Exchange *http, const char *more, size_t length);
 extern bool HttpServePath(struct lws *wsi, const char *path, size_t length, int *result);
+
+/* ---- stream.c ---- */
+
+extern void StreamDeadline(Connection *conn);
+extern void StreamFree(Stream *stream);
+extern void StreamEnd(Connection *conn);
 
 #endif /* CHANGEFEED_GATEWAY_HTTP_H */

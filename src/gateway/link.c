@@ -50,6 +50,12 @@ End(void)
 		overloaded = true;
 }
 
+void
+LinkEndMessage(void)
+{
+	End();
+}
+
 /* Is the feed worker so far behind that no client should be read? */
 bool
 LinkIsOverloaded(void)
@@ -136,6 +142,14 @@ LinkSaySnapshotDone(uint32_t conn, uint32_t sub, bool ok)
 	End();
 }
 
+void
+LinkSayProbed(uint64_t number)
+{
+	LinkFrameBegin(gateway.link, LINK_PROBED);
+	LinkFramePutU64(gateway.link, number);
+	End();
+}
+
 static void
 SayHello(void)
 {
@@ -145,20 +159,6 @@ SayHello(void)
 	LinkFramePutU32(gateway.link, LINK_VERSION);
 	LinkFramePutU32(gateway.link, (uint32_t) getpid());
 	LinkFramePutBytes(gateway.link, version, strlen(version));
-	End();
-}
-
-static void
-SayStats(void)
-{
-	LinkFrameBegin(gateway.link, LINK_STATS);
-	LinkFramePutU64(gateway.link, gateway.accepted);
-	LinkFramePutU64(gateway.link, gateway.open);
-	LinkFramePutU64(gateway.link, gateway.frames);
-	LinkFramePutU64(gateway.link, gateway.bytes);
-	LinkFramePutU64(gateway.link, gateway.queued_bytes);
-	LinkFramePutU64(gateway.link, gateway.behind_events);
-	LinkFramePutU64(gateway.link, gateway.refused);
 	End();
 }
 
@@ -196,6 +196,8 @@ ReadStrings(WireReader *r, StringList *list)
 static void
 ReadConfig(WireReader *r)
 {
+	WireBytes cookie;
+
 	gateway.max_connections = WireGetU32(r);
 	gateway.send_buffer = WireGetU32(r);
 	gateway.heartbeat_ms = WireGetU32(r);
@@ -205,6 +207,12 @@ ReadConfig(WireReader *r)
 	gateway.port = WireGetU16(r);
 	ReadStrings(r, &gateway.allowed_origins);
 	ReadStrings(r, &gateway.allowed_hosts);
+	cookie = WireGetBytes(r);
+	free(gateway.token_cookie);
+	gateway.token_cookie = GatewayAlloc(cookie.length + 1);
+	if (cookie.length > 0)
+		memcpy(gateway.token_cookie, cookie.data, cookie.length);
+	gateway.token_cookie[cookie.length] = '\0';
 	if (!WireAtEnd(r))
 		r->failed = true;
 	if (r->failed)
@@ -287,6 +295,22 @@ ReadForConnection(LinkMessage *message, WireReader *r, Connection *conn)
 			if (conn != NULL && !r->failed)
 				QueueAddMark(conn, number);
 			break;
+		case LINK_STREAM:
+			if (conn != NULL && conn->http != NULL)
+				StreamOpen(conn, r);
+			else
+				r->offset = r->length;
+			break;
+		case LINK_BEGIN:
+			if (conn != NULL && conn->http != NULL)
+				StreamBegin(conn);
+			break;
+		case LINK_EVENT_ID:
+			if (conn != NULL && conn->http != NULL)
+				QueueAddPart(conn, r);
+			else
+				r->offset = r->length;
+			break;
 		case LINK_RESPONSE:
 			if (conn != NULL && conn->http != NULL && !r->failed)
 				RequestRespond(conn, r);
@@ -334,6 +358,15 @@ Dispatch(LinkMessage *message)
 		case LINK_PATHS:
 			RequestSetPaths(&r);
 			break;
+		case LINK_TX_TIME:
+			StatsNoteCommitTime(WireGetU64(&r));
+			break;
+		case LINK_CONNECTIONS_ASK:
+			StatsSayConnections(&r);
+			break;
+		case LINK_PROBE:
+			LinkSayProbed(WireGetU64(&r));
+			break;
 		case LINK_TX_BEGIN:
 			FanoutBegin(&r);
 			break;
@@ -353,7 +386,7 @@ Dispatch(LinkMessage *message)
 			ReadPing(&r);
 			break;
 		case LINK_STATS_ASK:
-			SayStats();
+			StatsSay();
 			break;
 		case LINK_SHUTDOWN:
 			reason = WireGetBytes(&r);

@@ -104,18 +104,21 @@ GatewayShutdown(const char *reason, size_t reason_length, uint32_t least_ms, uin
 	while ((conn = ConnNext(&position)) != NULL)
 	{
 		uint64_t range = (uint64_t) most_ms - least_ms + 1;
+		uint32_t retry_ms;
 		char tail[64];
 
 		/* Steps of the golden ratio spread any number of values evenly. */
 		value += UINT32_C(2654435769);
-		snprintf(tail, sizeof(tail), ",\"retry_after_ms\":%" PRIu64 "}",
-				 least_ms + ((range * value) >> 32));
-		if (conn->http != NULL)
-			RequestFail(conn, 503, "shutting_down", "the server is shutting down");
+		retry_ms = least_ms + (uint32_t) ((range * value) >> 32);
+		snprintf(tail, sizeof(tail), ",\"retry_after_ms\":%" PRIu32 "}", retry_ms);
+		if (conn->http != NULL && !StreamIsBegun(conn))
+			RequestFail(conn, 503, "shutting_down", "the server is shutting down", NULL);
 		else if (!conn->close_queued)
 		{
 			QueueDropAll(conn);
 			SnapshotStopAll(conn);
+			if (conn->http != NULL)
+				StreamClosing(conn, retry_ms);
 			QueueAddText(conn, ITEM_TEXT, head.data, head.length, tail, strlen(tail), NULL, 0);
 			ConnCloseAfterQueue(conn, 1001, reason_text, reason_length);
 		}

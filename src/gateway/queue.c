@@ -8,7 +8,8 @@
  * the link is read, items are only queued and the connection is put on the
  * dirty list; afterwards the list is walked, and each connection gets all it
  * has in as few writes as possible: the system call is what costs, not the
- * message.  Frames are written with LWS_WRITE_RAW, header included, outside
+ * message.  What a message looks like on the wire is stream.c's business for
+ * event streams and polls.  Frames are written with LWS_WRITE_RAW, header included, outside
  * lws' WRITEABLE callback.  That is safe as long as
  * - the connection is established and not closing,
  * - a write consists of whole frames, so that lws' own control frames only
@@ -78,6 +79,8 @@ QueueStart(void)
 bool
 ConnIsChoked(const Connection *conn)
 {
+	if (conn->http != NULL)
+		return StreamIsChoked(conn);
 	return lws_partial_buffered(conn->wsi) != 0;
 }
 
@@ -236,13 +239,15 @@ CheckOther(Connection *conn)
 			Pending(conn, conn->pending_other) <=
 		OtherBound())
 		return;
+	if (conn->http != NULL)
+		StreamBegin(conn);
 	while (QueueFlush(conn) == FLUSH_MORE)
 		;
 	if (conn->closing || !ConnIsChoked(conn))
 		return;
 	if (conn->queued_other - conn->queued_stream - conn->queued_casts + conn->pending_other >
 		OtherBound())
-		ConnClose(conn, LINK_CAUSE_SERVER, 1013, "too slow");
+		ConnClose(conn, LINK_CAUSE_TOO_SLOW, 1013, "too slow");
 }
 
 /* An item that is in the queue has become larger. */
@@ -318,12 +323,37 @@ QueueAddText(Connection *conn, ItemKind kind, const char *a, size_t a_length, co
 	text->item.feed = false;
 	text->item.size = length;
 	text->length = length;
+	text->position = kind == ITEM_PING && a_length >= LINK_TX_POSITION ? a_length - LINK_TX_POSITION
+																	   : 0;
 	memcpy(text->data, a, a_length);
 	if (b_length > 0)
 		memcpy(text->data + a_length, b, b_length);
 	if (c_length > 0)
 		memcpy(text->data + a_length + b_length, c, c_length);
 	QueueAdd(conn, &text->item);
+}
+
+/* LINK_EVENT_ID, behind the connection's number. */
+void
+QueueAddPart(Connection *conn, WireReader *r)
+{
+	PartItem *item = GatewayAllocZero(sizeof(PartItem));
+	WireBytes position;
+
+	item->item.kind = ITEM_PART;
+	item->item.size = sizeof(PartItem);
+	item->index = WireGetU16(r);
+	item->part = WireGetU8(r);
+	item->quiet = WireGetU8(r) != 0;
+	position = WireGetBytes(r);
+	if (r->failed || position.length > LINK_POSITION_MAX)
+	{
+		r->failed = true;
+		free(item);
+		return;
+	}
+	memcpy(item->position, position.data, position.length);
+	QueueAdd(conn, &item->item);
 }
 
 void
@@ -457,6 +487,8 @@ Gather(Connection *conn, size_t *feed, size_t *stream)
 			if (before > 0 && before + FanoutNextSize(frame) > GATHER_BYTES)
 				return;
 			n = FanoutJoin(conn, frame, &scratch);
+			if (frame->n_sent == frame->n_fragments)
+				StatsNoteFrame(frame);
 			if (item->feed)
 				*feed += scratch.length - before;
 			else
@@ -470,25 +502,38 @@ Gather(Connection *conn, size_t *feed, size_t *stream)
 		{
 			TextItem *text = (TextItem *) item;
 
+			size_t start;
+
 			if (before > 0 && before + text->length > GATHER_BYTES)
 				return;
-			BufferAppendFrameHeader(&scratch, text->length);
+			start = MessageBegin(conn, &scratch, text->length);
 			BufferAppend(&scratch, text->data, text->length);
+			MessageEnd(conn, &scratch, start, true, item->kind == ITEM_PING,
+					   text->position > 0 ? text->data + text->position : NULL);
 			Pop(conn);
 		}
 		else if (item->kind == ITEM_CAST)
 		{
 			Fragment *text = ((CastItem *) item)->text;
+			size_t start;
 
 			if (before > 0 && before + text->length > GATHER_BYTES)
 				return;
-			BufferAppendFrameHeader(&scratch, text->length);
+			start = MessageBegin(conn, &scratch, text->length);
 			BufferAppend(&scratch, text->data, text->length);
+			MessageEnd(conn, &scratch, start, true, false, NULL);
 			Pop(conn);
+		}
+		else if (item->kind == ITEM_PART)
+		{
+			StreamNotePart(conn, (PartItem *) item);
+			Pop(conn);
+			continue;
 		}
 		else
 			return;
 		gateway.frames++;
+		conn->sent_frames++;
 	}
 }
 
@@ -502,7 +547,10 @@ Write(Connection *conn, size_t feed, size_t other)
 	size_t length = scratch.length;
 	int n;
 
-	n = lws_write(conn->wsi, (unsigned char *) scratch.data, length, LWS_WRITE_RAW);
+	if (conn->http != NULL)
+		n = StreamWrite(conn, &scratch) ? 0 : -1;
+	else
+		n = lws_write(conn->wsi, (unsigned char *) scratch.data, length, LWS_WRITE_RAW);
 	BufferReset(&scratch, SCRATCH_KEEP);
 	if (n < 0)
 	{
@@ -510,6 +558,7 @@ Write(Connection *conn, size_t feed, size_t other)
 		return false;
 	}
 	gateway.bytes += length;
+	conn->sent_bytes += length;
 	conn->pending_feed = feed;
 	conn->pending_other = other;
 	return true;
@@ -583,6 +632,7 @@ FlushSome(Connection *conn)
 		if (!Write(conn, 0, 0))
 			return FLUSH_CLOSING;
 		gateway.frames++;
+		conn->sent_frames++;
 	}
 }
 
@@ -600,6 +650,8 @@ QueueFlush(Connection *conn)
 		QueueMarkDirty(conn);
 	else if (result == FLUSH_DONE && conn->head != NULL)
 		ListAppend(&open_list, &conn->dirty);
+	else if (result == FLUSH_DONE && conn->http != NULL)
+		StreamFlushed(conn);
 	return result;
 }
 

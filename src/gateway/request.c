@@ -46,22 +46,10 @@ typedef struct Path
 	char *text; /* ends with "/": all that begins so */
 } Path;
 
-struct Exchange
-{
-	bool head;
-	bool said;		/* LINK_REQUEST was sent */
-	bool answered;	/* the connection ends when the answer has gone */
-	Buffer payload; /* of LINK_REQUEST */
-	size_t missing; /* bytes of the body that are still to come */
-	char *cors;		/* header lines of the answer */
-	ListNode held;	/* in held_list */
-	Connection *conn;
-};
-
 static Path *paths;
 static uint32_t n_paths;
 
-/* Requests that wait for us, oldest first. */
+/* Requests that wait for us, or we for them, oldest first. */
 static ListNode held_list;
 static size_t n_held;
 static uv_timer_t sweep_timer;
@@ -117,16 +105,24 @@ FindPath(const char *text, size_t length)
 
 /* ---- requests that are held ---- */
 
+/* From now on we look after it, and lws has no time-out of its own for it. */
 static void
-Hold(Exchange *http)
+Watch(Exchange *http)
 {
 	lws_set_timeout(http->conn->wsi, NO_PENDING_TIMEOUT, 0);
-	lws_rx_flow_control(http->conn->wsi, 0);
 	if (ListContains(&http->held))
 		return;
 	if (n_held++ == 0)
 		uv_timer_again(&sweep_timer);
 	ListAppend(&held_list, &http->held);
+}
+
+/* Its request is whole: what else it sends is not read. */
+static void
+Hold(Exchange *http)
+{
+	lws_rx_flow_control(http->conn->wsi, 0);
+	Watch(http);
 }
 
 static void
@@ -198,7 +194,9 @@ RequestFree(Connection *conn)
 
 	Release(http);
 	WipeBuffer(&http->payload);
+	StreamFree(&http->stream);
 	free(http->cors);
+	free(http->none_match);
 	free(http);
 	conn->http = NULL;
 }
@@ -206,11 +204,11 @@ RequestFree(Connection *conn)
 /* ---- answers ---- */
 
 /*
- * Closing with something unread would make the kernel reset the connection,
- * and the client could lose its answer.
+ * The client has all that it gets.  Closing with something unread would make
+ * the kernel reset the connection, and the client could lose its answer.
  */
-static void
-End(Connection *conn)
+void
+RequestEnd(Connection *conn)
 {
 	char rest[4096];
 	int i;
@@ -227,42 +225,80 @@ End(Connection *conn)
 void
 RequestWriteable(Connection *conn)
 {
-	if (conn->http->answered && !conn->killed && !ConnIsChoked(conn))
-		End(conn);
+	Exchange *http = conn->http;
+
+	if (conn->killed || lws_partial_buffered(conn->wsi))
+		return;
+	if (http->answered)
+	{
+		RequestEnd(conn);
+		return;
+	}
+	ConnHeard(conn);
+	Hold(http);
+	QueueFlush(conn);
+}
+
+/*
+ * lws keeps a part of what was written: it has to be able to go on, and while
+ * it may not read it does not write either.
+ */
+void
+RequestChoked(Connection *conn)
+{
+	Release(conn->http);
+	lws_rx_flow_control(conn->wsi, 1);
 }
 
 /* Writes the whole answer, which is followed by the end. */
 static void
 Answer(Connection *conn, Buffer *out)
 {
-	Exchange *http = conn->http;
-
-	http->answered = true;
+	QueueDropAll(conn);
+	SnapshotStopAll(conn);
+	conn->http->answered = true;
 	conn->close_queued = true;
 	conn->cause = LINK_CAUSE_SERVER;
 	HttpMakeRoom(conn->wsi, out->length);
+	gateway.bytes += out->length;
 	if (lws_write(conn->wsi, (unsigned char *) out->data, out->length, LWS_WRITE_HTTP) < 0)
 		ConnKill(conn, LINK_CAUSE_CLIENT);
-	else if (ConnIsChoked(conn))
+	else if (lws_partial_buffered(conn->wsi))
 	{
-		Release(http);
-		lws_rx_flow_control(conn->wsi, 1);
+		RequestChoked(conn);
 		HeartbeatSetDeadline(conn, ANSWER_MS);
 	}
 	else
-		End(conn);
-	gateway.bytes += out->length;
+		RequestEnd(conn);
 	BufferReset(out, 0);
 }
 
-static char *
-Lines(const Exchange *http, const char *more, size_t length)
+void
+RequestAnswer(Connection *conn, const Reply *reply)
 {
-	size_t cors = http->cors != NULL ? strlen(http->cors) : 0;
+	Buffer out = {NULL, 0, 0};
+
+	if (conn->http->answered || conn->killed)
+		return;
+
+	/* The answer has begun already: there is no other way to say it. */
+	if (conn->http->stream.begun)
+	{
+		ConnKill(conn, LINK_CAUSE_SERVER);
+		return;
+	}
+	HttpAppendReply(&out, reply);
+	Answer(conn, &out);
+}
+
+/* The header lines of every answer to a request, and more; to be freed. */
+char *
+RequestLines(const Exchange *http, const char *more, size_t length)
+{
+	size_t cors = strlen(http->cors);
 	char *lines = GatewayAlloc(cors + length + 1);
 
-	if (cors > 0)
-		memcpy(lines, http->cors, cors);
+	memcpy(lines, http->cors, cors);
 	if (length > 0)
 		memcpy(lines + cors, more, length);
 	lines[cors + length] = '\0';
@@ -273,11 +309,9 @@ Lines(const Exchange *http, const char *more, size_t length)
 void
 RequestRespond(Connection *conn, WireReader *r)
 {
-	Exchange *http = conn->http;
 	Reply reply;
 	WireBytes type;
 	WireBytes extra;
-	Buffer out = {NULL, 0, 0};
 	char *lines;
 	char *content_type;
 
@@ -285,28 +319,28 @@ RequestRespond(Connection *conn, WireReader *r)
 	reply.status = WireGetU16(r);
 	type = WireGetBytes(r);
 	extra = WireGetBytes(r);
-	if (r->failed || http->answered || conn->killed)
+	if (r->failed)
 		return;
 	content_type = GatewayAlloc(type.length + 1);
 	memcpy(content_type, type.data, type.length);
 	content_type[type.length] = '\0';
-	lines = Lines(http, extra.data, extra.length);
+	lines = RequestLines(conn->http, extra.data, extra.length);
 	reply.content_type = type.length > 0 ? content_type : NULL;
 	reply.extra = lines;
 	reply.body = r->data + r->offset;
 	reply.length = r->length - r->offset;
-	reply.head = http->head;
-	HttpAppendReply(&out, &reply);
+	reply.head = conn->http->head;
+	RequestAnswer(conn, &reply);
 	free(lines);
 	free(content_type);
-	Answer(conn, &out);
 }
 
 /* An answer of our own. */
 void
-RequestFail(Connection *conn, int status, const char *code, const char *message)
+RequestFail(Connection *conn, int status, const char *code, const char *message, const char *hint)
 {
 	Exchange *http = conn->http;
+	const char *retry = status == 503 ? "Retry-After: 5\r\n" : "";
 	Buffer out = {NULL, 0, 0};
 	Refusal refusal;
 	char *lines;
@@ -317,7 +351,8 @@ RequestFail(Connection *conn, int status, const char *code, const char *message)
 	refusal.status = status;
 	refusal.code = code;
 	refusal.message = message;
-	lines = Lines(http, status == 503 ? "Retry-After: 5\r\n" : "", status == 503 ? 16 : 0);
+	refusal.hint = hint;
+	lines = RequestLines(http, retry, strlen(retry));
 	refusal.extra = lines;
 	HttpAppendRefusal(&out, &refusal, http->head);
 	free(lines);
@@ -330,10 +365,12 @@ RequestDeadline(Connection *conn)
 {
 	if (conn->http->answered)
 		ConnKill(conn, LINK_CAUSE_CLIENT);
+	else if (conn->http->stream.kind != 0)
+		StreamDeadline(conn);
 	else if (conn->http->said)
-		RequestFail(conn, 504, "timeout", "the feed did not answer in time");
+		RequestFail(conn, 504, "timeout", "the feed did not answer in time", NULL);
 	else
-		RequestFail(conn, 408, "timeout", "the request's body did not come in time");
+		RequestFail(conn, 408, "timeout", "the request's body did not come in time", NULL);
 }
 
 /* ---- requests ---- */
@@ -395,6 +432,18 @@ PutArguments(Buffer *payload, struct lws *wsi)
 	memcpy(payload->data + place, &n, sizeof(n));
 }
 
+/* Proxies say so, whatever they say of whom. */
+static bool
+IsProxied(struct lws *wsi)
+{
+	static const char forwarded[] = "forwarded:";
+
+	return lws_hdr_total_length(wsi, WSI_TOKEN_X_FORWARDED_FOR) > 0 ||
+		   lws_hdr_total_length(wsi, WSI_TOKEN_HTTP_X_REAL_IP) > 0 ||
+		   lws_hdr_total_length(wsi, WSI_TOKEN_HTTP_VIA) > 0 ||
+		   lws_hdr_custom_length(wsi, forwarded, (int) sizeof(forwarded) - 1) >= 0;
+}
+
 static void
 Describe(Exchange *http, struct lws *wsi, uint8_t method, const char *path, size_t length)
 {
@@ -402,20 +451,24 @@ Describe(Exchange *http, struct lws *wsi, uint8_t method, const char *path, size
 	char peer[64];
 	bool loopback = PeerAddress(lws_get_socket_fd(wsi), peer, sizeof(peer));
 	size_t token_length;
+	bool is_cookie;
 	char *token;
 
 	PutU8(payload, method);
-	PutU8(payload, (uint8_t) ((http->head ? LINK_REQUEST_HEAD : 0) |
-							  (loopback ? LINK_REQUEST_LOOPBACK : 0)));
+	PutU8(payload,
+		  (uint8_t) ((http->head ? LINK_REQUEST_HEAD : 0) | (loopback ? LINK_REQUEST_LOOPBACK : 0) |
+					 (IsProxied(wsi) ? LINK_REQUEST_PROXIED : 0)));
 	PutBytes(payload, path, length);
 	PutBytes(payload, peer, strlen(peer));
-	token = HttpToken(wsi, &token_length);
+	token = HttpToken(wsi, &token_length, &is_cookie);
 	PutBytes(payload, token, token_length);
 	explicit_bzero(token, token_length);
 	PutHeader(payload, wsi, "last-event-id:");
 	if (!HttpHeader(wsi, WSI_TOKEN_HTTP_IF_NONE_MATCH))
 		http_header[0] = '\0';
 	PutBytes(payload, http_header, strlen(http_header));
+	http->none_match = GatewayAlloc(strlen(http_header) + 1);
+	strcpy(http->none_match, http_header);
 	PutHeader(payload, wsi, "idempotency-key:");
 	PutArguments(payload, wsi);
 }
@@ -490,7 +543,7 @@ AllowLine(uint8_t methods)
 
 /* A browser asks whether a page of another origin may send its request. */
 static int
-Preflight(struct lws *wsi, const Path *path, const Buffer *cors)
+Preflight(struct lws *wsi, const Path *path, HttpOrigin origin, const Buffer *cors)
 {
 	Buffer extra = {NULL, 0, 0};
 	Reply reply;
@@ -498,7 +551,7 @@ Preflight(struct lws *wsi, const Path *path, const Buffer *cors)
 
 	BufferAppend(&extra, cors->data, cors->length);
 	BufferAppendString(&extra, AllowLine(path->methods));
-	if (cors->length > 0)
+	if (origin != ORIGIN_NONE)
 	{
 		BufferAppendString(&extra, "Access-Control-Allow-Methods: GET, HEAD, POST\r\n"
 								   "Access-Control-Allow-Headers: Authorization, Content-Type, "
@@ -545,7 +598,8 @@ Refuse(struct lws *wsi, Refusal *refusal, bool head, const Buffer *cors)
 
 /* Takes a request for one of the paths, `cors` being lines of its answer. */
 static int
-Serve(struct lws *wsi, const Path *path, const char *text, size_t length, Buffer *cors)
+Serve(struct lws *wsi, const Path *path, const char *text, size_t length, HttpOrigin origin,
+	  Buffer *cors)
 {
 	bool head = lws_hdr_total_length(wsi, WSI_TOKEN_HEAD_URI) > 0;
 	uint8_t method = 0;
@@ -555,13 +609,15 @@ Serve(struct lws *wsi, const Path *path, const char *text, size_t length, Buffer
 	Exchange *http;
 
 	if (lws_hdr_total_length(wsi, WSI_TOKEN_OPTIONS_URI) > 0)
-		return Preflight(wsi, path, cors);
+		return Preflight(wsi, path, origin, cors);
 	if (head || lws_hdr_total_length(wsi, WSI_TOKEN_GET_URI) > 0)
 		method = LINK_METHOD_GET;
 	else if (lws_hdr_total_length(wsi, WSI_TOKEN_POST_URI) > 0)
 		method = LINK_METHOD_POST;
 
 	memset(&refusal, 0, sizeof(refusal));
+	if (!HttpCookieIsSafe(wsi, origin, &refusal))
+		return Refuse(wsi, &refusal, head, cors);
 	if ((method & path->methods) == 0)
 	{
 		refusal.status = 405;
@@ -591,19 +647,22 @@ Serve(struct lws *wsi, const Path *path, const char *text, size_t length, Buffer
 	http->conn = conn;
 	http->head = head;
 	http->missing = body;
-	if (cors->length > 0)
-	{
-		BufferAppend(cors, "", 1);
-		http->cors = cors->data;
-		memset(cors, 0, sizeof(*cors));
-	}
+	BufferAppend(cors, "", 1);
+	http->cors = cors->data;
+	memset(cors, 0, sizeof(*cors));
 	conn->http = http;
 	lws_set_opaque_user_data(wsi, conn);
 	Describe(http, wsi, method, text, length);
+
+	/* lws' tables of headers are few and large, and `text` is in one. */
+	lws_http_headers_detach(wsi);
 	if (body == 0)
 		Say(conn);
 	else
+	{
+		Watch(http);
 		HeartbeatSetDeadline(conn, BODY_MS);
+	}
 	return 0;
 }
 
@@ -625,8 +684,11 @@ HttpServePath(struct lws *wsi, const char *path, size_t length, int *result)
 		*result = HttpRefuse(wsi, &refusal, lws_hdr_total_length(wsi, WSI_TOKEN_HEAD_URI) > 0);
 		return true;
 	}
+	BufferAppendString(&cors, gateway.token_cookie[0] == '\0'
+								  ? "Vary: Origin, Authorization\r\n"
+								  : "Vary: Origin, Authorization, Cookie\r\n");
 	HttpAppendCors(wsi, origin, &cors);
-	*result = Serve(wsi, found, path, length, &cors);
+	*result = Serve(wsi, found, path, length, origin, &cors);
 	BufferReset(&cors, 0);
 	return true;
 }

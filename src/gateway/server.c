@@ -120,7 +120,8 @@ static int
 Established(struct lws *wsi)
 {
 	size_t length;
-	char *token = HttpToken(wsi, &length);
+	bool is_cookie;
+	char *token = HttpToken(wsi, &length, &is_cookie);
 
 	lws_set_opaque_user_data(wsi, ConnOpen(wsi, token, length));
 	explicit_bzero(token, length);

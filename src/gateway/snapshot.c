@@ -178,7 +178,7 @@ ReadAt(int fd, void *data, size_t n, off_t offset)
 }
 
 /*
- * Appends the next page of the first stream to the buffer as one WebSocket
+ * Appends the next page of the first stream to the buffer as one
  * message.  False when there was none: then that stream is gone, and the next
  * one, if any, is the first.
  */
@@ -189,6 +189,7 @@ SnapshotNextPage(Connection *conn, Buffer *buffer)
 	uint32_t header[2]; /* length, index of the prefix */
 	WireBytes *prefix;
 	size_t start = buffer->length;
+	size_t message = start;
 	ReadResult result;
 
 	result = ReadAt(stream->fd, header, sizeof(header), stream->offset);
@@ -205,7 +206,7 @@ SnapshotNextPage(Connection *conn, Buffer *buffer)
 	if (result == READ_OK)
 	{
 		prefix = &stream->prefixes[header[1]];
-		BufferAppendFrameHeader(buffer, prefix->length + header[0] + 1);
+		message = MessageBegin(conn, buffer, prefix->length + header[0] + 1);
 		BufferAppend(buffer, prefix->data, prefix->length);
 		BufferReserve(buffer, (size_t) header[0] + 1);
 		result = ReadAt(stream->fd, buffer->data + buffer->length, header[0],
@@ -221,6 +222,7 @@ SnapshotNextPage(Connection *conn, Buffer *buffer)
 	}
 	buffer->length += header[0];
 	BufferAppend(buffer, "}", 1);
+	MessageEnd(conn, buffer, message, true, false, NULL);
 	stream->offset += (off_t) (sizeof(header) + header[0]);
 	return true;
 }

@@ -20,7 +20,7 @@
 // Blocks of the same NAME run one after the other on a cluster of their own, made when the first
 // one comes. In expected text and JSON strings, "…" stands for anything. localhost:8040 is replaced
 // by where the cluster listens, <JWT> by the last token that sql has printed, <position> by the last
-// one in a message that was waited for; prompt() of js gives the token, too. Pings are answered and
+// one in a message that was waited for, or in what sh has printed; prompt() of js gives the token, too. Pings are answered and
 // not shown.
 
 import { execFileSync, spawn } from 'node:child_process';
@@ -36,6 +36,7 @@ const { default: WebSocket } = await import(WS);
 
 const PATIENCE = 15000; // ms for anything that is waited for
 const CHECKED = new Set(['conf', 'sql', 'sh', 'js', 'json']);
+const POSITION = /"position":"([^"]+)"/g;
 const TOKEN = /\beyJ[\w-]+\.[\w-]+\.[\w-]+/g;
 
 const sleep = (ms) => new Promise((resolve) => { setTimeout(resolve, ms); });
@@ -126,6 +127,7 @@ class Runner {
       throw new Error(`${command} failed:\n${error.stdout}${error.stderr}`);
     }
     this.token = this.output.match(TOKEN)?.at(-1) ?? this.token;
+    this.position = [...this.output.matchAll(POSITION)].at(-1)?.[1] ?? this.position;
   }
 
   async conf(block) {

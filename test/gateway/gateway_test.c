@@ -21,7 +21,7 @@ static const struct
 	{"pings", TestPings},		{"timeouts", TestTimeouts},	  {"pressure", TestPressure},
 	{"pacing", TestPacing},		{"snapshots", TestSnapshots}, {"closing", TestClosing},
 	{"limit", TestLimit},		{"deaf", TestDeafWorker},	  {"many", TestMany},
-	{"shutdown", TestShutdown}, {"requests", TestRequests},
+	{"shutdown", TestShutdown}, {"requests", TestRequests}, {"streams", TestStreams},
 	{"txmessages", TestTxMessages}, {"casts", TestCastPressure},
 };
 

@@ -176,6 +176,8 @@ SendConfig(const Settings *settings)
 	LinkFramePutU16(worker.link, worker.port);
 	PutStrings(settings->origins);
 	PutStrings(settings->hosts);
+	LinkFramePutBytes(worker.link, settings->cookie != NULL ? settings->cookie : "",
+					  settings->cookie != NULL ? strlen(settings->cookie) : 0);
 	LinkFrameEnd(worker.link);
 }
 
@@ -674,8 +676,8 @@ SendRaw(Client *client, const void *data, size_t length)
 }
 
 /* Reads what is there; waits for something, turning the link meanwhile. */
-static void
-Receive(Client *client)
+void
+ReceiveSome(Client *client)
 {
 	uint64_t end = NowMs() + LIMIT_MS;
 
@@ -761,7 +763,7 @@ ReadHttp(Client *client)
 		}
 		if (client->ended)
 			return text;
-		Receive(client);
+		ReceiveSome(client);
 	}
 	head = (size_t) (end - client->in) + 4;
 	*end = '\0';
@@ -771,7 +773,7 @@ ReadHttp(Client *client)
 	*end = '\r';
 	/* No body comes for HEAD: then the caller closes anyway. */
 	while (client->length < head + body && !client->ended)
-		Receive(client);
+		ReceiveSome(client);
 	if (client->length < head + body)
 		body = client->length - head;
 	free(text);
@@ -937,7 +939,7 @@ ReadFrame(Client *client)
 		}
 		if (client->ended)
 			return frame;
-		Receive(client);
+		ReceiveSome(client);
 	}
 	frame.opcode = in[0] & 0x0f;
 	if (frame.opcode != OPCODE_TEXT && frame.opcode != OPCODE_CLOSE && frame.opcode != OPCODE_PONG)

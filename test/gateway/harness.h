@@ -50,6 +50,7 @@ typedef struct Settings
 	uint32_t max_frame;
 	const char *origins[4]; /* up to the first NULL */
 	const char *hosts[4];
+	const char *cookie; /* may be NULL */
 } Settings;
 
 /* A message of the gateway, kept until a test takes it. */
@@ -139,6 +140,7 @@ extern Client *ConnectSmall(int receive_buffer);
 extern void Disconnect(Client *client); /* its number stays readable */
 extern void SendRaw(Client *client, const void *data, size_t length);
 extern bool TrySendRaw(Client *client, const void *data, size_t length);
+extern void ReceiveSome(Client *client); /* waits for more, or its end */
 extern const char *ReadHttp(Client *client); /* a whole answer */
 extern const char *Request(const char *format, ...) __attribute__((format(printf, 1, 2)));
 extern const char *Handshake(Client *client, const char *path, const char *headers);

@@ -10,6 +10,8 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
+#include <time.h>
+
 #include "tests.h"
 
 /* The number after `name` in a JSON text; UINT64_MAX if it is not there. */
@@ -182,7 +184,76 @@ TestFanout(void)
 		Is(WireGetU64(&r), 0, "stats: nothing is queued");
 		Is(WireGetU64(&r), 0, "stats: nobody was behind");
 		Is(WireGetU64(&r), 0, "stats: nobody was refused");
+		Ok(WireGetU64(&r) == 0, "stats: nothing was received");
+		for (int i = 0; i < LINK_LAG_BUCKETS; i++)
+			Is(WireGetU64(&r), 0, "stats: no commit's time was told");
+		Is(WireGetU64(&r), 0, "stats: nor a sum");
+		Is(WireGetU32(&r), 0, "stats: no refusals");
 		Ok(WireAtEnd(&r), "stats: no more");
+	}
+
+	/* A commit of three seconds ago; a replay and one without time do not count. */
+	{
+		uint64_t committed = (uint64_t) (time(NULL) - 3) * 1000000;
+		uint32_t halves[2];
+
+		memcpy(halves, &committed, sizeof(halves));
+		SendPlain(LINK_TX_TIME, halves, 2);
+		pair[0] = c[0];
+		pair[1] = c[2];
+		SendTransaction(15, 0, pair, 2, "{}");
+		SendTransaction(16, 0, pair, 2, "{}");
+		SendPlain(LINK_TX_TIME, halves, 2);
+		SendTransaction(17, LINK_TX_STREAM, pair, 2, "{}");
+		for (uint64_t number = 15; number < 18; number++)
+		{
+			Is(Position(ReadFrame(clients[0]).text), number, "a transaction");
+			Is(Position(ReadFrame(clients[2]).text), number, "the same");
+		}
+	}
+	SendPlain(LINK_STATS_ASK, NULL, 0);
+	{
+		Kept *kept = Take(LINK_STATS, 0);
+		WireReader r = WireReaderInit(kept->data, kept->length);
+		uint64_t lags = 0;
+
+		WireTake(&r, 64);
+		for (int i = 0; i < LINK_LAG_BUCKETS; i++)
+		{
+			uint64_t n = WireGetU64(&r);
+
+			lags += n;
+			if (i == LinkLagBucket(3500000))
+				Is(n, 2, "stats: the lag of both frames");
+		}
+		Is(lags, 2, "stats: and of no other");
+		Ok(WireGetU64(&r) >= 6000000, "stats: at least three seconds each");
+	}
+
+	/* What is known of connections; and whether messages come through. */
+	{
+		uint32_t ask[4] = {3, c[0], 999999, c[2]};
+		uint32_t probe[2] = {7, 0};
+		Kept *kept;
+		WireReader r;
+
+		SendPlain(LINK_CONNECTIONS_ASK, ask, 4);
+		kept = Take(LINK_CONNECTIONS, 0);
+		r = WireReaderInit(kept->data, kept->length);
+		Is(WireGetU32(&r), 2, "connections: those that there are");
+		Is(WireGetU32(&r), c[0], "connections: the first");
+		Is(WireGetU64(&r), 0, "connections: nothing queued");
+		Ok(WireGetU64(&r) >= 10, "connections: frames");
+		Ok(WireGetU64(&r) > 500, "connections: bytes");
+		Ok(WireGetU64(&r) < 60000, "connections: heard");
+		Is(WireGetU32(&r), c[2], "connections: the other");
+		WireTake(&r, 32);
+		Ok(WireAtEnd(&r), "connections: no more");
+
+		SendPlain(LINK_PROBE, probe, 2);
+		kept = Take(LINK_PROBED, 0);
+		r = WireReaderInit(kept->data, kept->length);
+		Is(WireGetU64(&r), 7, "a probe comes back");
 	}
 	Disconnect(clients[0]);
 	Disconnect(clients[2]);
@@ -497,7 +568,7 @@ TestPacing(void)
 		sent += 2;
 	}
 	kept = Take(LINK_CLOSED, client->conn);
-	Is((uint8_t) kept->data[4], LINK_CAUSE_SERVER,
+	Is((uint8_t) kept->data[4], LINK_CAUSE_TOO_SLOW,
 	   "messages and streams without end cost the connection");
 	Note("after %d kB", sent * 50);
 	Ok(sent * 50000 > 4 * 100000 + 1024 * 1024, "but not before their bound");

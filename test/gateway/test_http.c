@@ -361,7 +361,26 @@ TestUpgrade(void)
 	settings.hosts[0] = "*";
 	SendConfig(&settings);
 	SendPlain(LINK_STATS_ASK, NULL, 0);
-	Take(LINK_STATS, 0);
+	{
+		Kept *kept = Take(LINK_STATS, 0);
+		WireReader r = WireReaderInit(kept->data, kept->length);
+		uint64_t refused;
+		uint64_t sum = 0;
+		uint32_t n;
+
+		WireTake(&r, 48);
+		refused = WireGetU64(&r);
+		WireTake(&r, 16 + 8 * LINK_LAG_BUCKETS);
+		n = WireGetU32(&r);
+		Ok(n >= 3 && n < 12, "refusals have codes: %u", n);
+		while (n-- > 0)
+		{
+			WireGetBytes(&r);
+			sum += WireGetU64(&r);
+		}
+		Ok(WireAtEnd(&r), "and that is all");
+		Is(sum, refused, "each is counted with its code");
+	}
 	ExpectToken("/v1/socket",
 				"Host: any.example.com\r\n"
 				"Origin: https://evil.example.com\r\n",

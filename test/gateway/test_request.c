@@ -5,6 +5,7 @@
  *
  *-------------------------------------------------------------------------
  */
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -243,6 +244,60 @@ TestLeaving(void)
 	Take(LINK_CLOSED, told.conn);
 }
 
+/* lws has headers for 4096 at a time: who is held must not keep them. */
+static void
+TestHeld(void)
+{
+	enum
+	{
+		N = 4200
+	};
+	static Client *clients[N];
+	struct rlimit limit;
+	long memory = 0;
+	int i;
+
+	getrlimit(RLIMIT_NOFILE, &limit);
+	if (limit.rlim_cur < N + 100)
+	{
+		limit.rlim_cur = N + 100;
+		if (limit.rlim_max < N + 100 || setrlimit(RLIMIT_NOFILE, &limit) < 0)
+		{
+			Note("too few descriptors to hold %d requests", N);
+			return;
+		}
+	}
+	for (i = 0; i < N; i++)
+	{
+		/* Some of them come slowly. */
+		clients[i] = Ask(i % 8 == 0 ? "POST /do/it HTTP/1.1\r\nHost: localhost\r\nContent-Type: "
+									  "application/json\r\nContent-Length: 2\r\n\r\n{"
+									: "GET /page HTTP/1.1\r\nHost: localhost\r\n\r\n");
+		if (i % 8 != 0)
+			clients[i]->conn = TakeRequest().conn;
+		if (i == 99)
+			memory = StatusField("VmRSS:");
+	}
+	Ok(true, "%d requests can be held", N);
+	Note("%ld bytes of memory for each", (StatusField("VmRSS:") - memory) * 1024 / (N - 100));
+	Ok(SpentTicks(1000) < 20, "which costs little");
+	for (i = 0; i < N; i += 8)
+	{
+		SendRaw(clients[i], "}", 1);
+		clients[i]->conn = TakeRequest().conn;
+	}
+	for (i = 0; i < N; i++)
+		SendResponse(clients[i]->conn, 200, "text/plain", "", "x", 1);
+	for (i = 0; i < N; i++)
+	{
+		if (!StatusIs(ReadHttp(clients[i]), 200))
+			break;
+		Disconnect(clients[i]);
+	}
+	Is((uint64_t) i, N, "and all are answered");
+	DropKept();
+}
+
 void
 TestRequests(void)
 {
@@ -254,6 +309,7 @@ TestRequests(void)
 	const char *answer;
 
 	settings.origins[0] = "https://app.example.com";
+	settings.max_connections = 5000;
 	StartGateway(&settings);
 	SendPaths(paths, methods, 2);
 	SendPlain(LINK_STATS_ASK, NULL, 0);
@@ -263,6 +319,7 @@ TestRequests(void)
 	TestBodies();
 	TestOrigins();
 	TestLeaving();
+	TestHeld();
 
 	client = Ask("GET /page HTTP/1.1\r\nHost: localhost\r\n\r\n");
 	told = TakeRequest();

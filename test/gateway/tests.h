@@ -33,6 +33,9 @@ extern void TestShutdown(void);
 /* test_request.c */
 extern void TestRequests(void);
 
+/* test_stream.c */
+extern void TestStreams(void);
+
 /* test_fanout.c */
 extern void TestFanout(void);
 extern void TestParts(void);

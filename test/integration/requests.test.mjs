@@ -89,6 +89,8 @@ test('who waits can be cancelled or terminated, and leaves nothing behind', asyn
 });
 
 test('a feed worker that does not answer, ends, or is not there', async (t) => {
+  const starts = async () => Number((await db.value('SELECT changefeed.metrics()')).match(/^changefeed_starts_total (\d+)$/m)[1]);
+  const begun = await starts();
   const asking = await sessions(t, 12);
   const pid = await feedWorker();
   process.kill(pid, 'SIGSTOP');
@@ -102,5 +104,6 @@ test('a feed worker that does not answer, ends, or is not there', async (t) => {
   for (const { reason } of await Promise.allSettled(waiting)) assert.match(String(reason), /has ended while it was asked/);
   await until(async () => await db.value('SELECT state FROM changefeed.stat_feed') === 'running', 'it runs again');
   assert.equal(await db.value(ASK), '0');
+  assert.equal(await starts(), begun + 1);
   await slotsAreFree(asking);
 });

@@ -329,9 +329,10 @@ export class Client {
   #opened = deferred();
   #ended = deferred();
 
-  constructor({ url = process.env.WS_URL, token, headers, protocols = ['changefeed.v1'], receive = {} } = {}) {
+  /** `socket`: something else that gives messages like one. */
+  constructor({ url = process.env.WS_URL, token, headers, protocols = ['changefeed.v1'], receive = {}, socket } = {}) {
     this.token = token;
-    this.socket = new WebSocket(url, protocols, { headers, perMessageDeflate: false, ...receive });
+    this.socket = socket ?? new WebSocket(url, protocols, { headers, perMessageDeflate: false, ...receive });
     this.socket.on('open', () => this.#opened.resolve());
     this.socket.on('message', (data, binary) => {
       for (const text of this.tamper?.(String(data)) ?? [data]) this.#guard(() => this.#take(text, binary));
@@ -500,7 +501,7 @@ export class Client {
     if (binary) this.#fail('binary message');
     const message = parseExact(String(data));
     this.received += 1;
-    if (this.#open && !['transaction', 'ping'].includes(message.type)) this.#fail(`"${message.type}" between the parts of a transaction`);
+    if (this.#open && !['transaction', 'ping', 'closing'].includes(message.type)) this.#fail(`"${message.type}" between the parts of a transaction`);
     switch (message.type) {
       case 'connected':
         if (message.id === undefined) this.connected = message;
