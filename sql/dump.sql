@@ -16,7 +16,8 @@ SELECT changefeed.drop_channel('gone');
 SELECT changefeed.create_channel('dumped:{customer_id}', 'dumped.orders',
     filter => 'status <> E''a\\nb\\\\'' OR status IS NULL', columns => '{id,customer_id}', on_insert => 'replace');
 SELECT changefeed.create_channel('dumped', 'dumped."Order item"', entity => 'It''s "odd"', key => '{Line,order}');
-SELECT changefeed.create_channel('dumped_empty', join_check => 'true');
+SELECT changefeed.create_channel('dumped_empty', join_check => 'true', publish_check => 'false');
+SELECT changefeed.add_event('dumped:{customer_id}', 'dumped.orders', 'it''s', 'old.id IS NULL', E'to_jsonb(new.id)\n', '{insert}');
 CREATE FUNCTION dumped.reads() RETURNS boolean LANGUAGE plpgsql STABLE AS 'BEGIN RETURN true; END';
 SELECT changefeed.declare_dependency('dumped.reads()', 'dumped.orders');
 SELECT changefeed.declare_dependency('dumped.reads()');
@@ -33,6 +34,7 @@ DROP ROLE regress_gone;
 
 CREATE TABLE before_channel AS SELECT * FROM changefeed.channel;
 CREATE TABLE before_source AS SELECT *, relid::text AS relname FROM changefeed.source;
+CREATE TABLE before_event AS SELECT * FROM changefeed.event;
 CREATE TABLE before_role AS SELECT role::text FROM changefeed.role WHERE role::text ~ 'regress';
 CREATE TABLE before_revocation AS SELECT *, role::text AS name FROM changefeed.revocation;
 SELECT relid, entity, key, filter, columns, on_insert FROM changefeed.source ORDER BY id;
@@ -54,7 +56,9 @@ RESET client_min_messages;
 -- Everything as it was, but for the number of a role that is gone
 SELECT * FROM changefeed.channel EXCEPT SELECT * FROM before_channel;
 SELECT count(*) FROM changefeed.channel;
-SELECT name, join_check FROM changefeed.channel WHERE join_check IS NOT NULL;
+SELECT name, join_check, publish_check FROM changefeed.channel WHERE join_check IS NOT NULL;
+SELECT * FROM changefeed.event EXCEPT SELECT * FROM before_event;
+SELECT name, condition, payload, on_change FROM changefeed.event;
 SELECT * FROM changefeed.dependency ORDER BY relation;
 SELECT name, function FROM changefeed.function;
 SELECT r.role, r.claim, r.value, r.session, r.revoked_at = b.revoked_at AND r.expires_at = b.expires_at AS same
@@ -71,8 +75,10 @@ SELECT relname, relreplident FROM pg_class
 -- and numbers go on where they were.
 SELECT changefeed.add_source('dumped_empty', 'dumped.orders');
 SELECT changefeed.create_channel('dumped_next', 'dumped.orders');
+SELECT changefeed.add_event('dumped_next', 'dumped.orders', 'next');
 SELECT (SELECT max(id) FROM changefeed.channel) - (SELECT max(id) FROM before_channel) AS channel,
-       (SELECT max(id) FROM changefeed.source) - (SELECT max(id) FROM before_source) AS source;
+       (SELECT max(id) FROM changefeed.source) - (SELECT max(id) FROM before_source) AS source,
+       (SELECT max(id) FROM changefeed.event) - (SELECT max(id) FROM before_event) AS event;
 
 -- The restored sources go with their tables.
 SET client_min_messages = warning;
@@ -83,7 +89,7 @@ SELECT count(*) FROM changefeed.source;
 SELECT changefeed.disallow_role('regress_web');
 SELECT changefeed.disallow_role('"regress Odd"');
 SELECT count(changefeed.drop_channel(name)) FROM changefeed.channels;
-DROP TABLE before_channel, before_source, before_role, before_revocation;
+DROP TABLE before_channel, before_source, before_event, before_role, before_revocation;
 DROP ROLE regress_web, "regress Odd";
 
 -- A schema that somebody else has prepared is not used.

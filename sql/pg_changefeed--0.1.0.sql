@@ -31,7 +31,8 @@ CREATE TABLE changefeed.channel (
     id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     name text NOT NULL UNIQUE,
     join_check text,
-    min_interval interval
+    min_interval interval,
+    publish_check text
 );
 COMMENT ON TABLE changefeed.channel IS
     'catalog of channels: written by changefeed.create_channel, shown by the view changefeed.channels';
@@ -58,6 +59,21 @@ CREATE INDEX source_relid_idx ON changefeed.source (relid);
 ALTER TABLE changefeed.source REPLICA IDENTITY USING INDEX source_channel_entity_key;
 COMMENT ON TABLE changefeed.source IS
     'catalog of sources: written by changefeed.add_source, shown by the view changefeed.sources';
+
+CREATE TABLE changefeed.event (
+    id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    channel int NOT NULL,
+    source int NOT NULL,
+    name text NOT NULL,
+    condition text,
+    payload text,
+    on_change text[] NOT NULL,
+    UNIQUE (channel, source, name)
+);
+-- As above: the key in the WAL tells which channel was changed.
+ALTER TABLE changefeed.event REPLICA IDENTITY USING INDEX event_channel_source_name_key;
+COMMENT ON TABLE changefeed.event IS
+    'catalog of events: written by changefeed.add_event, shown by the view changefeed.events';
 
 CREATE TABLE changefeed.role (
     role regrole PRIMARY KEY
@@ -116,6 +132,8 @@ COMMENT ON TABLE changefeed.call_result IS
 SELECT pg_catalog.pg_extension_config_dump('changefeed.channel', '');
 SELECT pg_catalog.pg_extension_config_dump('changefeed.source',
     'WHERE EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid = relid::pg_catalog.oid)');
+SELECT pg_catalog.pg_extension_config_dump('changefeed.event',
+    'WHERE EXISTS (SELECT FROM changefeed.source s JOIN pg_catalog.pg_class c ON c.oid = s.relid::pg_catalog.oid WHERE s.id = source)');
 SELECT pg_catalog.pg_extension_config_dump('changefeed.role',
     'WHERE EXISTS (SELECT FROM pg_catalog.pg_roles r WHERE r.oid = role::pg_catalog.oid)');
 SELECT pg_catalog.pg_extension_config_dump('changefeed.dependency',
@@ -129,6 +147,7 @@ SELECT pg_catalog.pg_extension_config_dump('changefeed.revocation',
 SELECT pg_catalog.pg_extension_config_dump('changefeed.revocation_id_seq', '');
 SELECT pg_catalog.pg_extension_config_dump('changefeed.channel_id_seq', '');
 SELECT pg_catalog.pg_extension_config_dump('changefeed.source_id_seq', '');
+SELECT pg_catalog.pg_extension_config_dump('changefeed.event_id_seq', '');
 
 -- Tells decoder and workers which tables became or ceased to be sources; ALWAYS,
 -- so that it does even while session_replication_role is replica.
@@ -182,11 +201,12 @@ CREATE FUNCTION changefeed.create_channel(
     on_delete text DEFAULT 'remove',
     set_replica_identity boolean DEFAULT true,
     join_check text DEFAULT NULL,
-    min_interval interval DEFAULT NULL
+    min_interval interval DEFAULT NULL,
+    publish_check text DEFAULT NULL
 ) RETURNS void
     LANGUAGE C SET search_path = pg_catalog, pg_temp
     AS 'MODULE_PATHNAME', 'changefeed_create_channel';
-COMMENT ON FUNCTION changefeed.create_channel(text, regclass, name, name[], text, name[], text, text, text, boolean, text, interval) IS
+COMMENT ON FUNCTION changefeed.create_channel(text, regclass, name, name[], text, name[], text, text, text, boolean, text, interval, text) IS
     'creates a channel, such as ''orders'' or ''orders:{customer_id}'', and its first source; only the owner of a table may publish it';
 
 CREATE FUNCTION changefeed.add_source(
@@ -217,6 +237,37 @@ CREATE FUNCTION changefeed.drop_channel(name text) RETURNS void
     AS 'MODULE_PATHNAME', 'changefeed_drop_channel';
 COMMENT ON FUNCTION changefeed.drop_channel(text) IS
     'drops a channel with its sources; takes the owner of all their tables, or of the database';
+
+CREATE FUNCTION changefeed.add_event(
+    channel text,
+    source regclass,
+    event text,
+    condition text DEFAULT NULL,
+    payload text DEFAULT NULL,
+    on_change text[] DEFAULT '{insert,update,delete}'
+) RETURNS void
+    LANGUAGE C SET search_path = pg_catalog, pg_temp
+    AS 'MODULE_PATHNAME', 'changefeed_add_event';
+COMMENT ON FUNCTION changefeed.add_event(text, regclass, text, text, text, text[]) IS
+    'lets changes of a source''s rows be told as named messages as well, if a condition on old.* and new.* holds; takes the owner of the table';
+
+CREATE FUNCTION changefeed.drop_event(channel text, source regclass, event text) RETURNS void
+    LANGUAGE C SET search_path = pg_catalog, pg_temp
+    AS 'MODULE_PATHNAME', 'changefeed_drop_event';
+COMMENT ON FUNCTION changefeed.drop_event(text, regclass, text) IS
+    'takes back changefeed.add_event; takes the owner of the table or of the database';
+
+CREATE FUNCTION changefeed.publish(
+    channel text,
+    event text,
+    payload jsonb DEFAULT NULL,
+    transactional boolean DEFAULT true
+) RETURNS void
+    LANGUAGE C SET search_path = pg_catalog, pg_temp
+    AS 'MODULE_PATHNAME', 'changefeed_publish';
+REVOKE ALL ON FUNCTION changefeed.publish(text, text, jsonb, boolean) FROM PUBLIC;
+COMMENT ON FUNCTION changefeed.publish(text, text, jsonb, boolean) IS
+    'sends a message to the subscribers of a channel, such as ''orders:42'', when the transaction commits, or at once; takes EXECUTE, which is granted to nobody at first';
 
 -----------------------------------------------------------------------------
 -- Roles and tokens
@@ -384,10 +435,32 @@ COMMENT ON COLUMN changefeed.sources.on_insert IS 'effect on clients of a row th
 COMMENT ON COLUMN changefeed.sources.on_update IS 'effect on clients of a row that changes within the channel';
 COMMENT ON COLUMN changefeed.sources.on_delete IS 'effect on clients of a row that leaves the channel';
 
+CREATE VIEW changefeed.events WITH (security_barrier = true) AS
+SELECT c.name AS channel,
+       s.relid AS source,
+       e.name AS event,
+       e.condition,
+       e.payload,
+       e.on_change
+  FROM changefeed.event e
+  JOIN changefeed.source s ON s.id = e.source
+  JOIN changefeed.channel c ON c.id = s.channel
+  LEFT JOIN pg_catalog.pg_class t ON t.oid = s.relid::oid
+ WHERE (SELECT changefeed._sees_all()) OR pg_catalog.pg_has_role(t.relowner, 'USAGE');
+COMMENT ON VIEW changefeed.events IS
+    'events of tables that feed channels: those that you own, or all for the owner of the database and members of pg_monitor';
+COMMENT ON COLUMN changefeed.events.channel IS 'name or template of the channel';
+COMMENT ON COLUMN changefeed.events.source IS 'the table';
+COMMENT ON COLUMN changefeed.events.event IS 'name of the event in messages';
+COMMENT ON COLUMN changefeed.events.condition IS 'it happens only if this is true; null: with every change';
+COMMENT ON COLUMN changefeed.events.payload IS 'what the message says; null: the key of the row';
+COMMENT ON COLUMN changefeed.events.on_change IS 'with which changes it may happen: insert, update, delete';
+
 CREATE VIEW changefeed.channels WITH (security_barrier = true) AS
 SELECT c.name,
        changefeed._parameters(c.name) AS parameters,
        c.join_check,
+       c.publish_check,
        c.min_interval,
        (SELECT pg_catalog.count(*)::int
           FROM changefeed.source s WHERE s.channel = c.id) AS sources
@@ -403,6 +476,7 @@ COMMENT ON COLUMN changefeed.channels.name IS 'name or template of the channel';
 COMMENT ON COLUMN changefeed.channels.parameters IS 'columns whose values are part of the name';
 COMMENT ON COLUMN changefeed.channels.min_interval IS 'the changes of that time come together, each row''s folded to its latest state; null: each transaction at once';
 COMMENT ON COLUMN changefeed.channels.join_check IS 'only clients for which this is true may subscribe; $1 is the first of the parameters; null: all';
+COMMENT ON COLUMN changefeed.channels.publish_check IS 'only clients for which this is true may publish messages; $1 is the first of the parameters; null: none';
 COMMENT ON COLUMN changefeed.channels.sources IS 'number of tables that feed the channel';
 
 CREATE VIEW changefeed.roles AS
@@ -459,7 +533,7 @@ COMMENT ON COLUMN changefeed.revocations.session IS 'of this connection only';
 COMMENT ON COLUMN changefeed.revocations.revoked_at IS 'tokens that were issued before this time (claim iat) are refused';
 COMMENT ON COLUMN changefeed.revocations.expires_at IS 'until this time; by then they have expired';
 
-GRANT SELECT ON changefeed.sources, changefeed.channels, changefeed.roles, changefeed.dependencies,
+GRANT SELECT ON changefeed.sources, changefeed.events, changefeed.channels, changefeed.roles, changefeed.dependencies,
     changefeed.functions, changefeed.revocations TO PUBLIC;
 
 CREATE FUNCTION changefeed._stat_feed(
@@ -485,7 +559,10 @@ CREATE FUNCTION changefeed._stat_feed(
     OUT evaluations bigint,
     OUT log_bytes bigint,
     OUT gateway_starts bigint,
-    OUT wal_held_bytes bigint
+    OUT wal_held_bytes bigint,
+    OUT messages bigint,
+    OUT messages_refused bigint,
+    OUT event_errors bigint
 ) RETURNS record
     LANGUAGE C VOLATILE PARALLEL SAFE
     AS 'MODULE_PATHNAME', 'changefeed_stat_feed';
@@ -520,6 +597,9 @@ COMMENT ON COLUMN changefeed.stat_feed.evaluations IS 'evaluations of clients'' 
 COMMENT ON COLUMN changefeed.stat_feed.log_bytes IS 'size of the log that clients resume from';
 COMMENT ON COLUMN changefeed.stat_feed.gateway_starts IS 'starts of a gateway';
 COMMENT ON COLUMN changefeed.stat_feed.wal_held_bytes IS 'WAL that is kept because of the slot';
+COMMENT ON COLUMN changefeed.stat_feed.messages IS 'messages published by clients or by changefeed.publish';
+COMMENT ON COLUMN changefeed.stat_feed.messages_refused IS 'messages in the WAL that were damaged or not written by changefeed.publish';
+COMMENT ON COLUMN changefeed.stat_feed.event_errors IS 'events that were not sent because their condition or payload could not be evaluated';
 
 -- What follows asks the feed worker, and fails while there is none.
 CREATE FUNCTION changefeed._stat_connections(

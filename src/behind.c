@@ -117,12 +117,12 @@ MoveGroup(List *members, uint64 number)
 	foreach(lc, members)
 		((Connection *) lfirst(lc))->group = d.group;
 	extends = ExtensionsAt(members, number);
-	if (transaction->nchanges > 0 || extends)
+	if (transaction->nchanges > 0 || transaction->nmessages > 0 || extends)
 	{
 		d.map = MapGet(transaction);
 		if (d.map->failed != NIL)
 			ResyncUnmapped(members, d.map);
-		if (d.map->nentries > 0 || extends)
+		if (d.map->nentries > 0 || transaction->nmessages > 0 || extends)
 			DeliverRun(&d, 0);
 	}
 	foreach(lc, members)

@@ -516,8 +516,8 @@ ChannelIdentityIsFull(Oid relid)
  * to be enough to say which row it was, in which channel, and whether it
  * passed the filter.
  */
-static void
-CheckIdentity(Oid relid, const List *needed)
+void
+ChannelCheckIdentity(Oid relid, const List *needed)
 {
 	Relation rel;
 	Oid index;
@@ -574,7 +574,7 @@ ChannelCheckSource(SourceDefinition *definition)
 
 	if (!definition->set_replica_identity)
 		foreach(lc, definition->relations)
-			CheckIdentity(lfirst_oid(lc), needed);
+			ChannelCheckIdentity(lfirst_oid(lc), needed);
 
 	/* A partition's columns have the same types. */
 	if (setting_decoder == DECODER_WAL2JSON)

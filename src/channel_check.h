@@ -52,6 +52,9 @@ extern void ChannelCheckTable(Oid relid);
 /* All other checks; errors name what is missing. */
 extern void ChannelCheckSource(SourceDefinition *definition);
 
+/* Raises an error unless the old values of these columns (of char *) are in the WAL. */
+extern void ChannelCheckIdentity(Oid relid, const List *needed);
+
 /* Whether all values of an old row come with every change of the table. */
 extern bool ChannelIdentityIsFull(Oid relid);
 
@@ -65,10 +68,12 @@ extern char *ChannelFilterText(Relation rel, Node *expr);
 /* Is nobody's code behind the type? */
 extern bool ChannelFilterTypeAllowed(Oid typid);
 /*
- * channel_join.c: checks a join_check and returns its canonical text.  Of the
- * first source, if there is one, are the types of the parameters.
+ * channel_join.c: checks a join_check or publish_check, which is named for
+ * messages, and returns its canonical text.  Of the first source, if there is
+ * one, are the types of the parameters.
  */
-extern char *ChannelCheckJoin(const char *join_check, const ChannelTemplate *template, Oid relid);
+extern char *
+ChannelCheckJoin(const char *what, const char *check, const ChannelTemplate *template, Oid relid);
 
 /* channel_policies.c: warns of policies whose dependencies are not known. */
 extern void ChannelWarnOfPolicies(Oid relid);

@@ -293,6 +293,15 @@ InsertSource(int channel, const SourceDefinition *definition)
 					9, types, values, nulls);
 }
 
+/* Events go with their source. */
+static void
+DropEventsOfNone(void)
+{
+	(void) DdlWrite("DELETE FROM changefeed.event e WHERE NOT EXISTS"
+					" (SELECT FROM changefeed.source s WHERE s.id OPERATOR(pg_catalog.=) e.source)",
+					0, NULL, NULL, NULL);
+}
+
 /* ---- The table ---- */
 
 /* Raises an error unless the caller owns the table. */
@@ -403,7 +412,8 @@ CheckMinInterval(const Interval *interval)
 
 /*
  * create_channel(name, source, entity, key, filter, columns, on_insert,
- * on_update, on_delete, set_replica_identity, join_check, min_interval)
+ * on_update, on_delete, set_replica_identity, join_check, min_interval,
+ * publish_check)
  */
 Datum
 changefeed_create_channel(PG_FUNCTION_ARGS)
@@ -413,12 +423,13 @@ changefeed_create_channel(PG_FUNCTION_ARGS)
 	DdlAccess access;
 	char *name;
 	bool has_source = !PG_ARGISNULL(1);
-	char *join_check = NULL;
+	static const char *const checks[] = {"join_check", "publish_check"};
 	bool isnull;
-	Oid types[3] = {TEXTOID, TEXTOID, INTERVALOID};
-	Datum values[3] = {0};
-	char nulls[] = " nn";
+	Oid types[4] = {TEXTOID, TEXTOID, TEXTOID, INTERVALOID};
+	Datum values[4] = {0};
+	char nulls[] = " nnn";
 	int id;
+	int i;
 
 	PreventCommandIfReadOnly("create_channel()");
 	DdlRequireArgument(fcinfo, 0, "name");
@@ -445,9 +456,17 @@ changefeed_create_channel(PG_FUNCTION_ARGS)
 					 errhint("Give a table that you own as the channel's source.")));
 	}
 
-	if (!PG_ARGISNULL(10))
-		join_check = ChannelCheckJoin(text_to_cstring(PG_GETARG_TEXT_PP(10)), template,
-									  has_source ? definition.relid : InvalidOid);
+	for (i = 0; i < lengthof(checks); i++)
+	{
+		int argno = 10 + 2 * i;
+
+		if (PG_ARGISNULL(argno))
+			continue;
+		values[1 + i] = CStringGetTextDatum(
+			ChannelCheckJoin(checks[i], text_to_cstring(PG_GETARG_TEXT_PP(argno)), template,
+							 has_source ? definition.relid : InvalidOid));
+		nulls[1 + i] = ' ';
+	}
 
 	if (!PG_ARGISNULL(11))
 		CheckMinInterval(PG_GETARG_INTERVAL_P(11));
@@ -456,19 +475,14 @@ changefeed_create_channel(PG_FUNCTION_ARGS)
 	DdlBegin(&access);
 	CheckNameIsFree(name, template);
 	values[0] = CStringGetTextDatum(name);
-	if (join_check != NULL)
-	{
-		values[1] = CStringGetTextDatum(join_check);
-		nulls[1] = ' ';
-	}
 	if (!PG_ARGISNULL(11))
 	{
-		values[2] = PG_GETARG_DATUM(11);
-		nulls[2] = ' ';
+		values[3] = PG_GETARG_DATUM(11);
+		nulls[3] = ' ';
 	}
-	(void) DdlWrite("INSERT INTO changefeed.channel (name, join_check, min_interval)"
-					" VALUES ($1, $2, $3) RETURNING id",
-					3, types, values, nulls);
+	(void) DdlWrite("INSERT INTO changefeed.channel (name, join_check, publish_check, min_interval)"
+					" VALUES ($1, $2, $3, $4) RETURNING id",
+					4, types, values, nulls);
 	id = DatumGetInt32(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
 	if (has_source)
 		InsertSource(id, &definition);
@@ -548,6 +562,7 @@ changefeed_drop_source(PG_FUNCTION_ARGS)
 		ereport(ERROR, (errcode(ERRCODE_UNDEFINED_OBJECT),
 						errmsg("table \"%s\" is not a source of channel \"%s\"",
 							   ChannelTableName(relid), name)));
+	DropEventsOfNone();
 	DdlEnd(&access);
 	PG_RETURN_VOID();
 }
@@ -575,6 +590,7 @@ changefeed_drop_channel(PG_FUNCTION_ARGS)
 	values[0] = Int32GetDatum(id);
 	(void) DdlWrite("DELETE FROM changefeed.source WHERE channel OPERATOR(pg_catalog.=) $1", 1,
 					types, values, NULL);
+	DropEventsOfNone();
 	if (DdlWrite("DELETE FROM changefeed.channel WHERE id OPERATOR(pg_catalog.=) $1", 1, types,
 				 values, NULL) == 0)
 		ereport(ERROR, (errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
@@ -676,6 +692,7 @@ changefeed_tables_dropped(PG_FUNCTION_ARGS)
 			ereport(ERROR,
 					(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
 					 errmsg("could not drop a table because it was made a source concurrently")));
+		DropEventsOfNone();
 	}
 	DdlEnd(&access);
 	PG_RETURN_NULL();

@@ -1,7 +1,8 @@
 /*-------------------------------------------------------------------------
  *
  * channel_join.c
- *		A channel's join_check: parsed, and written in canonical form.
+ *		A channel's join_check or publish_check: parsed, and written in canonical
+ *		form.
  *
  * The expression is evaluated in query workers as the subscriber, with the
  * subscriber's privileges, so it may do what the subscriber could do anyway.
@@ -63,23 +64,23 @@ JoinErrorCallback(void *arg)
 }
 
 static void
-RefuseSyntax(void)
+RefuseSyntax(const char *what)
 {
 	ereport(ERROR,
-			(errcode(ERRCODE_SYNTAX_ERROR), errmsg("join_check must be one boolean expression"),
+			(errcode(ERRCODE_SYNTAX_ERROR), errmsg("%s must be one boolean expression", what),
 			 errhint("Write it as after WHERE, without WHERE.")));
 }
 
 /* The only expression in the text, before analysis. */
 static Node *
-ParseJoin(const char *text)
+ParseJoin(const char *what, const char *text)
 {
 	List *list = raw_parser(text, RAW_PARSE_PLPGSQL_EXPR);
 	SelectStmt *stmt;
 	ResTarget *target;
 
 	if (list_length(list) != 1)
-		RefuseSyntax();
+		RefuseSyntax(what);
 	stmt = (SelectStmt *) linitial_node(RawStmt, list)->stmt;
 
 	/* That grammar takes whatever may follow SELECT. */
@@ -89,12 +90,12 @@ ParseJoin(const char *text)
 		stmt->windowClause != NIL || stmt->valuesLists != NIL || stmt->sortClause != NIL ||
 		stmt->limitOffset != NULL || stmt->limitCount != NULL || stmt->lockingClause != NIL ||
 		stmt->withClause != NULL || stmt->op != SETOP_NONE)
-		RefuseSyntax();
+		RefuseSyntax(what);
 	target = linitial_node(ResTarget, stmt->targetList);
 	if (target->name != NULL || target->indirection != NIL)
-		RefuseSyntax();
+		RefuseSyntax(what);
 	if (IsA(target->val, ColumnRef) && IsA(llast(((ColumnRef *) target->val)->fields), A_Star))
-		RefuseSyntax();
+		RefuseSyntax(what);
 	return target->val;
 }
 
@@ -154,7 +155,7 @@ ResolveParameter(ParseState *pstate, ColumnRef *ref, Node *column)
 }
 
 char *
-ChannelCheckJoin(const char *join_check, const ChannelTemplate *template, Oid relid)
+ChannelCheckJoin(const char *what, const char *check, const ChannelTemplate *template, Oid relid)
 {
 	ErrorContextCallback callback;
 	ParseState *pstate = make_parsestate(NULL);
@@ -164,15 +165,15 @@ ChannelCheckJoin(const char *join_check, const ChannelTemplate *template, Oid re
 	int nestlevel;
 
 	callback.callback = JoinErrorCallback;
-	callback.arg = unconstify(char *, join_check);
+	callback.arg = unconstify(char *, check);
 	callback.previous = error_context_stack;
 	error_context_stack = &callback;
 
-	pstate->p_sourcetext = join_check;
+	pstate->p_sourcetext = check;
 	pstate->p_post_columnref_hook = ResolveParameter;
 	pstate->p_ref_hook_state = &scope;
-	expr = transformExpr(pstate, ParseJoin(join_check), EXPR_KIND_WHERE);
-	expr = coerce_to_boolean(pstate, expr, "join_check");
+	expr = transformExpr(pstate, ParseJoin(what, check), EXPR_KIND_WHERE);
+	expr = coerce_to_boolean(pstate, expr, what);
 	assign_expr_collations(pstate, expr);
 
 	nestlevel = EncodePinnedBegin();

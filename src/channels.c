@@ -14,6 +14,7 @@
 #include "postgres.h"
 
 #include "channels.h"
+#include "event.h"
 #include "counters.h"
 #include "filter_compile.h"
 #include "shared.h"
@@ -189,6 +190,8 @@ ReadChannel(CatalogRow *row, void *arg)
 	channel->name = CatalogRowText(row, "name");
 	channel->template = TemplateParse(channel->name);
 	channel->join_check = CatalogRowText(row, "join_check");
+	channel->publish_check = CatalogRowText(row, "publish_check");
+	channel->nviews = 1;
 	channel->min_interval = CatalogRowMilliseconds(row, "min_interval");
 	MemoryContextSwitchTo(old);
 	*list = lappend(*list, channel);
@@ -229,9 +232,84 @@ ReadSource(CatalogRow *row, void *arg)
 			channel->sources = repalloc(channel->sources,
 										sizeof(Source *) * (channel->nsources + 1));
 		channel->sources[channel->nsources++] = source;
+		channel->nviews = channel->nsources;
 		MemoryContextSwitchTo(old);
 		return;
 	}
+}
+
+static uint8
+ParseChanges(CatalogRow *row)
+{
+	bool isnull;
+	Datum value = CatalogRowGet(row, "on_change", &isnull);
+	Datum *elements;
+	bool *nulls;
+	uint8 changes = 0;
+	int n;
+	int i;
+
+	if (isnull)
+		return 0;
+	deconstruct_array(DatumGetArrayTypeP(value), TEXTOID, -1, false, TYPALIGN_INT, &elements,
+					  &nulls, &n);
+	for (i = 0; i < n; i++)
+	{
+		char *word = nulls[i] ? "" : TextDatumGetCString(elements[i]);
+
+		if (strcmp(word, "insert") == 0)
+			changes |= EVENT_INSERT;
+		else if (strcmp(word, "update") == 0)
+			changes |= EVENT_UPDATE;
+		else if (strcmp(word, "delete") == 0)
+			changes |= EVENT_DELETE;
+	}
+	return changes;
+}
+
+static void
+ReadEvent(CatalogRow *row, void *arg)
+{
+	List **list = arg;
+	bool isnull;
+	int channel_id = DatumGetInt32(CatalogRowGet(row, "channel", &isnull));
+	int source_id = DatumGetInt32(CatalogRowGet(row, "source", &isnull));
+	ListCell *lc;
+	int i;
+
+	foreach(lc, *list)
+	{
+		Channel *channel = lfirst(lc);
+
+		for (i = 0; channel->id == channel_id && i < channel->nsources; i++)
+		{
+			Source *source = channel->sources[i];
+			MemoryContext old;
+			SourceEvent *event;
+
+			if (source->id != source_id)
+				continue;
+			old = MemoryContextSwitchTo(channel->context);
+			if (source->events == NULL)
+				source->events = palloc(sizeof(SourceEvent));
+			else
+				source->events = repalloc(source->events,
+										  sizeof(SourceEvent) * (source->nevents + 1));
+			event = &source->events[source->nevents++];
+			event->id = DatumGetInt32(CatalogRowGet(row, "id", &isnull));
+			event->name = CatalogRowText(row, "name");
+			event->condition = CatalogRowText(row, "condition");
+			event->payload = CatalogRowText(row, "payload");
+			event->changes = ParseChanges(row);
+			MemoryContextSwitchTo(old);
+		}
+	}
+}
+
+static int
+CompareEvents(const void *a, const void *b)
+{
+	return ((const SourceEvent *) a)->id - ((const SourceEvent *) b)->id;
 }
 
 static int
@@ -252,8 +330,10 @@ Sign(Channel *channel)
 	if (channel->nsources > 1)
 		qsort(channel->sources, channel->nsources, sizeof(Source *), CompareSources);
 	initStringInfo(&s);
-	appendStringInfo(&s, "%s (%s) %d", channel->name,
-					 channel->join_check != NULL ? channel->join_check : "", channel->min_interval);
+	appendStringInfo(&s, "%s (%s) %d%s(%s)", channel->name,
+					 channel->join_check != NULL ? channel->join_check : "", channel->min_interval,
+					 channel->publish_check != NULL ? " publish " : "",
+					 channel->publish_check != NULL ? channel->publish_check : "");
 	for (i = 0; i < channel->nsources; i++)
 	{
 		Source *source = channel->sources[i];
@@ -266,6 +346,16 @@ Sign(Channel *channel)
 			appendStringInfo(&s, " k:%s", source->key[k]);
 		for (k = 0; k < source->ncolumns; k++)
 			appendStringInfo(&s, " c:%s", source->columns[k]);
+		if (source->nevents > 1)
+			qsort(source->events, source->nevents, sizeof(SourceEvent), CompareEvents);
+		for (k = 0; k < source->nevents; k++)
+		{
+			const SourceEvent *event = &source->events[k];
+
+			appendStringInfo(&s, "\n e:%d %d %s (%s) (%s)", event->id, event->changes, event->name,
+							 event->condition ? event->condition : "",
+							 event->payload ? event->payload : "");
+		}
 	}
 	channel->signature = s.data;
 	MemoryContextSwitchTo(old);
@@ -294,7 +384,8 @@ ChannelsReload(uint64 number, void (*changed)(Channel *old), bool *roles_changed
 	MemoryContext old;
 
 	if (!CatalogScan("channel", ReadChannel, &fresh) ||
-		!CatalogScan("source", ReadSource, &fresh) || !CatalogScan("role", ReadRole, &roles))
+		!CatalogScan("source", ReadSource, &fresh) || !CatalogScan("event", ReadEvent, &fresh) ||
+		!CatalogScan("role", ReadRole, &roles))
 	{
 		foreach(lc, fresh)
 			MemoryContextDelete(((Channel *) lfirst(lc))->context);

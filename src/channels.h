@@ -52,7 +52,17 @@ typedef struct Layout
 	ExprState *filter; /* NULL: every row */
 	TupleTableSlot *slot;
 	RowEncoder *encoder;
+	struct CompiledEvent **events; /* event_deliver.c's; NULL: none yet */
 } Layout;
+
+typedef struct SourceEvent
+{
+	int id;
+	char *name;
+	char *condition; /* SQL text or NULL */
+	char *payload;	 /* likewise */
+	uint8 changes;	 /* EVENT_* */
+} SourceEvent;
 
 typedef struct Source
 {
@@ -69,7 +79,9 @@ typedef struct Source
 	SourceAction on_insert;
 	SourceAction on_update;
 	SourceAction on_delete;
-	List *layouts; /* of Layout, newest first, few */
+	int nevents;
+	SourceEvent *events; /* by id */
+	List *layouts;		 /* of Layout, newest first, few */
 } Source;
 
 typedef struct Channel
@@ -77,11 +89,14 @@ typedef struct Channel
 	int id;
 	uint64 serial; /* of this object: another definition has another */
 	char *name;
-	char *join_check; /* SQL text or NULL */
-	int min_interval; /* ms between frames; 0: at once */
+	char *join_check;	 /* SQL text or NULL */
+	char *publish_check; /* likewise */
+	int min_interval;	 /* ms between frames; 0: at once */
 	ChannelTemplate *template;
 	int nsources;
 	Source **sources;
+	int nviews;		 /* of a subscription: one for each source; without one, a
+					  * view that has only what join_check depends on */
 	char *signature; /* text of the whole definition */
 	uint64 changed;	 /* the transaction with which we got this one */
 	MemoryContext context;

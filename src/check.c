@@ -203,7 +203,7 @@ Ask(Check *check, bool keys)
 	for (i = 0; i < check->nviews; i++)
 		if (check->views[i] != NULL)
 			ViewRelease(check->identity, check->views[i]);
-	check->nviews = check->instance->channel->nsources;
+	check->nviews = check->instance->channel->nviews;
 	check->views = palloc0(sizeof(View *) * Max(check->nviews, 1));
 	check->keys = palloc0(sizeof(List *) * Max(check->nviews, 1));
 	check->asked_keys = keys;

@@ -199,6 +199,26 @@
 #define compat_require_nothing(rte) ((rte)->requiredPerms = 0)
 #endif
 
+/* One that does not wait for the commit has to be on disk to be decoded (17). */
+#if PG_VERSION_NUM >= 170000
+#define compat_log_message(prefix, data, size, transactional) \
+	((void) LogLogicalMessage(prefix, data, size, transactional, !(transactional)))
+#else
+#define compat_log_message(prefix, data, size, transactional)                          \
+	do                                                                                 \
+	{                                                                                  \
+		XLogRecPtr message_lsn = LogLogicalMessage(prefix, data, size, transactional); \
+		if (!(transactional))                                                          \
+			XLogFlush(message_lsn);                                                    \
+	} while (0)
+#endif
+
+#if PG_VERSION_NUM >= 160000
+#define compat_toplevel_txn(txn) rbtxn_get_toptxn(txn)
+#else
+#define compat_toplevel_txn(txn) ((txn)->toptxn != NULL ? (txn)->toptxn : (txn))
+#endif
+
 /* Virtual generated columns came with 18; before, attgenerated is never 'v'. */
 #define COMPAT_GENERATED_VIRTUAL 'v'
 #if PG_VERSION_NUM >= 180000

@@ -26,9 +26,12 @@
 #include "deliver.h"
 #include "extend.h"
 #include "gateways.h"
+#include "publish.h"
 
 /* Runs are numbered so that marks need not be cleared. */
 static uint64 last_run;
+
+uint64 deliver_done;
 
 uint64
 DeliverNewRun(void)
@@ -36,8 +39,8 @@ DeliverNewRun(void)
 	return ++last_run;
 }
 
-static bool
-TakesPart(Delivery *d, Subscription *s)
+bool
+DeliverTakesPart(Delivery *d, Subscription *s)
 {
 	Connection *connection = s->connection;
 
@@ -172,6 +175,10 @@ Consider(Delivery *d, MapEntry *entry, Subscription *s, const AudienceMatch *mat
 		Fail(d, entry, s);
 		return;
 	}
+	if (source->nevents > 0 && d->transaction->step == NULL)
+		EventsConsider(d, entry, s, view, in_before, in_after);
+	if (d->messages_only)
+		return;
 	if (s->recheck != NULL)
 		RecheckNote(s, d->map, entry, view, in_before, in_after);
 	if (in_before && in_after)
@@ -212,7 +219,7 @@ VisitSubscription(Delivery *d, MapEntry *entry, Subscription *s, bool before, bo
 	AudienceMatch match;
 	int rls;
 
-	if (!TakesPart(d, s))
+	if (!DeliverTakesPart(d, s))
 		return;
 
 	/* Nothing is asked about rows that need not be judged: match these later. */
@@ -326,7 +333,10 @@ Visit(Delivery *d)
 
 	for (i = 0; i < d->map->nentries; i++)
 	{
+		if (d->messages_only && d->map->entries[i].source->nevents == 0)
+			continue;
 		d->current = NIL;
+		d->current_events = NULL;
 		VisitEntry(d, &d->map->entries[i]);
 	}
 }
@@ -379,6 +389,7 @@ DeliverRun(Delivery *d, uint8 flags)
 	d->asking = false;
 	Visit(d);
 	TakeOut(d);
+	MessagesCollect(d);
 	ExtensionsAdd(d);
 	FragmentsSend(d, flags);
 	ExtensionsEnd(d);
@@ -441,19 +452,23 @@ Publish(LogTransaction *transaction)
 	dlist_iter iter;
 
 	/* What it does to subscriptions as a whole comes first. */
+	PublishApply(transaction);
 	EventsApply(transaction);
 
 	/* Connections that wait for one of their subscriptions stay behind. */
 	dlist_foreach(iter, &all_subscriptions_working)
 		HoldBack(dlist_container(Subscription, work_node, iter.cur)->connection);
 
-	if (transaction->nchanges == 0 || SubscriptionCount() == 0)
-		return;
-	d.transaction = transaction;
-	d.map = MapGet(transaction);
-	EventsMapFailed(d.map);
-	if (d.map->nentries > 0)
-		DeliverRun(&d, 0);
+	pg_atomic_fetch_add_u64(&feed_shared->feed_messages, transaction->nmessages);
+	if ((transaction->nchanges > 0 || transaction->nmessages > 0) && SubscriptionCount() > 0)
+	{
+		d.transaction = transaction;
+		d.map = MapGet(transaction);
+		EventsMapFailed(d.map);
+		if (d.map->nentries > 0 || transaction->nmessages > 0)
+			DeliverRun(&d, 0);
+	}
+	deliver_done = transaction->number;
 }
 
 void
@@ -479,18 +494,32 @@ DeliverMapFailed(Subscription *s, TransactionMap *map)
 	return false;
 }
 
+static bool
+HasEvents(const Channel *channel)
+{
+	int i;
+
+	for (i = 0; i < channel->nsources; i++)
+		if (channel->sources[i]->nevents > 0)
+			return true;
+	return false;
+}
+
 Delivered
-DeliverTo(Subscription *s, LogTransaction *transaction, Size *sent)
+DeliverTo(Subscription *s, LogTransaction *transaction, bool rows, Size *sent)
 {
 	Delivery d = {0};
 
-	if (transaction->nchanges == 0)
+	/* Without changes that matter no map has to be made. */
+	if (transaction->nmessages == 0 &&
+		(transaction->nchanges == 0 || (!rows && !HasEvents(s->instance->channel))))
 		return DELIVERED;
 	d.transaction = transaction;
 	d.map = MapGet(transaction);
-	if (DeliverMapFailed(s, d.map))
+	if (rows && DeliverMapFailed(s, d.map))
 		return DELIVER_RESYNCED;
 	d.only = s;
+	d.messages_only = !rows;
 	d.run = DeliverNewRun();
 	d.asking = true;
 	Visit(&d);
@@ -498,16 +527,17 @@ DeliverTo(Subscription *s, LogTransaction *transaction, Size *sent)
 		return DELIVER_WAITS;
 	d.asking = false;
 	Visit(&d);
-	if (d.unreadable != NIL || d.stale != NIL)
+	if (rows && (d.unreadable != NIL || d.stale != NIL))
 	{
 		SubscribeResync(s, d.stale != NIL ? "schema_changed" : "value_not_in_wal");
 		return DELIVER_RESYNCED;
 	}
-	if (d.failed != NIL)
+	if (rows && d.failed != NIL)
 	{
 		End(linitial(d.failed));
 		return DELIVER_ENDED;
 	}
+	MessagesCollect(&d);
 	FragmentsSend(&d, LINK_TX_STREAM);
 	*sent += d.bytes;
 	return DELIVERED;

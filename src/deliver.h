@@ -49,11 +49,12 @@ typedef struct Delivery
 	TransactionMap *map;
 	List *removes; /* of Fragment */
 	List *others;
-	List *current;	  /* fragments of the entry at hand */
-	List *texts;	  /* those of FragmentAddText */
-	List *unreadable; /* subscriptions that cannot get their change */
-	List *stale;	  /* those whose conditions or types do not fit the table any more */
-	List *failed;	  /* of FailedSubscription */
+	List *current;					   /* fragments of the entry at hand */
+	struct EventState *current_events; /* likewise */
+	List *texts;					   /* those of FragmentAddText */
+	List *unreadable;				   /* subscriptions that cannot get their change */
+	List *stale;  /* those whose conditions or types do not fit the table any more */
+	List *failed; /* of FailedSubscription */
 
 	/* Who takes part: the live ones, a group, or one subscription. */
 	uint64 group;  /* 0: live connections */
@@ -61,11 +62,55 @@ typedef struct Delivery
 	Subscription *only;
 	List *paced; /* Subscription, all with the same name */
 
-	uint64 run;	  /* number of this run, for those taken out */
-	bool asking;  /* first pass: find missing verdicts */
-	bool missing; /* `only` cannot be sent its changes yet */
-	Size bytes;	  /* of fragments, per receiver */
+	uint64 run;			/* number of this run, for those taken out */
+	bool messages_only; /* no changes of rows */
+	List *messages;		/* of TransactionMessage */
+	bool asking;		/* first pass: find missing verdicts */
+	bool missing;		/* `only` cannot be sent its changes yet */
+	Size bytes;			/* of fragments, per receiver */
 } Delivery;
+
+/* A message of the transaction, and who gets it. */
+typedef struct TransactionMessage
+{
+	MessagePlace place;
+	Channel *channel;
+	char *const *params;
+	const char *event;
+	const char *payload;
+	Size payload_length;
+	List *receivers; /* of Subscription */
+	struct MessageGroup *groups;
+	int ngroups;
+} TransactionMessage;
+
+/* message_deliver.c */
+extern int MessagePlaceCompare(const MessagePlace *a, const MessagePlace *b);
+extern TransactionMessage *
+MessageAdd(Delivery *d, const MessagePlace *place, Channel *channel, char *const *params,
+		   const char *event, const char *payload, Size payload_length);
+extern void MessageAddReceiver(Delivery *d, TransactionMessage *message, Subscription *s);
+
+/* Those of changefeed.publish. */
+extern void MessagesCollect(Delivery *d);
+
+/* None of this transaction for the subscription. */
+extern void MessagesTake(Delivery *d, Subscription *s);
+
+/* In their order; false: nobody gets any. */
+extern bool MessagesPrepare(Delivery *d);
+extern bool MessagesForGateway(Delivery *d, Gateway *gateway);
+extern void MessagesSend(Delivery *d, Gateway *gateway, const char *committed_at);
+
+/*
+ * event_deliver.c: the events of a changed row, for a subscription that saw the
+ * row before and sees it now, or not.
+ */
+extern void EventsConsider(Delivery *d, MapEntry *entry, Subscription *s, View *view, bool saw_old,
+						   bool sees_new);
+
+/* deliver.c: does the subscription get this transaction in this run? */
+extern bool DeliverTakesPart(Delivery *d, Subscription *s);
 
 /* deliver.c: a number that no run had, for AudienceMatches. */
 extern uint64 DeliverNewRun(void);

@@ -353,10 +353,10 @@ LookAtView(Look *look, DependencyDetails *details)
 
 			if (s->state != SUB_READY || s->concerned == last_look)
 				continue;
-			for (i = 0; i < s->instance->channel->nsources; i++)
+			for (i = 0; i < s->instance->channel->nviews; i++)
 				if (s->views[i] == details->view)
 					break;
-			if (i == s->instance->channel->nsources)
+			if (i == s->instance->channel->nviews)
 				continue;
 			if (details->found != last_look &&
 				!DependencyChangeConcerns(look->change, details, &row))

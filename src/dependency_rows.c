@@ -418,7 +418,7 @@ DependencyConcerns(Subscription *s, LogTransaction *transaction)
 
 	if (s->views == NULL)
 		return false;
-	for (i = 0; i < s->instance->channel->nsources; i++)
+	for (i = 0; i < s->instance->channel->nviews; i++)
 		if (s->views[i] != NULL && ViewIsConcerned(s->views[i], transaction, &row))
 			return true;
 	return false;

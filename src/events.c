@@ -22,6 +22,7 @@
 
 #include "feed.h"
 #include "gateways.h"
+#include "publish.h"
 #include "revocations.h"
 
 #include "utils/inval.h"
@@ -57,7 +58,7 @@ HasDependency(Subscription *s, Oid relid)
 
 	if (s->views == NULL)
 		return false;
-	for (i = 0; i < s->instance->channel->nsources; i++)
+	for (i = 0; i < s->instance->channel->nviews; i++)
 		for (k = 0; s->views[i] != NULL && k < s->views[i]->ndependencies; k++)
 			if (s->views[i]->dependencies[k] == relid)
 				return true;
@@ -137,6 +138,8 @@ EventsRolesChanged(void)
 	uint64 changes = pg_atomic_read_u64(&feed_shared->role_changes);
 	dlist_mutable_iter iter;
 	ListCell *lc;
+
+	PublishForgetRights();
 
 	/* Whoever raised the counter has sent what invalidates our caches. */
 	pg_read_barrier();
@@ -402,11 +405,13 @@ RelationConcerns(Subscription *s, uint64 number, const LogBarrier *barrier)
 	int i;
 	int k;
 
-	for (i = 0; i < channel->nsources; i++)
+	for (i = 0; i < channel->nviews; i++)
 	{
 		View *view = s->views != NULL ? s->views[i] : NULL;
 
-		reason = RelationChangedSince(channel->sources[i]->relid, number, barrier);
+		reason = i < channel->nsources
+					 ? RelationChangedSince(channel->sources[i]->relid, number, barrier)
+					 : NULL;
 		if (reason != NULL)
 			return reason;
 		for (k = 0; view != NULL && k < view->ndependencies; k++)
@@ -416,16 +421,13 @@ RelationConcerns(Subscription *s, uint64 number, const LogBarrier *barrier)
 	return NULL;
 }
 
-const char *
-EventConcerns(Subscription *s, LogTransaction *transaction, bool barriers_only)
+/* Barriers and tables that policies read. */
+static const char *
+RightsConcern(Subscription *s, LogTransaction *transaction, bool barriers_only)
 {
 	const char *reason;
 	int i;
 
-	/* The more telling reason first, as above. */
-	for (i = 0; i < transaction->nlost && !barriers_only; i++)
-		if (transaction->lost[i] == InvalidOid || HasSource(s, transaction->lost[i]))
-			return transaction->lost_reason;
 	for (i = 0; i < transaction->nbarriers; i++)
 	{
 		LogBarrier *barrier = &transaction->barriers[i];
@@ -460,4 +462,22 @@ EventConcerns(Subscription *s, LogTransaction *transaction, bool barriers_only)
 	if (barriers_only)
 		return NULL;
 	return DependencyConcerns(s, transaction) ? "dependency_changed" : NULL;
+}
+
+const char *
+EventConcerns(Subscription *s, LogTransaction *transaction, bool barriers_only)
+{
+	int i;
+
+	/* The more telling reason first, as above. */
+	for (i = 0; i < transaction->nlost && !barriers_only; i++)
+		if (transaction->lost[i] == InvalidOid || HasSource(s, transaction->lost[i]))
+			return transaction->lost_reason;
+	return RightsConcern(s, transaction, barriers_only);
+}
+
+bool
+EventConcernsRights(Subscription *s, LogTransaction *transaction)
+{
+	return RightsConcern(s, transaction, false) != NULL;
 }

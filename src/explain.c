@@ -51,6 +51,8 @@ typedef struct Explain
 	ChannelTemplate *template;
 	char *values[CHANNEL_PARAMS_MAX]; /* of the parameters; NULL: any */
 	JoinCheck check;
+	JoinCheck publish;
+	int channel;
 	int nsources;
 	SourceQuery *sources;
 	int index; /* of the source at hand */
@@ -226,7 +228,8 @@ ReadChannel(Explain *e, const char *name)
 	uint64 i;
 
 	DdlBegin(&access);
-	n = DdlRead("SELECT id, name, join_check FROM changefeed.channel", 0, NULL, NULL);
+	n = DdlRead("SELECT id, name, join_check, publish_check FROM changefeed.channel", 0, NULL,
+				NULL);
 	for (i = 0; i < n; i++)
 	{
 		MemoryContext old = MemoryContextSwitchTo(e->context);
@@ -240,6 +243,7 @@ ReadChannel(Explain *e, const char *name)
 
 			e->template = template;
 			e->check.text = SpiText(i, 3);
+			e->publish.text = SpiText(i, 4);
 			values[0] = SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1, &isnull);
 		}
 		MemoryContextSwitchTo(old);
@@ -248,6 +252,7 @@ ReadChannel(Explain *e, const char *name)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT), errmsg("channel \"%s\" does not exist", name),
 				 errhint("Give a name that a client could subscribe to, such as orders:42.")));
+	e->channel = DatumGetInt32(values[0]);
 	n = DdlRead("SELECT relid::pg_catalog.oid, key, filter, columns FROM changefeed.source"
 				" WHERE channel OPERATOR(pg_catalog.=) $1 ORDER BY id",
 				1, types, values);
@@ -258,6 +263,8 @@ ReadChannel(Explain *e, const char *name)
 			e->check.text = pstrdup("");
 		e->check.nparams = e->template->nparams;
 		e->check.params = e->values;
+		e->publish.nparams = e->template->nparams;
+		e->publish.params = e->values;
 		e->nsources = (int) n;
 		e->sources = palloc0(sizeof(SourceQuery) * Max(n, 1));
 		for (i = 0; i < n; i++)
@@ -316,15 +323,27 @@ Rechecked(Explain *e, Oid source, const char *reason)
 }
 
 static void
-ExplainCheck(Explain *e)
+ExplainOne(Explain *e, JoinCheck *check, const char *aspect)
 {
-	JoinCheckResult result = JoinCheckEvaluate(&e->check, true, e->context);
+	JoinCheckResult result = JoinCheckEvaluate(check, true, e->context);
 	ListCell *lc;
 
-	Say(e, InvalidOid, "join_check", result == JOIN_ALLOWED ? "admitted" : "denied", e->check.text);
-	foreach(lc, e->check.relids)
-		Say(e, InvalidOid, "dependency", ChannelTableName(lfirst_oid(lc)), "join_check");
-	Rechecked(e, InvalidOid, e->check.recheck);
+	Say(e, InvalidOid, aspect, result == JOIN_ALLOWED ? "admitted" : "denied", check->text);
+	foreach(lc, check->relids)
+		Say(e, InvalidOid, "dependency", ChannelTableName(lfirst_oid(lc)), aspect);
+	Rechecked(e, InvalidOid, check->recheck);
+}
+
+static void
+ExplainCheck(Explain *e)
+{
+	ExplainOne(e, &e->check, "join_check");
+}
+
+static void
+ExplainPublish(Explain *e)
+{
+	ExplainOne(e, &e->publish, "publish_check");
 }
 
 static void
@@ -361,6 +380,35 @@ ExplainColumns(Explain *e, SourceQuery *source, Relation rel)
 		Say(e, source->relid, "column", NameStr(att->attname),
 			why != NULL ? why : (key ? "sent: part of the key" : "sent"));
 	}
+}
+
+/* The events of each source, before anything runs as the identity. */
+static void
+ExplainEvents(Explain *e)
+{
+	static const char *const sql =
+		"SELECT s.relid::pg_catalog.oid, e.name, pg_catalog.array_to_string(e.on_change, ', ') ||"
+		" COALESCE(' if ' || e.condition, '') || COALESCE(': ' || e.payload, '')"
+		" FROM changefeed.event e JOIN changefeed.source s ON s.id OPERATOR(pg_catalog.=) e.source"
+		" WHERE e.channel OPERATOR(pg_catalog.=) $1 ORDER BY s.id, e.id";
+	Oid types[1] = {INT4OID};
+	Datum values[1] = {Int32GetDatum(e->channel)};
+	DdlAccess access;
+	uint64 n;
+	uint64 i;
+
+	DdlBegin(&access);
+	n = DdlRead(sql, 1, types, values);
+	for (i = 0; i < n; i++)
+	{
+		bool isnull;
+
+		Say(e,
+			DatumGetObjectId(
+				SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1, &isnull)),
+			"event", SpiText(i, 2), SpiText(i, 3));
+	}
+	DdlEnd(&access);
 }
 
 static void
@@ -470,12 +518,16 @@ changefeed_explain(PG_FUNCTION_ARGS)
 	for (i = 0; i < e.template->nparams; i++)
 		Say(&e, InvalidOid, "parameter", e.template->params[i],
 			e.values[i] != NULL ? e.values[i] : "any");
-	if (e.nsources == 0)
-		Say(&e, InvalidOid, "error", "55000", "the channel has no source");
 	if (e.check.text[0] == '\0')
 		Say(&e, InvalidOid, "join_check", "admitted", "there is none");
 	else
 		(void) AsIdentity(&e, InvalidOid, ExplainCheck);
+	if (e.publish.text == NULL)
+		Say(&e, InvalidOid, "publish_check", "denied", "there is none");
+	else
+		(void) AsIdentity(&e, InvalidOid, ExplainPublish);
+
+	ExplainEvents(&e);
 
 	for (e.index = 0; e.index < e.nsources; e.index++)
 	{

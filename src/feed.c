@@ -24,6 +24,7 @@
 #include "feed.h"
 #include "feed_request.h"
 #include "gateways.h"
+#include "publish.h"
 
 #include "access/transam.h"
 #include "access/xact.h"
@@ -190,6 +191,7 @@ Turn(XLogRecPtr start_lsn, bool *serving)
 	Sooner(&wait, RecheckAdvance());
 	Sooner(&wait, SubscribeAdvance());
 	ChecksAdvance();
+	PublishAdvance();
 	DeliverAdvance();
 	Sooner(&wait, PaceAdvance());
 	VerdictsAdvance();

@@ -123,6 +123,7 @@ typedef struct Connection
 	uint64 taken_out;		/* the last run that it could not be part of */
 	List *syncs;			/* of PendingSync */
 	int npostponed;			/* messages of it that wait: postponed.c */
+	int npublishing;		/* likewise: publish.c */
 	bool postponed_waits;	/* scratch: the first of them has to */
 
 	/* for the statistics */
@@ -228,8 +229,9 @@ typedef struct Subscription
 	int retry_delay;	  /* ms */
 	TimestampTz resynced_at;
 	int attempts;
-	uint64 start;  /* LogPublished() when the job was submitted */
-	uint64 cursor; /* catching up, or paced: last transaction sent */
+	uint64 start;	  /* LogPublished() when the job was submitted */
+	uint64 cursor;	  /* catching up, or paced: last transaction sent */
+	uint64 rows_from; /* the rows of those up to it are there already */
 	bool has_snapshot;
 	TransactionId xmin;
 	TransactionId xmax;
@@ -244,6 +246,16 @@ typedef struct Subscription
 	bool from_position;		 /* `from` is to be honoured if possible */
 	uint64 from;			 /* number of the transaction it names */
 	const char *refused;	 /* why it is not, until the client is told */
+
+	/*
+	 * Messages have no other repair than to be sent: those of transactions
+	 * behind `owed` are, although the rows came with a snapshot.  Of
+	 * `skip_number` the client has the rows, and messages up to `skip`.
+	 */
+	bool owes;
+	uint64 owed;
+	uint64 skip_number;
+	MessagePlace skip;
 	RowDigest digest;		 /* of the snapshot's rows */
 	struct Recheck *recheck; /* NULL: nothing has to be looked at again */
 	int npages;				 /* messages in `pages` */
@@ -414,9 +426,10 @@ typedef struct TransactionMap
 	MapImage *images; /* 2 * change + (new ? 1 : 0) */
 	int nentries;
 	MapEntry *entries;
-	List *failed;	/* Oid of sources whose rows could not be read */
-	Oid working;	/* scratch: the one that is looked at */
-	HTAB *verdicts; /* of VerdictSet; NULL until one is asked for */
+	List *failed;	  /* Oid of sources whose rows could not be read */
+	Oid working;	  /* scratch: the one that is looked at */
+	HTAB *verdicts;	  /* of VerdictSet; NULL until one is asked for */
+	uint32 *ordinals; /* of changes: event_deliver.c; NULL until one is needed */
 } TransactionMap;
 
 /* The transaction's map, made when it is not there. */
@@ -482,6 +495,7 @@ typedef struct Recheck Recheck;
 
 extern uint64 RecheckSeed(void);
 extern bool RecheckNeedsRows(Subscription *subscription);
+extern bool RecheckNeeded(Subscription *subscription); /* of anything */
 
 /* The client gets these rows, or loses the subscription's. */
 extern void RecheckBegin(Subscription *subscription);
@@ -522,11 +536,15 @@ typedef enum Delivered
 } Delivered;
 
 /*
- * Sends the transaction's changes for one subscription as a frame of its own
- * (not counted by the connection's cursor).  `sent` grows by the number of
- * bytes.
+ * Sends what the transaction has for one subscription, changes of rows only if
+ * `rows`, as a frame of its own (not counted by the connection's cursor).
+ * `sent` grows by the number of bytes.
  */
-extern Delivered DeliverTo(Subscription *subscription, LogTransaction *transaction, Size *sent);
+extern Delivered
+DeliverTo(Subscription *subscription, LogTransaction *transaction, bool rows, Size *sent);
+
+/* The last transaction that all live connections have been sent. */
+extern uint64 deliver_done;
 
 /* The gateway's words about a connection: see link_format.h. */
 extern void DeliverChoked(Connection *connection, uint64 last);
@@ -546,6 +564,9 @@ extern void EventsMapFailed(TransactionMap *map);
  */
 extern const char *
 EventConcerns(Subscription *subscription, LogTransaction *transaction, bool barriers_only);
+
+/* The same about who may see what, and not about rows that were lost. */
+extern bool EventConcernsRights(Subscription *subscription, LogTransaction *transaction);
 
 /* Roles changed somewhere: identities are looked at again. */
 extern void EventsRolesChanged(void);
@@ -629,7 +650,13 @@ extern void ProtocolPing(struct Gateway *gateway, const uint32 *numbers, uint32 
 extern void ProtocolRevokeAll(Connection *connection, const char *reason);
 extern void ProtocolChangeIdentity(Connection *connection, Identity *identity);
 
+/* The channel's name in a message, or NULL: the client was told. */
+struct JsonMessage;
+extern const char *
+ProtocolChannel(Connection *connection, const struct JsonMessage *message, const char *id);
+
 /* Writes `{"type":...}` messages. */
+extern void ProtocolOk(Connection *connection, const char *type, const char *id);
 extern void ProtocolSend(Connection *connection, const char *data, Size length);
 /* The other one counts it, too. */
 extern void

@@ -462,6 +462,7 @@ FragmentsTake(Delivery *d, Subscription *s)
 {
 	TakeReceiver(d->removes, s);
 	TakeReceiver(d->others, s);
+	MessagesTake(d, s);
 }
 
 /*
@@ -492,8 +493,9 @@ FragmentsSend(Delivery *d, uint8 flags)
 	struct pg_tm *tm;
 	ListCell *lc;
 	int g;
+	char committed_at[32];
 
-	if (d->removes == NIL && d->others == NIL)
+	if (!MessagesPrepare(d) && d->removes == NIL && d->others == NIL)
 		return;
 
 	LogPosition(transaction->number, position);
@@ -514,10 +516,10 @@ FragmentsSend(Delivery *d, uint8 flags)
 					 transaction->commit.xid, position);
 	seconds = timestamptz_to_time_t(transaction->commit.time);
 	tm = pg_gmtime(&seconds);
-	appendStringInfo(
-		&after, "\",\"committed_at\":\"%04d-%02d-%02dT%02d:%02d:%02d.%06dZ\",\"changes\":[",
-		tm->tm_year + 1900, tm->tm_mon + 1, tm->tm_mday, tm->tm_hour, tm->tm_min, tm->tm_sec,
-		(int) (((transaction->commit.time % USECS_PER_SEC) + USECS_PER_SEC) % USECS_PER_SEC));
+	snprintf(committed_at, sizeof(committed_at), "%04d-%02d-%02dT%02d:%02d:%02d.%06dZ",
+			 tm->tm_year + 1900, tm->tm_mon + 1, tm->tm_mday, tm->tm_hour, tm->tm_min, tm->tm_sec,
+			 (int) (((transaction->commit.time % USECS_PER_SEC) + USECS_PER_SEC) % USECS_PER_SEC));
+	appendStringInfo(&after, "\",\"committed_at\":\"%s\",\"changes\":[", committed_at);
 
 	foreach(lc, d->removes)
 		CountOperations(lfirst(lc));
@@ -551,6 +553,17 @@ FragmentsSend(Delivery *d, uint8 flags)
 				GatewayTransactionFragment(gateway, f->numbers[g], f->count[g], f->json.data,
 										   f->json.len);
 			}
+		}
+		if (MessagesForGateway(d, gateway))
+		{
+			if (!begun)
+			{
+				TellPosition(d, position);
+				GatewayTransactionBegin(gateway, transaction->number, flags, before.data,
+										before.len, after.data, after.len);
+			}
+			MessagesSend(d, gateway, committed_at);
+			begun = true;
 		}
 		if (begun)
 		{

@@ -715,6 +715,18 @@ GatewayPing(Gateway *gateway, const uint32 *numbers, int count, const char *befo
 }
 
 void
+GatewayCast(Gateway *gateway, const uint32 *numbers, int count, const char *data, Size length)
+{
+	if (gateway->link == NULL)
+		return;
+	LinkFrameBegin(gateway->link, LINK_CAST);
+	LinkFramePutU32(gateway->link, count);
+	LinkFramePutRaw(gateway->link, numbers, sizeof(uint32) * count);
+	LinkFramePutRaw(gateway->link, data, length);
+	LinkFrameEnd(gateway->link);
+}
+
+void
 GatewaySnapshot(Connection *connection, uint32 subscription, int nprefixes, StringInfo prefixes,
 				int fd)
 {
@@ -776,6 +788,19 @@ GatewayTransactionFragment(Gateway *gateway, const uint32 *numbers, int count, c
 
 	/* The numbers are an array in host order already. */
 	LinkFramePutRaw(gateway->link, numbers, sizeof(uint32) * count);
+	LinkFramePutRaw(gateway->link, data, length);
+	LinkFrameEnd(gateway->link);
+}
+
+void
+GatewayTransactionMessage(Gateway *gateway, const uint32 *numbers, int count, uint8 flags,
+						  const char *suffix, const char *data, Size length)
+{
+	LinkFrameBegin(gateway->link, LINK_TX_MESSAGE);
+	LinkFramePutU32(gateway->link, count);
+	LinkFramePutRaw(gateway->link, numbers, sizeof(uint32) * count);
+	LinkFramePutU8(gateway->link, flags);
+	LinkFramePutBytes(gateway->link, suffix, strlen(suffix));
 	LinkFramePutRaw(gateway->link, data, length);
 	LinkFrameEnd(gateway->link);
 }

@@ -107,6 +107,8 @@ extern void GatewayClose(Connection *connection, uint16 code, const char *reason
 extern void GatewayResume(Connection *connection);
 extern void GatewayWaiting(Connection *connection);
 extern void GatewayMark(Connection *connection, uint32 mark);
+extern void
+GatewayCast(Gateway *gateway, const uint32 *numbers, int count, const char *data, Size length);
 extern void GatewayPing(Gateway *gateway, const uint32 *numbers, int count, const char *before,
 						Size before_length, const char *after, Size after_length);
 extern void GatewaySnapshot(Connection *connection, uint32 subscription, int nprefixes,
@@ -119,6 +121,9 @@ GatewayTransactionBegin(Gateway *gateway, uint64 number, uint8 flags, const char
 						Size before_length, const char *after, Size after_length);
 extern void GatewayTransactionFragment(Gateway *gateway, const uint32 *numbers, int count,
 									   const char *data, Size length);
+extern void
+GatewayTransactionMessage(Gateway *gateway, const uint32 *numbers, int count, uint8 flags,
+						  const char *suffix, const char *data, Size length);
 extern void GatewayTransactionEnd(Gateway *gateway);
 
 /* gateway_stats.c: what gateways count, and whether they live */

@@ -23,7 +23,7 @@ typedef struct MessageParse
 	JsonMessage *message;
 	int depth;
 	char *name;		   /* of the field at depth 1 that is being read */
-	const char *start; /* of its value, when nested */
+	const char *start; /* of its value */
 	bool not_an_object;
 } MessageParse;
 
@@ -37,6 +37,9 @@ AddField(MessageParse *state, JsonTokenType type, char *text)
 		message->fields[message->nfields].name = state->name;
 		message->fields[message->nfields].type = type;
 		message->fields[message->nfields].text = text;
+		message->fields[message->nfields].raw = state->start;
+		message->fields[message->nfields].raw_length = state->lex->prev_token_terminator -
+													   state->start;
 		message->nfields++;
 	}
 }
@@ -46,8 +49,6 @@ OnObjectStart(void *arg)
 {
 	MessageParse *state = arg;
 
-	if (state->depth == 1)
-		state->start = state->lex->token_start;
 	state->depth++;
 	return compat_json_success;
 }
@@ -70,8 +71,6 @@ OnArrayStart(void *arg)
 
 	if (state->depth == 0)
 		state->not_an_object = true;
-	if (state->depth == 1)
-		state->start = state->lex->token_start;
 	state->depth++;
 	return compat_json_success;
 }
@@ -93,7 +92,11 @@ OnField(void *arg, char *name, bool isnull)
 	MessageParse *state = arg;
 
 	if (state->depth == 1)
+	{
+		/* The lexer looks at the value already. */
 		state->name = name;
+		state->start = state->lex->token_start;
+	}
 	return compat_json_success;
 }
 

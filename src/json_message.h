@@ -25,6 +25,8 @@ typedef struct JsonField
 	char *name;
 	JsonTokenType type; /* of a scalar; OBJECT_START, ARRAY_START */
 	char *text;			/* a string's value; otherwise the JSON text */
+	const char *raw;	/* the JSON text as it was sent */
+	int raw_length;
 } JsonField;
 
 typedef struct JsonMessage

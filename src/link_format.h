@@ -282,8 +282,32 @@ typedef enum LinkType
 	LINK_CONNECTIONS_ASK = 76,
 
 	/* u64 number; answered by LINK_PROBED when all before it was dealt with */
-	LINK_PROBE = 77
+	LINK_PROBE = 77,
+
+	/*
+	 * One JSON message for several connections, in order with everything else.
+	 * It is left out for those whose queue is full of such messages.  u32 n, n
+	 * x u32 conn, rest
+	 */
+	LINK_CAST = 60,
+
+	/*
+	 * Within a transaction, behind its fragments: u32 n, n x u32 conn, u8 flags
+	 * (LINK_MESSAGE_*), bytes suffix, rest: an object without its closing
+	 * brace.  What a connection gets of a transaction is one thing, which is
+	 * dropped as a whole: first the frame, if it has fragments, then each
+	 * message as an object
+	 *
+	 *	<rest>,"position":"<first 32 characters><its tag><suffix>"}
+	 *
+	 * The last of them has no suffix, and the frame of a connection that gets
+	 * messages, too, has ".0" behind its tag.
+	 */
+	LINK_TX_MESSAGE = 61
 } LinkType;
+
+/* Its position is left out. */
+#define LINK_MESSAGE_NO_POSITION 1
 
 /* Upper bounds in microseconds; the last bucket is for what is above them. */
 #define LINK_LAG_BOUNDS                                                                           \

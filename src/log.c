@@ -62,6 +62,8 @@ typedef struct OpenTransaction
 	int nbarriers;
 	int maxbarriers;
 	LogBarrier *barriers;
+	int nmessages;
+	StringInfoData messages; /* whole records, each behind its length */
 	bool too_large;
 } OpenTransaction;
 
@@ -247,6 +249,62 @@ ReceiveBarrier(const char *data, Size length)
 	open->barriers[open->nbarriers++] = barrier;
 }
 
+/* They are kept even if there are too many rows. */
+static void
+ReceiveMessage(const char *data, Size length)
+{
+	OpenTransaction *open = &open_transaction;
+	uint32 n = (uint32) length;
+
+	if (open->messages.data == NULL)
+	{
+		MemoryContext old = MemoryContextSwitchTo(open_context);
+
+		initStringInfo(&open->messages);
+		MemoryContextSwitchTo(old);
+	}
+	appendBinaryStringInfo(&open->messages, (const char *) &n, sizeof(n));
+	appendBinaryStringInfo(&open->messages, data, (int) length);
+	open->nmessages++;
+}
+
+static const char *
+CopyText(char **at, WireBytes text)
+{
+	char *copy = *at;
+
+	memcpy(copy, text.data, text.length);
+	copy[text.length] = '\0';
+	*at += text.length + 1;
+	return copy;
+}
+
+/* Moves them to the chunk; each is a little shorter there than its record. */
+static void
+TakeMessages(LogTransaction *transaction, char *p)
+{
+	OpenTransaction *open = &open_transaction;
+	WireReader r = WireReaderInit(open->messages.data, open->messages.len);
+	int i;
+
+	transaction->nmessages = open->nmessages;
+	transaction->messages = (LogMessage *) p;
+	p += MAXALIGN(sizeof(LogMessage) * open->nmessages);
+	for (i = 0; i < open->nmessages; i++)
+	{
+		WireBytes record = WireGetBytes(&r);
+		LogMessage *to = &transaction->messages[i];
+		RecordMessage from;
+
+		RecordReadMessage(record.data, record.length, &from);
+		to->counter = from.counter;
+		to->payload_length = (uint32) from.payload.length;
+		to->channel = CopyText(&p, from.channel);
+		to->event = CopyText(&p, from.event);
+		to->payload = CopyText(&p, from.payload);
+	}
+}
+
 static void
 AppendTransaction(LogTransaction *transaction)
 {
@@ -281,6 +339,7 @@ ReceiveCommit(const char *data, Size length)
 	size += MAXALIGN(sizeof(Oid) * list_length(open->lost));
 	size += MAXALIGN(sizeof(LogBarrier) * open->nbarriers);
 	size += MAXALIGN(open->bytes.len);
+	size += MAXALIGN(sizeof(LogMessage) * open->nmessages) + MAXALIGN(open->messages.len);
 
 	p = MemoryContextAllocHuge(log_context, size);
 	transaction = (LogTransaction *) p;
@@ -326,6 +385,8 @@ ReceiveCommit(const char *data, Size length)
 	bytes = p;
 	if (open->bytes.len > 0)
 		memcpy(bytes, open->bytes.data, open->bytes.len);
+	p += MAXALIGN(open->bytes.len);
+	TakeMessages(transaction, p);
 	for (i = 0; i < open->nchanges; i++)
 	{
 		RecordChange *from = &open->changes[i];
@@ -391,6 +452,9 @@ Receive(const char *data, Size length)
 			break;
 		case RECORD_BARRIER:
 			ReceiveBarrier(data, length);
+			break;
+		case RECORD_MESSAGE:
+			ReceiveMessage(data, length);
 			break;
 		case RECORD_COMMIT:
 			ReceiveCommit(data, length);
@@ -512,7 +576,8 @@ LogPublish(LogPublishCallback publish, int limit)
 		LogTransaction *next = LogGet(published + 1);
 		TransactionId xid = XidFromFullTransactionId(FullTransactionIdFromU64(next->commit.xid));
 
-		if (TransactionIdIsInProgress(xid))
+		/* What is sent at once does not wait for its transaction. */
+		if (!next->commit.immediate && TransactionIdIsInProgress(xid))
 		{
 			/* Ask to be woken, then look again: it may just have ended. */
 			pg_atomic_write_u32(&my_feed->visibility_wanted, 1);

@@ -44,6 +44,16 @@ typedef struct LogBarrier
 	uint64 state; /* see record.h */
 } LogBarrier;
 
+/* A message of changefeed.publish; texts end with a zero. */
+typedef struct LogMessage
+{
+	uint32 counter;
+	const char *channel;
+	const char *event;
+	const char *payload;
+	uint32 payload_length;
+} LogMessage;
+
 typedef struct LogTransaction
 {
 	uint64 number;
@@ -64,6 +74,8 @@ typedef struct LogTransaction
 	const char *lost_reason;
 	int nbarriers;
 	LogBarrier *barriers;
+	int nmessages;
+	LogMessage *messages;
 	struct TransactionMap *map; /* map.c's, or NULL */
 	struct PaceStep *step;		/* it is none of the log's: pace.c */
 } LogTransaction;

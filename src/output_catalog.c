@@ -82,7 +82,7 @@ CatalogNote(KnownRelation *known, Relation relation, ReorderBufferChange *change
 		return; /* nor for this */
 	if (strcmp(name, "channel") == 0)
 		column = "id";
-	else if (strcmp(name, "source") == 0)
+	else if (strcmp(name, "source") == 0 || strcmp(name, "event") == 0)
 		column = "channel";
 	if (column == NULL || (old_tuple == NULL && new_tuple == NULL) ||
 		(old_tuple != NULL && !NoteChannelOf(relation, old_tuple, column)) ||

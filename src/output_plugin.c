@@ -28,6 +28,7 @@
 #include "postgres.h"
 
 #include "decoder.h"
+#include "message_wal.h"
 #include "output_plugin.h"
 #include "output_relations.h"
 #include "output_state.h"
@@ -59,6 +60,9 @@
 /* It is said again after this time (ms) that changes of a source are lost. */
 #define LOST_INTERVAL 60000
 
+/* Running transactions whose messages are known: see KnowsImmediate. */
+#define IMMEDIATE_KNOWN 256
+
 /* A transaction (bytes) whose replay takes a while. */
 #define LARGE_TRANSACTION (64 * 1024)
 
@@ -66,9 +70,10 @@ static MemoryContext callback_context = NULL;
 static RowsReader rows_reader = NULL; /* NULL: those in the WAL */
 
 /* Of the transaction that is being replayed. */
-static uint64 transaction = 0; /* counts them */
-static uint64 records = 0;	   /* sent for it */
-static uint64 changes = 0;	   /* CHANGE records of all times */
+static uint64 transaction = 0;	/* counts them */
+static uint64 records = 0;		/* sent for it */
+static uint64 changes = 0;		/* CHANGE records of all times */
+static uint32 last_message = 0; /* the counter of the last one */
 
 extern PGDLLEXPORT void _PG_output_plugin_init(OutputPluginCallbacks *cb);
 
@@ -578,6 +583,7 @@ PluginBegin(LogicalDecodingContext *ctx, ReorderBufferTXN *txn)
 
 	transaction++;
 	records = 0;
+	last_message = 0;
 	memset(&catalog_changes, 0, sizeof(catalog_changes));
 	RelationsRefresh();
 
@@ -702,6 +708,7 @@ PluginCommit(LogicalDecodingContext *ctx, ReorderBufferTXN *txn, XLogRecPtr comm
 		commit.lsn = commit_lsn;
 		commit.end_lsn = txn->end_lsn;
 		commit.time = txn->xact_time.commit_time;
+		commit.immediate = false;
 		initStringInfo(&record);
 		RecordWriteCommit(&record, &commit);
 		DecoderSendLast(record.data, record.len);
@@ -716,13 +723,139 @@ PluginCommit(LogicalDecodingContext *ctx, ReorderBufferTXN *txn, XLogRecPtr comm
 	MemoryContextReset(callback_context);
 }
 
+/* ----------------------------------------------------------------------
+ * Messages
+ * ----------------------------------------------------------------------
+ */
+
+/*
+ * Has a message that did not wait for its transaction come before?  Whoever
+ * has its bytes could repeat it as long as the transaction runs.
+ */
+static bool
+KnowsImmediate(uint64 xid, uint32 counter)
+{
+	static struct
+	{
+		uint64 xid;
+		uint32 counter;
+	} known[IMMEDIATE_KNOWN];
+	static int next = 0;
+
+	for (int i = 0; i < IMMEDIATE_KNOWN; i++)
+	{
+		if (known[i].xid != xid)
+			continue;
+		if (counter <= known[i].counter)
+			return true;
+		known[i].counter = counter;
+		return false;
+	}
+	known[next].xid = xid;
+	known[next].counter = counter;
+	next = (next + 1) % IMMEDIATE_KNOWN;
+	return false;
+}
+
+/* Reads a message; false: it is forged, repeated or damaged. */
+static bool
+ReadMessage(ReorderBufferTXN *txn, bool transactional, const char *data, Size size,
+			WalMessage *message)
+{
+	MemoryContext context = CurrentMemoryContext;
+	volatile bool good = false;
+
+	PG_TRY();
+	{
+		good = MessageRead(data, size, message);
+	}
+	PG_CATCH();
+	{
+		ereport(LOG, (errmsg("could not check a message in the WAL: %s", PluginCatch(context))));
+	}
+	PG_END_TRY();
+	if (!good || message->transactional != transactional || txn == NULL ||
+		message->xid != WidenXid(compat_toplevel_txn(txn)->xid))
+		return false;
+	if (!transactional)
+		return !KnowsImmediate(message->xid, message->counter);
+	if (message->counter <= last_message)
+		return false;
+	last_message = message->counter;
+	return true;
+}
+
+static void
+NoteForged(void)
+{
+	static TimestampTz said = 0;
+	static uint64 count = 0;
+	TimestampTz now = GetCurrentTimestamp();
+
+	count++;
+	pg_atomic_write_u64(&decoder_feed->decoder_forged,
+						pg_atomic_read_u64(&decoder_feed->decoder_forged) + 1);
+	if (!TimestampDifferenceExceeds(said, now, LOST_INTERVAL))
+		return;
+	said = now;
+	ereport(LOG,
+			(errmsg_plural("dropped " UINT64_FORMAT
+						   " message in the WAL that changefeed.publish did not write as it is",
+						   "dropped " UINT64_FORMAT
+						   " messages in the WAL that changefeed.publish did not write as they are",
+						   count, count),
+			 errdetail("Somebody may have used pg_logical_emit_message with the prefix \"%s\".",
+					   MESSAGE_PREFIX)));
+	count = 0;
+}
+
+static void
+PluginMessage(LogicalDecodingContext *ctx, ReorderBufferTXN *txn, XLogRecPtr message_lsn,
+			  bool transactional, const char *prefix, Size size, const char *data)
+{
+	MemoryContext old_context;
+	WalMessage message;
+	RecordMessage record;
+	StringInfoData out;
+
+	/* Other software has messages of its own. */
+	if (strcmp(prefix, MESSAGE_PREFIX) != 0)
+		return;
+	old_context = MemoryContextSwitchTo(callback_context);
+	if (!ReadMessage(txn, transactional, data, size, &message))
+		NoteForged();
+	else
+	{
+		record.counter = message.counter;
+		record.channel = message.channel;
+		record.event = message.event;
+		record.payload = message.payload;
+		initStringInfo(&out);
+		RecordWriteMessage(&out, &record);
+		SendRecord(&out);
+		if (!transactional)
+		{
+			RecordCommit commit;
+
+			commit.xid = message.xid;
+			commit.lsn = message_lsn;
+			commit.end_lsn = message_lsn;
+			commit.time = message.time;
+			commit.immediate = true;
+			RecordWriteCommit(&out, &commit);
+			DecoderSendLast(out.data, out.len);
+		}
+	}
+	MemoryContextSwitchTo(old_context);
+	MemoryContextReset(callback_context);
+}
+
 /*
  * What is left out on purpose: streaming of transactions that are in progress
  * and two-phase decoding, since nobody may see those changes yet (without them
  * a large transaction is spilled to disk, and a prepared one comes when it is
  * committed); the filter by origin, since every origin is wanted and without
- * a callback nothing is filtered; logical messages, for which there is no use
- * so far.
+ * a callback nothing is filtered.
  */
 void
 PluginFillCallbacks(OutputPluginCallbacks *cb)
@@ -732,6 +865,7 @@ PluginFillCallbacks(OutputPluginCallbacks *cb)
 	cb->change_cb = PluginChange;
 	cb->truncate_cb = PluginTruncate;
 	cb->commit_cb = PluginCommit;
+	cb->message_cb = PluginMessage;
 	cb->shutdown_cb = PluginShutdown;
 }
 

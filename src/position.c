@@ -105,12 +105,51 @@ PositionTag(char *out, uint64 identity_hash)
 	Encode(out, bytes, 6);
 }
 
+/* ".0", ".<counter>" or ".<source>.<change>.<event>", in decimal. */
+static bool
+ParsePlace(const char *text, Size length, MessagePlace *place)
+{
+	uint32 numbers[MESSAGE_PLACE_PARTS];
+	int n = 0;
+	Size i = 0;
+
+	while (i < length)
+	{
+		uint64 v = 0;
+		Size start;
+
+		if (text[i++] != '.' || n == MESSAGE_PLACE_PARTS)
+			return false;
+		for (start = i; i < length && text[i] >= '0' && text[i] <= '9'; i++)
+		{
+			v = v * 10 + (uint64) (text[i] - '0');
+			if (v > PG_UINT32_MAX)
+				return false;
+		}
+		if (i == start || (text[start] == '0' && i > start + 1))
+			return false;
+		numbers[n++] = (uint32) v;
+	}
+	memset(place, 0, sizeof(MessagePlace));
+	if (n == 1)
+		place->parts[1] = numbers[0];
+	else if (n == MESSAGE_PLACE_PARTS && numbers[0] != 0)
+		memcpy(place->parts, numbers, sizeof(numbers));
+	else
+		return false;
+	return true;
+}
+
 bool
 PositionParse(const char *text, Size length, Position *position)
 {
 	unsigned char bytes[24];
 
-	if (length != POSITION_LENGTH || !Decode(bytes, text, POSITION_COMMON))
+	if (length < POSITION_LENGTH || !Decode(bytes, text, POSITION_COMMON))
+		return false;
+	position->partial = length > POSITION_LENGTH;
+	if (position->partial &&
+		!ParsePlace(text + POSITION_LENGTH, length - POSITION_LENGTH, &position->place))
 		return false;
 	position->epoch = Get(bytes, 8);
 	position->lsn = Get(bytes + 8, 8);

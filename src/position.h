@@ -8,7 +8,9 @@
  * 32 bits of its xid, low 32 bits of its commit time in microseconds.  The
  * last 8 (6 bytes) are the tag of the identity to which it was given.  The
  * first part is the same for everybody and is written once per transaction;
- * the gateway appends each connection's tag.
+ * the gateway appends each connection's tag.  A position within a transaction
+ * has a suffix: ".0" behind its changes, or the place of a message
+ * (message_deliver.c).
  *
  * xid and time distinguish a commit from another one that later got the same
  * LSN on a diverged timeline (restore, promotion).  Two copies of a server that
@@ -31,6 +33,13 @@
 #define POSITION_TAG	8  /* characters that name the identity */
 #define POSITION_LENGTH (POSITION_COMMON + POSITION_TAG)
 
+/* Within a transaction; see message_deliver.c. */
+#define MESSAGE_PLACE_PARTS 3
+typedef struct MessagePlace
+{
+	uint32 parts[MESSAGE_PLACE_PARTS];
+} MessagePlace;
+
 typedef struct Position
 {
 	uint64 epoch;
@@ -38,6 +47,8 @@ typedef struct Position
 	uint32 xid;
 	uint32 time;
 	char tag[POSITION_TAG];
+	bool partial; /* only what comes up to `place` was delivered of it */
+	MessagePlace place;
 } Position;
 
 extern uint32 PositionTime(TimestampTz time);

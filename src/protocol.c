@@ -17,6 +17,7 @@
 #include "gateways.h"
 #include "http.h"
 #include "json_message.h"
+#include "publish.h"
 #include "selection.h"
 #include "revocations.h"
 
@@ -100,8 +101,8 @@ ProtocolSendError(Connection *connection, const char *request_id, const Spelling
 	pfree(m.data);
 }
 
-static void
-Ok(Connection *connection, const char *type, const char *id)
+void
+ProtocolOk(Connection *connection, const char *type, const char *id)
 {
 	char *m = psprintf("{\"type\":\"%s\",\"id\":%s}", type, id);
 
@@ -174,6 +175,7 @@ ProtocolChangeIdentity(Connection *connection, Identity *identity)
 		Subscription *s = dlist_container(Subscription, connection_node, iter.cur);
 
 		SubscribeResync(s, "identity_changed");
+		s->owes = false;
 		s->retry_at = 0;
 	}
 	ConnectionSetIdentity(connection, identity);
@@ -330,11 +332,11 @@ Token(Connection *connection, JsonMessage *message, const char *id, const char *
 		ProtocolSend(connection, m, strlen(m));
 	}
 	else
-		Ok(connection, "ok", id);
+		ProtocolOk(connection, "ok", id);
 }
 
-static const char *
-ChannelOf(Connection *connection, JsonMessage *message, const char *id)
+const char *
+ProtocolChannel(Connection *connection, const JsonMessage *message, const char *id)
 {
 	const char *name = JsonMessageString(message, "channel");
 
@@ -357,7 +359,7 @@ static void
 Subscribe(Connection *connection, JsonMessage *message, const char *id, const char *data,
 		  Size length)
 {
-	const char *name = ChannelOf(connection, message, id);
+	const char *name = ProtocolChannel(connection, message, id);
 	const char *from = JsonMessageString(message, "from");
 	const JsonField *snapshot = JsonMessageGet(message, "snapshot");
 	const JsonField *versions = JsonMessageGet(message, "versions");
@@ -413,10 +415,11 @@ Subscribe(Connection *connection, JsonMessage *message, const char *id, const ch
 					  "The view changefeed.channels lists the channels of this database.");
 		return;
 	}
-	if (channel->nsources == 0)
+	if (channel->nsources == 0 && selection != NULL && name[length_of_name + 1] != '\0')
 	{
-		ProtocolError(connection, id, NULL, "55000", psprintf("channel \"%s\" has no source", name),
-					  "Add a table with changefeed.add_source.");
+		ProtocolError(connection, id, NULL, "55000",
+					  psprintf("channel \"%s\" has no rows to select from", channel->name),
+					  "Leave out what follows \"?\"; the channel has messages only.");
 		return;
 	}
 	if (from == NULL && JsonMessageGet(message, "from") != NULL &&
@@ -445,7 +448,7 @@ Subscribe(Connection *connection, JsonMessage *message, const char *id, const ch
 static void
 Unsubscribe(Connection *connection, JsonMessage *message, const char *id)
 {
-	const char *name = ChannelOf(connection, message, id);
+	const char *name = ProtocolChannel(connection, message, id);
 	Subscription *s;
 
 	if (name == NULL)
@@ -463,7 +466,7 @@ Unsubscribe(Connection *connection, JsonMessage *message, const char *id)
 					  psprintf("subscription to channel \"%s\" was ended by unsubscribe", name),
 					  NULL);
 	SubscriptionFree(s);
-	Ok(connection, "ok", id);
+	ProtocolOk(connection, "ok", id);
 }
 
 /* The oldest transaction that is still running, with its epoch. */
@@ -569,6 +572,8 @@ Dispatch(Connection *connection, const char *data, Size length)
 		Token(connection, message, id, data, length);
 	else if (strcmp(type, "sync") == 0)
 		Sync(connection, id);
+	else if (strcmp(type, "publish") == 0)
+		PublishMessage(connection, message, id, data, length);
 	else if (strcmp(type, "call") == 0)
 		CallMessage(connection, message, id, data, length);
 	else

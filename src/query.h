@@ -88,7 +88,8 @@ typedef enum QueryKind
 	/* ---- results ---- */
 
 	/*
-	 * Of QUERY_SUBSCRIBE, once for each source in order: u16 index of source,
+	 * Of QUERY_SUBSCRIBE, once for each source in order (without any, once for the
+	 * channel: only with what the check depends on): u16 index of source,
 	 * u16 n + n x u16 attno of the columns to send (published and readable by
 	 * the role, in attno order), u16 n + n x u16 attno of key columns, u8 rls
 	 * (0: every row may be read, 1: rows have to be judged by QUERY_VERDICTS,
@@ -192,6 +193,7 @@ typedef enum QueryVerdictStatus
 #define QUERY_DIGEST_ONLY	4 /* read the rows, but send only their digest */
 #define QUERY_WITH_POSITION 8
 #define QUERY_WITH_KEYS		16
+#define QUERY_PUBLISH		32 /* no sources; denied is an answer: rls is 2 then */
 
 /* What of a source has to be looked at again now and then; see recheck.c. */
 #define RECHECK_ROWS	1

@@ -1,7 +1,8 @@
 /*-------------------------------------------------------------------------
  *
  * query_check.c
- *		A channel's join_check: may this identity subscribe at all?
+ *		A channel's join_check: may this identity subscribe at all?  And its
+ *		publish_check: may it publish?
  *
  * It is planned and evaluated under the subscriber's role and claims, on the
  * snapshot that the rows are read on.  The tables that it reads are locked

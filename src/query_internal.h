@@ -305,6 +305,9 @@ extern void SelectionQueryCheck(SourceQuery *source, Relation rel, Oid role);
 
 /* Appends its part of QUERY_DESCRIBE. */
 extern void SelectionQueryDescribe(SourceQuery *source, Relation rel, StringInfo out);
+
+/* The same where there is no source. */
+extern void SelectionQueryDescribeNothing(StringInfo out);
 extern void SelectionQueryAppendOrder(StringInfo sql, const SourceQuery *source);
 
 /* ---- query_call.c ---- */

@@ -462,6 +462,14 @@ SelectionQueryDescribe(SourceQuery *source, Relation rel, StringInfo out)
 	PutDescription(out, source->conditions, needed, &best);
 }
 
+void
+SelectionQueryDescribeNothing(StringInfo out)
+{
+	SelectionLookup none = {0};
+
+	PutDescription(out, "", NULL, &none);
+}
+
 /* ORDER BY and LIMIT; nothing when every row is read anyway. */
 void
 SelectionQueryAppendOrder(StringInfo sql, const SourceQuery *source)

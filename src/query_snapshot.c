@@ -57,6 +57,7 @@ typedef struct Request
 	char *claims;
 	uint8 flags;
 	JoinCheck check;
+	bool denied; /* with QUERY_PUBLISH that is an answer */
 	uint64 seed;
 	RowDigest digest; /* of all rows of sources with RECHECK_ROWS */
 	uint64 rows;	  /* of all sources */
@@ -296,6 +297,38 @@ PutSnapshot(Request *request, Snapshot snapshot, XLogRecPtr lsn)
 	WirePutU64(&request->snapshot, lsn);
 }
 
+/* A channel without sources is described by what its check depends on. */
+static void
+DescribeChannel(Request *request, StringInfo out)
+{
+	MemoryContext old = MemoryContextSwitchTo(query_job_context);
+	List *relids = request->sources[0].more;
+	StringInfoData narrowing;
+	ListCell *lc;
+
+	initStringInfo(&narrowing);
+	WirePutU8(&narrowing, 0);
+	initStringInfo(out);
+	QueryMessage(out, QUERY_DESCRIBE);
+	WirePutU16(out, 0);
+	WirePutU16(out, 0); /* columns */
+	WirePutU16(out, 0); /* key */
+	WirePutU8(out, request->denied ? 2 : 0);
+	WirePutU64(out, 0);
+	WirePutU32(out, list_length(relids));
+	foreach(lc, relids)
+	{
+		WirePutU32(out, lfirst_oid(lc));
+		WirePutU8(&narrowing, NARROW_ANY);
+	}
+	WirePutU16(out, 0); /* casts */
+	WirePutBytes(out, narrowing.data, narrowing.len);
+	WirePutU8(out, 0);
+	WirePutU8(out, request->sources[0].recheck);
+	SelectionQueryDescribeNothing(out);
+	MemoryContextSwitchTo(old);
+}
+
 /* Is the identity admitted to the channel?  False: begin once more. */
 static bool
 CheckJoin(Request *request, bool last_attempt)
@@ -310,15 +343,16 @@ CheckJoin(Request *request, bool last_attempt)
 		ereport(ERROR, (errcode(ERRCODE_QUERY_CANCELED), errmsg("join_check took too long")));
 	QueryTimeLimit((int64) setting_policy_timeout * SNAPSHOT_TIME_FACTOR);
 	if (result == JOIN_DENIED)
-		JoinCheckRefuse();
+	{
+		if ((request->flags & QUERY_PUBLISH) == 0)
+			JoinCheckRefuse();
+		request->denied = true;
+	}
 
 	/* A table of the channel as a whole is one of its first source's. */
-	if (request->nsources > 0)
-	{
-		request->sources[0].more = request->check.relids;
-		request->sources[0].recheck = request->check.recheck != NULL ? RECHECK_CHANNEL : 0;
-	}
-	return result == JOIN_ALLOWED;
+	request->sources[0].more = request->check.relids;
+	request->sources[0].recheck = request->check.recheck != NULL ? RECHECK_CHANNEL : 0;
+	return result != JOIN_UNKNOWN;
 }
 
 /*
@@ -353,6 +387,8 @@ BeginSnapshot(Request *request)
 		joined = CheckJoin(request, attempt >= 2);
 		for (i = 0; i < request->nsources; i++)
 			SourceQueryDescribe(&request->sources[i], i, request->role, &request->describes[i]);
+		if (request->nsources == 0)
+			DescribeChannel(request, &request->describes[0]);
 		if ((request->flags & (QUERY_WITH_ROWS | QUERY_WITH_POSITION)) == 0 && joined)
 			return;
 
@@ -443,7 +479,7 @@ QueryRunSubscribe(WireReader *body)
 		SnapshotSource(&request, i, with_rows ? &pages : NULL);
 	QueryTransactionEnd();
 
-	for (i = 0; i < request.nsources; i++)
+	for (i = 0; i < Max(request.nsources, 1); i++)
 		QuerySend(&request.describes[i]);
 	if (with_rows || (request.flags & QUERY_WITH_POSITION) != 0)
 		QuerySend(&request.snapshot);

@@ -141,9 +141,15 @@ Needs(Subscription *s)
 	int needs = 0;
 	int i;
 
-	for (i = 0; s->views != NULL && i < s->instance->channel->nsources; i++)
+	for (i = 0; s->views != NULL && i < s->instance->channel->nviews; i++)
 		needs |= s->views[i]->recheck;
 	return needs;
+}
+
+bool
+RecheckNeeded(Subscription *s)
+{
+	return Needs(s) != 0;
 }
 
 bool

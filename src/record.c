@@ -151,6 +151,16 @@ RecordWriteLost(StringInfo out, Oid relid, const char *why)
 }
 
 void
+RecordWriteMessage(StringInfo out, const RecordMessage *message)
+{
+	StartRecord(out, RECORD_MESSAGE);
+	WirePutU32(out, message->counter);
+	WirePutBytes(out, message->channel.data, message->channel.length);
+	WirePutBytes(out, message->event.data, message->event.length);
+	WirePutBytes(out, message->payload.data, message->payload.length);
+}
+
+void
 RecordWriteCommit(StringInfo out, const RecordCommit *commit)
 {
 	StartRecord(out, RECORD_COMMIT);
@@ -158,6 +168,7 @@ RecordWriteCommit(StringInfo out, const RecordCommit *commit)
 	WirePutU64(out, commit->lsn);
 	WirePutU64(out, commit->end_lsn);
 	WirePutU64(out, (uint64) commit->time);
+	WirePutU8(out, commit->immediate);
 }
 
 /* Positions a reader behind the header of a record of that kind. */
@@ -319,6 +330,18 @@ RecordReadBarrier(const char *data, Size length, RecordBarrierKind *kind, Oid *r
 }
 
 void
+RecordReadMessage(const char *data, Size length, RecordMessage *message)
+{
+	WireReader in = OpenRecord(data, length, RECORD_MESSAGE);
+
+	message->counter = WireGetU32(&in);
+	message->channel = WireGetBytes(&in);
+	message->event = WireGetBytes(&in);
+	message->payload = WireGetBytes(&in);
+	CloseRecord(WireAtEnd(&in), RECORD_MESSAGE);
+}
+
+void
 RecordReadCommit(const char *data, Size length, RecordCommit *commit)
 {
 	WireReader in = OpenRecord(data, length, RECORD_COMMIT);
@@ -327,6 +350,7 @@ RecordReadCommit(const char *data, Size length, RecordCommit *commit)
 	commit->lsn = WireGetU64(&in);
 	commit->end_lsn = WireGetU64(&in);
 	commit->time = (TimestampTz) WireGetU64(&in);
+	commit->immediate = WireGetU8(&in) != 0;
 	CloseRecord(WireAtEnd(&in), RECORD_COMMIT);
 }
 

@@ -33,6 +33,7 @@
 #include "access/xlogdefs.h"
 #include "datatype/timestamp.h"
 #include "lib/stringinfo.h"
+#include "wire.h"
 
 typedef enum RecordKind
 {
@@ -82,8 +83,16 @@ typedef enum RecordKind
 	RECORD_LOST = 'L',
 
 	/*
+	 * A message of changefeed.publish.  u32 counter within the transaction,
+	 * bytes channel, bytes event, bytes payload (JSON)
+	 */
+	RECORD_MESSAGE = 'M',
+
+	/*
 	 * u64 full xid, u64 LSN of the start of the commit record, u64 LSN of its
-	 * end, u64 commit time (TimestampTz)
+	 * end, u64 commit time (TimestampTz), u8 immediate: a message that does
+	 * not wait for its transaction, which may still be running; the LSNs and
+	 * the time are then the message's
 	 */
 	RECORD_COMMIT = 'E'
 } RecordKind;
@@ -153,7 +162,16 @@ typedef struct RecordCommit
 	XLogRecPtr lsn; /* start of the commit record: names it */
 	XLogRecPtr end_lsn;
 	TimestampTz time;
+	bool immediate;
 } RecordCommit;
+
+typedef struct RecordMessage
+{
+	uint32 counter;
+	WireBytes channel;
+	WireBytes event;
+	WireBytes payload;
+} RecordMessage;
 
 /* Writing (decoder): each fills `out`, which is reset first. */
 extern void
@@ -165,6 +183,7 @@ extern void RecordWriteTouch(StringInfo out, Oid relid, bool told);
 extern void RecordWriteTruncate(StringInfo out, Oid relid);
 extern void RecordWriteBarrier(StringInfo out, RecordBarrierKind kind, Oid relid, uint64 state);
 extern void RecordWriteLost(StringInfo out, Oid relid, const char *why);
+extern void RecordWriteMessage(StringInfo out, const RecordMessage *message);
 extern void RecordWriteCommit(StringInfo out, const RecordCommit *commit);
 
 /*
@@ -187,6 +206,7 @@ extern Oid RecordReadTruncate(const char *data, Size length);
 extern Oid RecordReadLost(const char *data, Size length);
 extern void RecordReadBarrier(const char *data, Size length, RecordBarrierKind *kind, Oid *relid,
 							  uint64 *state);
+extern void RecordReadMessage(const char *data, Size length, RecordMessage *message);
 extern void RecordReadCommit(const char *data, Size length, RecordCommit *commit);
 
 /*

@@ -55,6 +55,7 @@ int setting_max_transaction;
 int setting_send_buffer;
 int setting_max_frame;
 int setting_max_message;
+int setting_max_payload;
 int setting_max_connections;
 int setting_max_subscriptions;
 int setting_policy_timeout;
@@ -422,6 +423,12 @@ DefineNetworkSettings(void)
 	DefineCustomIntVariable("changefeed.max_message", "Largest message that a client may send.",
 							"A connection that sends a larger one is closed.", &setting_max_message,
 							64, 1, 16 * 1024, PGC_SUSET, GUC_UNIT_KB, NULL, NULL, NULL);
+
+	DefineCustomIntVariable(
+		"changefeed.max_payload", "Largest payload of a message to the subscribers of a channel.",
+		"Larger ones are refused with an error, whether a client publishes them, which "
+		"changefeed.max_message limits as well, or changefeed.publish().",
+		&setting_max_payload, 64, 1, 16 * 1024, PGC_SUSET, GUC_UNIT_KB, NULL, NULL, NULL);
 
 	DefineCustomIntVariable(
 		"changefeed.max_frame", "Largest message that a client is sent.",

@@ -76,6 +76,9 @@ InitializeFeed(DatabaseFeed *feed)
 	pg_atomic_init_u64(&feed->feed_denials, 0);
 	pg_atomic_init_u64(&feed->feed_evaluations, 0);
 	pg_atomic_init_u64(&feed->feed_log_bytes, 0);
+	pg_atomic_init_u64(&feed->feed_messages, 0);
+	pg_atomic_init_u64(&feed->feed_event_errors, 0);
+	pg_atomic_init_u64(&feed->decoder_forged, 0);
 	pg_atomic_init_u32(&feed->feed_port, 0);
 	pg_atomic_init_u32(&feed->feed_gateway_pid, 0);
 	pg_atomic_init_u64(&feed->feed_gateway_starts, 0);
@@ -123,6 +126,9 @@ SharedAssign(DatabaseFeed *feed, Oid database)
 	pg_atomic_write_u64(&feed->feed_resyncs, 0);
 	pg_atomic_write_u64(&feed->feed_denials, 0);
 	pg_atomic_write_u64(&feed->feed_evaluations, 0);
+	pg_atomic_write_u64(&feed->feed_messages, 0);
+	pg_atomic_write_u64(&feed->feed_event_errors, 0);
+	pg_atomic_write_u64(&feed->decoder_forged, 0);
 	pg_atomic_write_u64(&feed->feed_gateway_starts, 0);
 	pg_atomic_write_u64(&feed->feed_starts, 0);
 	feed->database = database;

@@ -35,7 +35,7 @@ PG_FUNCTION_INFO_V1(changefeed_stat_channels);
 PG_FUNCTION_INFO_V1(changefeed_stat_gateways);
 PG_FUNCTION_INFO_V1(changefeed_metrics);
 
-#define STAT_FEED_COLUMNS 23
+#define STAT_FEED_COLUMNS 26
 
 /* A row under construction; columns are filled from left to right. */
 typedef struct StatRow
@@ -201,6 +201,9 @@ changefeed_stat_feed(PG_FUNCTION_ARGS)
 	AddCount(&row, &feed->feed_log_bytes);
 	AddCount(&row, &feed->feed_gateway_starts);
 	Add(&row, Int64GetDatum(wal_held), wal_held < 0);
+	AddCount(&row, &feed->feed_messages);
+	AddCount(&row, &feed->decoder_forged);
+	AddCount(&row, &feed->feed_event_errors);
 	Assert(row.n == STAT_FEED_COLUMNS);
 
 	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(tupdesc, row.values, row.nulls)));

@@ -70,6 +70,19 @@ LookUp(Subscription *s)
 		return false;
 	s->from_position = LogFind(&s->position, &s->from, &s->refused);
 	s->look_up = false;
+	if (s->from_position && s->position.partial)
+	{
+		s->skip_number = s->from;
+		s->skip = s->position.place;
+
+		/* The rest of it is not there any more. */
+		if (LogGet(s->from) == NULL)
+		{
+			s->from_position = false;
+			s->skip_number = 0;
+			s->refused = "history_truncated";
+		}
+	}
 	return true;
 }
 
@@ -101,7 +114,7 @@ SubscribeForget(Subscription *s)
 	}
 	if (s->views != NULL)
 	{
-		for (i = 0; i < s->instance->channel->nsources; i++)
+		for (i = 0; i < s->instance->channel->nviews; i++)
 			if (s->views[i] != NULL)
 				ViewRelease(s->connection->identity, s->views[i]);
 		pfree(s->views);
@@ -142,10 +155,92 @@ TellResync(Subscription *s, const char *reason)
 		 (int) s->name->length, s->name->json, reason);
 }
 
+/* Up to where does the client have the messages? */
+static void
+NoteOwed(Subscription *s)
+{
+	Connection *connection = s->connection;
+	uint64 sent = connection->live ? deliver_done : connection->cursor;
+
+	switch (s->state)
+	{
+		case SUB_READY:
+			s->owed = Max(sent, s->since);
+			break;
+		case SUB_CATCHUP:
+			s->owed = s->cursor;
+			break;
+		case SUB_LOADING:
+			if (s->owes)
+				return;
+			s->owed = s->start;
+			break;
+		default:
+			return;
+	}
+	s->owes = true;
+}
+
+/*
+ * A position that is not honoured for the rows is still good for messages.  That
+ * of a transaction in part is that of the one before it.
+ */
+static void
+OweFrom(Subscription *s)
+{
+	s->owes = true;
+	s->owed = s->skip_number != 0 ? s->from - 1 : s->from;
+}
+
+/* Was the channel defined anew? */
+static bool
+ChangesChannel(const Channel *channel, const LogTransaction *transaction)
+{
+	int i;
+
+	for (i = 0; i < transaction->nbarriers; i++)
+		if (transaction->barriers[i].kind == BARRIER_CATALOG &&
+			transaction->barriers[i].relid == InvalidOid &&
+			(channel->changed >= transaction->number ||
+			 (transaction->number <= channels_unknown_until &&
+			  (transaction->barriers[i].state == 0 ||
+			   transaction->barriers[i].state == (uint64) channel->id))))
+			return true;
+	return false;
+}
+
+/*
+ * Messages that are owed were sent while rights changed.  It is known that the
+ * client may have them now; so it may have those behind the last change.
+ */
+static void
+LimitOwed(Subscription *s, uint64 until)
+{
+	uint64 number;
+
+	if (s->owes && RecheckNeeded(s))
+		s->owes = false;
+	if (!s->owes)
+		return;
+	s->owed = Max(s->owed, LogBase());
+	for (number = until; number > s->owed; number--)
+	{
+		LogTransaction *transaction = LogGet(number);
+
+		if (EventConcernsRights(s, transaction) ||
+			ChangesChannel(s->instance->channel, transaction))
+		{
+			s->owed = number - 1;
+			break;
+		}
+	}
+}
+
 void
 SubscribeResync(Subscription *s, const char *reason)
 {
 	SubscribeStopPages(s);
+	NoteOwed(s);
 
 	/* Told once per episode: until `ready` nothing is promised anyway. */
 	if (s->announced && (s->state == SUB_READY || s->told_rows))
@@ -221,7 +316,7 @@ MoveOrEnd(Subscription *s, void *arg)
 					 psprintf("channel \"%s\" was dropped", old->name), NULL);
 		return;
 	}
-	if (replacement->nsources == 0)
+	if (replacement->nsources == 0 && old->nsources > 0)
 	{
 		SubscribeEnd(s, "channel_dropped", "55000",
 					 psprintf("channel \"%s\" has no source any more", old->name),
@@ -281,23 +376,6 @@ InSnapshot(Subscription *s, LogTransaction *transaction)
 	return SubscribeSnapshotContains(&snapshot, (TransactionId) transaction->commit.xid);
 }
 
-/* Was the channel defined anew? */
-static bool
-ChangesChannel(const Channel *channel, const LogTransaction *transaction)
-{
-	int i;
-
-	for (i = 0; i < transaction->nbarriers; i++)
-		if (transaction->barriers[i].kind == BARRIER_CATALOG &&
-			transaction->barriers[i].relid == InvalidOid &&
-			(channel->changed >= transaction->number ||
-			 (transaction->number <= channels_unknown_until &&
-			  (transaction->barriers[i].state == 0 ||
-			   transaction->barriers[i].state == (uint64) channel->id))))
-			return true;
-	return false;
-}
-
 /*
  * The answer is complete.  Before the client is told anything: is it still
  * good, given all that has been published since the question?
@@ -326,6 +404,7 @@ UseAnswer(Subscription *s)
 			if (s->refused != NULL)
 			{
 				SubscribeForget(s);
+				OweFrom(s);
 				s->from_position = false;
 				subscribe_again = true;
 				return; /* asks for a snapshot in the next turn */
@@ -342,8 +421,9 @@ UseAnswer(Subscription *s)
 			return;
 		}
 		RecheckBegin(s);
-		s->cursor = s->from;
-		s->since = s->from;
+		s->rows_from = s->from;
+		s->cursor = s->skip_number != 0 ? s->from - 1 : s->from;
+		s->since = s->cursor;
 		s->attempts = 0;
 		if (!s->announced)
 			SubscribeTellSubscribed(s, true);
@@ -370,7 +450,9 @@ UseAnswer(Subscription *s)
 	}
 	s->since = s->has_snapshot ? until : s->start;
 	RecheckBegin(s);
-	s->cursor = s->start;
+	LimitOwed(s, until);
+	s->rows_from = s->start;
+	s->cursor = s->owes ? Min(s->owed, s->start) : s->start;
 	s->attempts = 0;
 	if (!s->announced)
 		SubscribeTellSubscribed(s, false);
@@ -428,8 +510,9 @@ CatchUp(Subscription *s)
 	uint64 target = connection->live ? LogPublished() : connection->cursor;
 	const char *concern;
 	Size sent = 0;
+	bool rows;
 
-	if (target < s->since || target < s->cursor)
+	if (target < s->since || target < s->cursor || target < s->skip_number)
 	{
 		/*
 		 * The connection is further back, or was thrown back, as its client is
@@ -462,16 +545,18 @@ CatchUp(Subscription *s)
 			SubscribeResync(s, "history_truncated");
 			return;
 		}
-		if (!(s->has_snapshot && transaction->number <= s->since && InSnapshot(s, transaction)))
+		rows = transaction->number > s->rows_from &&
+			   !(s->has_snapshot && transaction->number <= s->since && InSnapshot(s, transaction));
+		if (rows || s->owes || transaction->number == s->skip_number)
 		{
-			const char *reason = EventConcerns(s, transaction, false);
+			const char *reason = rows ? EventConcerns(s, transaction, false) : NULL;
 
 			if (reason != NULL)
 			{
 				SubscribeResync(s, reason);
 				return;
 			}
-			switch (DeliverTo(s, transaction, &sent))
+			switch (DeliverTo(s, transaction, rows, &sent))
 			{
 				case DELIVERED:
 					break;
@@ -507,6 +592,8 @@ CatchUp(Subscription *s)
 	SubscribeTellReady(s);
 	s->told_rows = true;
 	s->retry_delay = 0;
+	s->owes = false;
+	s->skip_number = 0;
 	SubscriptionSetState(s, SUB_READY);
 	PaceBegin(s);
 }

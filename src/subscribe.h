@@ -30,6 +30,13 @@ extern bool SubscribeSnapshotContains(const SubscribeSnapshot *snapshot, Transac
 extern void SubscribeQuestion(Instance *instance, Identity *identity, const char *selection,
 							  uint8 flags, StringInfo body);
 
+/* The beginning of it, with any check of the channel's, up to its sources. */
+extern void SubscribeBeginQuestion(Channel *channel, char *const *params, const char *check,
+								   Identity *identity, uint8 flags, StringInfo body);
+
+/* The description of a channel without sources: whether its check is true, the
+ * tables that it reads, and whether it has to be looked at again. */
+extern int SubscribeReadChannel(WireReader *r, bool *allowed, Oid **relids, bool *recheck);
 /* Parts of it: join_check, and a source, with the values of the parameters. */
 extern void SubscribePutCheck(StringInfo body, Channel *channel, char *const *params);
 extern void

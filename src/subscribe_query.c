@@ -51,10 +51,9 @@ FilterOf(Channel *channel, char *const *params, Source *source)
 	return filter.data;
 }
 
-void
-SubscribePutCheck(StringInfo body, Channel *channel, char *const *params)
+static void
+PutCheck(StringInfo body, Channel *channel, char *const *params, const char *check)
 {
-	const char *check = channel->join_check;
 	int nparams = channel->template->nparams;
 	int i;
 
@@ -65,6 +64,12 @@ SubscribePutCheck(StringInfo body, Channel *channel, char *const *params)
 		WirePutU8(body, params[i] != NULL);
 		WirePutString(body, params[i] != NULL ? params[i] : "");
 	}
+}
+
+void
+SubscribePutCheck(StringInfo body, Channel *channel, char *const *params)
+{
+	PutCheck(body, channel, params, channel->join_check);
 }
 
 void
@@ -95,18 +100,25 @@ SubscribePutSource(StringInfo body, Channel *channel, char *const *params, Sourc
 }
 
 void
+SubscribeBeginQuestion(Channel *channel, char *const *params, const char *check, Identity *identity,
+					   uint8 flags, StringInfo body)
+{
+	initStringInfo(body);
+	WirePutU32(body, identity->info.role);
+	WirePutString(body, identity->info.claims);
+	WirePutU8(body, flags);
+	PutCheck(body, channel, params, check);
+	WirePutU64(body, RecheckSeed());
+}
+
+void
 SubscribeQuestion(Instance *instance, Identity *identity, const char *selection, uint8 flags,
 				  StringInfo body)
 {
 	Channel *channel = instance->channel;
 	int i;
 
-	initStringInfo(body);
-	WirePutU32(body, identity->info.role);
-	WirePutString(body, identity->info.claims);
-	WirePutU8(body, flags);
-	SubscribePutCheck(body, channel, instance->params);
-	WirePutU64(body, RecheckSeed());
+	SubscribeBeginQuestion(channel, instance->params, channel->join_check, identity, flags, body);
 	WirePutU16(body, channel->nsources);
 	for (i = 0; i < channel->nsources; i++)
 	{
@@ -149,11 +161,16 @@ ReadView(Channel *channel, Audience *audience, WireReader *r, View *result)
 	WireBytes narrowing;
 	int i;
 
-	if (r->failed || index >= channel->nsources)
+	if (r->failed || index >= channel->nviews)
 		ereport(ERROR, (errcode(ERRCODE_PROTOCOL_VIOLATION),
 						errmsg("malformed description from a query worker")));
-	view.source_id = channel->sources[index]->id;
-	view.relid = channel->sources[index]->relid;
+	if (channel->nsources > 0)
+	{
+		view.source_id = channel->sources[index]->id;
+		view.relid = channel->sources[index]->relid;
+	}
+	else
+		audience = NULL; /* nothing could be selected from */
 	view.ncolumns = WireGetU16(r);
 	view.columns = palloc(sizeof(int16) * Max(view.ncolumns, 1));
 	for (i = 0; i < view.ncolumns; i++)
@@ -209,6 +226,33 @@ SubscribeReadView(Identity *identity, Channel *channel, Audience *audience, View
 	views[index] = ViewIntern(identity, &view);
 }
 
+int
+SubscribeReadChannel(WireReader *r, bool *allowed, Oid **relids, bool *recheck)
+{
+	int n;
+	int i;
+
+	(void) WireGetU16(r); /* index */
+	(void) WireGetU16(r); /* columns */
+	(void) WireGetU16(r); /* key */
+	*allowed = WireGetU8(r) == 0;
+	(void) WireGetU64(r);
+	n = WireGetU32(r);
+	if (r->failed || n < 0 || n > r->length)
+		ereport(ERROR, (errcode(ERRCODE_PROTOCOL_VIOLATION),
+						errmsg("malformed description from a query worker")));
+	*relids = palloc(sizeof(Oid) * Max(n, 1));
+	for (i = 0; i < n; i++)
+		(*relids)[i] = WireGetU32(r);
+	(void) WireGetU16(r); /* casts */
+	(void) WireGetBytes(r);
+	(void) WireGetU8(r);
+	*recheck = WireGetU8(r) != 0;
+	if (r->failed)
+		*allowed = false;
+	return n;
+}
+
 bool
 SubscribeSameView(Subscription *s, WireReader *r)
 {
@@ -226,7 +270,7 @@ ReadDescribe(Subscription *s, WireReader *r)
 	Channel *channel = s->instance->channel;
 
 	if (s->views == NULL)
-		s->views = MemoryContextAllocZero(feed_context, sizeof(View *) * Max(channel->nsources, 1));
+		s->views = MemoryContextAllocZero(feed_context, sizeof(View *) * channel->nviews);
 	SubscribeReadView(s->connection->identity, channel, s->audience, s->views, r);
 }
 

@@ -7,7 +7,8 @@
  * connection of its audience gets a reference in a frame at the end of its
  * queue.  A frame is put together when it is written, into the scratch buffer
  * of queue.c: copying is not measurable beside the system call, and only then
- * is its `seq` known for sure.
+ * is its `seq` known for sure.  Messages of a transaction hang on the same frame
+ * and follow it as objects of their own.
  *
  * Process: gateway.  Memory: transactions and fragments are reference-counted
  * by frames, and by this file while they are being built; a frame belongs to
@@ -54,8 +55,8 @@ ReleaseTransaction(Transaction *transaction)
 		free(transaction);
 }
 
-static void
-ReleaseFragment(Fragment *fragment)
+void
+FanoutRelease(Fragment *fragment)
 {
 	if (--fragment->references > 0)
 		return;
@@ -106,26 +107,43 @@ NewFrame(Connection *conn)
 	return frame;
 }
 
-/*
- * Adds a fragment to the connection's frame of this transaction.  Queueing may
- * close the connection and free the frame, so that comes last.
- */
+/* The connection's frame of this transaction, or NULL when it gets none. */
+static FrameItem *
+FindFrame(Connection *conn, bool *fresh)
+{
+	FrameItem *frame;
+
+	if (conn->close_queued)
+		return NULL;
+	if (!building->stream && !QueueHasRoomForFeed(conn, building->number))
+		return NULL;
+
+	frame = conn->open_frame;
+	*fresh = frame == NULL || frame->transaction != building;
+	return *fresh ? NewFrame(conn) : frame;
+}
+
+/* This may close the connection and free the frame, so it comes last. */
+static void
+FrameGrew(Connection *conn, FrameItem *frame, bool fresh, size_t n)
+{
+	if (fresh)
+	{
+		frame->item.size += n;
+		QueueAdd(conn, &frame->item);
+	}
+	else
+		QueueGrew(conn, &frame->item, n);
+}
+
 static void
 AddFragment(Connection *conn, Fragment *fragment)
 {
-	FrameItem *frame;
 	bool fresh;
+	FrameItem *frame = FindFrame(conn, &fresh);
 
-	if (conn->close_queued)
+	if (frame == NULL)
 		return;
-	if (!building->stream && !QueueHasRoomForFeed(conn, building->number))
-		return;
-
-	frame = conn->open_frame;
-	fresh = frame == NULL || frame->transaction != building;
-	if (fresh)
-		frame = NewFrame(conn);
-
 	if (frame->n_fragments == frame->capacity)
 	{
 		uint32_t capacity = frame->capacity * 4;
@@ -140,26 +158,43 @@ AddFragment(Connection *conn, Fragment *fragment)
 	}
 	frame->fragments[frame->n_fragments++] = fragment;
 	fragment->references++;
-
-	if (fresh)
-	{
-		frame->item.size += (size_t) fragment->length + 1;
-		QueueAdd(conn, &frame->item);
-	}
-	else
-		QueueGrew(conn, &frame->item, (size_t) fragment->length + 1);
+	FrameGrew(conn, frame, fresh, (size_t) fragment->length + 1);
 }
 
-/* Queues a fragment for its audience, n numbers of connections. */
-static void
-Pass(const char *audience, uint32_t n, const char *data, size_t length)
+/* What a message is accounted as: with its position. */
+static size_t
+MessageSize(const Fragment *message)
 {
-	Fragment *fragment = GatewayAllocZero(sizeof(Fragment) + length);
-	uint32_t i;
+	return (size_t) message->length + message->suffix_length + ENVELOPE_BYTES;
+}
 
-	fragment->references = 1;
-	fragment->length = (uint32_t) length;
-	memcpy(fragment->data, data, length);
+static void
+AddMessage(Connection *conn, Fragment *message)
+{
+	bool fresh;
+	FrameItem *frame = FindFrame(conn, &fresh);
+
+	if (frame == NULL)
+		return;
+	if (frame->n_messages == frame->messages_capacity)
+	{
+		frame->messages_capacity = frame->messages_capacity == 0 ? 2 : frame->messages_capacity * 2;
+		frame->messages = GatewayRealloc(frame->messages,
+										 frame->messages_capacity * sizeof(Fragment *));
+	}
+	frame->messages[frame->n_messages++] = message;
+	message->references++;
+	if (!message->no_position)
+		frame->has_positions = true;
+	FrameGrew(conn, frame, fresh, MessageSize(message));
+}
+
+/* Hands `fragment`, whose reference it takes, to each of the connections. */
+static void
+ForAudience(const char *audience, uint32_t n, Fragment *fragment,
+			void (*add)(Connection *conn, Fragment *fragment))
+{
+	uint32_t i;
 
 	for (i = 0; i < n; i++)
 	{
@@ -169,9 +204,74 @@ Pass(const char *audience, uint32_t n, const char *data, size_t length)
 		memcpy(&number, audience + (size_t) i * sizeof(number), sizeof(number));
 		conn = ConnFind(number);
 		if (conn != NULL)
-			AddFragment(conn, fragment);
+			add(conn, fragment);
 	}
-	ReleaseFragment(fragment);
+	FanoutRelease(fragment);
+}
+
+static Fragment *
+NewFragment(WireBytes suffix, const char *data, size_t length)
+{
+	Fragment *fragment = GatewayAllocZero(sizeof(Fragment) + suffix.length + length);
+
+	fragment->references = 1;
+	fragment->length = (uint32_t) length;
+	fragment->suffix_length = (uint32_t) suffix.length;
+	if (suffix.length > 0)
+		memcpy(fragment->data, suffix.data, suffix.length);
+	if (length > 0)
+		memcpy(fragment->data + suffix.length, data, length);
+	return fragment;
+}
+
+/* One of all that is left of the message. */
+static Fragment *
+ReadFragment(WireBytes suffix, WireReader *r)
+{
+	size_t length = r->length - r->offset;
+
+	return NewFragment(suffix, WireTake(r, length), length);
+}
+
+void
+FanoutMessage(WireReader *r)
+{
+	uint32_t n = WireGetU32(r);
+	const char *audience = WireTake(r, (size_t) n * sizeof(uint32_t));
+	uint8_t flags = WireGetU8(r);
+	WireBytes suffix = WireGetBytes(r);
+	Fragment *message;
+
+	if (r->failed)
+		return;
+	if (building == NULL)
+		GatewayFatal(EXIT_PROTOCOL, "a message came outside a transaction");
+	if (building->before_length < LINK_TX_POSITION)
+		GatewayFatal(EXIT_PROTOCOL, "a transaction with messages has no position");
+	message = ReadFragment(suffix, r);
+	message->no_position = (flags & LINK_MESSAGE_NO_POSITION) != 0;
+	ForAudience(audience, n, message, AddMessage);
+}
+
+void
+FanoutCast(WireReader *r)
+{
+	uint32_t n = WireGetU32(r);
+	const char *audience = WireTake(r, (size_t) n * sizeof(uint32_t));
+	WireBytes nothing = {NULL, 0};
+
+	if (r->failed)
+		return;
+	ForAudience(audience, n, ReadFragment(nothing, r), QueueAddCast);
+}
+
+/* Queues a change for its audience, n numbers of connections. */
+static void
+Pass(const char *audience, uint32_t n, const char *data, size_t length)
+{
+	WireBytes nothing = {NULL, 0};
+
+	ForAudience(audience, n, NewFragment(nothing, data, length), AddFragment);
 }
 
 static void
@@ -234,7 +334,10 @@ FanoutFreeFrame(FrameItem *frame)
 	uint32_t i;
 
 	for (i = 0; i < frame->n_fragments; i++)
-		ReleaseFragment(frame->fragments[i]);
+		FanoutRelease(frame->fragments[i]);
+	for (i = 0; i < frame->n_messages; i++)
+		FanoutRelease(frame->messages[i]);
+	free(frame->messages);
 	if (frame->fragments != frame->few)
 		free(frame->fragments);
 	ReleaseTransaction(frame->transaction);
@@ -245,9 +348,64 @@ FanoutFreeFrame(FrameItem *frame)
 size_t
 FanoutNextSize(const FrameItem *frame)
 {
+	if (frame->n_sent == frame->n_fragments && frame->messages_sent < frame->n_messages)
+		return MessageSize(frame->messages[frame->messages_sent]);
 	if (gateway.max_frame > 0 && frame->item.size > gateway.max_frame)
 		return gateway.max_frame;
 	return frame->item.size;
+}
+
+bool
+FanoutIsSent(const FrameItem *frame)
+{
+	return frame->n_sent == frame->n_fragments && frame->messages_sent == frame->n_messages;
+}
+
+/* Where the connection is with the transaction, without its tag. */
+static const char *
+PositionOf(const Transaction *transaction)
+{
+	return transaction->stream || transaction->before_length < LINK_TX_POSITION
+			   ? NULL
+			   : transaction->text + transaction->before_length - LINK_TX_POSITION;
+}
+
+/* Appends the frame's next message to the buffer. */
+static size_t
+JoinMessage(Connection *conn, FrameItem *frame, Buffer *buffer)
+{
+	static const char label[] = ",\"position\":\"";
+	Transaction *transaction = frame->transaction;
+	Fragment *message = frame->messages[frame->messages_sent++];
+	size_t suffix = frame->messages_sent < frame->n_messages ? message->suffix_length : 0;
+	const char *text = message->data + message->suffix_length;
+	MessageInfo info = {.whole = true};
+	size_t start;
+
+	info.last = FanoutIsSent(frame);
+	if (message->no_position)
+	{
+		start = MessageBegin(conn, buffer, (size_t) message->length + 1);
+		BufferAppend(buffer, text, message->length);
+		BufferAppend(buffer, "}", 1);
+		MessageEnd(conn, buffer, start, &info);
+		return MessageSize(message);
+	}
+	start = MessageBegin(conn, buffer,
+						 message->length + sizeof(label) - 1 + LINK_TX_POSITION + LINK_TAG_LENGTH +
+							 suffix + 2);
+	BufferAppend(buffer, text, message->length);
+	BufferAppend(buffer, label, sizeof(label) - 1);
+	BufferAppend(buffer, transaction->text + transaction->before_length - LINK_TX_POSITION,
+				 LINK_TX_POSITION);
+	BufferAppend(buffer, conn->tag, LINK_TAG_LENGTH);
+	BufferAppend(buffer, message->data, suffix);
+	BufferAppend(buffer, "\"}", 2);
+	info.position = PositionOf(transaction);
+	info.suffix = message->data;
+	info.suffix_length = suffix;
+	MessageEnd(conn, buffer, start, &info);
+	return MessageSize(message);
 }
 
 /*
@@ -285,9 +443,10 @@ Savings(const FrameItem *frame, uint32_t end)
  */
 static void
 JoinParts(Connection *conn, const FrameItem *frame, uint32_t end, const char *head,
-		  size_t head_length, size_t fragments, Buffer *buffer)
+		  size_t head_length, size_t fragments, size_t suffix, Buffer *buffer)
 {
 	const Transaction *transaction = frame->transaction;
+	MessageInfo info = {0};
 	size_t start;
 	uint32_t i;
 
@@ -296,6 +455,7 @@ JoinParts(Connection *conn, const FrameItem *frame, uint32_t end, const char *he
 		CompressText(head, head_length);
 		CompressText(transaction->text, transaction->before_length);
 		CompressText(conn->tag, LINK_TAG_LENGTH);
+		CompressText(".0", suffix);
 		CompressText(transaction->text + transaction->before_length, transaction->after_length);
 		for (i = frame->n_sent; i < end; i++)
 		{
@@ -315,11 +475,12 @@ JoinParts(Connection *conn, const FrameItem *frame, uint32_t end, const char *he
 
 	/* Each fragment has a comma behind it but the last; then comes "]}". */
 	start = MessageBegin(conn, buffer,
-						 head_length + transaction->before_length + LINK_TAG_LENGTH +
+						 head_length + transaction->before_length + LINK_TAG_LENGTH + suffix +
 							 transaction->after_length + fragments - 1 + 2);
 	BufferAppend(buffer, head, head_length);
 	BufferAppend(buffer, transaction->text, transaction->before_length);
 	BufferAppend(buffer, conn->tag, LINK_TAG_LENGTH);
+	BufferAppend(buffer, ".0", suffix);
 	BufferAppend(buffer, transaction->text + transaction->before_length, transaction->after_length);
 	for (i = frame->n_sent; i < end; i++)
 	{
@@ -328,10 +489,12 @@ JoinParts(Connection *conn, const FrameItem *frame, uint32_t end, const char *he
 		BufferAppend(buffer, frame->fragments[i]->data, frame->fragments[i]->length);
 	}
 	BufferAppend(buffer, "]}", 2);
-	MessageEnd(conn, buffer, start, end == frame->n_fragments, false,
-			   transaction->stream || transaction->before_length < LINK_TX_POSITION
-				   ? NULL
-				   : transaction->text + transaction->before_length - LINK_TX_POSITION);
+	info.whole = end == frame->n_fragments;
+	info.last = info.whole && frame->n_messages == 0;
+	info.position = PositionOf(transaction);
+	info.suffix = ".0";
+	info.suffix_length = suffix;
+	MessageEnd(conn, buffer, start, &info);
 }
 
 /*
@@ -346,14 +509,21 @@ FanoutJoin(Connection *conn, FrameItem *frame, Buffer *buffer)
 	size_t fixed;
 	size_t fragments = 0;
 	uint32_t end = frame->n_sent;
+	size_t suffix = frame->has_positions ? 2 : 0;
 	char head[ENVELOPE_BYTES];
 	int head_length;
 
 	if (frame->part == 0)
 	{
-		frame->seq = ++conn->seq;
+		if (frame->n_fragments > 0)
+			frame->seq = ++conn->seq;
 		if (!transaction->stream)
 			conn->last_number = transaction->number;
+	}
+	if (frame->n_sent == frame->n_fragments)
+	{
+		frame->part++;
+		return JoinMessage(conn, frame, buffer);
 	}
 
 	/* As many fragments as fit; at least one, however large it is. */
@@ -378,7 +548,7 @@ FanoutJoin(Connection *conn, FrameItem *frame, Buffer *buffer)
 								end < frame->n_fragments ? "false" : "true");
 	frame->part++;
 
-	JoinParts(conn, frame, end, head, (size_t) head_length, fragments, buffer);
+	JoinParts(conn, frame, end, head, (size_t) head_length, fragments, suffix, buffer);
 	frame->n_sent = end;
 	return fragments;
 }

@@ -107,15 +107,17 @@ ListAppendAll(ListNode *to, ListNode *from)
 
 /* ---- what a connection is sent ---- */
 
-/* One change of a transaction, kept once for all who get it. */
+/* One change or message, kept once for all who get it. */
 typedef struct Fragment
 {
 	uint32_t references;
 	uint32_t length;
-	bool tried;		   /* to compress it */
-	uint32_t n_packed; /* 0: it is sent as it is */
-	char *packed;	   /* see compress.c */
-	char data[];
+	bool tried;				/* to compress it */
+	uint32_t n_packed;		/* 0: it is sent as it is */
+	char *packed;			/* see compress.c */
+	uint32_t suffix_length; /* of a message of a transaction: of the position */
+	bool no_position;
+	char data[]; /* the suffix comes first */
 } Fragment;
 
 typedef struct Transaction
@@ -136,6 +138,7 @@ typedef enum ItemKind
 	ITEM_TEXT,	 /* TextItem: one JSON message */
 	ITEM_PING,	 /* TextItem; at most one in a queue */
 	ITEM_SYNCED, /* TextItem; dropped with the frames before it */
+	ITEM_CAST,	 /* CastItem */
 	ITEM_MARK,	 /* MarkItem */
 	ITEM_PART,	 /* PartItem: counts from the next message on */
 	ITEM_CLOSE	 /* CloseItem; always the last */
@@ -163,6 +166,13 @@ typedef struct FrameItem
 	uint32_t part;		  /* parts that are joined already */
 	Fragment **fragments; /* one reference each; `few` while they fit */
 	Fragment *few[FRAME_INLINE_FRAGMENTS];
+
+	/* messages, which follow the fragments */
+	uint32_t n_messages;
+	uint32_t messages_capacity;
+	uint32_t messages_sent;
+	bool has_positions; /* some of them */
+	Fragment **messages;
 } FrameItem;
 
 typedef struct TextItem
@@ -172,6 +182,12 @@ typedef struct TextItem
 	size_t position; /* of a ping: where in it the connection's position is */
 	char data[];
 } TextItem;
+
+typedef struct CastItem
+{
+	Item item;
+	Fragment *text; /* one reference */
+} CastItem;
 
 typedef struct MarkItem
 {
@@ -257,6 +273,7 @@ typedef struct Connection
 	size_t queued_feed;	   /* sum of sizes */
 	size_t queued_other;
 	size_t queued_stream;	/* of queued_other: frames of replays */
+	size_t queued_casts;	/* likewise: casts */
 	uint32_t queued_frames; /* items that count as feed */
 
 	/* the last write, of which lws may still hold a part */
@@ -429,6 +446,7 @@ extern void QueueAddText(Connection *conn, ItemKind kind, const char *a, size_t 
 						 const char *b, size_t b_length, const char *c, size_t c_length);
 extern void QueueAddPart(Connection *conn, WireReader *r);
 extern void QueueAddMark(Connection *conn, uint32_t mark);
+extern void QueueAddCast(Connection *conn, Fragment *text);
 extern void QueueAddClose(Connection *conn, uint16_t code, const char *reason, size_t length);
 extern void QueueGrew(Connection *conn, Item *item, size_t n);
 extern bool QueueHasRoomForFeed(Connection *conn, uint64_t number);
@@ -444,6 +462,10 @@ extern bool ConnIsChoked(const Connection *conn);
 
 extern void FanoutBegin(WireReader *r);
 extern void FanoutFragment(WireReader *r);
+extern void FanoutMessage(WireReader *r);
+extern void FanoutCast(WireReader *r);
+extern void FanoutRelease(Fragment *fragment);
+extern bool FanoutIsSent(const FrameItem *frame);
 extern void FanoutEnd(void);
 extern size_t FanoutJoin(Connection *conn, FrameItem *frame, Buffer *buffer);
 extern size_t FanoutNextSize(const FrameItem *frame);
@@ -512,12 +534,23 @@ extern bool PeerIsThisMachine(struct lws *wsi);
 
 /* ---- stream.c ---- */
 
+/* What was written, for those who have to be told where to go on. */
+typedef struct MessageInfo
+{
+	bool whole;			  /* an object, or the last part of a frame */
+	bool last;			  /* no object of the same transaction follows */
+	bool quiet;			  /* it tells nothing that a poll waits for */
+	const char *position; /* LINK_TX_POSITION characters of that of all channels
+						   * that are ready, or NULL */
+	const char *suffix;	  /* what follows the tag in it */
+	size_t suffix_length;
+} MessageInfo;
+
 extern void StreamOpen(Connection *conn, WireReader *r);
 extern void StreamBegin(Connection *conn);
 extern void StreamNotePart(Connection *conn, const PartItem *item);
 extern size_t MessageBegin(Connection *conn, Buffer *buffer, size_t length);
-extern void MessageEnd(Connection *conn, Buffer *buffer, size_t start, bool whole, bool quiet,
-					   const char *position);
+extern void MessageEnd(Connection *conn, Buffer *buffer, size_t start, const MessageInfo *info);
 extern bool StreamWrite(Connection *conn, Buffer *buffer);
 extern void StreamFlushed(Connection *conn);
 extern void StreamClosing(Connection *conn, uint32_t retry_ms);

@@ -377,6 +377,12 @@ Dispatch(LinkMessage *message)
 		case LINK_TX_FRAGMENT:
 			FanoutFragment(&r);
 			break;
+		case LINK_TX_MESSAGE:
+			FanoutMessage(&r);
+			break;
+		case LINK_CAST:
+			FanoutCast(&r);
+			break;
 		case LINK_TX_END:
 			FanoutEnd();
 			break;

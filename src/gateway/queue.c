@@ -51,6 +51,9 @@
 
 #define SCRATCH_KEEP ((size_t) 512 * 1024)
 
+/* What is an object by itself. */
+static const MessageInfo whole_message = {.whole = true, .last = true};
+
 /* Connections that have something to send. */
 static ListNode dirty_list;
 
@@ -111,6 +114,8 @@ QueueTransactionEnded(void)
 static void
 FreeItem(Item *item)
 {
+	if (item->kind == ITEM_CAST)
+		FanoutRelease(((CastItem *) item)->text);
 	if (item->kind == ITEM_FRAME)
 		FanoutFreeFrame((FrameItem *) item);
 	else
@@ -137,6 +142,8 @@ Account(Connection *conn, Item *item, size_t n)
 		conn->queued_other -= n;
 	if (IsStream(item))
 		conn->queued_stream -= n;
+	if (item->kind == ITEM_CAST)
+		conn->queued_casts -= n;
 	gateway.queued_bytes -= n;
 }
 
@@ -234,7 +241,8 @@ OtherBound(void)
 static void
 CheckOther(Connection *conn)
 {
-	if (conn->queued_other - conn->queued_stream + Pending(conn, conn->pending_other) <=
+	if (conn->queued_other - conn->queued_stream - conn->queued_casts +
+			Pending(conn, conn->pending_other) <=
 		OtherBound())
 		return;
 	if (conn->http != NULL)
@@ -243,7 +251,8 @@ CheckOther(Connection *conn)
 		;
 	if (conn->closing || !ConnIsChoked(conn))
 		return;
-	if (conn->queued_other - conn->queued_stream + conn->pending_other > OtherBound())
+	if (conn->queued_other - conn->queued_stream - conn->queued_casts + conn->pending_other >
+		OtherBound())
 		ConnClose(conn, LINK_CAUSE_TOO_SLOW, 1013, "too slow");
 }
 
@@ -258,6 +267,8 @@ QueueGrew(Connection *conn, Item *item, size_t n)
 		conn->queued_other += n;
 	if (IsStream(item))
 		conn->queued_stream += n;
+	if (item->kind == ITEM_CAST)
+		conn->queued_casts += n;
 	gateway.queued_bytes += n;
 	QueueMarkDirty(conn);
 	if (!item->feed)
@@ -362,6 +373,33 @@ QueueAddMark(Connection *conn, uint32_t mark)
 	QueueAdd(conn, &item->item);
 }
 
+/*
+ * What others say to a client who does not read must not cost him his
+ * connection: it is left out.
+ */
+void
+QueueAddCast(Connection *conn, Fragment *text)
+{
+	CastItem *item;
+
+	if (conn->close_queued)
+		return;
+	if (conn->queued_casts + text->length > gateway.send_buffer)
+	{
+		while (QueueFlush(conn) == FLUSH_MORE)
+			;
+		if (conn->closing ||
+			(conn->queued_casts > 0 && conn->queued_casts + text->length > gateway.send_buffer))
+			return;
+	}
+	item = GatewayAllocZero(sizeof(CastItem));
+	item->item.kind = ITEM_CAST;
+	item->item.size = text->length;
+	item->text = text;
+	text->references++;
+	QueueAdd(conn, &item->item);
+}
+
 void
 QueueAddClose(Connection *conn, uint16_t code, const char *reason, size_t length)
 {
@@ -461,7 +499,7 @@ Gather(Connection *conn, size_t *feed, size_t *stream)
 				*feed += scratch.length - before;
 			else
 				*stream += scratch.length - before;
-			if (frame->n_sent == frame->n_fragments)
+			if (FanoutIsSent(frame))
 				Pop(conn);
 			else
 				Account(conn, item, n);
@@ -476,12 +514,26 @@ Gather(Connection *conn, size_t *feed, size_t *stream)
 				CompressWhole(text->data, text->length, &scratch);
 			else
 			{
+				MessageInfo info = whole_message;
 				size_t start = MessageBegin(conn, &scratch, text->length);
 
 				BufferAppend(&scratch, text->data, text->length);
-				MessageEnd(conn, &scratch, start, true, item->kind == ITEM_PING,
-						   text->position > 0 ? text->data + text->position : NULL);
+				info.quiet = item->kind == ITEM_PING;
+				info.position = text->position > 0 ? text->data + text->position : NULL;
+				MessageEnd(conn, &scratch, start, &info);
 			}
+			Pop(conn);
+		}
+		else if (item->kind == ITEM_CAST)
+		{
+			Fragment *text = ((CastItem *) item)->text;
+			size_t start;
+
+			if (before > 0 && before + text->length > GATHER_BYTES)
+				return;
+			start = MessageBegin(conn, &scratch, text->length);
+			BufferAppend(&scratch, text->data, text->length);
+			MessageEnd(conn, &scratch, start, &whole_message);
 			Pop(conn);
 		}
 		else if (item->kind == ITEM_PART)

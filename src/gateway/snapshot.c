@@ -196,6 +196,7 @@ SnapshotNextPage(Connection *conn, Buffer *buffer)
 	Buffer *target = conn->compressed ? &page : buffer;
 	size_t start = target->length;
 	size_t message = start;
+	MessageInfo info = {.whole = true, .last = true};
 	ReadResult result;
 
 	result = ReadAt(stream->fd, header, sizeof(header), stream->offset);
@@ -235,7 +236,7 @@ SnapshotNextPage(Connection *conn, Buffer *buffer)
 		BufferReset(&page, PAGE_KEEP);
 	}
 	else
-		MessageEnd(conn, buffer, message, true, false, NULL);
+		MessageEnd(conn, buffer, message, &info);
 	stream->offset += (off_t) (sizeof(header) + header[0]);
 	return true;
 }

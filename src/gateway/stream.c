@@ -126,42 +126,69 @@ MakeOneLine(Buffer *buffer, size_t start)
 }
 
 /*
- * The message, or a part of a frame, is in the buffer.  `whole`: no part
- * follows; `position` (without the tag, or NULL) is then that of all channels
- * that are ready; `quiet`: it tells nothing that a poll waits for.
+ * What precedes this message has a part in the list of its own.  Of a
+ * transaction that is several objects each one but the last moves it to a
+ * place within that transaction.
  */
+static void
+TakePending(Stream *stream, const MessageInfo *info)
+{
+	PartItem item = stream->pending;
+	size_t length = strlen(item.position);
+
+	stream->quiet = false;
+	if (stream->has_pending && (info->last || info->suffix_length > 0))
+	{
+		if (length > 0 && length + info->suffix_length <= LINK_POSITION_MAX)
+		{
+			memcpy(item.position + length, info->suffix, info->suffix_length);
+			item.position[length + info->suffix_length] = '\0';
+		}
+		SetPart(stream, &item);
+	}
+	if (info->last)
+		stream->has_pending = false;
+}
+
+static void
+MoveAll(Stream *stream, const Connection *conn, const MessageInfo *info)
+{
+	size_t length = LINK_TX_POSITION + LINK_TAG_LENGTH;
+	uint32_t i;
+
+	memcpy(stream->position, info->position, LINK_TX_POSITION);
+	memcpy(stream->position + LINK_TX_POSITION, conn->tag, LINK_TAG_LENGTH);
+	if (length + info->suffix_length <= LINK_POSITION_MAX)
+	{
+		if (info->suffix_length > 0)
+			memcpy(stream->position + length, info->suffix, info->suffix_length);
+		length += info->suffix_length;
+	}
+	stream->position[length] = '\0';
+	for (i = 0; i < stream->n; i++)
+		stream->parts[i].common = stream->parts[i].part == LINK_PART_READY;
+}
+
+/* The message, or a part of a frame, is in the buffer. */
 void
-MessageEnd(Connection *conn, Buffer *buffer, size_t start, bool whole, bool quiet,
-		   const char *position)
+MessageEnd(Connection *conn, Buffer *buffer, size_t start, const MessageInfo *info)
 {
 	Stream *stream;
-	uint32_t i;
 
 	if (conn->http == NULL)
 		return;
 	stream = &conn->http->stream;
-	if (!quiet && !stream->quiet)
+	if (!info->quiet && !stream->quiet)
 		stream->collected = true;
-	if (whole)
-	{
-		stream->quiet = false;
-		if (stream->has_pending)
-			SetPart(stream, &stream->pending);
-		stream->has_pending = false;
-	}
-	if (whole && position != NULL)
-	{
-		memcpy(stream->position, position, LINK_TX_POSITION);
-		memcpy(stream->position + LINK_TX_POSITION, conn->tag, LINK_TAG_LENGTH);
-		stream->position[LINK_TX_POSITION + LINK_TAG_LENGTH] = '\0';
-		for (i = 0; i < stream->n; i++)
-			stream->parts[i].common = stream->parts[i].part == LINK_PART_READY;
-	}
+	if (info->whole)
+		TakePending(stream, info);
+	if (info->whole && info->position != NULL)
+		MoveAll(stream, conn, info);
 
 	if (stream->kind == LINK_STREAM_POLL)
 	{
 		/* A ping only says where we are. */
-		if (quiet)
+		if (info->quiet)
 		{
 			buffer->length = start;
 			stream->pinged = true;
@@ -173,7 +200,7 @@ MessageEnd(Connection *conn, Buffer *buffer, size_t start, bool whole, bool quie
 
 	MakeOneLine(buffer, start);
 	BufferAppend(buffer, "\n", 1);
-	if (whole)
+	if (info->whole)
 	{
 		Buffer id = {NULL, 0, 0};
 

@@ -23,6 +23,7 @@ static const struct
 	{"limit", TestLimit},		{"deaf", TestDeafWorker},	  {"many", TestMany},
 	{"shutdown", TestShutdown}, {"requests", TestRequests}, {"streams", TestStreams},
 	{"compression", TestCompression},
+	{"txmessages", TestTxMessages}, {"casts", TestCastPressure},
 };
 
 int

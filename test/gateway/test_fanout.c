@@ -324,7 +324,7 @@ TestParts(void)
 }
 
 /* A client with a small window, which then does not read. */
-static Client *
+Client *
 OpenStalled(void)
 {
 	Client *client = ConnectSmall(4096);

@@ -45,6 +45,11 @@ extern void TestPressure(void);
 extern void TestPacing(void);
 extern void TestSnapshots(void);
 extern void TestMany(void);
+extern Client *OpenStalled(void); /* does not read */
+
+/* test_txmessages.c */
+extern void TestTxMessages(void);
+extern void TestCastPressure(void);
 
 /* test_http.c: what the other tests of HTTP use, too */
 extern bool StatusIs(const char *answer, int status);

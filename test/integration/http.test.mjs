@@ -283,6 +283,39 @@ describe('http', () => {
       await db.exec('DELETE FROM http.rooms WHERE id >= 300');
     });
 
+    test('messages of transactions come once, wherever a client goes on', async () => {
+      await db.exec(`CREATE TABLE http.chat (id int PRIMARY KEY); GRANT SELECT ON http.chat TO http_web;
+        SELECT changefeed.create_channel('http_chat', 'http.chat', publish_check => 'true')`);
+      const heardBy = (source) => source.events.map(({ data }) => JSON.parse(data)).filter(({ type }) => type === 'message').map(({ event }) => event);
+      const events = await until(() => Events.open(['http_chat'], { token }).catch(() => null), 'the channel');
+      const states = [];
+      events.onEvent = () => states.push({ ...events.state(), heard: heardBy(events) });
+      await events.subscription().ready();
+      for (let i = 0; i < 4; i++) {
+        await db.exec(`BEGIN; SELECT changefeed.publish('http_chat', 'a${i}'); INSERT INTO http.chat VALUES (${i});
+          SELECT changefeed.publish('http_chat', 'b${i}'), changefeed.publish('http_chat', 'c${i}'); COMMIT`);
+      }
+      const all = ['a0', 'b0', 'c0', 'a1', 'b1', 'c1', 'a2', 'b2', 'c2', 'a3', 'b3', 'c3'];
+      await until(() => heardBy(events).length === all.length, 'all messages');
+      const answer = await post('/v1/publish', { channel: 'http_chat', event: 'said', payload: { n: 1 } }, bearer(token));
+      assert.deepEqual([answer.status, await answer.json()], [200, { type: 'ok' }]);
+      await until(() => heardBy(events).includes('said'), 'what was posted');
+      await events.cut();
+      assert.ok(states.some(({ position }) => position?.includes('.')), 'places within transactions');
+      for (const state of states.filter(({ position }) => position !== null && position !== '-')) {
+        const again = await Events.open(['http_chat'], { token, ...state });
+        await again.subscription().ready();
+        again.client.check();
+        await again.cut();
+        const had = state.heard.filter((event) => event !== 'said');
+        assert.deepEqual([...had, ...heardBy(again)], all, `from ${state.position} by a stream`);
+        const polled = await poll(['http_chat'], { token, position: state.position, held: state.held, wait: 0 });
+        const heard = polled.messages.filter(({ type }) => type === 'message').map(({ event }) => event);
+        assert.deepEqual([...had, ...heard], all, `from ${state.position} by a poll`);
+        assertSame([...[...polled.held.get('http_chat').entities.values()][0].rows.values()], await db.rows('SELECT * FROM http.chat'), 'the rows');
+      }
+    });
+
     test('a frame in parts moves the id with its last part only', async () => {
       const events = await Events.open(['http_orders:5'], { token });
       await events.subscription().ready();

@@ -392,13 +392,13 @@ export class Client {
     this.socket.send(typeof message === 'string' ? message : JSON.stringify(message));
   }
 
-  request(type, fields = {}, { id = ++this.#nextId, ms = 30000, onAnswer } = {}) {
+  request(type, fields = {}, { id = ++this.#nextId, ms = 30000, onAnswer, text } = {}) {
     const d = deferred();
     d.onAnswer = onAnswer;
     this.#requests.set(JSON.stringify(id), d);
     this.check();
     if (this.closed) throw new Error('connection is closed');
-    this.send({ type, id, ...fields });
+    this.send(text ?? { type, id, ...fields });
     return within(ms, d.promise, `answer to "${type}"`);
   }
 
@@ -526,6 +526,9 @@ export class Client {
       case 'resync':
         this.#subscription(message).takeResync(message);
         break;
+      case 'message':
+        this.#takeMessage(message);
+        break;
       case 'revoked': {
         const subscription = this.#subscription(message);
         if (!message.reason) this.#fail('revoked without reason');
@@ -558,6 +561,16 @@ export class Client {
         else this.#fail(`message of unknown type: ${data}`);
     }
     this.onMessage?.(message);
+  }
+
+  /** Its position counts as that of a transaction does. */
+  #takeMessage(message) {
+    const subscription = this.#subscription(message);
+    if (message.position === undefined) return;
+    if (typeof message.txid !== 'string' || !message.committed_at) this.#fail('incomplete message');
+    if (subscription.state === 'ready') this.#takePosition(message.position);
+    else if (!subscription.recovered) this.#fail('a position before the rows are complete');
+    else subscription.position = message.position;
   }
 
   #takeSettled(text) {
