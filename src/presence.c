@@ -94,7 +94,7 @@ PresenceHandleEarly(Subscription *s)
 }
 
 static void
-RefuseEarly(Subscription *s)
+DropEarly(Subscription *s, bool tell)
 {
 	ListCell *lc;
 
@@ -102,8 +102,9 @@ RefuseEarly(Subscription *s)
 	{
 		EarlyMessage *early = lfirst(lc);
 
-		ProtocolError(s->connection, early->id, s->name, "57014",
-					  "the subscription ended, or lost its presence, before it began", NULL);
+		if (tell)
+			ProtocolError(s->connection, early->id, s->name, "57014",
+						  "the subscription ended, or lost its presence, before it began", NULL);
 		FreeEarly(early);
 	}
 	list_free(s->early);
@@ -489,7 +490,7 @@ PresenceSubscribed(Subscription *s)
 	/* A poll waits for rows, and its answer may be shared. */
 	if (channel->presence == NULL || s->instance->starred ||
 		(http != NULL && http->kind != LINK_STREAM_EVENTS))
-		RefuseEarly(s);
+		DropEarly(s, true);
 	else if (s->presence == NULL)
 		(void) ViewerCreate(s, RoomIntern(channel, s->instance->params));
 }
@@ -497,7 +498,7 @@ PresenceSubscribed(Subscription *s)
 void
 PresenceUnsubscribed(Subscription *s)
 {
-	RefuseEarly(s);
+	DropEarly(s, true);
 	if (s->presence != NULL)
 		ViewerFree(s->presence);
 }
@@ -523,6 +524,7 @@ PresenceConnectionLost(Connection *connection)
 	{
 		Subscription *s = dlist_container(Subscription, connection_node, iter.cur);
 
+		DropEarly(s, false);
 		if (s->presence != NULL && s->presence->track != NULL)
 			TrackAway(s->presence->track);
 	}
