@@ -32,7 +32,8 @@ CREATE TABLE changefeed.channel (
     name text NOT NULL UNIQUE,
     join_check text,
     min_interval interval,
-    publish_check text
+    publish_check text,
+    presence jsonb
 );
 COMMENT ON TABLE changefeed.channel IS
     'catalog of channels: written by changefeed.create_channel, shown by the view changefeed.channels';
@@ -202,11 +203,12 @@ CREATE FUNCTION changefeed.create_channel(
     set_replica_identity boolean DEFAULT true,
     join_check text DEFAULT NULL,
     min_interval interval DEFAULT NULL,
-    publish_check text DEFAULT NULL
+    publish_check text DEFAULT NULL,
+    presence jsonb DEFAULT NULL
 ) RETURNS void
     LANGUAGE C SET search_path = pg_catalog, pg_temp
     AS 'MODULE_PATHNAME', 'changefeed_create_channel';
-COMMENT ON FUNCTION changefeed.create_channel(text, regclass, name, name[], text, name[], text, text, text, boolean, text, interval, text) IS
+COMMENT ON FUNCTION changefeed.create_channel(text, regclass, name, name[], text, name[], text, text, text, boolean, text, interval, text, jsonb) IS
     'creates a channel, such as ''orders'' or ''orders:{customer_id}'', and its first source; only the owner of a table may publish it';
 
 CREATE FUNCTION changefeed.add_source(
@@ -462,6 +464,7 @@ SELECT c.name,
        c.join_check,
        c.publish_check,
        c.min_interval,
+       c.presence,
        (SELECT pg_catalog.count(*)::int
           FROM changefeed.source s WHERE s.channel = c.id) AS sources
   FROM changefeed.channel c
@@ -476,6 +479,7 @@ COMMENT ON COLUMN changefeed.channels.name IS 'name or template of the channel';
 COMMENT ON COLUMN changefeed.channels.parameters IS 'columns whose values are part of the name';
 COMMENT ON COLUMN changefeed.channels.min_interval IS 'the changes of that time come together, each row''s folded to its latest state; null: each transaction at once';
 COMMENT ON COLUMN changefeed.channels.join_check IS 'only clients for which this is true may subscribe; $1 is the first of the parameters; null: all';
+COMMENT ON COLUMN changefeed.channels.presence IS 'what members of the channel may do and how they are told of one another; null: the channel has no presence';
 COMMENT ON COLUMN changefeed.channels.publish_check IS 'only clients for which this is true may publish messages; $1 is the first of the parameters; null: none';
 COMMENT ON COLUMN changefeed.channels.sources IS 'number of tables that feed the channel';
 
@@ -778,6 +782,22 @@ REVOKE ALL ON FUNCTION changefeed.metrics() FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION changefeed.metrics() TO pg_read_all_stats, pg_database_owner;
 COMMENT ON FUNCTION changefeed.metrics() IS
     'what /metrics serves: all counters, in the text format of Prometheus';
+
+CREATE FUNCTION changefeed.presence(
+    channel text,
+    OUT member text,
+    OUT kinds text[],
+    OUT states json,
+    OUT holds text[],
+    OUT connections int,
+    OUT since timestamptz
+) RETURNS SETOF record
+    LANGUAGE C VOLATILE STRICT PARALLEL RESTRICTED SET search_path = pg_catalog, pg_temp
+    AS 'MODULE_PATHNAME', 'changefeed_presence';
+REVOKE ALL ON FUNCTION changefeed.presence(text) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION changefeed.presence(text) TO pg_read_all_stats, pg_database_owner;
+COMMENT ON FUNCTION changefeed.presence(text) IS
+    'who is in a channel, such as ''room:7'', in the order of joining; those whose connection was lost a moment ago included';
 
 -----------------------------------------------------------------------------
 -- Last, when everything is there: the launcher starts the workers at commit.

@@ -16,6 +16,7 @@
 #include "postgres.h"
 
 #include "deliver.h"
+#include "presence.h"
 #include "extend.h"
 
 #include "storage/latch.h"
@@ -258,6 +259,8 @@ DeliverFlushed(Connection *connection, uint32 mark)
 	/* All that was sent before has gone out. */
 	if (mark >= MARK_SYNC)
 		ProtocolSyncsFlushed(connection, mark);
+	else if (mark == MARK_PRESENCE)
+		PresenceFlushed(connection);
 	else
 		connection->mark = 0;
 }

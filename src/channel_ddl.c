@@ -23,6 +23,7 @@
 
 #include "channel_check.h"
 #include "ddl.h"
+#include "presence.h"
 
 #include "access/htup_details.h"
 #include "catalog/namespace.h"
@@ -408,12 +409,24 @@ CheckMinInterval(const Interval *interval)
 				 errhint("Leave it out to have each transaction sent at once.")));
 }
 
+static void
+CheckPresence(Jsonb *value)
+{
+	PresenceOptions options;
+	const char *hint;
+	const char *problem = PresenceOptionsParse(value, &options, &hint);
+
+	if (problem != NULL)
+		ereport(ERROR, (errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg_internal("%s", problem),
+						hint != NULL ? errhint("%s", hint) : 0));
+}
+
 /* ---- The functions ---- */
 
 /*
  * create_channel(name, source, entity, key, filter, columns, on_insert,
  * on_update, on_delete, set_replica_identity, join_check, min_interval,
- * publish_check)
+ * publish_check, presence)
  */
 Datum
 changefeed_create_channel(PG_FUNCTION_ARGS)
@@ -425,9 +438,9 @@ changefeed_create_channel(PG_FUNCTION_ARGS)
 	bool has_source = !PG_ARGISNULL(1);
 	static const char *const checks[] = {"join_check", "publish_check"};
 	bool isnull;
-	Oid types[4] = {TEXTOID, TEXTOID, TEXTOID, INTERVALOID};
-	Datum values[4] = {0};
-	char nulls[] = " nnn";
+	Oid types[5] = {TEXTOID, TEXTOID, TEXTOID, INTERVALOID, JSONBOID};
+	Datum values[5] = {0};
+	char nulls[] = " nnnn";
 	int id;
 	int i;
 
@@ -470,6 +483,8 @@ changefeed_create_channel(PG_FUNCTION_ARGS)
 
 	if (!PG_ARGISNULL(11))
 		CheckMinInterval(PG_GETARG_INTERVAL_P(11));
+	if (!PG_ARGISNULL(13))
+		CheckPresence(PG_GETARG_JSONB_P(13));
 
 	DdlLock();
 	DdlBegin(&access);
@@ -480,9 +495,14 @@ changefeed_create_channel(PG_FUNCTION_ARGS)
 		values[3] = PG_GETARG_DATUM(11);
 		nulls[3] = ' ';
 	}
-	(void) DdlWrite("INSERT INTO changefeed.channel (name, join_check, publish_check, min_interval)"
-					" VALUES ($1, $2, $3, $4) RETURNING id",
-					4, types, values, nulls);
+	if (!PG_ARGISNULL(13))
+	{
+		values[4] = PG_GETARG_DATUM(13);
+		nulls[4] = ' ';
+	}
+	(void) DdlWrite("INSERT INTO changefeed.channel (name, join_check, publish_check, min_interval,"
+					" presence) VALUES ($1, $2, $3, $4, $5) RETURNING id",
+					5, types, values, nulls);
 	id = DatumGetInt32(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
 	if (has_source)
 		InsertSource(id, &definition);

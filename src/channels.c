@@ -17,6 +17,7 @@
 #include "event.h"
 #include "counters.h"
 #include "filter_compile.h"
+#include "presence.h"
 #include "shared.h"
 
 #include "access/genam.h"
@@ -171,6 +172,32 @@ ParseAction(const char *text)
 	return ACTION_REMOVE;
 }
 
+/* create_channel has checked it; what is no use all the same is as if it were not there. */
+static void
+ReadPresence(Channel *channel, CatalogRow *row)
+{
+	PresenceOptions *options;
+	const char *problem;
+	const char *hint;
+	Jsonb *value;
+	bool isnull;
+	Datum datum = CatalogRowGet(row, "presence", &isnull);
+
+	if (isnull)
+		return;
+	value = DatumGetJsonbPCopy(datum);
+	options = palloc(sizeof(PresenceOptions));
+	problem = PresenceOptionsParse(value, options, &hint);
+	if (problem != NULL)
+	{
+		ereport(LOG, (errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					  errmsg("channel \"%s\" is without presence: %s", channel->name, problem)));
+		return;
+	}
+	channel->presence = options;
+	channel->presence_text = JsonbToCString(NULL, &value->root, VARSIZE(value));
+}
+
 static void
 ReadChannel(CatalogRow *row, void *arg)
 {
@@ -190,6 +217,7 @@ ReadChannel(CatalogRow *row, void *arg)
 	channel->name = CatalogRowText(row, "name");
 	channel->template = TemplateParse(channel->name);
 	channel->join_check = CatalogRowText(row, "join_check");
+	ReadPresence(channel, row);
 	channel->publish_check = CatalogRowText(row, "publish_check");
 	channel->nviews = 1;
 	channel->min_interval = CatalogRowMilliseconds(row, "min_interval");
@@ -330,8 +358,9 @@ Sign(Channel *channel)
 	if (channel->nsources > 1)
 		qsort(channel->sources, channel->nsources, sizeof(Source *), CompareSources);
 	initStringInfo(&s);
-	appendStringInfo(&s, "%s (%s) %d%s(%s)", channel->name,
+	appendStringInfo(&s, "%s (%s) %d %s%s(%s)", channel->name,
 					 channel->join_check != NULL ? channel->join_check : "", channel->min_interval,
+					 channel->presence_text != NULL ? channel->presence_text : "",
 					 channel->publish_check != NULL ? " publish " : "",
 					 channel->publish_check != NULL ? channel->publish_check : "");
 	for (i = 0; i < channel->nsources; i++)

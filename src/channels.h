@@ -89,9 +89,11 @@ typedef struct Channel
 	int id;
 	uint64 serial; /* of this object: another definition has another */
 	char *name;
-	char *join_check;	 /* SQL text or NULL */
-	char *publish_check; /* likewise */
-	int min_interval;	 /* ms between frames; 0: at once */
+	char *join_check;				  /* SQL text or NULL */
+	char *publish_check;			  /* likewise */
+	int min_interval;				  /* ms between frames; 0: at once */
+	struct PresenceOptions *presence; /* NULL: it has none */
+	char *presence_text;
 	ChannelTemplate *template;
 	int nsources;
 	Source **sources;

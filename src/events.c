@@ -23,6 +23,7 @@
 #include "feed.h"
 #include "gateways.h"
 #include "publish.h"
+#include "presence.h"
 #include "revocations.h"
 
 #include "utils/inval.h"
@@ -183,6 +184,7 @@ EventsRolesChanged(void)
 	}
 	foreach(lc, RelationsOwnersChanged())
 		SubscriptionForEach(NULL, ResyncDependent, &lfirst_oid(lc));
+	PresenceCheckAway(NIL);
 	seen_role_changes = changes;
 }
 

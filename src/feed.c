@@ -24,6 +24,7 @@
 #include "feed.h"
 #include "feed_request.h"
 #include "gateways.h"
+#include "presence.h"
 #include "publish.h"
 
 #include "access/transam.h"
@@ -194,6 +195,7 @@ Turn(XLogRecPtr start_lsn, bool *serving)
 	PublishAdvance();
 	DeliverAdvance();
 	Sooner(&wait, PaceAdvance());
+	Sooner(&wait, PresenceAdvance());
 	VerdictsAdvance();
 	Sooner(&wait, CallsAdvance());
 	if (QueryPoolPoll())
@@ -215,6 +217,7 @@ Turn(XLogRecPtr start_lsn, bool *serving)
 	DependencyMaintain();
 	LogArm();
 	GatewaysFlush();
+	Sooner(&wait, PresenceWait());
 	UpdateStatistics();
 	return more ? 0 : wait;
 }

@@ -42,8 +42,9 @@ struct Gateway;
 struct TransactionMap;
 
 /* Values of LINK_MARK. */
-#define MARK_REPLAY 1 /* Connection.mark waits for it */
-#define MARK_SYNC	2 /* and greater ones: behind `synced` messages */
+#define MARK_REPLAY	  1 /* Connection.mark waits for it */
+#define MARK_PRESENCE 2 /* Connection.presence_marked bytes of it went out */
+#define MARK_SYNC	  3 /* and greater ones: behind `synced` messages */
 
 /* Columns whose JSON is made by user-defined casts; interned (verdicts.c). */
 typedef struct CastList
@@ -122,6 +123,8 @@ typedef struct Connection
 	uint64 group;			/* the group it is moved with */
 	uint64 taken_out;		/* the last run that it could not be part of */
 	List *syncs;			/* of PendingSync */
+	Size presence_sent;		/* bytes, without those that are known to have gone out */
+	Size presence_marked;	/* of them before MARK_PRESENCE; 0: there is none */
 	int npostponed;			/* messages of it that wait: postponed.c */
 	int npublishing;		/* likewise: publish.c */
 	bool postponed_waits;	/* scratch: the first of them has to */
@@ -218,6 +221,10 @@ typedef struct Subscription
 	struct PaceStep *step; /* what it is about to be sent, or NULL */
 	dlist_node pace_node;  /* in the step's list, or that of who lags */
 	uint64 pace_missing;   /* scratch: the run that lacks a verdict */
+
+	/* announced, on a channel with presence: presence.c; NULL: it has none */
+	struct Viewer *presence;
+	List *early; /* messages about its presence that came before */
 
 	/* ready: gets transactions with a greater number */
 	uint64 since;

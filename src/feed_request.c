@@ -37,7 +37,7 @@
 static const FeedRequestFunction kinds[REQUEST_KINDS] = {
 	[REQUEST_CONNECTIONS] = StatConnections, [REQUEST_SUBSCRIPTIONS] = StatSubscriptions,
 	[REQUEST_CHANNELS] = StatChannels,		 [REQUEST_GATEWAYS] = StatGateways,
-	[REQUEST_METRICS] = StatMetrics,
+	[REQUEST_METRICS] = StatMetrics,		 [REQUEST_PRESENCE] = PresenceAnswer,
 };
 
 void

@@ -39,6 +39,7 @@ typedef enum FeedRequestKind
 	REQUEST_CHANNELS,
 	REQUEST_GATEWAYS,
 	REQUEST_METRICS,
+	REQUEST_PRESENCE,
 	REQUEST_KINDS /* how many there are */
 } FeedRequestKind;
 
@@ -132,5 +133,8 @@ extern RequestProgress StatSubscriptions(FeedAnswer *answer);
 extern RequestProgress StatChannels(FeedAnswer *answer);
 extern RequestProgress StatGateways(FeedAnswer *answer);
 extern RequestProgress StatMetrics(FeedAnswer *answer);
+
+/* presence_sql.c */
+extern RequestProgress PresenceAnswer(FeedAnswer *answer);
 
 #endif /* CHANGEFEED_FEED_REQUEST_H */

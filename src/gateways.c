@@ -714,16 +714,29 @@ GatewayPing(Gateway *gateway, const uint32 *numbers, int count, const char *befo
 	LinkFrameEnd(gateway->link);
 }
 
-void
-GatewayCast(Gateway *gateway, const uint32 *numbers, int count, const char *data, Size length)
+static void
+SendToMany(Gateway *gateway, uint16 type, const uint32 *numbers, int count, const char *data,
+		   Size length)
 {
 	if (gateway->link == NULL)
 		return;
-	LinkFrameBegin(gateway->link, LINK_CAST);
+	LinkFrameBegin(gateway->link, type);
 	LinkFramePutU32(gateway->link, count);
 	LinkFramePutRaw(gateway->link, numbers, sizeof(uint32) * count);
 	LinkFramePutRaw(gateway->link, data, length);
 	LinkFrameEnd(gateway->link);
+}
+
+void
+GatewayCast(Gateway *gateway, const uint32 *numbers, int count, const char *data, Size length)
+{
+	SendToMany(gateway, LINK_CAST, numbers, count, data, length);
+}
+
+void
+GatewayShare(Gateway *gateway, const uint32 *numbers, int count, const char *data, Size length)
+{
+	SendToMany(gateway, LINK_SHARE, numbers, count, data, length);
 }
 
 void

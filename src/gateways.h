@@ -109,6 +109,10 @@ extern void GatewayWaiting(Connection *connection);
 extern void GatewayMark(Connection *connection, uint32 mark);
 extern void
 GatewayCast(Gateway *gateway, const uint32 *numbers, int count, const char *data, Size length);
+
+/* The same, but never left out: for what the sender bounds by itself. */
+extern void
+GatewayShare(Gateway *gateway, const uint32 *numbers, int count, const char *data, Size length);
 extern void GatewayPing(Gateway *gateway, const uint32 *numbers, int count, const char *before,
 						Size before_length, const char *after, Size after_length);
 extern void GatewaySnapshot(Connection *connection, uint32 subscription, int nprefixes,

@@ -220,3 +220,72 @@ JsonMessageScalar(const JsonMessage *message, const char *name)
 			return NULL;
 	}
 }
+
+/* ---- arrays ---- */
+
+typedef struct StringsParse
+{
+	List *strings;
+	int n;
+	bool failed;
+} StringsParse;
+
+static compat_json_result
+OnNested(void *arg)
+{
+	StringsParse *state = arg;
+
+	state->failed = true;
+	return compat_json_success;
+}
+
+static compat_json_result
+OnInnerArray(void *arg)
+{
+	StringsParse *state = arg;
+
+	/* The first is the array itself. */
+	if (state->n++ > 0)
+		state->failed = true;
+	return compat_json_success;
+}
+
+static compat_json_result
+OnElement(void *arg, char *token, JsonTokenType type)
+{
+	StringsParse *state = arg;
+	ListCell *lc;
+
+	if (type != JSON_TOKEN_STRING)
+	{
+		state->failed = true;
+		return compat_json_success;
+	}
+	foreach(lc, state->strings)
+		if (strcmp(lfirst(lc), token) == 0)
+			return compat_json_success;
+	state->strings = lappend(state->strings, token);
+	return compat_json_success;
+}
+
+bool
+JsonFieldStrings(const JsonField *field, int max, List **strings)
+{
+	StringsParse state = {0};
+	JsonSemAction actions = {0};
+	JsonLexContext *lex;
+
+	*strings = NIL;
+	if (field->type != JSON_TOKEN_ARRAY_START)
+		return false;
+	lex = compat_json_lexer(pnstrdup(field->raw, field->raw_length), field->raw_length);
+	actions.semstate = &state;
+	actions.object_start = OnNested;
+	actions.array_start = OnInnerArray;
+	actions.scalar = OnElement;
+	if (pg_parse_json(lex, &actions) != JSON_SUCCESS || state.failed ||
+		list_length(state.strings) > max)
+		return false;
+	*strings = state.strings;
+	return true;
+}

@@ -16,6 +16,7 @@
 #include "pg_changefeed.h"
 
 #include "common/jsonapi.h"
+#include "nodes/pg_list.h"
 
 #define JSON_MESSAGE_FIELDS 24
 #define JSON_MESSAGE_DEPTH	64
@@ -42,6 +43,9 @@ extern const JsonField *JsonMessageGet(const JsonMessage *message, const char *n
 
 /* The value of a string field, NULL when absent or of another type. */
 extern const char *JsonMessageString(const JsonMessage *message, const char *name);
+
+/* An array of at most `max` strings, without repeats; false: it is something else. */
+extern bool JsonFieldStrings(const JsonField *field, int max, List **strings);
 
 /* The field as JSON text, for echoing; only scalars. */
 extern char *JsonMessageScalar(const JsonMessage *message, const char *name);

@@ -303,7 +303,13 @@ typedef enum LinkType
 	 * The last of them has no suffix, and the frame of a connection that gets
 	 * messages, too, has ".0" behind its tag.
 	 */
-	LINK_TX_MESSAGE = 61
+	LINK_TX_MESSAGE = 61,
+
+	/*
+	 * As LINK_CAST, but it is never left out: the feed worker sends a window of
+	 * it and waits for LINK_FLUSHED.
+	 */
+	LINK_SHARE = 79
 } LinkType;
 
 /* Its position is left out. */

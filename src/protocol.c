@@ -17,6 +17,7 @@
 #include "gateways.h"
 #include "http.h"
 #include "json_message.h"
+#include "presence.h"
 #include "publish.h"
 #include "selection.h"
 #include "revocations.h"
@@ -178,6 +179,7 @@ ProtocolChangeIdentity(Connection *connection, Identity *identity)
 		s->owes = false;
 		s->retry_at = 0;
 	}
+	PresenceIdentityChanges(connection, identity);
 	ConnectionSetIdentity(connection, identity);
 
 	/* The verdict that it waits for is another identity's: nobody would wake it. */
@@ -570,6 +572,9 @@ Dispatch(Connection *connection, const char *data, Size length)
 		Unsubscribe(connection, message, id);
 	else if (strcmp(type, "token") == 0)
 		Token(connection, message, id, data, length);
+	else if (strcmp(type, "track") == 0 || strcmp(type, "untrack") == 0 ||
+			 strcmp(type, "presence") == 0)
+		PresenceMessage(connection, message, id, data, length);
 	else if (strcmp(type, "sync") == 0)
 		Sync(connection, id);
 	else if (strcmp(type, "publish") == 0)

@@ -17,6 +17,7 @@
 #include "audience.h"
 #include "feed.h"
 #include "http.h"
+#include "presence.h"
 #include "gateways.h"
 
 #include "common/hashfn.h"
@@ -162,6 +163,7 @@ ConnectionFree(Connection *connection)
 	ConnectionKey key = {connection->gateway->serial, connection->number};
 
 	elog(DEBUG1, "connection " UINT64_FORMAT " ended", connection->id);
+	PresenceConnectionLost(connection);
 	while (!dlist_is_empty(&connection->subscriptions))
 		SubscriptionFree(
 			dlist_head_element(Subscription, connection_node, &connection->subscriptions));
@@ -637,6 +639,7 @@ SubscriptionMove(Subscription *s, Instance *instance)
 	Leave(s);
 	AudienceJoin(s, audience, name, length, true);
 	Count(s, 1);
+	PresenceMoved(s);
 }
 
 void
@@ -644,6 +647,7 @@ SubscriptionFree(Subscription *s)
 {
 	Connection *connection = s->connection;
 
+	PresenceUnsubscribed(s);
 	SubscribeForget(s);
 	if (s->state == SUB_READY)
 		connection->nready--;

@@ -22,6 +22,7 @@
 #include "postgres.h"
 
 #include "revocations.h"
+#include "presence.h"
 #include "gateways.h"
 
 #include "common/hashfn.h"
@@ -329,6 +330,7 @@ RevocationsApply(List *revocations)
 		if (((Revocation *) lfirst(lc))->session != NULL)
 			EndSession(lfirst(lc));
 
+	PresenceCheckAway(revocations);
 	scratch.context = CurrentMemoryContext;
 	MakeBuckets(&scratch, revocations, &buckets);
 	if (hash_get_num_entries(buckets) == 0)

@@ -13,6 +13,7 @@
 #include "subscribe.h"
 #include "gateways.h"
 #include "http.h"
+#include "presence.h"
 
 #include <fcntl.h>
 #include <unistd.h>
@@ -78,6 +79,7 @@ SubscribeTellSubscribed(Subscription *s, bool recovered)
 	s->announced_entities = true;
 	pfree(s->request_id);
 	s->request_id = NULL;
+	PresenceSubscribed(s);
 }
 
 static void

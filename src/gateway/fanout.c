@@ -254,7 +254,7 @@ FanoutMessage(WireReader *r)
 }
 
 void
-FanoutCast(WireReader *r)
+FanoutCast(WireReader *r, void (*add)(Connection *conn, Fragment *text))
 {
 	uint32_t n = WireGetU32(r);
 	const char *audience = WireTake(r, (size_t) n * sizeof(uint32_t));
@@ -262,7 +262,7 @@ FanoutCast(WireReader *r)
 
 	if (r->failed)
 		return;
-	ForAudience(audience, n, ReadFragment(nothing, r), QueueAddCast);
+	ForAudience(audience, n, ReadFragment(nothing, r), add);
 }
 
 /* Queues a change for its audience, n numbers of connections. */

@@ -139,6 +139,7 @@ typedef enum ItemKind
 	ITEM_PING,	 /* TextItem; at most one in a queue */
 	ITEM_SYNCED, /* TextItem; dropped with the frames before it */
 	ITEM_CAST,	 /* CastItem */
+	ITEM_SHARE,	 /* likewise; it is never left out */
 	ITEM_MARK,	 /* MarkItem */
 	ITEM_PART,	 /* PartItem: counts from the next message on */
 	ITEM_CLOSE	 /* CloseItem; always the last */
@@ -447,6 +448,7 @@ extern void QueueAddText(Connection *conn, ItemKind kind, const char *a, size_t 
 extern void QueueAddPart(Connection *conn, WireReader *r);
 extern void QueueAddMark(Connection *conn, uint32_t mark);
 extern void QueueAddCast(Connection *conn, Fragment *text);
+extern void QueueAddShare(Connection *conn, Fragment *text);
 extern void QueueAddClose(Connection *conn, uint16_t code, const char *reason, size_t length);
 extern void QueueGrew(Connection *conn, Item *item, size_t n);
 extern bool QueueHasRoomForFeed(Connection *conn, uint64_t number);
@@ -463,7 +465,7 @@ extern bool ConnIsChoked(const Connection *conn);
 extern void FanoutBegin(WireReader *r);
 extern void FanoutFragment(WireReader *r);
 extern void FanoutMessage(WireReader *r);
-extern void FanoutCast(WireReader *r);
+extern void FanoutCast(WireReader *r, void (*add)(Connection *conn, Fragment *text));
 extern void FanoutRelease(Fragment *fragment);
 extern bool FanoutIsSent(const FrameItem *frame);
 extern void FanoutEnd(void);

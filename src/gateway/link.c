@@ -381,7 +381,10 @@ Dispatch(LinkMessage *message)
 			FanoutMessage(&r);
 			break;
 		case LINK_CAST:
-			FanoutCast(&r);
+			FanoutCast(&r, QueueAddCast);
+			break;
+		case LINK_SHARE:
+			FanoutCast(&r, QueueAddShare);
 			break;
 		case LINK_TX_END:
 			FanoutEnd();

@@ -114,7 +114,7 @@ QueueTransactionEnded(void)
 static void
 FreeItem(Item *item)
 {
-	if (item->kind == ITEM_CAST)
+	if (item->kind == ITEM_CAST || item->kind == ITEM_SHARE)
 		FanoutRelease(((CastItem *) item)->text);
 	if (item->kind == ITEM_FRAME)
 		FanoutFreeFrame((FrameItem *) item);
@@ -373,6 +373,18 @@ QueueAddMark(Connection *conn, uint32_t mark)
 	QueueAdd(conn, &item->item);
 }
 
+static void
+AddShared(Connection *conn, ItemKind kind, Fragment *text)
+{
+	CastItem *item = GatewayAllocZero(sizeof(CastItem));
+
+	item->item.kind = kind;
+	item->item.size = text->length;
+	item->text = text;
+	text->references++;
+	QueueAdd(conn, &item->item);
+}
+
 /*
  * What others say to a client who does not read must not cost him his
  * connection: it is left out.
@@ -380,8 +392,6 @@ QueueAddMark(Connection *conn, uint32_t mark)
 void
 QueueAddCast(Connection *conn, Fragment *text)
 {
-	CastItem *item;
-
 	if (conn->close_queued)
 		return;
 	if (conn->queued_casts + text->length > gateway.send_buffer)
@@ -392,12 +402,14 @@ QueueAddCast(Connection *conn, Fragment *text)
 			(conn->queued_casts > 0 && conn->queued_casts + text->length > gateway.send_buffer))
 			return;
 	}
-	item = GatewayAllocZero(sizeof(CastItem));
-	item->item.kind = ITEM_CAST;
-	item->item.size = text->length;
-	item->text = text;
-	text->references++;
-	QueueAdd(conn, &item->item);
+	AddShared(conn, ITEM_CAST, text);
+}
+
+void
+QueueAddShare(Connection *conn, Fragment *text)
+{
+	if (!conn->close_queued)
+		AddShared(conn, ITEM_SHARE, text);
 }
 
 void
@@ -524,7 +536,7 @@ Gather(Connection *conn, size_t *feed, size_t *stream)
 			}
 			Pop(conn);
 		}
-		else if (item->kind == ITEM_CAST)
+		else if (item->kind == ITEM_CAST || item->kind == ITEM_SHARE)
 		{
 			Fragment *text = ((CastItem *) item)->text;
 			size_t start;

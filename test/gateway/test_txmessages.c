@@ -20,9 +20,9 @@ TxMessage(const uint32_t *conns, uint32_t n, uint8_t flags, const char *suffix, 
 }
 
 static void
-SendCast(const uint32_t *conns, uint32_t n, const char *json)
+SendMany(uint16_t type, const uint32_t *conns, uint32_t n, const char *json)
 {
-	LinkFrameBegin(worker.link, LINK_CAST);
+	LinkFrameBegin(worker.link, type);
 	LinkFramePutU32(worker.link, n);
 	LinkFramePutRaw(worker.link, conns, n * sizeof(uint32_t));
 	LinkFramePutRaw(worker.link, json, strlen(json));
@@ -82,7 +82,7 @@ TestTxMessages(void)
 	TxBegin(7, 0);
 	TxFragment(c, 1, "{}");
 	SendText(c[0], "behind");
-	SendCast(c, 2, "{\"cast\":1}");
+	SendMany(LINK_CAST, c, 2, "{\"cast\":1}");
 	TxMessage(c, 1, 0, ".2.3.4", "{\"m\":1");
 	TxEnd();
 	IsText(ReadFrame(clients[0]).text,
@@ -133,13 +133,15 @@ TestCastPressure(void)
 		int length = snprintf(text, sizeof(text), "{\"cast\":%d,", i);
 
 		memset(text + length, 'x', sizeof(text) - 1 - (size_t) length);
-		SendCast(both, 2, text);
+		SendMany(LINK_CAST, both, 2, text);
 		if (Find(ReadFrame(fast).text, "\"cast\":") == i)
 			got++;
 	}
 	Is((uint64_t) got, (uint64_t) sent, "who reads gets all casts");
 	Ok(!Has(LINK_CLOSED, slow->conn) && !Has(LINK_BEHIND, slow->conn),
 	   "who does not read is neither closed nor behind");
+	SendMany(LINK_SHARE, both, 2, "{\"cast\":5000}");
+	IsText(ReadFrame(fast).text, "{\"cast\":5000}", "what is shared comes in order");
 	SendText(slow->conn, "end");
 	for (got = 0;; got++)
 	{
@@ -153,6 +155,7 @@ TestCastPressure(void)
 		last = n;
 	}
 	Ok(ordered && got > 0 && got < sent, "%d of %d came, in order", got, sent);
+	Is((uint64_t) last, 5000, "what is shared is never left out");
 
 	/* What a transaction has for a connection is dropped as a whole. */
 	DropKept();

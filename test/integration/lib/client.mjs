@@ -236,6 +236,39 @@ export class Subscription {
     this.state = 'filling';
   }
 
+  /** Who is there: the list first, then what has changed, and nothing twice. */
+  takePresence(message) {
+    if (this.state === 'new' || this.state === 'ended') this.#violation(`presence in state ${this.state}`);
+    this.presences = (this.presences ?? 0) + 1;
+    if (message.full) {
+      if (this.members?.listing === false) this.listsAgain = (this.listsAgain ?? 0) + 1;
+      this.members = Object.assign(new Map(), { listing: true });
+    }
+    if (!this.members) this.#violation('presence without a list');
+    if (message.count !== undefined) {
+      const told = canonical([message.count, message.kinds]);
+      if (!message.full && told === this.counted) this.#violation('a count that was told before');
+      this.counted = told;
+      this.count = number(message.count);
+      this.kinds = Object.fromEntries(Object.entries(message.kinds).map(([kind, n]) => [kind, number(n)]));
+      return;
+    }
+    for (const user of Object.keys(message.meta ?? {})) if (!(user in message.joined)) this.#violation(`meta of "${user}", who did not change`);
+    for (const [user, states] of Object.entries(message.joined)) {
+      if (!Array.isArray(states) || states.length === 0) this.#violation(`"${user}" without states`);
+      const told = { states, ...message.meta?.[user] };
+      if (!this.members.listing && this.members.has(user) && canonical(this.members.get(user)) === canonical(told)) this.#violation(`"${user}" was told before`);
+      this.members.set(user, told);
+    }
+    for (const user of Object.keys(message.left)) {
+      if (!this.members.has(user) && !this.members.listing) this.#violation(`"${user}" left without having been there`);
+      this.members.delete(user);
+    }
+    if (!message.more) this.members.listing = false;
+    const holders = [...this.members.values()].flatMap(({ holds = [] }) => holds);
+    if (!message.more && new Set(holders).size !== holders.length) this.#violation(`a key has two holders: ${holders}`);
+  }
+
   end(message) {
     this.state = 'ended';
     this.revoked = message;
@@ -528,6 +561,10 @@ export class Client {
         break;
       case 'message':
         this.#takeMessage(message);
+        break;
+      case 'presence':
+        if (message.id !== undefined) this.#answer(message);
+        else this.#subscription(message).takePresence(message);
         break;
       case 'revoked': {
         const subscription = this.#subscription(message);
