@@ -78,7 +78,7 @@ include $(PGXS)
 # ---------------------------------------------------------------------------
 
 # Sources of src/ that the gateway has in common with the library.
-GATEWAY_SHARED = src/linkframe.c src/tls_pair.c
+GATEWAY_SHARED = src/linkframe.c src/network.c src/tls_pair.c
 
 GATEWAY_OBJS := $(patsubst src/%.c,build/gateway/%.o,\
 	$(patsubst src/gateway/%,src/%,$(sort $(wildcard src/gateway/*.c))) $(GATEWAY_SHARED))

@@ -95,6 +95,7 @@ typedef struct Connection
 	struct Http *http;		  /* an HTTP request: http.h; NULL for a WebSocket */
 	dlist_node identity_node; /* only while identity is set */
 	Identity *identity;		  /* NULL before connect */
+	struct CountedUser *user; /* users.c; NULL: nobody's */
 	int64 expires;			  /* of the token, seconds since 1970, 0: never */
 	bool expiry_warned;
 	int64 issued;			  /* of the token, as in IdentityInfo */

@@ -91,6 +91,23 @@ PutList(LinkFrame *link, const char *setting, const char *more)
 }
 
 static void
+PutLimits(LinkFrame *link)
+{
+	uint32 rate = (uint32) setting_max_handshake_rate;
+
+	LinkFramePutU32(link, (uint32) setting_max_connections_per_address);
+	LinkFramePutU32(link, rate > 0 ? Max(rate / (uint32) gateway_count, 1) : 0);
+	LinkFramePutU32(link, (uint32) setting_max_handshake_rate_per_address);
+	LinkFramePutU32(link, (uint32) setting_max_message_rate);
+	LinkFramePutU64(link, (uint64) setting_max_receive_rate * 1024);
+	LinkFramePutU32(link, (uint32) setting_handshake_timeout);
+	LinkFramePutU8(link, setting_forwarded_header == FORWARDED_HEADER_STANDARD);
+	PutList(link, setting_trusted_proxies, "");
+	PutList(link, setting_allowed_addresses, "");
+	PutList(link, setting_denied_addresses, "");
+}
+
+static void
 SendConfig(Gateway *gateway)
 {
 	LinkFrame *link = gateway->link;
@@ -108,6 +125,7 @@ SendConfig(Gateway *gateway)
 			strcmp(setting_listen_addresses, "*") == 0 ? "" : setting_listen_addresses);
 	LinkFramePutBytes(link, setting_token_cookie, strlen(setting_token_cookie));
 	LinkFramePutU8(link, setting_compression ? 1 : 0);
+	PutLimits(link);
 	LinkFrameEnd(link);
 }
 

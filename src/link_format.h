@@ -127,7 +127,14 @@ typedef enum LinkType
 	 * connect_timeout_ms, u32 max_message (bytes of one client message), u32
 	 * max_frame (bytes), u16 port, u32 n + n x bytes allowed origins, u32 n +
 	 * n x bytes allowed hosts (names without port, lower case), bytes name of
-	 * the cookie that has a token (empty: none), u8 compression
+	 * the cookie that has a token (empty: none), u8 compression, u32
+	 * max_connections_per_address, u32 max_handshake_rate, u32
+	 * max_handshake_rate_per_address, u32 max_message_rate (these three per
+	 * second), u64 max_receive_rate (bytes per second), u32
+	 * handshake_timeout_ms (all of them: 0 for no limit), u8 the client's
+	 * address is in Forwarded instead of X-Forwarded-For, then three lists, each
+	 * u32 n + n x bytes (networks as in network.h): trusted proxies, where
+	 * "unix" stands for Unix sockets, allowed addresses, denied addresses
 	 */
 	LINK_CONFIG = 32,
 
@@ -386,7 +393,9 @@ typedef enum LinkCause
 	LINK_CAUSE_CONNECT_TIMEOUT = 4,
 	LINK_CAUSE_TOO_BIG = 5,	 /* a message above max_message */
 	LINK_CAUSE_PROTOCOL = 6, /* a broken or binary frame */
-	LINK_CAUSE_TOO_SLOW = 7	 /* it does not take what it has asked for */
+	LINK_CAUSE_TOO_SLOW = 7, /* it does not take what it has asked for */
+	LINK_CAUSE_FLOOD = 8,	 /* it sent more than it may */
+	LINK_CAUSE_ADDRESS = 9	 /* its address is not allowed any more */
 } LinkCause;
 
 /* WebSocket close codes of our own; see doc/protocol.md. */
@@ -395,5 +404,8 @@ typedef enum LinkCause
 #define LINK_CLOSE_CONNECT_TIMEOUT 4001
 #define LINK_CLOSE_UNAUTHORIZED	   4003
 #define LINK_CLOSE_TOKEN_EXPIRED   4004
+#define LINK_CLOSE_FLOOD		   4005
+#define LINK_CLOSE_ADDRESS		   4006
+#define LINK_CLOSE_USER_LIMIT	   4007
 
 #endif /* CHANGEFEED_LINK_FORMAT_H */

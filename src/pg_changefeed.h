@@ -23,6 +23,9 @@
 #define DECODER_NATIVE	 0
 #define DECODER_WAL2JSON 1
 
+#define FORWARDED_HEADER_X		  0 /* X-Forwarded-For */
+#define FORWARDED_HEADER_STANDARD 1 /* Forwarded */
+
 /* settings.c: one variable a setting, see SettingsDefine for the texts. */
 extern int setting_port;
 extern char *setting_listen_addresses;
@@ -65,6 +68,20 @@ extern int setting_heartbeat;		/* ms */
 extern int setting_connect_timeout; /* ms */
 extern char *setting_admin_addresses;
 extern int setting_health_max_lag; /* ms */
+
+/* settings_limits.c */
+extern int setting_max_connections_per_address; /* 0: no limit, as of all but the time-out */
+extern int setting_max_connections_per_user;
+extern int setting_max_handshake_rate; /* per second */
+extern int setting_max_handshake_rate_per_address;
+extern int setting_handshake_timeout; /* ms */
+extern int setting_max_message_rate;  /* per second */
+extern int setting_max_receive_rate;  /* kB per second */
+extern char *setting_trusted_proxies;
+extern int setting_forwarded_header; /* FORWARDED_HEADER_* */
+extern char *setting_allowed_addresses;
+extern char *setting_denied_addresses;
+extern void SettingsDefineLimits(void);
 
 /* Defines every setting; only from _PG_init. */
 extern void SettingsDefine(void);

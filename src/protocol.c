@@ -21,6 +21,7 @@
 #include "publish.h"
 #include "selection.h"
 #include "revocations.h"
+#include "users.h"
 
 #include "access/transam.h"
 #include "access/xact.h"
@@ -187,10 +188,13 @@ ProtocolChangeIdentity(Connection *connection, Identity *identity)
 	GatewayIdentity(connection);
 }
 
+#define USER_LIMIT_REASON "too many connections of this user"
+
 typedef enum Authentication
 {
 	AUTHENTICATED,
-	REFUSED, /* the client was told */
+	REFUSED,  /* the client was told */
+	TOO_MANY, /* so it was; of its user there are enough */
 	POSTPONED
 } Authentication;
 
@@ -228,6 +232,17 @@ Authenticate(Connection *connection, const char *token, const char *id, const ch
 		ProtocolError(connection, id, NULL, error.sqlstate, error.message, error.hint);
 		LogRefusal(connection, &error);
 		return REFUSED;
+	}
+
+	/* Those without a token are not one user; HTTP requests end by themselves. */
+	if (token[0] == '\0' || connection->http != NULL)
+		UsersDrop(connection);
+	else if (!UsersTake(connection, &info))
+	{
+		ProtocolError(connection, id, NULL, "53300",
+					  psprintf("user has %d connections already", setting_max_connections_per_user),
+					  "Close another one first, or raise changefeed.max_connections_per_user.");
+		return TOO_MANY;
 	}
 	identity = IdentityIntern(&info);
 	if (connection->identity == NULL)
@@ -302,6 +317,9 @@ Connect(Connection *connection, JsonMessage *message, const char *id, const char
 			break;
 		case REFUSED:
 			GatewayClose(connection, LINK_CLOSE_UNAUTHORIZED, "unauthorized");
+			return;
+		case TOO_MANY:
+			GatewayClose(connection, LINK_CLOSE_USER_LIMIT, USER_LIMIT_REASON);
 			return;
 		case POSTPONED:
 			return;
@@ -557,6 +575,9 @@ Dispatch(Connection *connection, const char *data, Size length)
 				break;
 			case REFUSED:
 				GatewayClose(connection, LINK_CLOSE_UNAUTHORIZED, "unauthorized");
+				return;
+			case TOO_MANY:
+				GatewayClose(connection, LINK_CLOSE_USER_LIMIT, USER_LIMIT_REASON);
 				return;
 			case POSTPONED:
 				return;

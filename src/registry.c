@@ -19,6 +19,7 @@
 #include "http.h"
 #include "presence.h"
 #include "gateways.h"
+#include "users.h"
 
 #include "common/hashfn.h"
 #include "utils/hsearch.h"
@@ -169,6 +170,7 @@ ConnectionFree(Connection *connection)
 			dlist_head_element(Subscription, connection_node, &connection->subscriptions));
 	ConnectionSetLive(connection);
 	ConnectionSetIdentity(connection, NULL);
+	UsersDrop(connection);
 	hash_search(connections, &key, HASH_REMOVE, NULL);
 	hash_search(connection_ids, &connection->id, HASH_REMOVE, NULL);
 	if (connection->open_token != NULL)

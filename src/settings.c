@@ -642,6 +642,7 @@ SettingsDefine(void)
 	DefineNetworkSettings();
 	DefineIdentitySettings();
 	DefineWorkSettings();
+	SettingsDefineLimits();
 
 	MarkGUCPrefixReserved("changefeed");
 }

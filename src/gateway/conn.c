@@ -157,6 +157,7 @@ ConnCreate(struct lws *wsi)
 	conn->heard_ms = uv_now(&gateway.loop);
 	conn->ping.is_ping = true;
 	TableInsert(conn);
+	VisitorServed(wsi);
 	gateway.accepted++;
 	gateway.open++;
 	return conn;
@@ -170,7 +171,7 @@ ConnOpen(struct lws *wsi, const char *token, size_t length)
 
 	conn->compressed = CompressIsNegotiated(wsi);
 	CompressForget();
-	PeerText(wsi, peer, sizeof(peer));
+	VisitorText(wsi, peer, sizeof(peer));
 	LinkSayOpen(conn, peer, token, length);
 	if (gateway.connect_timeout_ms > 0)
 		HeartbeatSetDeadline(conn, gateway.connect_timeout_ms);
@@ -227,6 +228,8 @@ StopUsing(Connection *conn)
 	SnapshotStopAll(conn);
 	FreeMessage(conn);
 	HeartbeatForget(conn);
+	ThrottleForget(conn);
+	ConnSetReading(conn);
 }
 
 /* Hands a whole message on. */
@@ -301,8 +304,10 @@ ConnReceive(Connection *conn, const void *data, size_t length)
 	if (LinkIsOverloaded() && !ListContains(&conn->stopped))
 	{
 		ListAppend(&stopped_list, &conn->stopped);
-		lws_rx_flow_control(conn->wsi, 0);
+		ConnSetReading(conn);
 	}
+	if (!ThrottleReceived(conn, length, rest == 0))
+		return;
 
 	if (final && !conn->in_message)
 	{
@@ -338,16 +343,27 @@ ConnResumeReading(void)
 		Connection *conn = ListElement(stopped_list.next, Connection, stopped);
 
 		ListRemove(&conn->stopped);
-		if (conn->killed)
-			continue;
-		lws_rx_flow_control(conn->wsi, 1);
-
-		/*
-		 * lws has kept what it had read already; the writable event makes it
-		 * look there, even if the client sends nothing more.
-		 */
-		lws_callback_on_writable(conn->wsi);
+		ConnSetReading(conn);
 	}
+}
+
+/* It is read unless somebody has a reason that it is not. */
+void
+ConnSetReading(Connection *conn)
+{
+	bool read = !ListContains(&conn->stopped) && !ListContains(&conn->paused);
+
+	if (conn->killed || read == !conn->unread)
+		return;
+	conn->unread = !read;
+	lws_rx_flow_control(conn->wsi, read ? 1 : 0);
+
+	/*
+	 * lws has kept what it had read already; the writable event makes it look
+	 * there, even if the client sends nothing more.
+	 */
+	if (read)
+		lws_callback_on_writable(conn->wsi);
 }
 
 /* ---- closing ---- */
@@ -420,6 +436,33 @@ ConnClose(Connection *conn, LinkCause cause, uint16_t code, const char *reason)
 	ConnBeginClose(conn, code, reason, strlen(reason));
 }
 
+/* Tells the client why, and closes. */
+void
+ConnRefuse(Connection *conn, LinkCause cause, uint16_t code, const char *sqlstate,
+		   const char *message, const char *hint)
+{
+	Buffer text = {NULL, 0, 0};
+
+	if (conn->close_queued)
+		return;
+	if (conn->http != NULL)
+	{
+		RequestFail(conn, 403, "address_not_allowed", message);
+		return;
+	}
+	BufferAppendString(&text, "{\"type\":\"error\",\"code\":\"");
+	BufferAppendString(&text, sqlstate);
+	BufferAppendString(&text, "\",\"message\":");
+	BufferAppendJson(&text, message);
+	BufferAppendString(&text, ",\"hint\":");
+	BufferAppendJson(&text, hint);
+	BufferAppendString(&text, "}");
+	QueueAddText(conn, ITEM_TEXT, text.data, text.length, NULL, 0, NULL, 0);
+	BufferReset(&text, 0);
+	ConnCloseAfterQueue(conn, code, message, strlen(message));
+	conn->cause = (uint8_t) cause;
+}
+
 /* Drops the TCP connection. */
 void
 ConnKill(Connection *conn, LinkCause cause)
@@ -430,7 +473,14 @@ ConnKill(Connection *conn, LinkCause cause)
 		conn->cause = (uint8_t) cause;
 	StopUsing(conn);
 	conn->killed = true;
-	lws_set_timeout(conn->wsi, PENDING_TIMEOUT_KILLED_BY_PARENT, LWS_TO_KILL_ASYNC);
+	ConnKillSocket(conn->wsi);
+}
+
+/* The same for one that is no connection yet. */
+void
+ConnKillSocket(struct lws *wsi)
+{
+	lws_set_timeout(wsi, PENDING_TIMEOUT_KILLED_BY_PARENT, LWS_TO_KILL_ASYNC);
 	wake_lws = true;
 }
 
@@ -451,6 +501,7 @@ ConnEndTurn(void)
 void
 ConnGone(Connection *conn)
 {
+	conn->killed = true;
 	StopUsing(conn);
 	if (conn->http != NULL)
 		RequestFree(conn);

@@ -34,6 +34,7 @@
 #include <uv.h>
 
 #include "linkframe.h"
+#include "network.h"
 #include "wire.h"
 
 #define GATEWAY_NAME		"pg_changefeed_gateway"
@@ -218,6 +219,9 @@ typedef struct CloseItem
 	char reason[CLOSE_REASON_MAX];
 } CloseItem;
 
+/* A socket with its address; see visitor.h. */
+typedef struct Visitor Visitor;
+
 /* Pages of a snapshot that are still to be sent; see snapshot.c. */
 typedef struct SnapshotStream SnapshotStream;
 
@@ -231,6 +235,7 @@ typedef struct WheelTimer
 	ListNode node; /* in a slot of the wheel, or in no list */
 	uint32_t due;  /* in ticks of a second of loop time */
 	bool is_ping;  /* Connection.ping; else Connection.deadline */
+	bool is_visitor; /* neither: Visitor.late */
 } WheelTimer;
 
 /* ---- a WebSocket, or an HTTP request ---- */
@@ -254,6 +259,7 @@ typedef struct Connection
 	bool compressed;   /* permessage-deflate was negotiated */
 	bool in_packed;	   /* the message that comes is compressed */
 	bool frame_ended;  /* the next piece of it begins a frame */
+	bool unread;	   /* lws was told not to read it */
 	char tag[LINK_TAG_LENGTH];
 
 	uint64_t seq;		  /* transaction frames joined so far */
@@ -286,9 +292,27 @@ typedef struct Connection
 
 	ListNode dirty;	  /* in queue.c's lists */
 	ListNode stopped; /* reading is stopped: in conn.c's list */
+
+	/* throttle.c */
+	ListNode paused;	   /* reading is paused: in its list */
+	uint64_t paused_until; /* ns of loop time, as all of these */
+	uint64_t excess_since; /* a bucket was empty, and not half full since; 0: no */
+	uint64_t bytes_used;   /* Bucket */
+	uint64_t messages_used;
+	uint64_t wire;		   /* bytes that TCP had brought at the last check */
+	uint64_t wire_checked; /* 0: never yet */
+	bool eased;			   /* scratch: both buckets are half full */
+
 	WheelTimer ping;
 	WheelTimer deadline; /* connect time-out, liveness, or close */
 } Connection;
+
+/* Networks from LINK_CONFIG. */
+typedef struct NetworkList
+{
+	uint32_t n;
+	Network *networks;
+} NetworkList;
 
 /* A list of strings from LINK_CONFIG. */
 typedef struct StringList
@@ -317,6 +341,17 @@ typedef struct Gateway
 	StringList allowed_origins;
 	StringList allowed_hosts;
 	char *token_cookie; /* name of a cookie with a token; "": none */
+	uint32_t max_connections_per_address; /* 0: no limit, as in all that follow */
+	uint32_t max_handshake_rate;
+	uint32_t max_handshake_rate_per_address;
+	uint32_t max_message_rate;
+	uint64_t max_receive_rate;
+	uint32_t handshake_timeout_ms;
+	bool forwarded_header; /* Forwarded; else X-Forwarded-For */
+	bool trust_unix;	   /* what comes through Unix sockets comes from proxies */
+	NetworkList trusted_proxies;
+	NetworkList allowed_addresses; /* empty: all */
+	NetworkList denied_addresses;
 
 	size_t max_sockets;	 /* from RLIMIT_NOFILE */
 	size_t open_sockets; /* accepted ones, whatever they speak */
@@ -332,6 +367,7 @@ typedef struct Gateway
 	uint64_t behind_events;
 	uint64_t refused;
 	uint64_t received_bytes; /* of messages */
+	uint64_t throttled; /* times that a connection was not read for its rate */
 } Gateway;
 
 extern Gateway gateway;
@@ -426,7 +462,11 @@ extern void ConnWaits(Connection *conn);
 extern void ConnClose(Connection *conn, LinkCause cause, uint16_t code, const char *reason);
 extern void ConnCloseAfterQueue(Connection *conn, uint16_t code, const char *reason, size_t length);
 extern void ConnBeginClose(Connection *conn, uint16_t code, const char *reason, size_t length);
+extern void ConnRefuse(Connection *conn, LinkCause cause, uint16_t code, const char *sqlstate,
+					   const char *message, const char *hint);
 extern void ConnKill(Connection *conn, LinkCause cause);
+extern void ConnKillSocket(struct lws *wsi);
+extern void ConnSetReading(Connection *conn);
 extern int ConnPeerCloses(Connection *conn);
 extern void ConnResumeReading(void);
 extern void ConnEndTurn(void);
@@ -530,7 +570,6 @@ extern bool TlsSetUp(void *context);
 
 /* ---- peer.c ---- */
 
-extern void PeerText(struct lws *wsi, char *text, size_t size);
 extern bool PeerWasForwarded(struct lws *wsi);
 extern bool PeerIsThisMachine(struct lws *wsi);
 
@@ -566,6 +605,8 @@ extern void HeartbeatStop(void);
 extern void HeartbeatBegin(Connection *conn);
 extern void HeartbeatSetDeadline(Connection *conn, uint64_t ms);
 extern void HeartbeatForget(Connection *conn);
+extern void WheelSet(WheelTimer *timer, uint64_t ms);
+extern void WheelRemove(WheelTimer *timer);
 
 /* ---- listener.c ---- */
 
@@ -574,6 +615,26 @@ extern bool ListenerIsTaken(void);
 extern void ListenerStart(void);
 extern void ListenerUpdate(void);
 extern void ListenerStop(void);
+
+/* ---- visitor.c ---- */
+
+extern void VisitorStart(void);
+extern Visitor *VisitorAccept(const struct sockaddr *peer, bool tls);
+extern void VisitorBegin(Visitor *visitor, struct lws *wsi);
+extern void VisitorForget(Visitor *visitor);
+extern void VisitorGone(struct lws *wsi);
+extern void VisitorServed(struct lws *wsi);
+extern void VisitorLate(Visitor *visitor);
+extern void VisitorText(struct lws *wsi, char *text, size_t size);
+extern bool VisitorIsLoopback(struct lws *wsi);
+extern void VisitorCheckAll(void);
+
+/* ---- throttle.c ---- */
+
+extern void ThrottleStart(void);
+extern bool ThrottleReceived(Connection *conn, size_t length, bool frame);
+extern void ThrottleCheckWire(Connection *conn);
+extern void ThrottleForget(Connection *conn);
 
 /* ---- sandbox.c ---- */
 

@@ -19,7 +19,7 @@
  *
  *-------------------------------------------------------------------------
  */
-#include "gateway.h"
+#include "visitor.h"
 
 #define SLOTS 256 /* a power of two */
 
@@ -42,8 +42,8 @@ TickOf(uint64_t ms)
 
 static void OnTick(uv_timer_t *handle);
 
-static void
-Remove(WheelTimer *t)
+void
+WheelRemove(WheelTimer *t)
 {
 	if (!ListContains(&t->node))
 		return;
@@ -52,12 +52,12 @@ Remove(WheelTimer *t)
 }
 
 /* Sets the timer to the first tick that is not before `ms` from now. */
-static void
-Set(WheelTimer *t, uint64_t ms)
+void
+WheelSet(WheelTimer *t, uint64_t ms)
 {
 	uint64_t now = uv_now(&gateway.loop);
 
-	Remove(t);
+	WheelRemove(t);
 	if (n_timers == 0 && !uv_is_active((uv_handle_t *) &timer))
 	{
 		current = TickOf(now);
@@ -97,7 +97,7 @@ OnDeadline(Connection *conn)
 	else if (silent >= limit)
 		ConnClose(conn, LINK_CAUSE_HEARTBEAT, LINK_CLOSE_HEARTBEAT, "no answer to a ping");
 	else
-		Set(&conn->deadline, limit - silent);
+		WheelSet(&conn->deadline, limit - silent);
 }
 
 static void
@@ -105,6 +105,11 @@ Fire(WheelTimer *t)
 {
 	Connection *conn;
 
+	if (t->is_visitor)
+	{
+		VisitorLate(ListElement(t, Visitor, late));
+		return;
+	}
 	if (!t->is_ping)
 	{
 		OnDeadline(ListElement(t, Connection, deadline));
@@ -113,8 +118,11 @@ Fire(WheelTimer *t)
 	conn = ListElement(t, Connection, ping);
 	if (gateway.heartbeat_ms == 0)
 		return;
+	ThrottleCheckWire(conn);
+	if (conn->close_queued)
+		return;
 	BufferAppend(&due, &conn->number, sizeof(conn->number));
-	Set(t, (uint64_t) PeriodTicks() * 1000 - 999);
+	WheelSet(t, (uint64_t) PeriodTicks() * 1000 - 999);
 }
 
 static void
@@ -152,7 +160,7 @@ OnTick(uv_timer_t *handle)
 				ListAppend(slot, &t->node);
 				continue;
 			}
-			Remove(t);
+			WheelRemove(t);
 			Fire(t);
 		}
 	}
@@ -192,22 +200,22 @@ HeartbeatBegin(Connection *conn)
 {
 	static uint32_t turn;
 
-	Remove(&conn->deadline);
+	WheelRemove(&conn->deadline);
 	if (gateway.heartbeat_ms == 0)
 		return;
-	Set(&conn->ping, (uint64_t) (turn++ % PeriodTicks()) * 1000 + 1);
+	WheelSet(&conn->ping, (uint64_t) (turn++ % PeriodTicks()) * 1000 + 1);
 	HeartbeatSetDeadline(conn, (uint64_t) gateway.heartbeat_ms + SILENCE_GRACE_MS);
 }
 
 void
 HeartbeatSetDeadline(Connection *conn, uint64_t ms)
 {
-	Set(&conn->deadline, ms);
+	WheelSet(&conn->deadline, ms);
 }
 
 void
 HeartbeatForget(Connection *conn)
 {
-	Remove(&conn->ping);
-	Remove(&conn->deadline);
+	WheelRemove(&conn->ping);
+	WheelRemove(&conn->deadline);
 }

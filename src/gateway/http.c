@@ -21,7 +21,7 @@
 #include <string.h>
 #include <sys/socket.h>
 
-#include "http.h"
+#include "visitor.h"
 
 static const char *
 StatusText(int status)
@@ -239,7 +239,7 @@ HttpHasRoom(Refusal *refusal)
 		LogLimit();
 		refusal->code = "too_many_connections";
 		refusal->message = "the limit of connections is reached";
-		refusal->hint = "The setting is changefeed.max_connections.";
+		refusal->hint = "Try again later; or raise changefeed.max_connections.";
 		return false;
 	}
 	return true;
@@ -259,6 +259,8 @@ HttpCheckUpgrade(struct lws *wsi)
 	if (lws_hdr_total_length(wsi, WSI_TOKEN_UPGRADE) <= 0)
 		return -1;
 
+	if (!VisitorCheck(wsi, &refusal))
+		return HttpRefuse(wsi, &refusal, false);
 	memset(&refusal, 0, sizeof(refusal));
 	if (!HttpHostIsAllowed(wsi, &refusal))
 		return HttpRefuse(wsi, &refusal, false);
@@ -290,6 +292,8 @@ HttpRequest(struct lws *wsi, const char *path, size_t length)
 	bool socket;
 	int result;
 
+	if (!VisitorCheck(wsi, &refusal))
+		return HttpRefuse(wsi, &refusal, head);
 	memset(&refusal, 0, sizeof(refusal));
 	if (!HttpHostIsAllowed(wsi, &refusal))
 		return HttpRefuse(wsi, &refusal, head);

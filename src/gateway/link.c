@@ -193,6 +193,49 @@ ReadStrings(WireReader *r, StringList *list)
 	}
 }
 
+/* Replaces a list of networks, which the setting has checked. */
+static bool
+ReadNetworks(WireReader *r, NetworkList *list)
+{
+	StringList strings = {0, NULL};
+	bool local = false;
+	uint32_t i;
+
+	ReadStrings(r, &strings);
+	free(list->networks);
+	list->networks = GatewayAlloc((strings.n + 1) * sizeof(Network));
+	list->n = 0;
+	for (i = 0; i < strings.n; i++)
+	{
+		const char *text = strings.strings[i];
+
+		if (strcmp(text, "unix") == 0)
+			local = true;
+		else if (NetworkParse(text, strlen(text), &list->networks[list->n]) == NETWORK_OK)
+			list->n++;
+		else
+			r->failed = true;
+		free(strings.strings[i]);
+	}
+	free(strings.strings);
+	return local;
+}
+
+static void
+ReadLimits(WireReader *r)
+{
+	gateway.max_connections_per_address = WireGetU32(r);
+	gateway.max_handshake_rate = WireGetU32(r);
+	gateway.max_handshake_rate_per_address = WireGetU32(r);
+	gateway.max_message_rate = WireGetU32(r);
+	gateway.max_receive_rate = WireGetU64(r);
+	gateway.handshake_timeout_ms = WireGetU32(r);
+	gateway.forwarded_header = WireGetU8(r) != 0;
+	gateway.trust_unix = ReadNetworks(r, &gateway.trusted_proxies);
+	ReadNetworks(r, &gateway.allowed_addresses);
+	ReadNetworks(r, &gateway.denied_addresses);
+}
+
 static void
 ReadConfig(WireReader *r)
 {
@@ -214,6 +257,7 @@ ReadConfig(WireReader *r)
 		memcpy(gateway.token_cookie, cookie.data, cookie.length);
 	gateway.token_cookie[cookie.length] = '\0';
 	gateway.compression = WireGetU8(r) != 0;
+	ReadLimits(r);
 	if (!WireAtEnd(r))
 		r->failed = true;
 	if (r->failed)
@@ -225,6 +269,7 @@ ReadConfig(WireReader *r)
 				   gateway.max_connections, gateway.max_sockets);
 	gateway.configured = true;
 	ListenerUpdate();
+	VisitorCheckAll();
 }
 
 static void

@@ -93,10 +93,11 @@ OnPauseOver(uv_timer_t *handle)
 
 /* TLS is for the network: who may open a Unix socket is on this machine. */
 static void
-Adopt(int fd, bool local)
+Adopt(int fd, bool local, struct lws_vhost *vhost, Visitor *visitor)
 {
 	int one = 1;
 	int lowat = NOTSENT_LOWAT;
+	struct lws *wsi;
 
 	if (!local)
 	{
@@ -106,8 +107,14 @@ Adopt(int fd, bool local)
 	}
 
 	/* It closes fd when it fails; open_sockets is kept by server.c. */
-	if (lws_adopt_socket_vhost(local ? gateway.vhost : TlsVhost(), fd) == NULL)
+	wsi = lws_adopt_socket_vhost(vhost, fd);
+	if (wsi != NULL)
+		VisitorBegin(visitor, wsi);
+	else
+	{
 		gateway.refused++;
+		VisitorForget(visitor);
+	}
 }
 
 static void
@@ -121,11 +128,23 @@ OnAcceptable(uv_poll_t *handle, int status, int events)
 	(void) events;
 	for (i = 0; i < ACCEPTS_PER_TURN && HasRoom(); i++)
 	{
-		int fd = accept4(listening, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+		union
+		{
+			struct sockaddr any;
+			struct sockaddr_storage storage;
+		} peer = {.any.sa_family = AF_UNSPEC};
+		socklen_t length = sizeof(peer);
+		int fd = accept4(listening, &peer.any, &length, SOCK_NONBLOCK | SOCK_CLOEXEC);
 
 		if (fd >= 0)
 		{
-			Adopt(fd, local);
+			struct lws_vhost *vhost = local ? gateway.vhost : TlsVhost();
+			Visitor *visitor = VisitorAccept(&peer.any, vhost != gateway.vhost);
+
+			if (visitor != NULL)
+				Adopt(fd, local, vhost, visitor);
+			else
+				close(fd);
 			continue;
 		}
 		if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM)

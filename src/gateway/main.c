@@ -271,6 +271,8 @@ StartLoop(void)
 	ConnStart();
 	HeartbeatStart();
 	RequestStart();
+	VisitorStart();
+	ThrottleStart();
 }
 
 #ifdef GATEWAY_DEBUG

@@ -16,11 +16,8 @@
  */
 #include <arpa/inet.h>
 #include <netinet/in.h>
-#include <stdio.h>
 #include <string.h>
 #include <strings.h>
-#include <sys/socket.h>
-#include <sys/un.h>
 
 #include "gateway.h"
 
@@ -29,61 +26,6 @@ static const char *const forwarding_headers[] = {
 	"forwarded:",		   "x-forwarded-host:", "x-forwarded-proto:", "x-forwarded-port:",
 	"x-forwarded-server:", "x-real-ip:",		"true-client-ip:",	  "cf-connecting-ip:",
 };
-
-/*
- * The other side's address as text, an IPv4 address in IPv6 clothes as plain
- * IPv4.  Returns whether it is a loopback address.
- */
-static bool
-Address(int fd, char *text, size_t size)
-{
-	union
-	{
-		struct sockaddr any;
-		struct sockaddr_in v4;
-		struct sockaddr_in6 v6;
-		struct sockaddr_un local;
-		struct sockaddr_storage storage;
-	} peer;
-	socklen_t length = sizeof(peer);
-	struct in_addr v4;
-
-	memset(&peer, 0, sizeof(peer));
-	snprintf(text, size, "unknown");
-	if (getpeername(fd, &peer.any, &length) < 0)
-		return false;
-
-	switch (peer.any.sa_family)
-	{
-		case AF_UNIX:
-			snprintf(text, size, "local");
-			return false;
-		case AF_INET:
-			v4 = peer.v4.sin_addr;
-			break;
-		case AF_INET6:
-			if (!IN6_IS_ADDR_V4MAPPED(&peer.v6.sin6_addr))
-			{
-				if (inet_ntop(AF_INET6, &peer.v6.sin6_addr, text, (socklen_t) size) == NULL)
-					return false;
-				return IN6_IS_ADDR_LOOPBACK(&peer.v6.sin6_addr);
-			}
-			memcpy(&v4, peer.v6.sin6_addr.s6_addr + 12, sizeof(v4));
-			break;
-		default:
-			return false;
-	}
-	if (inet_ntop(AF_INET, &v4, text, (socklen_t) size) == NULL)
-		return false;
-	return (ntohl(v4.s_addr) >> 24) == 127;
-}
-
-/* The address for logs and statistics. */
-void
-PeerText(struct lws *wsi, char *text, size_t size)
-{
-	(void) Address(lws_get_socket_fd(wsi), text, size);
-}
 
 /* Proxies say so, whatever they say of whom. */
 bool
@@ -129,8 +71,5 @@ HostIsLoopback(struct lws *wsi)
 bool
 PeerIsThisMachine(struct lws *wsi)
 {
-	char text[64];
-
-	return Address(lws_get_socket_fd(wsi), text, sizeof(text)) && HostIsLoopback(wsi) &&
-		   !PeerWasForwarded(wsi);
+	return VisitorIsLoopback(wsi) && HostIsLoopback(wsi) && !PeerWasForwarded(wsi);
 }

@@ -30,7 +30,6 @@
 #include "http.h"
 
 /* How long a client may take to send a body, and to take its answer. */
-#define BODY_MS	  20000
 #define ANSWER_MS 30000
 
 /* How long the feed worker may take. */
@@ -447,7 +446,7 @@ Describe(Exchange *http, struct lws *wsi, uint8_t method, const char *path, size
 		  (uint8_t) ((http->head ? LINK_REQUEST_HEAD : 0) | (loopback ? LINK_REQUEST_LOOPBACK : 0) |
 					 (PeerWasForwarded(wsi) ? LINK_REQUEST_PROXIED : 0)));
 	PutBytes(payload, path, length);
-	PeerText(wsi, peer, sizeof(peer));
+	VisitorText(wsi, peer, sizeof(peer));
 	PutBytes(payload, peer, strlen(peer));
 	token = HttpToken(wsi, &token_length, &is_cookie);
 	PutBytes(payload, token, token_length);
@@ -650,7 +649,7 @@ Serve(struct lws *wsi, const Path *path, const char *text, size_t length, HttpOr
 	else
 	{
 		Watch(http);
-		HeartbeatSetDeadline(conn, BODY_MS);
+		HeartbeatSetDeadline(conn, gateway.handshake_timeout_ms);
 	}
 	return 0;
 }

@@ -23,12 +23,11 @@
 /* Larger writes would be cut to this and the rest copied. */
 #define TX_PACKET (4 * 1024 * 1024)
 
-/* For a TLS handshake, and then for the headers of a request. */
-#define HANDSHAKE_SECONDS 10
+/* Longer than any of ours: visitor.c keeps the time. */
+#define HANDSHAKE_SECONDS 70
 
 /* It may not be empty: lws asserts that when it answers by itself. */
 #define SERVER_NAME "changefeed"
-
 /* Lines of lws that we pass on, at most, in ten seconds. */
 #define LOG_LINES 10
 
@@ -178,6 +177,7 @@ OnEvent(struct lws *wsi, enum lws_callback_reasons reason, void *user, void *in,
 		case LWS_CALLBACK_WSI_DESTROY:
 			gateway.open_sockets--;
 			Gone(wsi);
+			VisitorGone(wsi);
 			return 0;
 
 		case LWS_CALLBACK_OPENSSL_LOAD_EXTRA_SERVER_VERIFY_CERTS:

@@ -149,6 +149,7 @@ DefaultSettings(void)
 	settings.connect_timeout_ms = 60000;
 	settings.max_message = 65536;
 	settings.max_frame = 1024 * 1024;
+	settings.handshake_timeout_ms = 10000;
 	return settings;
 }
 
@@ -181,6 +182,16 @@ SendConfig(const Settings *settings)
 	LinkFramePutBytes(worker.link, settings->cookie != NULL ? settings->cookie : "",
 					  settings->cookie != NULL ? strlen(settings->cookie) : 0);
 	LinkFramePutU8(worker.link, settings->compression);
+	LinkFramePutU32(worker.link, settings->max_connections_per_address);
+	LinkFramePutU32(worker.link, settings->max_handshake_rate);
+	LinkFramePutU32(worker.link, settings->max_handshake_rate_per_address);
+	LinkFramePutU32(worker.link, settings->max_message_rate);
+	LinkFramePutU64(worker.link, settings->max_receive_rate);
+	LinkFramePutU32(worker.link, settings->handshake_timeout_ms);
+	LinkFramePutU8(worker.link, settings->forwarded ? 1 : 0);
+	PutStrings(settings->proxies);
+	PutStrings(settings->allowed);
+	PutStrings(settings->denied);
 	LinkFrameEnd(worker.link);
 }
 

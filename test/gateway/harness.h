@@ -52,6 +52,16 @@ typedef struct Settings
 	const char *hosts[4];
 	const char *cookie; /* may be NULL */
 	bool compression;
+	uint32_t max_connections_per_address;
+	uint32_t max_handshake_rate;
+	uint32_t max_handshake_rate_per_address;
+	uint32_t max_message_rate;
+	uint64_t max_receive_rate;
+	uint32_t handshake_timeout_ms;
+	bool forwarded;
+	const char *proxies[4];
+	const char *allowed[4];
+	const char *denied[4];
 } Settings;
 
 /* A message of the gateway, kept until a test takes it. */

@@ -1,0 +1,24 @@
+/*-------------------------------------------------------------------------
+ *
+ * users.h
+ *		How many connections each user has.
+ *
+ * Process: feed worker.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef CHANGEFEED_USERS_H
+#define CHANGEFEED_USERS_H
+
+#include "feed.h"
+
+/*
+ * Counts the connection for the user of `info`, and no more for the one before;
+ * false: that user has as many as allowed, and nothing has changed.
+ */
+extern bool UsersTake(Connection *connection, const IdentityInfo *info);
+
+/* The connection ends, or is nobody's any more. */
+extern void UsersDrop(Connection *connection);
+
+#endif /* CHANGEFEED_USERS_H */
