@@ -48,10 +48,10 @@ AddressParse(const char *text, size_t length, Address *address)
 void
 AddressToText(const Address *address, char *text, size_t size)
 {
-	const char *done = AddressIsV4(address) ? inet_ntop(AF_INET, address->bytes + sizeof(v4_prefix),
-														text, (socklen_t) size)
-											: inet_ntop(AF_INET6, address->bytes, text,
-														(socklen_t) size);
+	const char *done = AddressIsV4(address)
+						   ? inet_ntop(AF_INET, address->bytes + sizeof(v4_prefix), text,
+									   (socklen_t) size)
+						   : inet_ntop(AF_INET6, address->bytes, text, (socklen_t) size);
 
 	if (done == NULL)
 		snprintf(text, size, "unknown");

@@ -54,8 +54,8 @@ NetworksAreValid(const char *value, const char *word)
 	}
 	else if (list_length(list) > MAX_NETWORKS)
 	{
-		GUC_check_errdetail("The list has %d elements; at most %d are possible.",
-							list_length(list), MAX_NETWORKS);
+		GUC_check_errdetail("The list has %d elements; at most %d are possible.", list_length(list),
+							MAX_NETWORKS);
 		valid = false;
 	}
 	foreach(lc, list)
@@ -147,8 +147,7 @@ DefineConnectionLimits(void)
 		&setting_max_connections_per_address, 0, 0, 1000000, PGC_SUSET, 0, NULL, NULL, NULL);
 
 	DefineCustomIntVariable(
-		"changefeed.max_connections_per_user",
-		"Largest number of client connections of one user.",
+		"changefeed.max_connections_per_user", "Largest number of client connections of one user.",
 		"A user is the claim sub of the token; clients whose token has none are told apart by role and claims. "
 		"Further connections get an error and are closed; those that are there go on. 0: no limit.",
 		&setting_max_connections_per_user, 0, 0, 1000000, PGC_SUSET, 0, NULL, NULL, NULL);
@@ -179,8 +178,7 @@ static void
 DefineRateLimits(void)
 {
 	DefineCustomIntVariable(
-		"changefeed.max_message_rate",
-		"Largest number of messages per second from one connection.",
+		"changefeed.max_message_rate", "Largest number of messages per second from one connection.",
 		"After a pause, ten seconds' worth may come at once. A connection that sends more is not read for a moment; "
 		"one that goes on like that for ten seconds gets an error and is closed. A message in several frames "
 		"counts as many. 0: no limit.",

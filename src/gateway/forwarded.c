@@ -65,8 +65,7 @@ ParseNode(const char *text, size_t length, Address *address)
 		return AddressParse(text + 1, (size_t) (end - text) - 1, address);
 	}
 	colon = memchr(text, ':', length);
-	if (colon != NULL &&
-		memchr(colon + 1, ':', (size_t) (text + length - colon) - 1) == NULL)
+	if (colon != NULL && memchr(colon + 1, ':', (size_t) (text + length - colon) - 1) == NULL)
 		length = (size_t) (colon - text);
 	return AddressParse(text, length, address);
 }

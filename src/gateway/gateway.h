@@ -232,9 +232,9 @@ typedef struct Exchange Exchange;
 
 typedef struct WheelTimer
 {
-	ListNode node; /* in a slot of the wheel, or in no list */
-	uint32_t due;  /* in ticks of a second of loop time */
-	bool is_ping;  /* Connection.ping; else Connection.deadline */
+	ListNode node;	 /* in a slot of the wheel, or in no list */
+	uint32_t due;	 /* in ticks of a second of loop time */
+	bool is_ping;	 /* Connection.ping; else Connection.deadline */
 	bool is_visitor; /* neither: Visitor.late */
 } WheelTimer;
 
@@ -301,7 +301,6 @@ typedef struct Connection
 	uint64_t messages_used;
 	uint64_t wire;		   /* bytes that TCP had brought at the last check */
 	uint64_t wire_checked; /* 0: never yet */
-	bool eased;			   /* scratch: both buckets are half full */
 
 	WheelTimer ping;
 	WheelTimer deadline; /* connect time-out, liveness, or close */
@@ -340,7 +339,7 @@ typedef struct Gateway
 	bool compression;
 	StringList allowed_origins;
 	StringList allowed_hosts;
-	char *token_cookie; /* name of a cookie with a token; "": none */
+	char *token_cookie;					  /* name of a cookie with a token; "": none */
 	uint32_t max_connections_per_address; /* 0: no limit, as in all that follow */
 	uint32_t max_handshake_rate;
 	uint32_t max_handshake_rate_per_address;
@@ -367,7 +366,7 @@ typedef struct Gateway
 	uint64_t behind_events;
 	uint64_t refused;
 	uint64_t received_bytes; /* of messages */
-	uint64_t throttled; /* times that a connection was not read for its rate */
+	uint64_t throttled;		 /* times that a connection was not read for its rate */
 } Gateway;
 
 extern Gateway gateway;

@@ -78,8 +78,7 @@ ThrottleForget(Connection *conn)
 static void
 Pause(Connection *conn, uint64_t until)
 {
-	if (until > conn->paused_until)
-		conn->paused_until = until;
+	conn->paused_until = until;
 	if (ListContains(&conn->paused))
 		return;
 	if (ListIsEmpty(&paused_list))
@@ -89,29 +88,11 @@ Pause(Connection *conn, uint64_t until)
 	ConnSetReading(conn);
 }
 
-static bool
-Take(Connection *conn, uint64_t *bucket, uint64_t cost, uint64_t burst)
+/* What is used, in ns. */
+static uint64_t
+Used(Bucket bucket, uint64_t now)
 {
-	uint64_t now = NowNs();
-
-	BucketTake(bucket, now, cost);
-	if (*bucket - now <= burst / 2)
-		return true;
-	if (*bucket - now <= burst)
-	{
-		conn->eased = false;
-		return true;
-	}
-	conn->eased = false;
-	if (conn->excess_since == 0)
-		conn->excess_since = now;
-	else if (now - conn->excess_since > FLOOD_NS)
-	{
-		Flood(conn);
-		return false;
-	}
-	Pause(conn, *bucket - burst + PAUSE_NS);
-	return true;
+	return bucket > now ? bucket - now : 0;
 }
 
 /*
@@ -121,23 +102,42 @@ Take(Connection *conn, uint64_t *bucket, uint64_t cost, uint64_t burst)
 bool
 ThrottleReceived(Connection *conn, size_t length, bool frame)
 {
-	uint64_t burst = BURST_NS;
+	uint64_t now = NowNs();
 	uint64_t rate = gateway.max_receive_rate;
+	uint64_t burst = BURST_NS; /* of bytes */
+	uint64_t bytes;
+	uint64_t messages;
+	uint64_t pause;
 
-	conn->eased = true;
 	if (rate > 0)
 	{
 		/* One message is never too much. */
 		if (gateway.max_message > rate * (BURST_NS / 1000000000))
 			burst = (uint64_t) gateway.max_message * 1000000000 / rate;
-		if (!Take(conn, &conn->bytes_used, length * UINT64_C(1000000000) / rate, burst))
-			return false;
+		BucketTake(&conn->bytes_used, now, length * UINT64_C(1000000000) / rate);
 	}
-	if (frame && gateway.max_message_rate > 0 &&
-		!Take(conn, &conn->messages_used, 1000000000 / gateway.max_message_rate, BURST_NS))
+	if (gateway.max_message_rate > 0 && frame)
+		BucketTake(&conn->messages_used, now, 1000000000 / gateway.max_message_rate);
+
+	bytes = Used(conn->bytes_used, now);
+	messages = Used(conn->messages_used, now);
+	if (bytes <= burst && messages <= BURST_NS)
+	{
+		if (bytes <= burst / 2 && messages <= BURST_NS / 2)
+			conn->excess_since = 0;
+		return true;
+	}
+	if (conn->excess_since == 0)
+		conn->excess_since = now;
+	else if (now - conn->excess_since > FLOOD_NS)
+	{
+		Flood(conn);
 		return false;
-	if (conn->eased)
-		conn->excess_since = 0;
+	}
+	pause = bytes > burst ? bytes - burst : 0;
+	if (messages > BURST_NS && messages - BURST_NS > pause)
+		pause = messages - BURST_NS;
+	Pause(conn, now + pause + PAUSE_NS);
 	return true;
 }
 

@@ -307,8 +307,7 @@ VisitorCheck(struct lws *wsi, Refusal *refusal)
 	if (visitor->charged)
 		return true;
 	if (!AddressHasRoom(visitor))
-		return RefuseRate(refusal, 429, "too_many_handshakes",
-						  "this address connects too often",
+		return RefuseRate(refusal, 429, "too_many_handshakes", "this address connects too often",
 						  "Wait before the next attempt; or raise "
 						  "changefeed.max_handshake_rate_per_address.",
 						  visitor->use->handshakes, gateway.max_handshake_rate_per_address);
