@@ -745,6 +745,7 @@ CREATE FUNCTION changefeed._stat_gateways(
     OUT behind bigint,
     OUT refused bigint,
     OUT refused_by_code text,
+    OUT throttled bigint,
     OUT cpu_ms bigint,
     OUT memory_bytes bigint
 ) RETURNS SETOF record
@@ -756,7 +757,7 @@ COMMENT ON FUNCTION changefeed._stat_gateways() IS 'internal: rows of the view c
 
 CREATE VIEW changefeed.stat_gateways AS
 SELECT gateway, pid, started_at, connections, accepted, frames, bytes, received_bytes, queued_bytes,
-       behind, refused, refused_by_code::jsonb AS refused_by_code, cpu_ms, memory_bytes
+       behind, refused, refused_by_code::jsonb AS refused_by_code, throttled, cpu_ms, memory_bytes
   FROM changefeed._stat_gateways();
 GRANT SELECT ON changefeed.stat_gateways TO pg_read_all_stats, pg_database_owner;
 COMMENT ON VIEW changefeed.stat_gateways IS 'the gateways that run, one row each; counters begin with the process';
@@ -772,6 +773,7 @@ COMMENT ON COLUMN changefeed.stat_gateways.queued_bytes IS 'bytes that wait for 
 COMMENT ON COLUMN changefeed.stat_gateways.behind IS 'how often a connection had more to read than changefeed.send_buffer';
 COMMENT ON COLUMN changefeed.stat_gateways.refused IS 'requests and handshakes refused';
 COMMENT ON COLUMN changefeed.stat_gateways.refused_by_code IS 'how many with each code';
+COMMENT ON COLUMN changefeed.stat_gateways.throttled IS 'how often a connection was not read for a moment, as it sent more than it may';
 COMMENT ON COLUMN changefeed.stat_gateways.cpu_ms IS 'processor time that it has used, in milliseconds';
 COMMENT ON COLUMN changefeed.stat_gateways.memory_bytes IS 'its resident memory';
 

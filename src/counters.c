@@ -11,6 +11,7 @@
 
 #include "counters.h"
 #include "feed.h"
+#include "users.h"
 
 #include "utils/memutils.h"
 
@@ -46,7 +47,7 @@ const char *const counter_close_causes[CLOSE_CAUSES] = {
 	"client",	 "heartbeat",	 "connect_timeout", "message_too_big",
 	"protocol",	 "unauthorized", "token_expired",	"revoked",
 	"no_memory", "too_slow",	 "gateway_lost",	"server",
-	"other"};
+	"flood",	 "address",		 "user_limit",		"other"};
 
 /* By LinkTransport. */
 const char *const counter_transports[TRANSPORTS] = {"other", "websocket", "sse", "poll", "request"};
@@ -152,10 +153,11 @@ CountClosed(uint8 transport, uint8 cause, const char *reason)
 			name = "client";
 			break;
 		case LINK_CAUSE_SERVER:
-			name = reason == NULL						  ? "server"
-				   : strcmp(reason, "no memory") == 0	  ? "no_memory"
-				   : strcmp(reason, "token expired") == 0 ? "token_expired"
-														  : reason;
+			name = reason == NULL							? "server"
+				   : strcmp(reason, "no memory") == 0		? "no_memory"
+				   : strcmp(reason, "token expired") == 0	? "token_expired"
+				   : strcmp(reason, USER_LIMIT_REASON) == 0 ? "user_limit"
+															: reason;
 			break;
 		case LINK_CAUSE_HEARTBEAT:
 			name = "heartbeat";
@@ -171,6 +173,12 @@ CountClosed(uint8 transport, uint8 cause, const char *reason)
 			break;
 		case LINK_CAUSE_TOO_SLOW:
 			name = "too_slow";
+			break;
+		case LINK_CAUSE_FLOOD:
+			name = "flood";
+			break;
+		case LINK_CAUSE_ADDRESS:
+			name = "address";
 			break;
 		case 0:
 			name = "gateway_lost";

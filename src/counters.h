@@ -29,7 +29,7 @@ struct Subscription;
 #define SUBSCRIPTION_STATES 4
 
 /* Why connections ended, in counter_close_causes; the last one: any other. */
-#define CLOSE_CAUSES 13
+#define CLOSE_CAUSES 16
 
 /* By LinkTransport; an HTTP request that is answered is one, too. */
 #define TRANSPORTS		5

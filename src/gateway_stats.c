@@ -154,6 +154,7 @@ GatewayReadStats(Gateway *gateway, WireReader *r)
 					 (int) code.length, code.data);
 		stats.refusals[i].n = WireGetU64(r);
 	}
+	stats.throttled = WireGetU64(r);
 	gateway->stats_answered++;
 	if (!r->failed)
 		gateway->stats = stats;

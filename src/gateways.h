@@ -43,6 +43,7 @@ typedef struct GatewayStats
 		char code[32];
 		uint64 n;
 	} refusals[MAX_REFUSALS];
+	uint64 throttled;
 } GatewayStats;
 
 /* Whom something was asked, and which answer it is. */

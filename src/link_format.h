@@ -91,7 +91,8 @@ typedef enum LinkType
 	 * u64 accepted, u64 open, u64 frames, u64 bytes, u64 queued bytes, u64
 	 * behind events, u64 refused, u64 bytes of messages received,
 	 * LINK_LAG_BUCKETS x u64 frames by their lag (LINK_TX_TIME), u64 sum of these
-	 * lags in microseconds, u32 n + n x (bytes code, u64 refusals with it)
+	 * lags in microseconds, u32 n + n x (bytes code, u64 refusals with it), u64
+	 * times that a connection was not read because of its rate
 	 */
 	LINK_STATS = 10,
 

@@ -417,6 +417,9 @@ Gateways(void)
 	GatewayFamily("gateway_behind_total", "counter",
 				  "How often a connection had more to read than changefeed.send_buffer.",
 				  offsetof(GatewayStats, behind_events));
+	GatewayFamily("gateway_throttled_total", "counter",
+				  "How often a connection was not read for a moment, as it sent more than it may.",
+				  offsetof(GatewayStats, throttled));
 	Family("gateway_refused_total", "counter",
 		   "HTTP requests and handshakes refused, by the code of the answer.");
 	for (i = 0; i < gateway_count; i++)

@@ -188,8 +188,6 @@ ProtocolChangeIdentity(Connection *connection, Identity *identity)
 	GatewayIdentity(connection);
 }
 
-#define USER_LIMIT_REASON "too many connections of this user"
-
 typedef enum Authentication
 {
 	AUTHENTICATED,
@@ -234,8 +232,8 @@ Authenticate(Connection *connection, const char *token, const char *id, const ch
 		return REFUSED;
 	}
 
-	/* Those without a token are not one user; HTTP requests end by themselves. */
-	if (token[0] == '\0' || connection->http != NULL)
+	/* Those without a token are not one user; requests that only ask end by themselves. */
+	if (token[0] == '\0' || (connection->http != NULL && connection->http->kind == 0))
 		UsersDrop(connection);
 	else if (!UsersTake(connection, &info))
 	{

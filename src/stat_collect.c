@@ -340,6 +340,7 @@ PutGateway(StringInfo row, const Gateway *gateway)
 						 stats->refusals[i].code, stats->refusals[i].n);
 	appendStringInfoString(&codes, stats->nrefusals > 0 ? "}" : "{}");
 	StatPutText(row, codes.data);
+	StatPutNumber(row, stats->throttled);
 	if (!StatProcess(gateway->pid, &usage))
 	{
 		StatPutNull(row);

@@ -12,6 +12,9 @@
 
 #include "feed.h"
 
+/* Of the close code for it. */
+#define USER_LIMIT_REASON "too many connections of this user"
+
 /*
  * Counts the connection for the user of `info`, and no more for the one before;
  * false: that user has as many as allowed, and nothing has changed.

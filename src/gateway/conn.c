@@ -447,7 +447,10 @@ ConnRefuse(Connection *conn, LinkCause cause, uint16_t code, const char *sqlstat
 		return;
 	if (conn->http != NULL)
 	{
-		RequestFail(conn, 403, "address_not_allowed", message);
+		if (StreamIsBegun(conn))
+			ConnKill(conn, cause);
+		else
+			RequestFail(conn, 403, "address_not_allowed", message, hint);
 		return;
 	}
 	BufferAppendString(&text, "{\"type\":\"error\",\"code\":\"");

@@ -113,6 +113,7 @@ StatsSay(void)
 		LinkFramePutBytes(gateway.link, refusals[i].code, strlen(refusals[i].code));
 		LinkFramePutU64(gateway.link, refusals[i].n);
 	}
+	LinkFramePutU64(gateway.link, gateway.throttled);
 	LinkEndMessage();
 }
 
