@@ -24,7 +24,7 @@ static const struct
 	{"shutdown", TestShutdown}, {"requests", TestRequests}, {"streams", TestStreams},
 	{"compression", TestCompression},
 	{"txmessages", TestTxMessages}, {"casts", TestCastPressure},
-	{"proxies", TestProxies}, {"addresses", TestAddresses}, {"per_address", TestPerAddress}, {"rates", TestHandshakeRates}, {"slow", TestSlow}, {"floods", TestFloods},
+	{"proxies", TestProxies}, {"addresses", TestAddresses}, {"per_address", TestPerAddress}, {"rates", TestHandshakeRates}, {"slow", TestSlowRequests}, {"floods", TestFloods},
 };
 
 int

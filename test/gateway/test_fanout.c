@@ -189,6 +189,7 @@ TestFanout(void)
 			Is(WireGetU64(&r), 0, "stats: no commit's time was told");
 		Is(WireGetU64(&r), 0, "stats: nor a sum");
 		Is(WireGetU32(&r), 0, "stats: no refusals");
+		Is(WireGetU64(&r), 0, "stats: nobody was throttled");
 		Ok(WireAtEnd(&r), "stats: no more");
 	}
 

@@ -378,6 +378,7 @@ TestUpgrade(void)
 			WireGetBytes(&r);
 			sum += WireGetU64(&r);
 		}
+		Is(WireGetU64(&r), 0, "nobody was throttled");
 		Ok(WireAtEnd(&r), "and that is all");
 		Is(sum, refused, "each is counted with its code");
 	}

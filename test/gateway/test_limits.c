@@ -11,6 +11,12 @@
 
 #include "tests.h"
 
+static void
+Say(Client *client, const char *text)
+{
+	SendRaw(client, text, strlen(text));
+}
+
 /* Sends the settings, and waits until the gateway has them. */
 static void
 Configure(const Settings *settings)
@@ -189,7 +195,7 @@ TestAddresses(void)
 		SendIdentity(clients[i]->conn, "abcdefgh");
 	}
 	half = Connect();
-	SendRaw(half, "GET / HT", 8);
+	Say(half, "GET / HT");
 	settings.denied[0] = "192.0.2.2";
 	Configure(&settings);
 	frame = ReadFrame(clients[1]);
@@ -206,7 +212,7 @@ TestAddresses(void)
 	SendText(clients[2]->conn, "{}");
 	frame = ReadFrame(clients[2]);
 	Is(frame.opcode, OPCODE_TEXT, "nor this one");
-	SendRaw(half, "TP/1.1\r\nHost: 127.0.0.1\r\n\r\n", 27);
+	Say(half, "TP/1.1\r\nHost: 127.0.0.1\r\n\r\n");
 	Ok(StatusIs(ReadHttp(half), 404), "nor a request of which it is not known yet whose it is");
 
 	Is((uint64_t) StopGateway(), 0, "the gateway ends in order");
@@ -266,7 +272,7 @@ TestPerAddress(void)
 	for (i = 0; i < 60; i++)
 	{
 		clients[i] = Connect();
-		TrySendRaw(clients[i], "GET /v1/socket HTTP/1.1\r\n", 25);
+		Say(clients[i], "GET /v1/socket HTTP/1.1\r\n");
 	}
 	for (i = 0; i < 60; i++)
 	{
@@ -335,7 +341,7 @@ TestHandshakeRates(void)
 }
 
 void
-TestSlow(void)
+TestSlowRequests(void)
 {
 	static const char *const paths[] = {"/v1/say"};
 	static const uint8_t methods[] = {LINK_METHOD_POST};
@@ -353,14 +359,12 @@ TestSlow(void)
 	start = NowMs();
 	silent = Connect();
 	half = Connect();
-	SendRaw(half, "GET /v1/socket HTTP/1.1\r\nHost: 127.0.0.1\r\nX-", 45);
+	Say(half, "GET /v1/socket HTTP/1.1\r\nHost: 127.0.0.1\r\nX-");
 	drip = Connect();
-	SendRaw(drip, "GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n", 33);
+	Say(drip, "GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n");
 	body = Connect();
-	SendRaw(body,
-			"POST /v1/say HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
-			"Content-Length: 100\r\n\r\n{\"a\":",
-			103);
+	Say(body, "POST /v1/say HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+			"Content-Length: 100\r\n\r\n{\"a\":");
 	while (!drip->ended && NowMs() - start < LIMIT_MS)
 	{
 		struct pollfd p = {.fd = drip->fd, .events = POLLIN};

@@ -37,12 +37,13 @@ extern void TestRequests(void);
 extern void TestCompression(void);
 /* test_stream.c */
 extern void TestStreams(void);
+
 /* test_limits.c */
 extern void TestProxies(void);
 extern void TestAddresses(void);
 extern void TestPerAddress(void);
 extern void TestHandshakeRates(void);
-extern void TestSlow(void);
+extern void TestSlowRequests(void);
 extern void TestFloods(void);
 
 /* test_fanout.c */
