@@ -29,7 +29,7 @@
 /* It may not be empty: lws asserts that when it answers by itself. */
 #define SERVER_NAME "changefeed"
 /* Lines of lws that we pass on, at most, in ten seconds. */
-#define LOG_LINES 10
+#define LOG_LINES	10
 
 static int
 OnEvent(struct lws *wsi, enum lws_callback_reasons reason, void *user, void *in, size_t length);
