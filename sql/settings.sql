@@ -42,6 +42,15 @@ SET changefeed.allowed_origins = 'https://app.example.com/path';
 SELECT value, accepts('changefeed.allowed_hosts', value)
   FROM unnest(ARRAY['', '*', 'feed.example.com, feed.example.com:8040', 'https://feed.example.com', 'a:0', 'a:x']) value;
 SET changefeed.allowed_hosts = 'https://feed.example.com';
+SELECT value, accepts('changefeed.denied_addresses', value)
+  FROM unnest(ARRAY['', '192.0.2.1', '10.0.0.0/8, 2001:db8::/32', '0.0.0.0/0, ::/0', '::ffff:10.0.0.0/104',
+                    '10.0.0.1/8', '2001:db8::1/32', '10.0.0.0/33', '::/129', '10.0.0.0/', '10.0.0.0/08', '10.0.0', 'host', 'unix', '10.0.0.0/8,,::1']) value;
+SET changefeed.denied_addresses = '10.0.0.1/8';
+SET changefeed.allowed_addresses = 'example.com';
+SELECT value, accepts('changefeed.trusted_proxies', value)
+  FROM unnest(ARRAY['unix', '127.0.0.1, ::1, unix', '10.0.0.0/8 unix', 'local']) value;
+SELECT n, accepts('changefeed.denied_addresses', (SELECT string_agg('10.0.0.' || i % 256, ',') FROM generate_series(1, n) i))
+  FROM unnest(ARRAY[1000, 1001]) n;
 SELECT value, accepts('changefeed.identity_claims', value)
   FROM unnest(ARRAY['', 'exp', 'exp, iat', 'exp,,iat']) value;
 SELECT value, accepts('changefeed.token_cookie', value)

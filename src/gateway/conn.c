@@ -30,6 +30,7 @@
 
 #define CLOSE_MS 5000
 
+static const char too_big[] = "message larger than changefeed.max_message";
 static const char pong[] = "{\"type\":\"pong\"}";
 
 /* Open addressing, linear probing; the size is a power of two. */
@@ -243,7 +244,7 @@ Deliver(Connection *conn, const char *data, size_t length)
 			case INFLATE_OK:
 				break;
 			case INFLATE_TOO_BIG:
-				ConnClose(conn, LINK_CAUSE_TOO_BIG, 1009, "message too large");
+				ConnClose(conn, LINK_CAUSE_TOO_BIG, 1009, too_big);
 				return;
 			case INFLATE_DAMAGED:
 				ConnClose(conn, LINK_CAUSE_PROTOCOL, 1007, "not deflated as it should be");
@@ -293,7 +294,7 @@ ConnReceive(Connection *conn, const void *data, size_t length)
 	if (gateway.max_message > 0 &&
 		(rest > gateway.max_message || conn->message_length + length + rest > gateway.max_message))
 	{
-		ConnClose(conn, LINK_CAUSE_TOO_BIG, 1009, "message too large");
+		ConnClose(conn, LINK_CAUSE_TOO_BIG, 1009, too_big);
 		return;
 	}
 

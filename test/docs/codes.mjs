@@ -54,7 +54,7 @@ compare('reason of revoked', found(server, new RegExp(`SubscribeEnd\\([^;]*?, ${
 
 // Close codes: 1006 is what a client says when there was none.
 const values = new Map([...read('src/link_format.h').matchAll(/#define (LINK_CLOSE_\w+)\s+(\d+)/g)].map(([, name, value]) => [name, value]));
-const used = found([...server, ...gateway], /(?:GatewayClose|ConnClose|ConnCloseAfterQueue|ConnBeginClose)\([^;]*?,\s*(LINK_CLOSE_\w+|\d{4})\s*,/g);
+const used = found([...server, ...gateway], /(?:GatewayClose|ConnClose|ConnCloseAfterQueue|ConnBeginClose|ConnRefuse)\([^;]*?,\s*(LINK_CLOSE_\w+|\d{4})\s*,/g);
 compare('close code', new Set([...used].map((code) => values.get(code) ?? code)), (() => {
   const listed = documented('### Close codes');
   listed.delete('1006');
@@ -62,7 +62,7 @@ compare('close code', new Set([...used].map((code) => values.get(code) ?? code))
 })());
 
 // Refusals over HTTP.
-compare('code of a refusal', found(gateway, /(?:->|\.)code = "([a-z_]+)"/g), documented('### Refused handshakes', 2));
+compare('code of a refusal', found(gateway, /(?:->|\.)code = "([a-z_]+)"/g, /(?:RefuseRate|StatsNoteRefusal)\([^;]*?"([a-z_]+)"/g), documented('### Refused handshakes', 2));
 
 // SQLSTATEs: those that are written out are documented; those that are documented are written out or
 // raised by name somewhere.
