@@ -215,6 +215,9 @@ TestAddresses(void)
 	Say(half, "TP/1.1\r\nHost: 127.0.0.1\r\n\r\n");
 	Ok(StatusIs(ReadHttp(half), 404), "nor a request of which it is not known yet whose it is");
 
+	for (i = 0; i < 3; i++)
+		Disconnect(clients[i]);
+	Disconnect(half);
 	Is((uint64_t) StopGateway(), 0, "the gateway ends in order");
 }
 
@@ -388,6 +391,10 @@ TestSlowRequests(void)
 		Step(100);
 	SendText(silent->conn, "{}");
 	Is(ReadFrame(silent).opcode, OPCODE_TEXT, "a connection is not late");
+	Disconnect(silent);
+	Disconnect(half);
+	Disconnect(drip);
+	Disconnect(body);
 	Is((uint64_t) StopGateway(), 0, "the gateway ends in order");
 }
 
@@ -499,5 +506,10 @@ TestFloods(void)
 	Ok(!Has(LINK_CLOSED, busy->conn), "who sends half of what it may is heard all the time");
 	SendText(burst->conn, "{}");
 	Is(ReadFrame(burst).opcode, OPCODE_TEXT, "and the burst is forgotten");
+	Disconnect(flood);
+	Disconnect(bytes);
+	Disconnect(pinger);
+	Disconnect(busy);
+	Disconnect(burst);
 	Is((uint64_t) StopGateway(), 0, "the gateway ends in order");
 }

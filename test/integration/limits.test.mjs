@@ -2,14 +2,18 @@
 // everybody else is not concerned. Floods are in hostile.test.mjs.
 
 import assert from 'node:assert/strict';
+import https from 'node:https';
+import net from 'node:net';
+import { dirname } from 'node:path';
 import { after, before, test } from 'node:test';
 
+import { Certificates } from './lib/certificates.mjs';
 import { Client, until } from './lib/client.mjs';
 import { reload, Session } from './lib/psql.mjs';
 
 const HTTP = process.env.HTTP_URL;
 const SETTINGS = ['max_connections_per_user', 'max_connections_per_address', 'trusted_proxies', 'denied_addresses', 'allowed_addresses',
-  'max_handshake_rate', 'max_subscriptions', 'max_connections'];
+  'max_handshake_rate', 'max_handshake_rate_per_address', 'handshake_timeout', 'max_subscriptions', 'max_connections', 'tls_cert_file', 'tls_key_file'];
 let db;
 const tokens = {};
 const clients = [];
@@ -179,4 +183,37 @@ test('connections, subscriptions and handshakes in all', async () => {
   });
   // In time there is room again.
   await until(async () => (await from()).status === 404, 'room');
+});
+
+test('with TLS, handshakes above the rate and slow ones cost nothing', async (t) => {
+  const certificates = new Certificates(dirname(process.env.CLUSTER_DATA));
+  t.after(() => certificates.remove());
+  const { cert, key } = certificates.make('limits');
+  const { hostname: host, port } = new URL(HTTP);
+  /** A status, or null when the connection ended without an answer. */
+  const ask = () => new Promise((resolve) => {
+    const request = https.get({ host, port, path: '/nowhere', rejectUnauthorized: false, agent: false }, (answer) => {
+      answer.resume();
+      resolve(answer.statusCode);
+    });
+    request.on('error', () => resolve(null));
+  });
+  await settled({ max_handshake_rate: null, handshake_timeout: '1s', tls_cert_file: cert, tls_key_file: key }, async () => await ask() === 404);
+
+  const start = Date.now();
+  const received = await new Promise((resolve) => {
+    const socket = net.connect({ host, port });
+    let bytes = 0;
+    socket.on('data', (data) => { bytes += data.length; });
+    socket.on('error', () => {});
+    socket.on('close', () => resolve(bytes));
+  });
+  assert.equal(received, 0);
+  assert.ok(Date.now() - start < 5000);
+
+  const dropped = "SELECT coalesce((refused_by_code ->> 'too_many_handshakes')::int, 0) FROM changefeed.stat_gateways";
+  const before = Number(await db.value(dropped));
+  await settled({ max_handshake_rate_per_address: '1' }, async () => await ask() === null);
+  assert.ok(Number(await db.value(dropped)) > before);
+  await until(async () => await ask() === 404, 'room');
 });
