@@ -123,6 +123,20 @@ describe('Unix socket', () => {
     await db.exec('ALTER SYSTEM RESET changefeed.allowed_hosts; SELECT pg_reload_conf()');
   });
 
+  test('a proxy on it says who its clients are, if it is trusted', async () => {
+    const address = async () => {
+      const client = await until(() => Client.connect({ url: `ws+unix:${path}:/v1/socket`, token, headers: { host: 'localhost', 'X-Forwarded-For': '192.0.2.1' } }).catch(() => {}), 'the socket answers');
+      const seen = await db.value('SELECT address FROM changefeed.stat_connections');
+      await client.close();
+      await until(async () => await db.value('SELECT count(*) FROM changefeed.stat_connections') === '0', 'nobody is connected');
+      return seen;
+    };
+    assert.equal(await address(), 'local');
+    await db.exec("ALTER SYSTEM SET changefeed.trusted_proxies = 'unix'; SELECT pg_reload_conf()");
+    await until(async () => await address() === '192.0.2.1', 'the proxy is trusted');
+    await db.exec('ALTER SYSTEM RESET changefeed.trusted_proxies; SELECT pg_reload_conf()');
+  });
+
   test('instead of the port', async () => {
     await restart({ unix_socket: path, port: 0 });
     await converges('over the socket alone');
