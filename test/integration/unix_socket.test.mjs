@@ -126,9 +126,8 @@ describe('Unix socket', () => {
   test('a proxy on it says who its clients are, if it is trusted', async () => {
     const address = async () => {
       const client = await until(() => Client.connect({ url: `ws+unix:${path}:/v1/socket`, token, headers: { host: 'localhost', 'X-Forwarded-For': '192.0.2.1' } }).catch(() => {}), 'the socket answers');
-      const seen = await db.value('SELECT address FROM changefeed.stat_connections');
+      const seen = await db.value('SELECT address FROM changefeed.stat_connections ORDER BY id DESC LIMIT 1');
       await client.close();
-      await until(async () => await db.value('SELECT count(*) FROM changefeed.stat_connections') === '0', 'nobody is connected');
       return seen;
     };
     assert.equal(await address(), 'local');
