@@ -5,7 +5,7 @@ import { after, before, describe, test } from 'node:test';
 
 import { assertSame, Client, until } from './lib/client.mjs';
 import { canonical, isNumber } from './lib/json.mjs';
-import { Session } from './lib/psql.mjs';
+import { reload, Session } from './lib/psql.mjs';
 
 /** Gathers the messages of a connection, as text where bytes count. */
 function listen(client) {
@@ -197,7 +197,10 @@ describe('messages', () => {
       assert.equal(refused.status, 403);
     });
 
-    test('who does not read loses messages, not the connection', async () => {
+    test('who does not read loses messages, not the connection', async (t) => {
+      // So much that it would be a flood.
+      await reload(db, { 'changefeed.max_message_rate': '0', 'changefeed.max_receive_rate': '0' });
+      t.after(() => reload(db, { 'changefeed.max_message_rate': null, 'changefeed.max_receive_rate': null }));
       const slow = await connect('slow', { receive: {} });
       await slow.open('ms_lobby');
       slow.socket._socket.pause();

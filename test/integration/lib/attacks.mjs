@@ -176,8 +176,8 @@ export const ATTACKS = {
   messages: flood(3, () => times(100, text({ type: 'sync', id: 1 }))),
   pings: flood(2, () => times(2000, frame(0x89))),
   fragments: flood(2, (i) => (i === 0 ? frame(0x01, '[') : times(100, frame(0x00, '')))),
-  subscriptions: flood(2, () => Buffer.concat([text({ type: 'subscribe', id: 1, channel: 'hostile_ticks' }),
-    text({ type: 'unsubscribe', id: 2, channel: 'hostile_ticks' })])),
+  subscriptions: flood(2, () => times(20, Buffer.concat([text({ type: 'subscribe', id: 1, channel: 'hostile_ticks' }),
+    text({ type: 'unsubscribe', id: 2, channel: 'hostile_ticks' })]))),
   oversized: say(frame(0x81, 'x'.repeat(1000), 10_000_000)),
   reconnects: repeat(async (c, token) => {
     await c.upgrade(token);
