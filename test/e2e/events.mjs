@@ -7,7 +7,9 @@
 // Environment: HTTP_URL and libpq's (a superuser). CHROMIUM and PSQL name other programs.
 
 import assert from 'node:assert/strict';
-import { execFile } from 'node:child_process';
+import { execFile, spawn } from 'node:child_process';
+import { createHash } from 'node:crypto';
+import { once } from 'node:events';
 import { createServer } from 'node:http';
 import { after, before, test } from 'node:test';
 import { promisify } from 'node:util';
@@ -105,6 +107,111 @@ test('an EventSource goes on by itself when the gateway is killed', { skip }, as
   assert.equal(state.types.filter((type) => type === 'snapshot').length, 1, 'it never needed its rows again');
   assert.equal(state.types.filter((type) => type === 'subscribed').length, 4);
   assert.equal(state.types.filter((type) => type === 'transaction').length, 1 + 3);
+  await page.close();
+});
+
+/** In the page: one client with three transports, as an application might have them. */
+function branch({ token: secret }) {
+  const channel = 'events_branch:1';
+  const address = (path, more = '') => `${path}?channel=${encodeURIComponent(channel)}&token=${encodeURIComponent(secret)}${more}`;
+  const state = { rows: new Map(), position: null, changes: 0, streamed: 0, polled: 0, opens: 0, problems: [], resyncs: 0 };
+  let filling = null;
+  const take = (message) => {
+    if (message.type === 'resync') state.resyncs += 1;
+    if (message.type === 'resync' || (message.type === 'subscribed' && !message.recovered)) filling = new Map();
+    if (message.type === 'snapshot') for (const row of message.rows) filling.set(row.aid, row);
+    if (message.type === 'ready' && filling) {
+      state.rows = filling;
+      filling = null;
+    }
+    const rows = filling ?? state.rows;
+    for (const { op, key, row, set } of message.changes ?? []) {
+      state.changes += 1;
+      const held = rows.get(key.aid);
+      if ((held === undefined) !== (op === 'append')) state.problems.push(`${op} of ${key.aid}`);
+      rows.set(key.aid, { ...held, ...row, ...set });
+    }
+  };
+  window.branch = {
+    state,
+    events() {
+      const source = new EventSource(address('/v1/events'));
+      source.onopen = () => { state.opens += 1; };
+      source.onmessage = ({ data, lastEventId }) => {
+        take(JSON.parse(data));
+        state.position = lastEventId;
+      };
+      this.stop = () => source.close();
+    },
+    async poll() {
+      const answer = await fetch(address('/v1/poll', `&wait=2&from=${state.position}`));
+      if (answer.status === 200) for (const message of (await answer.json()).messages) take(message);
+      else if (answer.status !== 304) state.problems.push(`status ${answer.status}`);
+      state.position = answer.headers.get('Changefeed-Position');
+      return answer.status;
+    },
+    socket() {
+      const socket = new WebSocket(address('/v1/socket').replace(/^/, location.origin.replace('http', 'ws')), 'changefeed.v1');
+      const closed = new Promise((resolve) => { socket.onclose = resolve; });
+      socket.onopen = () => socket.send(JSON.stringify({ type: 'subscribe', id: 1, channel, from: state.position }));
+      socket.onmessage = ({ data }) => {
+        const message = JSON.parse(data);
+        if (message.type === 'error') state.problems.push(message.message);
+        take(message);
+        if (message.type === 'ping') socket.send('{"type":"pong"}');
+        else if (message.position) state.position = message.position;
+      };
+      this.stop = () => { socket.close(); return closed; };
+    },
+  };
+}
+
+test('a page under pgbench: EventSource, cut off, then fetch, then its WebSocket', { skip }, async (t) => {
+  const pgbench = async (args) => { await promisify(execFile)('pgbench', [...args, process.env.PGDATABASE]); };
+  await pgbench(['-i', '-q', '-s', '1']);
+  await query(`GRANT SELECT ON pgbench_accounts TO events_web;
+    SELECT changefeed.create_channel('events_branch:{bid}', 'public.pgbench_accounts', entity => 'accounts')`);
+  const page = await browser.newPage();
+  await page.goto(HTTP_URL);
+  await page.evaluate(branch, { token });
+  const state = (name) => page.evaluate((what) => window.branch.state[what], name);
+  const more = async (n) => {
+    const before = await state('changes');
+    await until(async () => (await state('changes')) >= before + n, `${n} more changes`);
+  };
+  await until(() => page.evaluate(async () => {
+    window.branch.stop?.();
+    window.branch.events();
+    return new Promise((resolve) => { setTimeout(() => resolve(window.branch.state.opens > 0), 300); });
+  }), 'the channel is known');
+  const load = spawn('pgbench', ['-n', '-c', '3', '-j', '2', '-T', '120', process.env.PGDATABASE], { stdio: 'ignore' });
+  const closed = once(load, 'close');
+  t.after(() => load.kill('SIGINT'));
+  await more(50);
+  process.kill(Number(await query('SELECT gateway_pid FROM changefeed.stat_feed')), 'SIGKILL');
+  const opens = await state('opens');
+  await until(async () => (await state('opens')) > opens, 'connected again');
+  await more(50);
+  await page.evaluate(() => window.branch.stop());
+  const streamed = await state('changes');
+  for (let i = 0; i < 3; i++) await page.evaluate(() => window.branch.poll());
+  const polled = await state('changes');
+  await page.evaluate(() => window.branch.socket());
+  await more(50);
+  await page.evaluate(() => window.branch.stop());
+  const sent = await state('changes');
+  await page.evaluate(() => window.branch.poll());
+  load.kill('SIGINT'); // between two transactions, or one is rolled back
+  await closed;
+  while (await page.evaluate(() => window.branch.poll()) !== 304);
+  const all = await state('changes');
+  const [updates, expected] = (await query(`SELECT (SELECT count(*) FROM pgbench_history WHERE delta <> 0),
+    md5(string_agg(aid || '=' || abalance, ',' ORDER BY aid)) FROM pgbench_accounts`)).split('|');
+  t.diagnostic(`EventSource ${streamed}, fetch ${polled - streamed + all - sent}, WebSocket ${sent - polled}; ${updates} updates`);
+  assert.deepEqual([await state('problems'), await state('resyncs')], [[], 0]);
+  const rows = await page.evaluate(() => [...window.branch.state.rows.values()].sort((a, b) => a.aid - b.aid).map(({ aid, abalance }) => `${aid}=${abalance}`).join(','));
+  assert.equal(createHash('md5').update(rows).digest('hex'), expected);
+  assert.equal(all, Number(updates));
   await page.close();
 });
 
