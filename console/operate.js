@@ -70,7 +70,7 @@ async function ask(path, options = {}) {
   throw new Refusal(said.message ?? `status ${answer.status}`, { status: answer.status, ...said });
 }
 
-const list = async (path) => JSON.parse(await ask(`v1/admin/${path}`));
+const list = async (path) => JSON.parse(await ask(`admin/${path}`));
 
 // ---------------------------------------------------------------------------
 // Tables
@@ -347,7 +347,7 @@ async function explain() {
   at('explain-result').hidden = true;
   try {
     const body = JSON.stringify(explainArguments());
-    const said = await ask('v1/admin/explain', { method: 'POST', headers: { 'Content-Type': 'application/json' }, body });
+    const said = await ask('admin/explain', { method: 'POST', headers: { 'Content-Type': 'application/json' }, body });
     let i = 0;
     drawTable(at('explain-table'), explainColumns, JSON.parse(said).rows, () => i++);
     at('explain-result').hidden = false;

@@ -43,8 +43,8 @@ static const struct
 	{"/metrics", LINK_METHOD_GET, AdminMetrics},
 	{"/healthz", LINK_METHOD_GET, AdminHealth},
 	{"/", LINK_METHOD_GET, ConsolePage},
-	{"/v1/admin/explain", LINK_METHOD_POST, ConsoleExplain},
-	{"/v1/admin/", LINK_METHOD_GET, ConsoleData},
+	{"/admin/explain", LINK_METHOD_POST, ConsoleExplain},
+	{"/admin/", LINK_METHOD_GET, ConsoleData},
 };
 
 void

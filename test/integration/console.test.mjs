@@ -36,12 +36,12 @@ after(async () => {
 const bearer = (text) => ({ Authorization: `Bearer ${text}` });
 const get = (path, headers = {}) => fetch(`${HTTP}${path}`, { headers });
 async function rows(path, headers) {
-  const answer = await get(`/v1/admin/${path}`, headers);
+  const answer = await get(`/admin/${path}`, headers);
   assert.equal(answer.status, 200);
   assert.equal(answer.headers.get('cache-control'), 'no-store');
   return answer.json();
 }
-const explain = (body, headers = bearer(token)) => fetch(`${HTTP}/v1/admin/explain`, {
+const explain = (body, headers = bearer(token)) => fetch(`${HTTP}/admin/explain`, {
   method: 'POST', headers: { 'Content-Type': 'application/json', ...headers }, body: JSON.stringify(body),
 });
 
@@ -83,7 +83,7 @@ test('of many connections the newest are listed, and it is said that there are m
 test('the page and its data follow the rule of /metrics', async () => {
   const proxied = { 'X-Forwarded-For': '192.0.2.1' };
   const web = await db.token({ role: 'console_web', sub: 'alice' });
-  for (const path of ['/', '/v1/admin/connections', '/v1/admin/channels', '/v1/admin/subscriptions', '/v1/admin/gateways', '/metrics']) {
+  for (const path of ['/', '/admin/connections', '/admin/channels', '/admin/subscriptions', '/admin/gateways', '/metrics']) {
     const status = async (headers) => (await get(path, headers)).status;
     assert.deepEqual([path, await status({}), await status(proxied), await status({ ...proxied, ...bearer(web) }), await status({ ...proxied, ...bearer(monitor) }),
       await status({ ...proxied, ...bearer('no.such.token') })], [path, 200, 403, 403, 200, 401]);
@@ -91,8 +91,8 @@ test('the page and its data follow the rule of /metrics', async () => {
   const refused = await (await get('/', proxied)).json();
   assert.equal(refused.code, '42501');
   assert.match(refused.hint, /admin_addresses/);
-  assert.equal((await get('/v1/admin/nothing')).status, 404);
-  assert.equal((await get('/v1/admin/connections', { Origin: 'http://elsewhere.example' })).status, 403);
+  assert.equal((await get('/admin/nothing')).status, 404);
+  assert.equal((await get('/admin/connections', { Origin: 'http://elsewhere.example' })).status, 403);
   const page = await get('/');
   assert.match(page.headers.get('content-security-policy'), /default-src 'self'.*frame-ancestors 'none'/);
   for (const [, file] of (await page.text()).matchAll(/(?:src|href)="([a-z]+\.[a-z]+)"/g)) {
@@ -104,7 +104,7 @@ test('that a browser runs on this machine says nothing about whose page it shows
   await db.exec("ALTER SYSTEM SET changefeed.allowed_origins = '*'; SELECT pg_reload_conf()");
   const foreign = { Origin: 'http://elsewhere.example' };
   await until(async () => (await get('/healthz', foreign)).status === 200, 'other origins are allowed');
-  for (const path of ['/', '/metrics', '/v1/admin/connections']) {
+  for (const path of ['/', '/metrics', '/admin/connections']) {
     assert.equal((await get(path, foreign)).status, 403, path);
     assert.equal((await get(path, { ...foreign, ...bearer(monitor) })).status, 200, path);
   }
