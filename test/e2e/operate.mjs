@@ -14,8 +14,9 @@ import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
 
 import { chromium } from 'playwright-core';
+import WebSocket from 'ws';
 
-import { fragmentOf } from '../../console/client.js';
+import { Client, fragmentOf } from '../../console/client.js';
 
 const { HTTP_URL, CHROMIUM = '/usr/bin/chromium', PSQL = 'psql', UPDATE_IMAGES } = process.env;
 const results = fileURLToPath(new URL('../results/', import.meta.url));
@@ -40,7 +41,8 @@ before(async () => {
     GRANT SELECT ON operate_tasks TO operate_web;
     INSERT INTO operate_tasks SELECT i, i % 3, CASE WHEN i % 2 = 0 THEN 'alice' ELSE 'bob' END, 'task ' || i FROM generate_series(1, 12) i;
     SELECT changefeed.allow_role('operate_web'); SELECT changefeed.allow_role('operate_owner');
-    SELECT changefeed.create_channel('tasks:{team}', 'operate_tasks', entity => 'tasks')`);
+    SELECT changefeed.create_channel('tasks:{team}', 'operate_tasks', entity => 'tasks');
+    SELECT changefeed.create_channel('desk:{team}', presence => '{}')`);
   owner = await makeToken({ role: 'operate_owner', sub: 'operator' });
   tokens = { alice: await makeToken({ role: 'operate_web', sub: 'alice' }), bob: await makeToken({ role: 'operate_web', sub: 'bob' }) };
   browser = await chromium.launch({ executablePath: CHROMIUM, args: ['--no-sandbox', '--disable-gpu', '--disable-quic'] });
@@ -69,6 +71,13 @@ async function cell(page, table, rowText, column) {
   const place = names.indexOf(column);
   assert.notEqual(place, -1, `column ${column} of ${names}`);
   return page.locator(`${table} tbody tr`).filter({ hasText: rowText }).locator('td').nth(place);
+}
+
+async function until(look) {
+  for (const end = Date.now() + 15_000; !look();) {
+    assert.ok(Date.now() < end, String(look));
+    await new Promise((resolve) => { setTimeout(resolve, 20); });
+  }
 }
 
 async function noProblems(page) {
@@ -109,6 +118,7 @@ test('connections, channels and lag', { skip }, async () => {
   const lag = page.locator('[data-chart="Commit to socket"] svg');
   await page.locator('[data-chart="WAL held"] svg[data-points="1"]').waitFor();
   await query("UPDATE operate_tasks SET title = 'changed' WHERE owner = 'alice'");
+  await view(page, 'Lag').click(); // asks at once
   await page.waitForFunction(() => Number(document.querySelector('[data-chart="Commit to socket"] svg').dataset.points) >= 2);
   assert.match(await lag.getAttribute('aria-label'), /^Commit to socket: .*(µs|ms|s)/);
   assert.match(await lag.locator('path').first().getAttribute('d'), /^M[\d.]+ [\d.]+l0 0/);
@@ -141,6 +151,25 @@ test('the log: raw, filtered and paused', { skip }, async () => {
   assert.equal(await log.locator('li', { hasText: 'raw two again' }).count(), 0);
   await page.getByRole('button', { name: /^Paused/ }).click();
   await log.locator('li', { hasText: 'raw two again' }).waitFor();
+  await noProblems(page);
+});
+
+test('who is present', { skip }, async () => {
+  const { page } = await open(fragmentOf([{ title: 'Alice', token: tokens.alice, channels: ['desk:1'] }]));
+  await isLive(page);
+  const present = page.locator('.present');
+  await present.locator('.present-count').filter({ hasText: '0' }).waitFor();
+  const member = new Client({ url: `${HTTP_URL.replace('http', 'ws')}/v1/socket`, token: tokens.bob, WebSocket });
+  member.subscribe('desk:1');
+  member.connect();
+  await until(() => member.state === 'live');
+  member.request({ type: 'track', channel: 'desk:1', state: { name: 'Bob' } }, {});
+  await present.locator('.present-count').filter({ hasText: '1' }).waitFor();
+  await present.locator('summary').click();
+  assert.equal(await present.locator('.members li').innerText(), 'bob {"name":"Bob"}');
+  member.unsubscribe('desk:1');
+  await present.locator('.present-count').filter({ hasText: '0' }).waitFor();
+  member.disconnect();
   await noProblems(page);
 });
 
