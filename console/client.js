@@ -17,6 +17,7 @@
 //   removed      a subscription was taken out: { channel }
 //   note         something worth telling: { kind, level, text, code, hint, channel }
 //   message, presence   as they came: { message }
+//   raw          before anything is made of it: { text }, if `raw` is set
 
 export const SUBPROTOCOL = 'changefeed.v1';
 export const CLIENT_NAME = 'pg-changefeed-console/0.1.0';
@@ -249,6 +250,7 @@ export class Client {
     this.connects = 0;
     this.receivedAt = null;
     this.pingAt = null;
+    this.raw = false;
 
     this.socket = null;
     this.connectedAt = null;
@@ -486,6 +488,7 @@ export class Client {
     if (this.heartbeatMs !== null) {
       this.watch(this.heartbeatMs + HEARTBEAT_GRACE_MS, 'the heartbeat of the server is missing');
     }
+    if (this.raw) this.emit({ type: 'raw', text });
     let message;
     try {
       message = parse(text);

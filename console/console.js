@@ -5,11 +5,14 @@
 // attributes), never as HTML. Nothing is stored: with the page, all of it is gone.
 
 import { claimsOf, Client, isNumber, panesOf, show, signToken } from './client.js';
+import { Members } from './stats.js';
 
 const LOG_LIMIT = 500;
 const TABLE_LIMIT = 1000;
 const CHANGES_SHOWN = 50; // of one transaction in the log
 const VALUE_LENGTH = 80; // of one value in the log
+const RAW_LENGTH = 4000; // of one message in the log
+const MEMBERS_SHOWN = 200;
 const PENDING_LIMIT = 2000; // above it, a table is drawn anew instead of key by key
 const MARK_MS = 1000;
 const FADE_MS = 600;
@@ -334,6 +337,20 @@ class Log {
     this.list.addEventListener('scroll', () => { this.scrolled = this.list.scrollTop > 4; }, { passive: true });
     this.pauseButton.addEventListener('click', () => this.pause(!this.paused));
     pane.find('.clear').addEventListener('click', () => this.clear());
+    this.filterInput = pane.find('.filter');
+    this.filterInput.addEventListener('input', () => this.filter());
+    this.rawButton = pane.find('.raw');
+    this.rawButton.addEventListener('click', () => {
+      pane.client.raw = !pane.client.raw;
+      this.rawButton.setAttribute('aria-pressed', String(pane.client.raw));
+      this.clear();
+    });
+  }
+
+  /** Hides what does not have the text; what comes later is looked at as it is drawn. */
+  filter(items = this.list.children) {
+    const text = this.filterInput.value.trim().toLowerCase();
+    for (const item of items) item.hidden = !item.textContent.toLowerCase().includes(text);
   }
 
   add(entry) {
@@ -360,14 +377,24 @@ class Log {
     if (this.paused || length === 0) return;
     const items = this.waiting
       .reverse()
-      .map((entry) => (entry.type === 'transaction' ? this.transaction(entry) : this.event(entry)));
+      .map((entry) => this.item(entry));
     this.waiting = [];
+    this.filter(items);
     // Newest first. Who has scrolled down to read is not moved away from there; otherwise no
     // measuring, which would make the browser lay out the page at once.
     const { scrollTop, scrollHeight } = this.scrolled ? this.list : {};
     this.list.prepend(...items);
     if (this.scrolled) this.list.scrollTop = scrollTop + this.list.scrollHeight - scrollHeight;
     while (this.list.childElementCount > LOG_LIMIT) this.list.lastElementChild.remove();
+  }
+
+  item(entry) {
+    if (entry.type === 'transaction') return this.transaction(entry);
+    return entry.type === 'raw' ? this.raw(entry) : this.event(entry);
+  }
+
+  raw({ at, text }) {
+    return el('li', { className: 'raw-message' }, this.time(at), ' ', el('code', { textContent: shorten(text, RAW_LENGTH) }));
   }
 
   time(ms, title = '') {
@@ -458,6 +485,7 @@ class Pane {
     this.client = new Client({ url: socketUrl.href, token, onEvent: (event) => this.onEvent(event) });
     this.chosen = null; // the channel on show
     this.tables = new Map(); // of the chosen channel
+    this.members = new Map(); // channel -> Members
     this.chips = new Map();
     this.arrivals = []; // when frames arrived, of the last seconds
     this.scheduled = false;
@@ -609,7 +637,7 @@ class Pane {
     switch (event.type) {
       case 'transaction': {
         this.arrivals.push(performance.now());
-        this.log.add({ ...event, several: this.client.subscriptions.size > 1 });
+        if (!this.client.raw) this.log.add({ ...event, several: this.client.subscriptions.size > 1 });
         for (const change of event.changes) {
           if (!change.staged && change.channel === this.chosen) this.tables.get(change.entity)?.touch(change.keyText);
         }
@@ -618,7 +646,11 @@ class Pane {
       case 'rows':
         if (event.channel === this.chosen) for (const table of this.tables.values()) table.touchAll();
         break;
+      case 'raw':
+        this.log.add({ ...event, at: Date.now() });
+        break;
       case 'removed':
+        this.members.delete(event.channel);
         if (event.channel === this.chosen) this.choose(this.client.subscriptions.keys().next().value ?? null);
         break;
       case 'note':
@@ -628,6 +660,8 @@ class Pane {
         if (event.level === 'error' || NOTICED.includes(event.kind)) this.notify(event);
         if (event.kind === 'failed') this.find('.identity').open = true;
         if (event.kind === 'connected') this.dismissNotices();
+        // Who is there is known for as long as the connection lives.
+        if (event.kind === 'connected') this.members.clear();
         break;
       case 'message': {
         const { channel, event: name, payload, from } = event.message;
@@ -637,7 +671,9 @@ class Pane {
       }
       case 'presence': {
         const { channel, joined = {}, left = {} } = event.message;
-        const names = (who) => Object.keys(who).join(', ') || 'nobody';
+        if (!this.members.has(channel)) this.members.set(channel, new Members());
+        this.members.get(channel).apply(event.message);
+        const names = (who) => shorten(Object.keys(who).join(', ') || 'nobody', VALUE_LENGTH);
         this.tell(`${channel}: joined ${names(joined)}; left ${names(left)}`);
         break;
       }
@@ -648,7 +684,7 @@ class Pane {
 
   /** A line in the log. */
   tell(text) {
-    this.log.add({ type: 'note', at: Date.now(), level: 'info', text });
+    if (!this.client.raw) this.log.add({ type: 'note', at: Date.now(), level: 'info', text });
   }
 
   /** A box above the content. */
@@ -702,6 +738,7 @@ class Pane {
     setText(this.find('.use-token'), status === 'connected' ? 'Use this token' : 'Connect');
     setText(this.find('.who'), this.whoText());
     this.drawChips();
+    this.drawMembers();
     this.drawResult();
     this.log.draw();
     this.drawFigures();
@@ -747,6 +784,18 @@ class Pane {
       chip.firstElementChild.setAttribute('aria-pressed', String(channel === this.chosen));
       chip.firstElementChild.title = subscriptionWords[state];
     }
+  }
+
+  drawMembers() {
+    const members = this.members.get(this.chosen);
+    this.find('.present').hidden = !members;
+    if (!members) return;
+    setText(this.find('.present-count'), members.size.toLocaleString('en'));
+    const kinds = Object.entries(members.kinds).map(([kind, n]) => [kind, [n]]);
+    const shown = [...(members.count === null ? members.users : kinds)].slice(0, MEMBERS_SHOWN);
+    this.find('.members').replaceChildren(
+      ...shown.map(([user, states]) => el('li', {}, el('b', { textContent: user }), ` ${states.map(literal).join(', ')}`)),
+    );
   }
 
   drawResult() {

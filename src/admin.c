@@ -3,7 +3,7 @@
  * admin.c
  *		What operators ask over HTTP: /metrics and /healthz.
  *
- * /metrics is for programs on this machine, for addresses that are listed in
+ * /metrics and the console are for programs on this machine, for addresses listed in
  * changefeed.admin_addresses, and for tokens of roles that may read statistics
  * in the database, too.  The address of a request that came through a proxy is
  * the proxy's and says nothing.
@@ -115,9 +115,8 @@ AddressIsListed(const char *peer)
 	return false;
 }
 
-/* False: it was answered. */
-static bool
-MayAsk(Connection *connection, const HttpRequest *request)
+bool
+AdminAllows(Connection *connection, const HttpRequest *request, const char *what)
 {
 	IdentityInfo info;
 	JwtResult error = {0};
@@ -138,8 +137,8 @@ MayAsk(Connection *connection, const HttpRequest *request)
 			return true;
 	}
 	CountError(NULL, "42501");
-	HttpFail(connection, "42501", "permission denied for metrics",
-			 "They are served to the server's own machine, to changefeed.admin_addresses, and to "
+	HttpFail(connection, "42501", psprintf("permission denied for %s", what),
+			 "It is for the server's own machine, for changefeed.admin_addresses, and for "
 			 "tokens of roles that are members of pg_monitor.");
 	return false;
 }
@@ -161,7 +160,7 @@ AdminMetrics(Connection *connection, const HttpRequest *request)
 	Scrape *scrape;
 	MemoryContext old;
 
-	if (!MayAsk(connection, request))
+	if (!AdminAllows(connection, request, "metrics"))
 		return;
 	if (list_length(scrapes) >= MAX_SCRAPES)
 	{

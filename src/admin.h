@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * admin.h
- *		What operators ask over HTTP: /metrics and /healthz.
+ *		What operators ask over HTTP: /metrics and /healthz, and who may.
  *
  * Process: feed worker; AdminAddressIsValid: any.
  *
@@ -11,6 +11,12 @@
 #define CHANGEFEED_ADMIN_H
 
 #include "http.h"
+
+/*
+ * May the request see what concerns everybody?  False: it was answered.  `what`
+ * is for the message.
+ */
+extern bool AdminAllows(Connection *connection, const HttpRequest *request, const char *what);
 
 /* Handlers, for http.c; they answer in a later turn. */
 extern void AdminMetrics(Connection *connection, const HttpRequest *request);

@@ -21,6 +21,7 @@
 #include "postgres.h"
 
 #include "admin.h"
+#include "console.h"
 #include "feed.h"
 #include "feed_request.h"
 #include "gateways.h"
@@ -203,6 +204,7 @@ Turn(XLogRecPtr start_lsn, bool *serving)
 	Sooner(&wait, ProtocolAdvance());
 	Sooner(&wait, FeedRequestsAdvance());
 	Sooner(&wait, AdminAdvance());
+	Sooner(&wait, ConsoleAdvance());
 	if (subscribe_again || calls_again)
 		more = true;
 	CheckMemory();

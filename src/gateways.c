@@ -15,6 +15,7 @@
  */
 #include "postgres.h"
 
+#include "console.h"
 #include "gateways.h"
 #include "http.h"
 #include "listen.h"
@@ -53,8 +54,9 @@ static const struct
 	const char *file;
 	const char *type;
 } assets[] = {
-	{"/", "index.html", "text/html; charset=utf-8"},
 	{"/console.js", "console.js", "text/javascript; charset=utf-8"},
+	{"/operate.js", "operate.js", "text/javascript; charset=utf-8"},
+	{"/stats.js", "stats.js", "text/javascript; charset=utf-8"},
 	{"/client.js", "client.js", "text/javascript; charset=utf-8"},
 	{"/console.css", "console.css", "text/css; charset=utf-8"},
 	{"/icon.svg", "icon.svg", "image/svg+xml"},
@@ -132,36 +134,21 @@ SendConfig(Gateway *gateway)
 static void
 SendAssets(Gateway *gateway)
 {
-	char share[MAXPGPATH];
 	int i;
 
-	get_share_path(my_exec_path, share);
 	for (i = 0; i < (int) lengthof(assets); i++)
 	{
-		char *path = psprintf("%s/pg_changefeed/console/%s", share, assets[i].file);
-		FILE *file = AllocateFile(path, "r");
 		StringInfoData bytes;
-		char buffer[8192];
-		size_t n;
 		char *etag;
 
-		if (file == NULL)
-		{
-			ereport(LOG, (errcode_for_file_access(),
-						  errmsg("could not open file \"%s\" of the console: %m", path)));
+		if (!ConsoleRead(assets[i].file, &bytes))
 			continue;
-		}
-		initStringInfo(&bytes);
-		while ((n = fread(buffer, 1, sizeof(buffer), file)) > 0)
-			appendBinaryStringInfo(&bytes, buffer, (int) n);
-		FreeFile(file);
 		etag = psprintf("\"%016llx\"", (unsigned long long) hash_bytes_extended(
 										   (unsigned char *) bytes.data, bytes.len, 0));
 		LinkFrameBegin(gateway->link, LINK_ASSET);
 		LinkFramePutBytes(gateway->link, assets[i].path, strlen(assets[i].path));
 		LinkFramePutBytes(gateway->link, assets[i].type, strlen(assets[i].type));
 		LinkFramePutBytes(gateway->link, etag, strlen(etag));
-		LinkFramePutU8(gateway->link, 1);
 		LinkFramePutRaw(gateway->link, bytes.data, bytes.len);
 		LinkFrameEnd(gateway->link);
 		pfree(bytes.data);

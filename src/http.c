@@ -16,6 +16,7 @@
 #include "postgres.h"
 
 #include "admin.h"
+#include "console.h"
 #include "gateways.h"
 #include "http.h"
 #include "json_message.h"
@@ -28,16 +29,22 @@
 static void Publish(Connection *connection, const HttpRequest *request);
 static void Call(Connection *connection, const HttpRequest *request);
 
-/* A path that ends with "/" stands for all that begins so. */
+/* A path that ends with "/" stands for all that begins so; the first that fits counts. */
 static const struct
 {
 	const char *path;
 	uint8 methods;
 	HttpHandler handler;
 } paths[] = {
-	{"/v1/events", LINK_METHOD_GET, HttpEvents}, {"/v1/poll", LINK_METHOD_GET, HttpPoll},
-	{"/v1/publish", LINK_METHOD_POST, Publish},	 {"/v1/call/", LINK_METHOD_POST, Call},
-	{"/metrics", LINK_METHOD_GET, AdminMetrics}, {"/healthz", LINK_METHOD_GET, AdminHealth},
+	{"/v1/events", LINK_METHOD_GET, HttpEvents},
+	{"/v1/poll", LINK_METHOD_GET, HttpPoll},
+	{"/v1/publish", LINK_METHOD_POST, Publish},
+	{"/v1/call/", LINK_METHOD_POST, Call},
+	{"/metrics", LINK_METHOD_GET, AdminMetrics},
+	{"/healthz", LINK_METHOD_GET, AdminHealth},
+	{"/", LINK_METHOD_GET, ConsolePage},
+	{"/admin/explain", LINK_METHOD_POST, ConsoleExplain},
+	{"/admin/", LINK_METHOD_GET, ConsoleData},
 };
 
 void

@@ -143,8 +143,8 @@ typedef enum LinkType
 	LINK_LISTEN = 33,
 
 	/*
-	 * A static page, replacing an earlier one of that path.  bytes path, bytes
-	 * content type, bytes etag (with quotes), u8 loopback only, rest
+	 * A static file, replacing an earlier one of that path, for everybody.
+	 * bytes path, bytes content type, bytes etag (with quotes), rest
 	 */
 	LINK_ASSET = 34,
 
@@ -408,5 +408,22 @@ typedef enum LinkCause
 #define LINK_CLOSE_FLOOD		   4005
 #define LINK_CLOSE_ADDRESS		   4006
 #define LINK_CLOSE_USER_LIMIT	   4007
+
+/*
+ * Header lines of documents.  The console may connect to another server than
+ * its own, so any WebSocket is allowed, but code and data only come from here.
+ */
+#define LINK_PAGE_HEADERS           \
+	"Cache-Control: no-cache\r\n"   \
+	"X-Frame-Options: DENY\r\n"     \
+	"Content-Security-Policy: "     \
+	"default-src 'self'; "          \
+	"connect-src 'self' ws: wss:; " \
+	"img-src 'self' data:; "        \
+	"style-src 'self'; "            \
+	"object-src 'none'; "           \
+	"base-uri 'none'; "             \
+	"form-action 'none'; "          \
+	"frame-ancestors 'none'\r\n"
 
 #endif /* CHANGEFEED_LINK_FORMAT_H */

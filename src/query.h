@@ -85,6 +85,12 @@ typedef enum QueryKind
 	/* Remove the results of calls that are older than idempotency_age. */
 	QUERY_EXPIRE = 'X',
 
+	/*
+	 * changefeed.explain for the console: u32 role that asks, bytes its claims,
+	 * bytes channel, bytes claims that are asked about
+	 */
+	QUERY_EXPLAIN = 'W',
+
 	/* ---- results ---- */
 
 	/*
@@ -158,7 +164,7 @@ typedef enum QueryKind
 	 */
 	QUERY_VERDICT = 'R',
 
-	/* Of QUERY_CALL: bytes JSON, u64 xid with its epoch (0: it got none) */
+	/* Of QUERY_CALL, QUERY_EXPLAIN: bytes JSON, u64 xid with its epoch (0: it got none) */
 	QUERY_RESULT = 'A',
 
 	/*

@@ -124,6 +124,7 @@ extern void QueryTransactionEnd(void);
  */
 extern void QueryTransactionBeginWriting(Oid role, int64 time_limit);
 extern void QueryEnterCaller(Oid role, const char *claims);
+extern void QueryEnterOperator(Oid role, const char *claims);
 extern void QueryLeaveIdentity(void);
 extern void QueryTransactionCommit(void);
 
@@ -314,6 +315,10 @@ extern void SelectionQueryAppendOrder(StringInfo sql, const SourceQuery *source)
 
 extern void QueryRunCall(WireReader *body);
 extern void QueryRunExpire(void);
+
+/* ---- query_explain.c ---- */
+
+extern void QueryRunExplain(WireReader *body);
 
 /* ---- query_arguments.c ---- */
 

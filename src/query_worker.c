@@ -540,6 +540,9 @@ QueryInitBackend(MemoryContext context)
 {
 	static bool initialized = false;
 
+	/* A query worker has all of it, and the context of its job. */
+	if (segment != NULL)
+		return;
 	if (!initialized)
 	{
 		const char *value = GetConfigOptionResetString("search_path");
@@ -596,6 +599,14 @@ QueryEnterCaller(Oid role, const char *claims)
 	SetUserIdAndSecContext(role, identity_left_context | SECURITY_LOCAL_USERID_CHANGE);
 }
 
+/* As a session of the role, which can become what it is a member of. */
+void
+QueryEnterOperator(Oid role, const char *claims)
+{
+	QueryEnterIdentity(role, claims);
+	SetUserIdAndSecContext(role, identity_left_context);
+}
+
 /* ---- Jobs ---- */
 
 static void
@@ -626,6 +637,9 @@ RunJob(char *data, Size length)
 				break;
 			case QUERY_EXPIRE:
 				QueryRunExpire();
+				break;
+			case QUERY_EXPLAIN:
+				QueryRunExplain(&body);
 				break;
 			default:
 				ereport(ERROR,

@@ -470,7 +470,8 @@ DefineNetworkSettings(void)
 		NULL);
 
 	DefineCustomStringVariable(
-		"changefeed.admin_addresses", "Addresses that may read /metrics, besides this machine.",
+		"changefeed.admin_addresses",
+		"Addresses that may read /metrics and use the console, besides this machine.",
 		"A list separated by commas of IP addresses and networks, such as 10.0.0.0/8. It does not hold "
 		"for requests that came through a proxy: these need a token of a role that is a member of "
 		"pg_monitor.",

@@ -264,7 +264,7 @@ Rows(FunctionCallInfo fcinfo, FeedRequestKind kind)
 			nulls[i] = tag == STAT_NULL;
 			if (tag == STAT_NUMBER && type != TEXTOID)
 				values[i] = ReadNumber(type, WireGetU64(&r));
-			else if (tag == STAT_TEXT && type == TEXTOID)
+			else if ((tag == STAT_TEXT || tag == STAT_JSON) && type == TEXTOID)
 			{
 				WireBytes text = WireGetBytes(&r);
 

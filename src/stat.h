@@ -23,7 +23,8 @@ typedef enum StatTag
 {
 	STAT_NULL = 0,
 	STAT_NUMBER = 1, /* u64: whatever is passed by value */
-	STAT_TEXT = 2	 /* bytes */
+	STAT_TEXT = 2,	 /* bytes */
+	STAT_JSON = 3	 /* bytes: what the view casts from text */
 } StatTag;
 
 static inline void
@@ -39,18 +40,37 @@ StatPutNumber(StringInfo row, uint64 value)
 	WirePutU64(row, value);
 }
 
-/* A NULL text is null. */
 static inline void
-StatPutText(StringInfo row, const char *text)
+StatPutTagged(StringInfo row, StatTag tag, const char *text)
 {
 	if (text == NULL)
 	{
 		StatPutNull(row);
 		return;
 	}
-	WirePutU8(row, STAT_TEXT);
+	WirePutU8(row, (uint8) tag);
 	WirePutString(row, text);
 }
+
+/* A NULL text is null. */
+static inline void
+StatPutText(StringInfo row, const char *text)
+{
+	StatPutTagged(row, STAT_TEXT, text);
+}
+
+static inline void
+StatPutJson(StringInfo row, const char *text)
+{
+	StatPutTagged(row, STAT_JSON, text);
+}
+
+/* The arguments of a question for a list; without any it is the whole list. */
+typedef struct StatRange
+{
+	uint64 connection; /* only this one's, 0: all */
+	uint32 limit;	   /* so many of the newest connections, 0: all */
+} StatRange;
 
 /* stat.c: WAL that the slot keeps from being recycled; -1: there is no such slot */
 extern int64 StatWalHeld(const char *slot_name);

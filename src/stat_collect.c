@@ -21,6 +21,7 @@
 
 #include <unistd.h>
 
+#include "lib/binaryheap.h"
 #include "storage/fd.h"
 
 /* Rows of one portion: a fraction of a millisecond. */
@@ -36,6 +37,7 @@ typedef struct IdList
 	uint32 n;
 	uint32 next;
 	uint32 capacity;
+	binaryheap *newest; /* being collected, if not all are wanted */
 
 	/* The gateways were asked about the next `portion` of them. */
 	uint32 portion;
@@ -48,9 +50,27 @@ static IdList *collecting;
 static void
 CollectId(Connection *connection)
 {
+	binaryheap *newest = collecting->newest;
+
 	/* An HTTP request that is being answered is no client that stays. */
-	if (connection->transport != COUNTED_REQUEST && collecting->n < collecting->capacity)
+	if (connection->transport == COUNTED_REQUEST)
+		return;
+	if (newest == NULL && collecting->n < collecting->capacity)
 		collecting->ids[collecting->n++] = connection->id;
+	else if (newest != NULL && newest->bh_size < newest->bh_space)
+		binaryheap_add(newest, UInt64GetDatum(connection->id));
+	else if (newest != NULL && connection->id > DatumGetUInt64(binaryheap_first(newest)))
+		binaryheap_replace_first(newest, UInt64GetDatum(connection->id));
+}
+
+/* The oldest comes first. */
+static int
+CompareNewest(Datum a, Datum b, void *arg)
+{
+	uint64 x = DatumGetUInt64(a);
+	uint64 y = DatumGetUInt64(b);
+
+	return x < y ? 1 : x > y ? -1 : 0;
 }
 
 static int
@@ -72,17 +92,45 @@ static IdList *
 ConnectionIds(FeedAnswer *answer)
 {
 	IdList *list;
+	StatRange range = {0};
+	MemoryContext old;
 
 	if (answer->state != NULL)
 		return answer->state;
-	list = MemoryContextAllocZero(answer->context, sizeof(IdList));
+	if (answer->length == sizeof(range))
+		memcpy(&range, answer->arguments, sizeof(range));
+	old = MemoryContextSwitchTo(answer->context);
+	list = palloc0(sizeof(IdList));
+	answer->state = list;
+	if (range.connection != 0)
+	{
+		list->ids = palloc(sizeof(uint64));
+		list->ids[list->n++] = range.connection;
+		MemoryContextSwitchTo(old);
+		return list;
+	}
 	list->capacity = (uint32) ConnectionCount();
+	if (range.limit > 0)
+	{
+		list->capacity = Min(list->capacity, range.limit);
+		list->newest = binaryheap_allocate((int) Max(list->capacity, 1), CompareNewest, NULL);
+	}
 	list->ids = MemoryContextAllocHuge(answer->context, sizeof(uint64) * Max(list->capacity, 1));
 	collecting = list;
 	ConnectionForEach(CollectId);
 	collecting = NULL;
-	qsort(list->ids, list->n, sizeof(uint64), CompareIds);
-	answer->state = list;
+	if (list->newest == NULL)
+		qsort(list->ids, list->n, sizeof(uint64), CompareIds);
+	else
+	{
+		uint32 i;
+
+		/* The newest first, so that a reader can leave out the rest. */
+		list->n = (uint32) list->newest->bh_size;
+		for (i = list->n; i > 0; i--)
+			list->ids[i - 1] = DatumGetUInt64(binaryheap_remove_first(list->newest));
+	}
+	MemoryContextSwitchTo(old);
 	return list;
 }
 
@@ -184,7 +232,7 @@ PutSubscription(StringInfo row, const Subscription *s)
 
 	StatPutNumber(row, s->connection->id);
 	StatPutText(row, s->instance->channel->name);
-	StatPutText(row, pnstrdup(s->name->json, s->name->length));
+	StatPutJson(row, pnstrdup(s->name->json, s->name->length));
 	StatPutText(row, counter_states[s->state]);
 	StatPutNumber(row, (uint64) s->subscribed_at);
 	StatPutNumber(row, s->recovered);
@@ -256,7 +304,7 @@ PutChannel(StringInfo row, const Channel *channel)
 			appendStringInfo(&reasons, "%c\"%s\":" UINT64_FORMAT, reasons.len > 0 ? ',' : '{',
 							 counter_resync_reasons[i], c->resyncs[i]);
 	appendStringInfoString(&reasons, reasons.len > 0 ? "}" : "{}");
-	StatPutText(row, reasons.data);
+	StatPutJson(row, reasons.data);
 }
 
 RequestProgress
@@ -339,7 +387,7 @@ PutGateway(StringInfo row, const Gateway *gateway)
 		appendStringInfo(&codes, "%c\"%s\":" UINT64_FORMAT, i > 0 ? ',' : '{',
 						 stats->refusals[i].code, stats->refusals[i].n);
 	appendStringInfoString(&codes, stats->nrefusals > 0 ? "}" : "{}");
-	StatPutText(row, codes.data);
+	StatPutJson(row, codes.data);
 	StatPutNumber(row, stats->throttled);
 	if (!StatProcess(gateway->pid, &usage))
 	{

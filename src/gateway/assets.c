@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * assets.c
- *		Static pages: they come over the link with their ETag and are kept in
+ *		Static files: they come over the link with their ETag and are kept in
  *		memory.
  *
  * Process: gateway.  Memory: assets live until they are replaced.
@@ -17,7 +17,6 @@
 typedef struct Asset
 {
 	struct Asset *next;
-	bool loopback_only;
 	size_t path_length;
 	char *path;
 	char *content_type;
@@ -60,7 +59,6 @@ HttpSetAsset(WireReader *r)
 	WireBytes path = WireGetBytes(r);
 	WireBytes type = WireGetBytes(r);
 	WireBytes etag = WireGetBytes(r);
-	bool loopback_only = WireGetU8(r) != 0;
 	WireBytes body;
 	Asset *asset;
 
@@ -86,7 +84,6 @@ HttpSetAsset(WireReader *r)
 	asset->etag = CopyBytes(etag);
 	asset->body = CopyBytes(body);
 	asset->length = body.length;
-	asset->loopback_only = loopback_only;
 }
 
 /* Is one of the ETags of If-None-Match ours?  Weak comparison, as for GET. */
@@ -150,14 +147,5 @@ HttpIsAsset(const char *path, size_t length)
 int
 HttpServeAsset(struct lws *wsi, const char *path, size_t length, bool head)
 {
-	const Asset *asset = FindAsset(path, length);
-	Refusal refusal;
-
-	if (!asset->loopback_only || PeerIsThisMachine(wsi))
-		return SendAsset(wsi, asset, head);
-	memset(&refusal, 0, sizeof(refusal));
-	refusal.status = 403;
-	refusal.code = "forbidden_address";
-	refusal.message = "this page is only served to the server's own machine";
-	return HttpRefuse(wsi, &refusal, head);
+	return SendAsset(wsi, FindAsset(path, length), head);
 }

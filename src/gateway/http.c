@@ -118,18 +118,8 @@ HttpAppendReply(Buffer *out, const Reply *reply)
 							"Referrer-Policy: no-referrer\r\n"
 							"Cross-Origin-Resource-Policy: same-origin\r\n");
 
-	/*
-	 * The console may connect to another server than its own, so any WebSocket
-	 * is allowed, but code and data only come from here.
-	 */
 	if (reply->page)
-		BufferAppendString(out, "Cache-Control: no-cache\r\n"
-								"X-Frame-Options: DENY\r\n"
-								"Content-Security-Policy: default-src 'self'; "
-								"connect-src 'self' ws: wss:; img-src 'self' data:; "
-								"style-src 'self'; object-src 'none'; "
-								"base-uri 'none'; form-action 'none'; "
-								"frame-ancestors 'none'\r\n");
+		BufferAppendString(out, LINK_PAGE_HEADERS);
 	BufferAppendString(out, "\r\n");
 	if (!reply->head && reply->length > 0)
 		BufferAppend(out, reply->body, reply->length);

@@ -547,14 +547,13 @@ SendTransaction(uint64_t number, uint8_t flags, const uint32_t *conns, uint32_t 
 }
 
 void
-SendAsset(const char *path, const char *type, const char *etag, bool loopback_only,
+SendAsset(const char *path, const char *type, const char *etag,
 		  const char *body, size_t length)
 {
 	LinkFrameBegin(worker.link, LINK_ASSET);
 	LinkFramePutBytes(worker.link, path, strlen(path));
 	LinkFramePutBytes(worker.link, type, strlen(type));
 	LinkFramePutBytes(worker.link, etag, strlen(etag));
-	LinkFramePutU8(worker.link, loopback_only);
 	LinkFramePutRaw(worker.link, body, length);
 	LinkFrameEnd(worker.link);
 }

@@ -110,7 +110,7 @@ extern void TxFragment(const uint32_t *conns, uint32_t n, const char *json);
 extern void TxEnd(void);
 extern void SendTransaction(uint64_t number, uint8_t flags, const uint32_t *conns, uint32_t n,
 							const char *json);
-extern void SendAsset(const char *path, const char *type, const char *etag, bool loopback_only,
+extern void SendAsset(const char *path, const char *type, const char *etag,
 					  const char *body, size_t length);
 extern void SendPaths(const char *const *texts, const uint8_t *methods, uint32_t n);
 extern void SendResponse(uint32_t conn, uint16_t status, const char *type, const char *headers,

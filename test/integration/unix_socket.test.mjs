@@ -108,7 +108,7 @@ describe('Unix socket', () => {
   test('what is for this machine only is not served to whoever may come through a proxy', async () => {
     const refused = async (where, headers) => {
       const { status, body } = await get(where, headers);
-      assert.equal(`${status} ${JSON.parse(body).code}`, '403 forbidden_address', JSON.stringify(headers));
+      assert.equal(`${status} ${JSON.parse(body).code}`, '403 42501', JSON.stringify(headers));
     };
     await refused({ socketPath: path });
     for (const [name, value] of [
