@@ -72,7 +72,7 @@ function leave() {
 /** A person's letter and colour. */
 function paint(avatar, name) {
   let sum = 0;
-  for (const character of name) sum = (sum * 31 + character.codePointAt(0)) % 1009;
+  for (const character of name) sum = (sum * 7 + character.codePointAt(0)) % 1009;
   avatar.dataset.hue = String(sum % 6);
   avatar.textContent = [...name][0].toUpperCase();
   return avatar;
