@@ -75,7 +75,7 @@ export async function serve({ socketUrl, port = PORT }) {
         } else {
           tell(200, { name, token: await login(name), socketUrl });
         }
-      } else if (request.method === 'GET' && Object.hasOwn(FILES, pathname)) {
+      } else if (['GET', 'HEAD'].includes(request.method) && Object.hasOwn(FILES, pathname)) {
         const [path, type] = FILES[pathname];
         answer(200, type, await readFile(new URL(path, import.meta.url)));
       } else {

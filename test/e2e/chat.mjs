@@ -189,8 +189,10 @@ test('without a network: what was missed comes, what was written goes, each once
   await until(async () => (await granted(true)) === '1', 'the lock');
   await Promise.all([say(ada, 'Ada behind a kill'), say(dana, 'Dana behind a kill')]);
   await until(async () => Number(await granted(false)) > 0, 'a call that waits');
-  process.kill(Number(await query('SELECT gateway_pid FROM changefeed.stat_feed')), 'SIGKILL');
-  await Promise.all([ada, dana].map((page) => page.locator('#badge:not([data-state="live"])').waitFor()));
+  const gateway = () => query('SELECT coalesce(gateway_pid, 0) FROM changefeed.stat_feed');
+  const killed = await gateway();
+  process.kill(Number(killed), 'SIGKILL');
+  await until(async () => !['', '0', killed].includes(await gateway()), 'another gateway');
   blocker.stdin.end('COMMIT;\n');
   for (const page of [ada, dana]) {
     for (const text of ['Ada behind a kill', 'Dana behind a kill']) await saw(page, text);
