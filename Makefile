@@ -5,7 +5,7 @@
 #   make PG_CONFIG=/path/pg_config  build for another one
 #   make WERROR=1                   warnings are errors
 #
-# demo, test, soak and bench must work on a machine that has nothing yet. So nothing
+# demo, demo-chat, test, soak and bench must work on a machine that has nothing yet. So nothing
 # here asks pg_config unless a goal builds something, and those four install
 # what is missing before they start a build.
 
@@ -13,7 +13,7 @@ EXTENSION = pg_changefeed
 MODULE_big = pg_changefeed
 GATEWAY = pg_changefeed_gateway
 
-SCRIPT_GOALS = help demo test soak bench bench-quick format format-check lint
+SCRIPT_GOALS = help demo demo-chat test soak bench bench-quick format format-check lint
 BUILD_GOALS := $(filter-out $(SCRIPT_GOALS),$(or $(MAKECMDGOALS),all))
 
 .DEFAULT_GOAL := all
@@ -152,7 +152,8 @@ help:
 	@echo 'make install         install them for the PostgreSQL of PG_CONFIG'
 	@echo 'make uninstall       remove what install copied'
 	@echo 'make clean           remove what was built'
-	@echo 'make demo            start a private cluster with the demo applications'
+	@echo 'make demo            start a private cluster with the shop demo'
+	@echo 'make demo-chat       the same with the chat demo'
 	@echo 'make test            run every test'
 	@echo 'make soak SECONDS=n  run the convergence test for that long (3600); SEED=n repeats one'
 	@echo 'make bench           run the benchmarks'
@@ -164,12 +165,17 @@ help:
 	@echo 'Variables: PG_CONFIG=/path/to/pg_config  WERROR=1  ARGS="arguments of demo, test or bench"'
 
 # Goals that build come first if both kinds are given.
-demo test soak bench bench-quick: | $(BUILD_GOALS)
+demo demo-chat test soak bench bench-quick: | $(BUILD_GOALS)
 
 demo:
 	scripts/setup --for demo
 	scripts/cluster install
 	demo/run $(ARGS)
+
+demo-chat:
+	scripts/setup --for demo-chat
+	scripts/cluster install
+	demo/run chat $(ARGS)
 
 test:
 	scripts/setup --for test

@@ -16,8 +16,13 @@
 //   rows         a subscription's rows were replaced as a whole: { channel }
 //   removed      a subscription was taken out: { channel }
 //   note         something worth telling: { kind, level, text, code, hint, channel }
-//   message, presence   as they came: { message }
 //   raw          before anything is made of it: { text }, if `raw` is set
+//   message      as it came: { message }
+//   presence     who is in a channel was told; read subscription.members: { channel, message }
+//   settled      every transaction below client.settledTxid has arrived, if it arrives at all
+//
+// Requests that have one answer (call, track, untrack, publish, sync) return a promise of it; it is rejected
+// with a RequestError. A call with a key waits for a connection and outlives a lost one; the others do not.
 
 export const SUBPROTOCOL = 'changefeed.v1';
 export const CLIENT_NAME = 'pg-changefeed-console/0.1.0';
@@ -30,6 +35,8 @@ const CONNECT_TIMEOUT_MS = 15_000;
 const HEARTBEAT_GRACE_MS = 10_000;
 // "Behind" is a live transaction that came this much later than the quickest one did.
 const BEHIND_MS = 2_000;
+
+const MAX_CALLS = 100; // that the server lets a connection have unanswered
 
 const CLOSE_UNAUTHORIZED = 4003;
 const CLOSE_TOKEN_EXPIRED = 4004;
@@ -82,11 +89,20 @@ export class ProtocolError extends Error {
   }
 }
 
+/** The answer to a request was an error, or none will come. */
+export class RequestError extends Error {
+  constructor({ code = null, message = 'unknown error', detail = null, hint = null, ...more }) {
+    super(message);
+    Object.assign(this, more, { name: 'RequestError', code, detail, hint });
+  }
+}
+
 /** The rows of one subscription, by entity and key. Rows are never changed in place. */
 export class Cache {
-  // `loose` is for subscriptions that hold only some of the rows (a window, or no snapshot).
-  constructor(entities = {}, loose = false) {
-    this.loose = loose;
+  // `loose` is for subscriptions that hold only some of the rows: a window (see windowOf), or without a snapshot.
+  constructor(entities = {}, window = null) {
+    this.window = window;
+    this.loose = window !== null;
     this.entities = new Map();
     this.unnamed = new Map(); // rows of entities whose key is not known before `ready`
     for (const [name, entity] of Object.entries(entities)) this.define(name, entity);
@@ -94,9 +110,10 @@ export class Cache {
 
   define(name, { key, columns = [] }) {
     const known = this.entities.get(name);
-    const entity = { key: [...key], columns: [...columns], rows: known?.rows ?? new Map() };
+    const entity = { key: [...key], columns: [...columns], rows: known?.rows ?? new Map(), last: known?.last ?? null, sortable: known?.sortable ?? true };
     this.entities.set(name, entity);
     for (const row of this.unnamed.get(name) ?? []) this.put(entity, row);
+    if (this.unnamed.has(name)) this.closeWindow(entity);
     this.unnamed.delete(name);
     return entity;
   }
@@ -116,12 +133,40 @@ export class Cache {
       if (!entity.columns.includes(column)) entity.columns.push(column);
     }
     entity.rows.set(this.keyText(entity, row), row);
+    if (this.window && entity.sortable) entity.sortable = this.window.sortable(row, entity.key);
   }
 
   addSnapshot(name, rows) {
     const entity = this.entities.get(name);
     if (!entity) this.unnamed.set(name, [...(this.unnamed.get(name) ?? []), ...rows]);
-    else for (const row of rows) this.put(entity, row);
+    else {
+      for (const row of rows) this.put(entity, row);
+      this.closeWindow(entity);
+    }
+  }
+
+  worst(entity) {
+    return [...entity.rows].reduce((a, b) => (this.window.compare(a[1], b[1], entity.key) > 0 ? a : b));
+  }
+
+  /** A snapshot with as many rows as the window may have: where it ends, the client's knowledge ends. */
+  closeWindow(entity) {
+    if (this.window && entity.sortable && entity.rows.size === this.window.limit) entity.last = this.worst(entity)[1];
+  }
+
+  /**
+   * Keeps a window at its limit. The server tells later changes of all rows, also of those behind the window:
+   * such a row is not taken in, since the rows between are not known. So a window from which rows are removed
+   * has fewer until it is subscribed to again, but never wrong ones.
+   */
+  trim(entity, keyText) {
+    const { limit, compare } = this.window;
+    if (entity.last && compare(entity.rows.get(keyText), entity.last, entity.key) > 0) {
+      entity.rows.delete(keyText);
+    } else if (entity.rows.size > limit) {
+      entity.rows.delete(this.worst(entity)[0]);
+      [, entity.last] = this.worst(entity);
+    }
   }
 
   /** Throws if the operation cannot be applied. */
@@ -149,6 +194,7 @@ export class Cache {
     } else {
       this.put(entity, change.row);
     }
+    if (this.window && entity.sortable && entity.rows.has(keyText)) this.trim(entity, keyText);
     const after = entity.rows.get(keyText);
     if (!this.loose) {
       if (op === 'append' && before) misfit = `append of a row that is held: ${change.entity} ${show(key)}`;
@@ -160,14 +206,55 @@ export class Cache {
   }
 
   clear() {
-    for (const entity of this.entities.values()) entity.rows.clear();
+    for (const entity of this.entities.values()) {
+      entity.rows.clear();
+      entity.last = null;
+    }
   }
 }
 
-/** Whether a channel's name asks for a window of rows (`?limit=`). */
-function isWindow(channel) {
-  const query = channel.indexOf('?');
-  return query >= 0 && /(^|&)limit=/.test(channel.slice(query + 1));
+/**
+ * The window of rows that a channel's name asks for (`?order=…&limit=…`), or null. `compare` orders rows as
+ * the server does, as long as their values are numbers, booleans, or null: how a database sorts texts
+ * is not known here, and such a window is left as it comes.
+ */
+export function windowOf(channel) {
+  const start = channel.indexOf('?');
+  if (start < 0) return null;
+  const query = new URLSearchParams(channel.slice(start + 1));
+  if (!query.has('limit')) return null;
+  const order = (query.get('order') ?? '').split(',').filter(Boolean).map((term) => {
+    const [column, ...words] = term.split('.');
+    const descending = words.includes('desc');
+    return { column, descending, nullsFirst: words.includes('nullsfirst') || (descending && !words.includes('nullslast')) };
+  });
+  const terms = (key) => [...order, ...key.map((column) => ({ column, descending: false, nullsFirst: false }))];
+  return {
+    limit: Number(query.get('limit')),
+    sortable: (row, key) => terms(key).every(({ column }) => {
+      const value = row[column] ?? null;
+      return value === null || typeof value === 'boolean' || isNumber(value);
+    }),
+    compare: (a, b, key) => {
+      for (const { column, descending, nullsFirst } of terms(key)) {
+        const [left, right] = [a[column] ?? null, b[column] ?? null];
+        if (left === null || right === null) {
+          if (left !== right) return (left === null) === nullsFirst ? -1 : 1;
+        } else {
+          const sign = compareValues(left, right);
+          if (sign !== 0) return descending ? -sign : sign;
+        }
+      }
+      return 0;
+    },
+  };
+}
+
+function compareValues(a, b) {
+  const text = [show(a), show(b)];
+  // Beyond 2^53, doubles are alike that are not.
+  const [left, right] = text.every((each) => /^-?\d+$/.test(each)) ? text.map(BigInt) : text.map((each) => Number(JSON.parse(each)));
+  return left < right ? -1 : left > right ? 1 : 0;
 }
 
 // States: waiting, subscribing, loading, replaying, resync, live, revoked, error.
@@ -175,12 +262,17 @@ class Subscription {
   constructor(channel) {
     this.channel = channel;
     this.state = 'waiting';
-    this.cache = new Cache({}, isWindow(channel));
+    this.cache = new Cache({}, windowOf(channel));
     this.staged = null; // the next cache, until `ready`
     this.position = null; // where to resume; null: a snapshot is needed
     this.error = null;
     this.replayed = 0;
     this.misfits = 0;
+    this.paced = false; // its position moves by its own frames only
+    this.members = null; // user -> { states, kinds, holds }; null: not told
+    this.count = null; // of members, in a channel that tells numbers only
+    this.kinds = {};
+    this.tracked = null; // what is said of ourselves, again after each connect
     this.requestId = null; // of the `subscribe` that it waits for
     this.attempt = 0;
     this.retryTimer = null;
@@ -200,8 +292,14 @@ class Subscription {
   }
 
   stage(entities) {
-    this.staged = new Cache(entities, this.cache.loose);
+    this.staged = new Cache(entities, this.cache.window);
     this.position = null;
+  }
+
+  forgetPresence() {
+    this.members = null;
+    this.count = null;
+    this.kinds = {};
   }
 
   /** The entities as a plain object, to begin another cache with. */
@@ -257,6 +355,8 @@ export class Client {
     this.attempt = 0;
     this.nextId = 1;
     this.pending = new Map();
+    this.calls = []; // without an answer, in order
+    this.settledTxid = null;
     this.seq = null;
     this.parts = null;
     this.retryAfter = null;
@@ -281,6 +381,7 @@ export class Client {
     this.dropSocket(1000);
     this.status = 'idle';
     this.error = null;
+    this.dropCalls('disconnected before the call was answered');
     this.changed();
   }
 
@@ -321,6 +422,49 @@ export class Client {
     }
     this.emit({ type: 'removed', channel });
     this.changed();
+  }
+
+  /**
+   * Calls an SQL function; resolves with { result, txid }. With a `key` that is unique to this call it is kept until
+   * there is an answer, whatever becomes of connections, and is done once.
+   */
+  call(name, args = {}, { key = null, expect = null } = {}) {
+    return new Promise((resolve, reject) => {
+      const message = { type: 'call', function: name, args };
+      if (key !== null) message.key = key;
+      if (expect !== null) message.expect = expect;
+      if (this.status !== 'connected' && key === null) {
+        reject(new RequestError({ code: '08003', message: 'not connected' }));
+        return;
+      }
+      this.calls.push({ message, resolve, reject, sent: false });
+      this.sendCalls();
+    });
+  }
+
+  /**
+   * Says who is in a channel and in what state: { state, kind, exclusive, expires_in }. It is said again after each
+   * connect, unless it expires by itself.
+   */
+  track(channel, what = {}) {
+    const subscription = this.subscriptions.get(channel);
+    if (subscription && what.expires_in === undefined) subscription.tracked = what;
+    return this.ask({ type: 'track', channel, ...what });
+  }
+
+  untrack(channel) {
+    const subscription = this.subscriptions.get(channel);
+    if (subscription) subscription.tracked = null;
+    return this.ask({ type: 'untrack', channel });
+  }
+
+  publish(channel, event, payload = null, { echo = true } = {}) {
+    return this.ask({ type: 'publish', channel, event, payload, ...(!echo && { echo }) });
+  }
+
+  /** Resolves when everything that was committed before has arrived. */
+  sync() {
+    return this.ask({ type: 'sync' });
   }
 
   // ---- What it looks like ----
@@ -405,9 +549,11 @@ export class Client {
     this.retryAt = null;
     this.lag = null;
     this.parts = null;
+    const unanswered = [...this.pending.values()];
     this.pending.clear();
     for (const subscription of this.subscriptions.values()) {
       this.clock.clear(subscription.retryTimer);
+      subscription.forgetPresence();
       // Half a snapshot is worth nothing; the old rows stay on show.
       subscription.staged = null;
       if (!subscription.ended) subscription.state = 'waiting';
@@ -417,6 +563,19 @@ export class Client {
     } catch {
       // It was never open.
     }
+    for (const about of unanswered) about.reject?.(new RequestError({ code: '08006', message: 'the connection was lost' }));
+    // What had been sent without a key may have been done or not.
+    for (const call of this.calls) {
+      if (call.sent && call.message.key === undefined) {
+        call.reject(new RequestError({ code: '40003', message: 'the connection was lost; it is not known what the call has done' }));
+      }
+    }
+    this.calls = this.calls.filter((call) => !call.sent || call.message.key !== undefined);
+    for (const call of this.calls) call.sent = false;
+  }
+
+  dropCalls(message) {
+    for (const call of this.calls.splice(0)) call.reject(new RequestError({ code: '08003', message }));
   }
 
   closed(code, reason) {
@@ -454,6 +613,7 @@ export class Client {
     this.dropSocket(1000);
     this.status = 'failed';
     this.error = { code, message, hint };
+    this.dropCalls(message);
     this.note('failed', 'error', message, { code, hint });
     this.changed();
   }
@@ -473,6 +633,32 @@ export class Client {
     const { type, ...rest } = message;
     this.socket.send(JSON.stringify({ type, id, ...rest }));
     return id;
+  }
+
+  /** A request whose answer is what the promise becomes. */
+  ask(message) {
+    return new Promise((resolve, reject) => {
+      if (this.status !== 'connected') reject(new RequestError({ code: '08003', message: 'not connected' }));
+      else this.request(message, { kind: message.type, channel: message.channel, resolve, reject });
+    });
+  }
+
+  sendCalls() {
+    if (this.status !== 'connected') return;
+    let sent = this.calls.filter((call) => call.sent).length;
+    for (const call of this.calls) {
+      if (sent >= MAX_CALLS) return;
+      if (call.sent) continue;
+      call.sent = true;
+      sent += 1;
+      const answered = (run) => (answer) => {
+        this.calls = this.calls.filter((other) => other !== call);
+        run(answer);
+        this.sendCalls();
+      };
+      // `fail`, not `reject`: with a key it outlives the connection.
+      this.request(call.message, { kind: 'call', resolve: answered(call.resolve), fail: answered(call.reject) });
+    }
   }
 
   /** The subscription that a message is about. Null if it is of one that we have left. */
@@ -520,6 +706,9 @@ export class Client {
     subscription.state = 'subscribing';
     subscription.replayed = 0;
     subscription.requestId = this.request(message, { kind: 'subscribe', channel: subscription.channel });
+    if (subscription.tracked !== null) {
+      this.track(subscription.channel, subscription.tracked).catch(() => {}); // onError tells it
+    }
   }
 
   restart(subscription) {
@@ -543,6 +732,7 @@ export class Client {
     for (const subscription of this.subscriptions.values()) {
       if (!subscription.ended) this.sendSubscribe(subscription);
     }
+    this.sendCalls();
     this.changed();
   }
 
@@ -553,6 +743,7 @@ export class Client {
     const resuming = subscription.position !== null;
     subscription.error = null;
     subscription.attempt = 0;
+    subscription.paced = message.min_interval_ms !== undefined;
     if (message.recovered) {
       subscription.state = 'replaying';
       for (const [name, entity] of Object.entries(message.entities ?? {})) subscription.cache.define(name, entity);
@@ -655,7 +846,7 @@ export class Client {
         if (!subscription.staged) subscription.position = message.position;
       }
     } else {
-      this.movePosition(message.position);
+      this.movePosition(message.position, message.channel);
     }
     const phase = behindReady.size > 0 ? 'replay' : 'live';
     const committed = Date.parse(message.committed_at);
@@ -687,13 +878,36 @@ export class Client {
     });
   }
 
-  /** A position of the connection counts for every channel that is ready. */
-  movePosition(position) {
+  /**
+   * A position of the connection counts for every channel that is ready; that of a paced channel's frame or message
+   * for this channel only, and those of other channels' not for a paced one.
+   */
+  movePosition(position, channel = null) {
+    if (!position || this.parts) return;
+    const own = this.subscriptions.get(channel);
+    if (own?.paced) {
+      own.position = position;
+      return;
+    }
+    this.position = position;
+    for (const subscription of this.subscriptions.values()) {
+      if (subscription.ready && !subscription.paced) subscription.position = position;
+    }
+  }
+
+  /** Everything that was put off has been delivered: the position counts for paced channels, too. */
+  moveAll(position) {
     if (!position || this.parts) return;
     this.position = position;
     for (const subscription of this.subscriptions.values()) {
       if (subscription.ready) subscription.position = position;
     }
+  }
+
+  settle(txid) {
+    if (txid === undefined || this.parts) return;
+    this.settledTxid = BigInt(txid);
+    this.emit({ type: 'settled' });
   }
 
   onResync(message) {
@@ -715,6 +929,8 @@ export class Client {
     subscription.staged = null;
     subscription.position = null;
     subscription.cache.clear();
+    subscription.forgetPresence();
+    subscription.tracked = null;
     const { code = null, hint = null } = message;
     subscription.error = { code, hint, message: message.message ?? `access revoked: ${words(message.reason)}` };
     this.note('revoked', 'error', `${message.channel}: ${subscription.error.message}`, {
@@ -737,6 +953,11 @@ export class Client {
       } else {
         this.fail({ code, message: text, hint });
       }
+      return;
+    }
+    const answer = about.fail ?? about.reject;
+    if (answer) {
+      answer(new RequestError(message));
       return;
     }
     const subscription = about.kind === 'subscribe' ? this.subscriptions.get(about.channel) : undefined;
@@ -764,6 +985,7 @@ export class Client {
   onOk(message) {
     const about = this.pending.get(message.id);
     this.pending.delete(message.id);
+    about?.resolve?.(message);
     if (about?.kind !== 'token') return;
     if (message.expires_at !== undefined) this.expiresAt = message.expires_at;
     this.note('token', 'info', 'the server took the new token');
@@ -773,12 +995,63 @@ export class Client {
   onPing(message) {
     this.pingAt = this.receivedAt;
     this.socket.send('{"type":"pong"}');
-    this.movePosition(message.position);
+    this.moveAll(message.position);
+    this.settle(message.settled_txid);
     // Everything that was committed is here: what came late has been made good.
     if (this.behind) {
       this.lag = null;
       this.changed();
     }
+  }
+
+  onSynced(message) {
+    this.moveAll(message.position);
+    this.settle(message.settled_txid);
+    this.answered(message);
+  }
+
+  answered(message) {
+    const about = this.pending.get(message.id);
+    this.pending.delete(message.id);
+    about?.resolve?.(message);
+  }
+
+  onColumns(message) {
+    const subscription = this.fed(message.channel);
+    if (!subscription) return;
+    const cache = subscription.staged ?? subscription.cache;
+    for (const [name, entity] of Object.entries(message.entities ?? {})) cache.define(name, entity);
+    this.changed();
+  }
+
+  onMessage(message) {
+    const subscription = this.fed(message.channel);
+    if (!subscription) return;
+    if (message.position !== undefined) {
+      if (subscription.ready) this.movePosition(message.position, message.channel);
+      else if (!subscription.staged) subscription.position = message.position;
+    }
+    this.emit({ type: 'message', message });
+  }
+
+  onPresence(message) {
+    if (message.id !== undefined) {
+      this.answered(message);
+      return;
+    }
+    const subscription = this.fed(message.channel);
+    if (!subscription) return;
+    if (message.count !== undefined) {
+      subscription.count = message.count;
+      subscription.kinds = message.kinds ?? {};
+    } else {
+      if (message.full || subscription.members === null) subscription.members = new Map();
+      for (const user of Object.keys(message.left ?? {})) subscription.members.delete(user);
+      for (const [user, states] of Object.entries(message.joined ?? {})) {
+        subscription.members.set(user, { states, kinds: [], holds: [], ...message.meta?.[user] });
+      }
+    }
+    this.emit({ type: 'presence', channel: message.channel, message });
   }
 
   onClosing(message) {
@@ -811,12 +1084,11 @@ const handlers = {
   ok: Client.prototype.onOk,
   ping: Client.prototype.onPing,
   closing: Client.prototype.onClosing,
-  message(message) {
-    this.emit({ type: 'message', message });
-  },
-  presence(message) {
-    this.emit({ type: 'presence', message });
-  },
+  columns: Client.prototype.onColumns,
+  message: Client.prototype.onMessage,
+  presence: Client.prototype.onPresence,
+  result: Client.prototype.answered,
+  synced: Client.prototype.onSynced,
 };
 
 /** Errors that pass: serialization, resources, operator intervention, system. */

@@ -6,7 +6,7 @@ import assert from 'node:assert/strict';
 import { createHmac, webcrypto } from 'node:crypto';
 import { beforeEach, test } from 'node:test';
 
-import { Cache, claimsOf, Client, fragmentOf, panesOf, parse, show, signToken } from '../../console/client.js';
+import { Cache, claimsOf, Client, fragmentOf, panesOf, parse, RequestError, show, signToken, windowOf } from '../../console/client.js';
 
 globalThis.crypto ??= webcrypto; // Node 18
 
@@ -320,7 +320,7 @@ test('a window may get removes of rows that it does not hold', () => {
       { ...replace(6, 'new'), ...change },
     ]),
   );
-  assert.deepEqual(rowsOf(it, channel).map(({ id }) => id), [5, 6]);
+  assert.deepEqual(rowsOf(it, channel).map(({ id }) => id), [6]);
   assert.equal(it.state, 'live');
 });
 
@@ -673,4 +673,221 @@ test('panes in the address', () => {
   assert.throws(() => panesOf(fragmentOf({ a: 1 })), /not a list/);
   assert.throws(() => panesOf(fragmentOf([null])), /not a list/);
   assert.deepEqual(panesOf(fragmentOf([{ title: 7, channels: ['a', 1] }])), [{ title: '', token: '', channels: ['a'] }]);
+});
+
+// ---------------------------------------------------------------------------
+// Windows
+// ---------------------------------------------------------------------------
+
+test('a window stays at its limit, and takes in nothing from behind it', () => {
+  const channel = 'orders:1?order=id.desc&limit=3';
+  const it = live([{ id: 7 }, { id: 5 }, { id: 4 }], { channel });
+  const change = { channel, entity: 'orders' };
+  const ids = () => rowsOf(it, channel).map(({ id }) => id).sort((a, b) => b - a);
+  socket().receive(transaction(1, [{ ...replace(9, 'new'), ...change }, { ...replace(3, 'changed'), ...change }]));
+  assert.deepEqual(ids(), [9, 7, 5]);
+  // 4 is known no longer, so nothing may come behind 5, though there is room for it.
+  socket().receive(transaction(2, [{ ...remove(9), ...change }, { ...replace(4, 'changed'), ...change }]));
+  assert.deepEqual(ids(), [7, 5]);
+  socket().receive(transaction(3, [{ ...replace(6, 'new'), ...change }]));
+  assert.deepEqual(ids(), [7, 6, 5]);
+});
+
+test('a window that the table does not fill takes in everything until it is full', () => {
+  const channel = 'orders:1?order=id.desc&limit=3';
+  const it = live([{ id: 7 }], { channel });
+  const change = { channel, entity: 'orders' };
+  const ids = () => rowsOf(it, channel).map(({ id }) => id).sort((a, b) => b - a);
+  socket().receive(transaction(1, [{ ...replace(3, 'new'), ...change }, { ...replace(5, 'new'), ...change }]));
+  assert.deepEqual(ids(), [7, 5, 3]);
+  socket().receive(transaction(2, [{ ...replace(1, 'new'), ...change }, { ...replace(4, 'new'), ...change }]));
+  assert.deepEqual(ids(), [7, 5, 4]);
+});
+
+test('a row that comes before the rows of a window are complete is no part of the snapshot', () => {
+  const channel = 'orders:1?order=id.desc&limit=2';
+  const it = client();
+  it.subscribe(channel);
+  connected(it);
+  subscribed(channel);
+  const change = { channel, entity: 'orders' };
+  socket().receive(
+    { type: 'snapshot', channel, entity: 'orders', rows: [{ id: 9 }, { id: 8 }] },
+    transaction(1, [{ ...remove(9), ...change }, { ...replace(2, 'changed'), ...change }], { channel }),
+    { type: 'ready', channel, position: 'p1' },
+  );
+  assert.deepEqual(rowsOf(it, channel).map(({ id }) => id), [8]);
+});
+
+test('the order of a window', () => {
+  const { compare } = windowOf('x?order=a.desc.nullslast,b&limit=5');
+  const sorted = (rows) => rows.sort((x, y) => compare(x, y, ['id']));
+  assert.deepEqual(sorted([{ a: null, id: 1 }, { a: 1, b: true, id: 2 }, { a: 1, b: false, id: 3 }, { a: 10, id: 4 }, { a: null, id: 0 }]).map(({ id }) => id), [4, 3, 2, 0, 1]);
+  const first = windowOf('x?limit=5&order=a.desc').compare;
+  assert.ok(first({ a: null }, { a: 3 }, ['id']) < 0, 'nulls come first in descending order');
+  assert.ok(windowOf('x?order=a&limit=5').compare({ a: null }, { a: 3 }, ['id']) > 0);
+  if (JSON.rawJSON) {
+    assert.ok(first({ a: JSON.rawJSON('9007199254740993') }, { a: 9007199254740992 }, ['id']) < 0);
+  }
+  assert.equal(windowOf('x?order=a'), null);
+});
+
+test('a window in the order of texts is left as it comes', () => {
+  const channel = 'orders:1?order=status&limit=1';
+  const it = live([{ id: 5, status: 'a' }], { channel });
+  socket().receive(transaction(1, [{ ...replace(6, 'b'), channel, entity: 'orders' }]));
+  assert.equal(rowsOf(it, channel).length, 2);
+});
+
+// ---------------------------------------------------------------------------
+// Requests
+// ---------------------------------------------------------------------------
+
+const calls = () => socket().sent.filter(({ type }) => type === 'call');
+const outcome = async (promise) => promise.then((value) => value, (error) => error);
+
+test('a call resolves with its result, or is rejected with the error', async () => {
+  const it = live();
+  const good = it.call('add', { n: 1 });
+  const bad = it.call('add', { n: 2 }, { key: 'k', expect: [{ entity: 'orders', key: { id: 1 }, version: '7' }] });
+  const [one, two] = calls();
+  assert.deepEqual(one, { type: 'call', id: one.id, function: 'add', args: { n: 1 } });
+  assert.deepEqual([two.key, two.expect[0].version], ['k', '7']);
+  socket().receive(
+    { type: 'error', id: two.id, code: 'P0400', message: 'no', detail: 'why', hint: 'how', conflict: { version: '8' } },
+    { type: 'result', id: one.id, result: { id: 4 }, txid: '900' },
+  );
+  assert.deepEqual((({ result, txid }) => ({ result, txid }))(await good), { result: { id: 4 }, txid: '900' });
+  const error = await outcome(bad);
+  assert.ok(error instanceof RequestError);
+  assert.deepEqual([error.code, error.message, error.detail, error.hint, error.conflict], ['P0400', 'no', 'why', 'how', { version: '8' }]);
+  assert.equal(it.calls.length, 0);
+  assert.equal(notes('error').length, 0, 'who called is told, nobody else');
+});
+
+test('a call with a key outlives the connection and goes again, in order; one without does not', async () => {
+  const it = live();
+  const first = it.call('add', { n: 1 }, { key: 'a' });
+  const lost = outcome(it.call('add', { n: 2 }));
+  socket().drop();
+  assert.equal((await lost).code, '40003');
+  assert.equal((await outcome(it.call('add', { n: 3 }))).code, '08003');
+  const second = it.call('add', { n: 4 }, { key: 'b' });
+  clock.advance(60_000);
+  connected(it);
+  assert.deepEqual(calls().map(({ key, args }) => [key, args.n]), [['a', 1], ['b', 4]]);
+  for (const { id, args } of calls()) socket().receive({ type: 'result', id, result: args.n, txid: '1' });
+  assert.deepEqual([(await first).result, (await second).result], [1, 4]);
+});
+
+test('no more calls are on their way than the server takes; disconnecting ends those that wait', async () => {
+  const it = live();
+  const all = Array.from({ length: 102 }, (_, n) => outcome(it.call('add', { n }, { key: String(n) })));
+  assert.equal(calls().length, 100);
+  socket().receive({ type: 'result', id: calls()[0].id, result: null, txid: null });
+  assert.equal(calls().length, 101);
+  it.disconnect();
+  assert.ok((await all[101]) instanceof RequestError);
+  assert.equal(it.calls.length, 0);
+});
+
+test('publish, and sync with what is settled', async () => {
+  const it = live();
+  const published = it.publish('orders:1', 'hello', { a: 1 }, { echo: false });
+  assert.deepEqual(socket().last('publish'), { type: 'publish', id: socket().last('publish').id, channel: 'orders:1', event: 'hello', payload: { a: 1 }, echo: false });
+  socket().receive({ type: 'ok', id: socket().last('publish').id });
+  await published;
+  const synced = it.sync();
+  socket().receive({ type: 'synced', id: socket().last('sync').id, position: 'p7', settled_txid: '812' });
+  await synced;
+  assert.equal(it.settledTxid, 812n);
+  assert.equal(it.subscriptions.get('orders:1').position, 'p7');
+  assert.equal(events.filter(({ type }) => type === 'settled').length, 1);
+  const lost = outcome(it.sync());
+  socket().drop();
+  assert.equal((await lost).code, '08006');
+});
+
+// ---------------------------------------------------------------------------
+// Presence, messages, paced channels
+// ---------------------------------------------------------------------------
+
+test('members: a list, then what changes, void without a connection', () => {
+  const it = live();
+  const channel = 'orders:1';
+  const subscription = it.subscriptions.get(channel);
+  const seen = () => subscription.members && Object.fromEntries([...subscription.members].map(([user, { states, kinds }]) => [user, [states, kinds]]));
+  assert.equal(seen(), null);
+  socket().receive({ type: 'presence', channel, full: true, more: true, joined: { ada: [{ a: 1 }] }, meta: { ada: { kinds: ['editor'], holds: [] } }, left: {} });
+  socket().receive({ type: 'presence', channel, joined: { bob: [{}] }, left: {} });
+  assert.deepEqual(seen(), { ada: [[{ a: 1 }], ['editor']], bob: [[{}], []] });
+  socket().receive({ type: 'presence', channel, joined: { ada: [{ a: 2 }, {}] }, left: { bob: [{}] } });
+  assert.deepEqual(seen(), { ada: [[{ a: 2 }, {}], []] });
+  socket().receive({ type: 'presence', channel, full: true, joined: { eve: [{}] }, left: {} });
+  assert.deepEqual(Object.keys(seen()), ['eve']);
+  assert.equal(events.filter(({ type }) => type === 'presence').length, 4);
+  socket().receive({ type: 'presence', channel, count: 12, kinds: { editor: 3 } });
+  assert.deepEqual([subscription.count, subscription.kinds], [12, { editor: 3 }]);
+  socket().drop();
+  assert.deepEqual([subscription.members, subscription.count], [null, null]);
+});
+
+test('what is tracked is said again behind the next subscribe, unless it expires or was taken back', async () => {
+  const it = live();
+  const last = () => socket().last('track');
+  const tracked = it.track('orders:1', { state: { a: 1 }, kind: 'editor' });
+  socket().receive({ type: 'ok', id: last().id });
+  await tracked;
+  outcome(it.track('orders:1', { state: { typing: true }, expires_in: 3 }));
+  assert.equal(last().expires_in, 3);
+  socket().drop();
+  clock.advance(60_000);
+  connected(it);
+  const types = socket().sent.map(({ type }) => type);
+  assert.deepEqual(types, ['connect', 'subscribe', 'track']);
+  assert.deepEqual(last(), { type: 'track', id: last().id, channel: 'orders:1', state: { a: 1 }, kind: 'editor' });
+  outcome(it.untrack('orders:1'));
+  socket().drop();
+  clock.advance(60_000);
+  connected(it);
+  assert.equal(last(), undefined);
+});
+
+test('a message has a position that counts, but not for a channel behind it', () => {
+  const it = live();
+  const { position } = it.subscriptions.get('orders:1');
+  assert.equal(position, 'p0');
+  socket().receive({ type: 'message', channel: 'orders:1', event: 'hello', payload: 1, from: '42' });
+  assert.equal(it.subscriptions.get('orders:1').position, 'p0', 'published by a client');
+  it.subscribe('orders:2');
+  subscribed('orders:2', { recovered: true });
+  socket().receive({ type: 'message', channel: 'orders:2', event: 'bell', payload: 1, txid: '5', position: 'p3.1' });
+  assert.deepEqual(['orders:1', 'orders:2'].map((name) => it.subscriptions.get(name).position), ['p0', 'p3.1']);
+  socket().receive({ type: 'ready', channel: 'orders:2', position: 'p4' });
+  socket().receive({ type: 'message', channel: 'orders:1', event: 'bell', payload: 1, txid: '6', position: 'p5.1' });
+  assert.deepEqual(['orders:1', 'orders:2'].map((name) => it.subscriptions.get(name).position), ['p5.1', 'p5.1']);
+  assert.equal(events.filter(({ type }) => type === 'message').length, 3);
+});
+
+test('a paced channel has positions of its own', () => {
+  const it = live();
+  it.subscribe('orders:2');
+  subscribed('orders:2', { min_interval_ms: 1000 });
+  socket().receive({ type: 'snapshot', channel: 'orders:2', entity: 'orders', rows: [] }, { type: 'ready', channel: 'orders:2', position: 'q0' });
+  const positions = () => ['orders:1', 'orders:2'].map((name) => it.subscriptions.get(name).position);
+  socket().receive(transaction(1, [append(8)]));
+  assert.deepEqual(positions(), ['p1', 'q0'], 'frames of other channels do not count for it');
+  socket().receive(transaction(2, [{ ...append(9), channel: 'orders:2' }], { channel: 'orders:2', position: 'q1' }));
+  assert.deepEqual(positions(), ['p1', 'q1'], 'nor its own for others');
+  socket().receive({ type: 'ping', position: 'p9' });
+  assert.deepEqual(positions(), ['p9', 'p9'], 'a ping says that nothing is put off');
+});
+
+test('columns that are added are known without a new snapshot', () => {
+  const it = live();
+  socket().receive({ type: 'columns', channel: 'orders:1', entities: { orders: { key: ['id'], columns: ['id', 'status', 'note'] } } });
+  assert.deepEqual(it.subscriptions.get('orders:1').cache.entities.get('orders').columns, ['id', 'status', 'note']);
+  assert.equal(rowsOf(it).length, 1);
+  socket().receive(transaction(1, [merge(1, { note: 'x' })]));
+  assert.deepEqual(rowsOf(it), [{ id: 1, status: 'new', note: 'x' }]);
 });
