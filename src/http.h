@@ -65,6 +65,7 @@ typedef struct Http
 	bool anonymous;	  /* no token came */
 	bool no_snapshot; /* "snapshot":false */
 	int announced;	  /* channels that the client was told of */
+	uint64 moved;	  /* the run that has moved a paced channel */
 	int nchannels;
 	char **channels; /* as the client wrote them */
 } Http;
