@@ -355,7 +355,7 @@ LinkLagBucket(uint64_t us)
 
 #define LINK_REQUEST_HEAD	  1 /* HEAD: answer as to GET, the body is left out */
 #define LINK_REQUEST_LOOPBACK 2 /* it came from this machine */
-#define LINK_REQUEST_PROXIED  4 /* it says that it came through a proxy */
+#define LINK_REQUEST_PROXIED  4 /* it came through a proxy, or for a page of another origin */
 
 typedef enum LinkStreamKind
 {

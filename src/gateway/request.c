@@ -432,11 +432,14 @@ PutArguments(Buffer *payload, struct lws *wsi)
 }
 
 static void
-Describe(Exchange *http, struct lws *wsi, uint8_t method, const char *path, size_t length)
+Describe(Exchange *http, struct lws *wsi, uint8_t method, const char *path, size_t length,
+		 HttpOrigin origin)
 {
 	Buffer *payload = &http->payload;
 	char peer[64];
-	bool loopback = PeerIsThisMachine(wsi);
+	/* A browser's address says nothing of the page that it shows. */
+	bool forwarded = origin == ORIGIN_LISTED || origin == ORIGIN_ANY || PeerWasForwarded(wsi);
+	bool loopback = !forwarded && PeerIsThisMachine(wsi);
 	size_t token_length;
 	bool is_cookie;
 	char *token;
@@ -444,7 +447,7 @@ Describe(Exchange *http, struct lws *wsi, uint8_t method, const char *path, size
 	PutU8(payload, method);
 	PutU8(payload,
 		  (uint8_t) ((http->head ? LINK_REQUEST_HEAD : 0) | (loopback ? LINK_REQUEST_LOOPBACK : 0) |
-					 (PeerWasForwarded(wsi) ? LINK_REQUEST_PROXIED : 0)));
+					 (forwarded ? LINK_REQUEST_PROXIED : 0)));
 	PutBytes(payload, path, length);
 	VisitorText(wsi, peer, sizeof(peer));
 	PutBytes(payload, peer, strlen(peer));
@@ -640,7 +643,7 @@ Serve(struct lws *wsi, const Path *path, const char *text, size_t length, HttpOr
 	memset(cors, 0, sizeof(*cors));
 	conn->http = http;
 	lws_set_opaque_user_data(wsi, conn);
-	Describe(http, wsi, method, text, length);
+	Describe(http, wsi, method, text, length, origin);
 
 	/* lws' tables of headers are few and large, and `text` is in one. */
 	lws_http_headers_detach(wsi);

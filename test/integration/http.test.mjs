@@ -488,6 +488,9 @@ describe('http', () => {
       const any = await get(path, { Origin: 'https://elsewhere.example' });
       assert.equal(any.headers.get('access-control-allow-origin'), '*');
       assert.equal(any.headers.get('access-control-allow-credentials'), null);
+      // What an address alone may read is not for pages that its browser shows.
+      assert.equal((await get('/metrics')).status, 200);
+      for (const page of ['https://app.example.com', 'https://elsewhere.example']) assert.equal((await get('/metrics', { Origin: page })).status, 403, page);
       const preflight = await fetch(new URL('/v1/publish', HTTP_URL), {
         method: 'OPTIONS', headers: { Origin: 'https://app.example.com', 'Access-Control-Request-Method': 'POST', 'Access-Control-Request-Headers': 'authorization' },
       });
@@ -578,6 +581,26 @@ describe('http', () => {
         }
         await again.cut();
       }
+
+      // Others have made it wait before this one got any of its frames.
+      const late = await Events.open(channels, { token });
+      for (const channel of channels) await late.subscription(channel).ready();
+      let state = null;
+      late.onEvent = () => {
+        const { type, channel } = JSON.parse(late.events.at(-1).data);
+        if (type === 'transaction' && channel === undefined) state ??= late.state();
+      };
+      await db.exec('UPDATE http.paced SET v = 3');
+      await db.exec('UPDATE http.paced SET v = 4');
+      await db.exec('UPDATE http.plain SET v = 2');
+      await until(() => state !== null, 'the frame of the other channel');
+      await late.cut();
+      const again = await Events.open(channels, { token, ...state });
+      for (const channel of channels) {
+        await again.subscription(channel).ready();
+        assertSame(again.subscription(channel).rows(), await selects[channel](), `${channel} from ${state.position}`);
+      }
+      await again.cut();
     });
 
     test('is given once by polls, and nothing while it is put off', async () => {
