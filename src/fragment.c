@@ -553,13 +553,10 @@ FragmentsSend(Delivery *d, uint8 flags)
 
 	if (!MessagesPrepare(d) && d->removes == NIL && d->others == NIL)
 		return;
+
+	/* The subscription itself may have ended just now. */
 	if (d->only != NULL || d->paced != NIL)
-	{
-		/* The subscription itself may have ended just now. */
 		name = NameOfReceivers(d);
-		if (name == NULL)
-			return;
-	}
 
 	LogPosition(transaction->number, position);
 	position[POSITION_COMMON] = '\0';
