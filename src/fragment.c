@@ -482,10 +482,66 @@ TellPosition(Delivery *d, const char *common)
 	HttpMoves(d->only, LINK_PART_OWN, position, false);
 }
 
+/* Those of the gateway that get the step over HTTP are behind it then. */
+static void
+TellPaced(Delivery *d, List *fragments, Gateway *gateway, const char *common)
+{
+	char position[POSITION_LENGTH + 1];
+	ListCell *lc;
+	int i;
+
+	memcpy(position, common, POSITION_COMMON);
+	position[POSITION_LENGTH] = '\0';
+	foreach(lc, fragments)
+	{
+		Fragment *f = lfirst(lc);
+
+		for (i = 0; i < f->count[gateway->index]; i++)
+		{
+			Connection *connection = ConnectionFind(gateway, f->numbers[gateway->index][i]);
+			dlist_iter iter;
+
+			if (connection == NULL || connection->http == NULL || connection->http->moved == d->run)
+				continue;
+			connection->http->moved = d->run;
+			memcpy(position + POSITION_COMMON, connection->identity->tag, POSITION_TAG);
+			dlist_foreach(iter, &connection->subscriptions)
+			{
+				Subscription *s = dlist_container(Subscription, connection_node, iter.cur);
+
+				if (s->name == f->name)
+					HttpMoves(s, LINK_PART_PACED, position, false);
+			}
+		}
+	}
+}
+
+/* The name that all receivers have; NULL: there are none any more. */
+static Spelling *
+NameOfReceivers(Delivery *d)
+{
+	ListCell *lc;
+	int part;
+	int g;
+
+	for (part = 0; part < 2; part++)
+		foreach(lc, part == 0 ? d->removes : d->others)
+		{
+			Fragment *f = lfirst(lc);
+
+			for (g = 0; g < gateway_count; g++)
+				if (f->count[g] > 0)
+					return f->name;
+		}
+	return NULL;
+}
+
 void
 FragmentsSend(Delivery *d, uint8 flags)
 {
 	LogTransaction *transaction = d->transaction;
+	Spelling *name = NULL;
+	bool http = counters.open[COUNTED_EVENTS] + counters.open[COUNTED_POLL] > 0;
 	char position[POSITION_COMMON + 1];
 	StringInfoData before;
 	StringInfoData after;
@@ -498,18 +554,20 @@ FragmentsSend(Delivery *d, uint8 flags)
 	if (!MessagesPrepare(d) && d->removes == NIL && d->others == NIL)
 		return;
 
+	/* The subscription itself may have ended just now. */
+	if (d->only != NULL || d->paced != NIL)
+		name = NameOfReceivers(d);
+
 	LogPosition(transaction->number, position);
 	position[POSITION_COMMON] = '\0';
 	initStringInfo(&before);
 	initStringInfo(&after);
 
 	/* Not the connection's place in the stream, but this channel's alone. */
-	if (d->only != NULL || d->paced != NIL)
+	if (name != NULL)
 	{
-		Subscription *s = d->only != NULL ? d->only : linitial(d->paced);
-
 		appendStringInfoString(&before, "\"channel\":");
-		appendBinaryStringInfo(&before, s->name->json, s->name->length);
+		appendBinaryStringInfo(&before, name->json, name->length);
 		appendStringInfoChar(&before, ',');
 	}
 	appendStringInfo(&before, "\"txid\":\"" UINT64_FORMAT "\",\"position\":\"%s",
@@ -546,6 +604,11 @@ FragmentsSend(Delivery *d, uint8 flags)
 					if ((flags & LINK_TX_STREAM) == 0)
 						GatewayTransactionTime(gateway, transaction->commit.time);
 					TellPosition(d, position);
+					if (d->paced != NIL && http)
+					{
+						TellPaced(d, d->removes, gateway, position);
+						TellPaced(d, d->others, gateway, position);
+					}
 					GatewayTransactionBegin(gateway, transaction->number, flags, before.data,
 											before.len, after.data, after.len);
 					begun = true;

@@ -234,7 +234,8 @@ HttpReceive(Connection *connection, WireReader *r)
 	if (r->failed)
 		return;
 	request->body_length = r->length - r->offset;
-	request->body = pnstrdup(r->data + r->offset, request->body_length);
+	request->body = memcpy(palloc0(request->body_length + 1), r->data + r->offset,
+						   request->body_length);
 	if (!valid)
 	{
 		HttpFail(connection, "22021", "request is not valid UTF-8", NULL);

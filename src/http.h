@@ -36,7 +36,7 @@ typedef struct HttpRequest
 	uint8 method; /* LINK_METHOD_GET (HEAD as well) or _POST */
 	bool head;
 	bool loopback;	  /* it came from this machine */
-	bool proxied;	  /* but on behalf of somebody else: peer is a proxy */
+	bool proxied;	  /* on behalf of somebody else: peer is a proxy, or shows another's page */
 	const char *path; /* decoded, without the query */
 	const char *rest; /* what follows, where the table's path ends with "/" */
 	const char *peer; /* address of the client, "local" for a Unix socket */
@@ -65,6 +65,7 @@ typedef struct Http
 	bool anonymous;	  /* no token came */
 	bool no_snapshot; /* "snapshot":false */
 	int announced;	  /* channels that the client was told of */
+	uint64 moved;	  /* the run that has moved a paced channel */
 	int nchannels;
 	char **channels; /* as the client wrote them */
 } Http;

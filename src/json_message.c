@@ -42,6 +42,8 @@ AddField(MessageParse *state, JsonTokenType type, char *text)
 													   state->start;
 		message->nfields++;
 	}
+	else
+		message->too_many = true;
 }
 
 static compat_json_result
@@ -144,9 +146,9 @@ JsonMessageParse(const char *data, Size length, const char **error)
 	MessageParse state = {0};
 	JsonSemAction actions = {0};
 	JsonParseErrorType result;
-	char *copy = pnstrdup(data, length);
+	char *copy;
 
-	if (!pg_verify_mbstr(PG_UTF8, copy, (int) length, true) || memchr(data, '\0', length) != NULL)
+	if (memchr(data, '\0', length) != NULL || !pg_verify_mbstr(PG_UTF8, data, (int) length, true))
 	{
 		*error = "message is not valid UTF-8";
 		return NULL;
@@ -157,6 +159,7 @@ JsonMessageParse(const char *data, Size length, const char **error)
 		return NULL;
 	}
 
+	copy = pnstrdup(data, length);
 	state.message = palloc0(sizeof(JsonMessage));
 	state.lex = compat_json_lexer(copy, (int) length);
 	actions.semstate = &state;

@@ -32,6 +32,7 @@ typedef struct JsonField
 
 typedef struct JsonMessage
 {
+	bool too_many; /* the others are left out */
 	int nfields;
 	JsonField fields[JSON_MESSAGE_FIELDS];
 } JsonMessage;

@@ -191,7 +191,8 @@ typedef enum LinkType
 	/*
 	 * u32 n, n x u32 conn, bytes before, bytes after: sends
 	 * <before><its tag><after> to each.  It names a position, so it is dropped
-	 * like a transaction while a connection is behind.
+	 * like a transaction while a connection is behind.  Without <before> it names
+	 * none, and <after> is all.
 	 */
 	LINK_PING = 42,
 
@@ -354,7 +355,7 @@ LinkLagBucket(uint64_t us)
 
 #define LINK_REQUEST_HEAD	  1 /* HEAD: answer as to GET, the body is left out */
 #define LINK_REQUEST_LOOPBACK 2 /* it came from this machine */
-#define LINK_REQUEST_PROXIED  4 /* it says that it came through a proxy */
+#define LINK_REQUEST_PROXIED  4 /* it came through a proxy, or for a page of another origin */
 
 typedef enum LinkStreamKind
 {
@@ -372,7 +373,8 @@ typedef enum LinkPart
 	LINK_PART_NONE = 1,	 /* it needs a snapshot */
 	LINK_PART_OWN = 2,	 /* at the position, not ready */
 	LINK_PART_READY = 3, /* at the position; from the next frame on at that of the connection */
-	LINK_PART_ENDED = 4
+	LINK_PART_ENDED = 4,
+	LINK_PART_PACED = 5 /* ready, but only what is its own, and pings, move it */
 } LinkPart;
 
 /* Positions are texts up to this long, of [A-Za-z0-9_.-]. */

@@ -532,6 +532,14 @@ Dispatch(Connection *connection, const char *data, Size length)
 		ProtocolError(connection, NULL, NULL, "22P02", problem, NULL);
 		return;
 	}
+
+	/* Of a repeated member the last counts, so none may be left out. */
+	if (message->too_many)
+	{
+		ProtocolError(connection, NULL, NULL, "08P01",
+					  psprintf("message has more than %d members", JSON_MESSAGE_FIELDS), NULL);
+		return;
+	}
 	type = JsonMessageString(message, "type");
 	id = JsonMessageScalar(message, "id");
 	if (type == NULL)
@@ -690,7 +698,7 @@ ProtocolPing(Gateway *gateway, const uint32 *numbers, uint32 count)
 		if (PaceIsPending(connection))
 		{
 			/* No position counts for all, and nothing is settled. */
-			ProtocolSend(connection, "{\"type\":\"ping\"}", 15);
+			GatewayPing(gateway, &numbers[i], 1, "", 0, "{\"type\":\"ping\"}", 15);
 			continue;
 		}
 		if (connection->live)

@@ -203,7 +203,8 @@ SubscribeTellReady(Subscription *s)
 		s->announced_entities = true;
 	}
 	appendStringInfoChar(&m, '}');
-	HttpMoves(s, LINK_PART_READY, position, true);
+	HttpMoves(s, s->instance->channel->min_interval > 0 ? LINK_PART_PACED : LINK_PART_READY,
+			  position, true);
 	ProtocolSend(s->connection, m.data, m.len);
 	pfree(m.data);
 }

@@ -294,8 +294,8 @@ ReadPing(WireReader *r)
 		memcpy(&number, audience + (size_t) i * sizeof(number), sizeof(number));
 		conn = ConnFind(number);
 		if (conn != NULL)
-			QueueAddText(conn, ITEM_PING, before.data, before.length, conn->tag, sizeof(conn->tag),
-						 after.data, after.length);
+			QueueAddText(conn, ITEM_PING, before.data, before.length, conn->tag,
+						 before.length > 0 ? sizeof(conn->tag) : 0, after.data, after.length);
 	}
 }
 

@@ -441,8 +441,9 @@ Describe(Exchange *http, struct lws *wsi, uint8_t method, const char *path, size
 {
 	Buffer *payload = &http->payload;
 	char peer[64];
-	bool loopback = PeerIsThisMachine(wsi);
-	bool proxied = PeerWasForwarded(wsi) || origin == ORIGIN_LISTED || origin == ORIGIN_ANY;
+	/* A browser's address says nothing of the page that it shows. */
+	bool forwarded = origin == ORIGIN_LISTED || origin == ORIGIN_ANY || PeerWasForwarded(wsi);
+	bool loopback = !forwarded && PeerIsThisMachine(wsi);
 	size_t token_length;
 	bool is_cookie;
 	char *token;
@@ -450,7 +451,7 @@ Describe(Exchange *http, struct lws *wsi, uint8_t method, const char *path, size
 	PutU8(payload, method);
 	PutU8(payload,
 		  (uint8_t) ((http->head ? LINK_REQUEST_HEAD : 0) | (loopback ? LINK_REQUEST_LOOPBACK : 0) |
-					 (proxied ? LINK_REQUEST_PROXIED : 0)));
+					 (forwarded ? LINK_REQUEST_PROXIED : 0)));
 	PutBytes(payload, path, length);
 	VisitorText(wsi, peer, sizeof(peer));
 	PutBytes(payload, peer, strlen(peer));

@@ -10,7 +10,8 @@
  * Both have to say where to go on.  Each channel of the request has a part in
  * that: "-" while it has no rows that count, a position of its own while it
  * catches up, and that of the connection from the first frame on that follows
- * its `ready`.  LINK_EVENT_ID changes a part, and counts with the end of the
+ * its `ready`.  A paced one is where its own frames and pings have left it: the
+ * frames of others say nothing of what is put off.  LINK_EVENT_ID changes a part, and counts with the end of the
  * message behind it, so that a client that saw half of a frame gets it again.
  * If all parts are at the same position, that is the id; else it is the list of
  * all, in the order of the request's channels.  An event has an `id:` when it
@@ -72,6 +73,15 @@ Compose(const Stream *stream, Buffer *id)
 }
 
 static void
+SetPosition(StreamPart *part, const char *position)
+{
+	part->common = false;
+	memcpy(part->position, position, sizeof(part->position));
+	if (part->position[0] == '\0')
+		strcpy(part->position, "-");
+}
+
+static void
 SetPart(Stream *stream, const PartItem *item)
 {
 	StreamPart *part;
@@ -80,10 +90,7 @@ SetPart(Stream *stream, const PartItem *item)
 		return;
 	part = &stream->parts[item->index];
 	part->part = item->part;
-	part->common = false;
-	memcpy(part->position, item->position, sizeof(part->position));
-	if (part->position[0] == '\0')
-		strcpy(part->position, "-");
+	SetPosition(part, item->position);
 }
 
 /* ITEM_PART has come to the head of the queue. */
@@ -150,6 +157,7 @@ TakePending(Stream *stream, const MessageInfo *info)
 		stream->has_pending = false;
 }
 
+/* All channels that are ready are there, but paced ones only if it is a ping's. */
 static void
 MoveAll(Stream *stream, const Connection *conn, const MessageInfo *info)
 {
@@ -166,7 +174,14 @@ MoveAll(Stream *stream, const Connection *conn, const MessageInfo *info)
 	}
 	stream->position[length] = '\0';
 	for (i = 0; i < stream->n; i++)
-		stream->parts[i].common = stream->parts[i].part == LINK_PART_READY;
+	{
+		StreamPart *part = &stream->parts[i];
+
+		if (part->part == LINK_PART_READY)
+			part->common = true;
+		else if (part->part == LINK_PART_PACED && info->quiet)
+			SetPosition(part, stream->position);
+	}
 }
 
 /* The message, or a part of a frame, is in the buffer. */
@@ -389,7 +404,9 @@ IsSettled(const Stream *stream)
 		return false;
 	for (i = 0; i < stream->n; i++)
 	{
-		if (stream->parts[i].part != LINK_PART_READY && stream->parts[i].part != LINK_PART_ENDED)
+		uint8_t part = stream->parts[i].part;
+
+		if (part != LINK_PART_READY && part != LINK_PART_PACED && part != LINK_PART_ENDED)
 			return false;
 	}
 	return true;

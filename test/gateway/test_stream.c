@@ -208,6 +208,58 @@ TestEvents(void)
 	Disconnect(client);
 }
 
+/* What a paced channel has put off may be older than others' frames. */
+static void
+TestPaced(void)
+{
+	uint32_t conn;
+	Client *client = Ask("/stream", &conn);
+	char before[64];
+	char two[200];
+
+	OpenStream(conn, LINK_STREAM_EVENTS, 0, 0, "", "", "");
+	SendIdentity(conn, "tag00001");
+	Part(conn, 0, LINK_PART_PACED, true, Position('a', "tag00001"));
+	SendText(conn, "{\"n\":1}");
+	Part(conn, 1, LINK_PART_READY, true, Position('a', "tag00001"));
+	SendText(conn, "{\"n\":2}");
+	SendPlain(LINK_BEGIN, &conn, 1);
+	Until(client, "id: aaaa");
+	SendFrameAt(conn, 20, 0, 'c', "{\"n\":3}");
+	snprintf(two, sizeof(two), "%s,%s\n\n", Position('a', "tag00001"), Position('c', "tag00001"));
+	Until(client, two);
+	Part(conn, 0, LINK_PART_PACED, false, Position('b', "tag00001"));
+	SendFrameAt(conn, 21, LINK_TX_STREAM, 'b', "{\"n\":4}");
+	snprintf(two, sizeof(two), "%s,%s\n\n", Position('b', "tag00001"), Position('c', "tag00001"));
+	Until(client, two);
+	SendPing(&conn, 1, "", "{\"type\":\"ping\"}");
+	Ok(strstr(Until(client, "data: {\"type\":\"ping\"}\n\n"), "c\n\ndata") == NULL,
+	   "frames of others do not move a paced channel, its own do");
+	snprintf(before, sizeof(before), "{\"p\":\"%.32s", Position('d', ""));
+	SendPing(&conn, 1, before, "\"}");
+	Until(client, "id: dddd");
+	SendFrameAt(conn, 22, 0, 'e', "{\"n\":5}");
+	snprintf(two, sizeof(two), "%s,%s\n\n", Position('d', "tag00001"), Position('e', "tag00001"));
+	Until(client, two);
+	Ok(true, "pings do, too");
+	Disconnect(client);
+	Take(LINK_CLOSED, conn);
+
+	/* All that a poll is told is that something was put off. */
+	client = Ask("/stream", &conn);
+	OpenStream(conn, LINK_STREAM_POLL, 0, 0, "P", Position('a', "tag00001"), NULL);
+	SendIdentity(conn, "tag00001");
+	Part(conn, 0, LINK_PART_SAME, true, "");
+	SendText(conn, "{\"n\":1}");
+	Part(conn, 0, LINK_PART_PACED, true, Position('a', "tag00001"));
+	SendText(conn, "{\"n\":2}");
+	Take(LINK_PING_DUE, 0);
+	SendPing(&conn, 1, "", "{\"type\":\"ping\"}");
+	Ok(StatusIs(Until(client, "\r\n\r\n"), 304), "a ping without a position is no answer");
+	Take(LINK_CLOSED, conn);
+	Disconnect(client);
+}
+
 static void
 TestSlow(void)
 {
@@ -384,6 +436,7 @@ TestStreams(void)
 	SendPlain(LINK_STATS_ASK, NULL, 0);
 	Take(LINK_STATS, 0);
 	TestEvents();
+	TestPaced();
 	TestSlow();
 	TestPolls();
 

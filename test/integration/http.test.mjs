@@ -464,6 +464,16 @@ describe('http', () => {
       assert.equal(disguised.type, 'error');
     });
 
+    test('a body cannot make another message of its request', async () => {
+      const body = { type: 'subscribe', id: 'request', channel: 'http_rooms' };
+      for (let i = 0; i < 30; i++) {
+        const response = await post('/v1/publish', body, bearer(token));
+        const answer = await response.json();
+        assert.equal(response.status, 400, `${Object.keys(body).length} members: ${JSON.stringify(answer)}`);
+        body[`more${i}`] = i;
+      }
+    });
+
     test('pages of other origins: by the list, with credentials only if named', async (t) => {
       t.after(() => set(db, 'changefeed.allowed_origins', null));
       await set(db, 'changefeed.allowed_origins', 'https://app.example.com, *');
@@ -478,6 +488,9 @@ describe('http', () => {
       const any = await get(path, { Origin: 'https://elsewhere.example' });
       assert.equal(any.headers.get('access-control-allow-origin'), '*');
       assert.equal(any.headers.get('access-control-allow-credentials'), null);
+      // What an address alone may read is not for pages that its browser shows.
+      assert.equal((await get('/metrics')).status, 200);
+      for (const page of ['https://app.example.com', 'https://elsewhere.example']) assert.equal((await get('/metrics', { Origin: page })).status, 403, page);
       const preflight = await fetch(new URL('/v1/publish', HTTP_URL), {
         method: 'OPTIONS', headers: { Origin: 'https://app.example.com', 'Access-Control-Request-Method': 'POST', 'Access-Control-Request-Headers': 'authorization' },
       });
@@ -520,6 +533,100 @@ describe('http', () => {
       const log = readFileSync(join(process.env.CLUSTER_DATA, 'log/server.log'), 'utf8');
       assert.match(log, /changefeed/);
       assert.ok(!log.includes(bad) && !log.includes(token));
+    });
+  });
+
+  describe('a paced channel', () => {
+    const selects = { http_paced: () => db.rows('SELECT * FROM http.paced'), http_plain: () => db.rows('SELECT * FROM http.plain') };
+
+    before(async () => {
+      await db.exec(`CREATE TABLE http.paced (id int PRIMARY KEY, v int);
+        CREATE TABLE http.plain (id int PRIMARY KEY, v int);
+        INSERT INTO http.paced VALUES (1, 0);
+        INSERT INTO http.plain VALUES (1, 0);
+        GRANT SELECT ON http.paced, http.plain TO http_web;
+        SELECT changefeed.create_channel('http_paced', 'http.paced', min_interval => '3s');
+        SELECT changefeed.create_channel('http_plain', 'http.plain')`);
+      const client = await Client.connectSoon({ token });
+      await client.openSoon('http_plain');
+      await client.close();
+    });
+
+    test('loses nothing wherever an event stream is cut off', async () => {
+      const channels = ['http_paced', 'http_plain'];
+      const events = await Events.open(channels, { token });
+      for (const channel of channels) await events.subscription(channel).ready();
+      const states = [];
+      events.onEvent = () => states.push({ ...events.state(), data: JSON.parse(events.events.at(-1).data) });
+
+      await db.exec('UPDATE http.paced SET v = 1');
+      await until(() => states.some(({ data }) => data.channel === 'http_paced'), 'the first change comes at once');
+      await db.exec('UPDATE http.paced SET v = 2');
+      await db.exec('UPDATE http.plain SET v = 1');
+      await until(() => states.filter(({ data }) => data.channel === 'http_paced').length === 2, 'what was put off');
+      await events.cut();
+      const kinds = states.filter(({ data }) => data.type === 'transaction').map(({ data }) => data.channel ?? 'all');
+      assert.deepEqual(kinds, ['http_paced', 'all', 'http_paced']);
+
+      const rest = { http_paced: [1, 1, 0], http_plain: [1, 0, 0] };
+      const sent = states.filter(({ data }) => data.type === 'transaction');
+      for (const [i, state] of sent.entries()) {
+        const again = await Events.open(channels, { token, ...state });
+        for (const channel of channels) {
+          const subscription = again.subscription(channel);
+          await subscription.ready();
+          again.client.check();
+          assertSame(subscription.rows(), await selects[channel](), `${channel} from ${state.position}`);
+          assert.equal(subscription.changes, rest[channel][i], `${channel}: changes behind frame ${i + 1}`);
+        }
+        await again.cut();
+      }
+
+      // Others have made it wait before this one got any of its frames.
+      const late = await Events.open(channels, { token });
+      for (const channel of channels) await late.subscription(channel).ready();
+      let state = null;
+      late.onEvent = () => {
+        const { type, channel } = JSON.parse(late.events.at(-1).data);
+        if (type === 'transaction' && channel === undefined) state ??= late.state();
+      };
+      await db.exec('UPDATE http.paced SET v = 3');
+      await db.exec('UPDATE http.paced SET v = 4');
+      await db.exec('UPDATE http.plain SET v = 2');
+      await until(() => state !== null, 'the frame of the other channel');
+      await late.cut();
+      const again = await Events.open(channels, { token, ...state });
+      for (const channel of channels) {
+        await again.subscription(channel).ready();
+        assertSame(again.subscription(channel).rows(), await selects[channel](), `${channel} from ${state.position}`);
+      }
+      await again.cut();
+    });
+
+    test('is given once by polls, and nothing while it is put off', async () => {
+      const first = await poll(['http_paced'], { token });
+      const waiting = poll(['http_paced'], { token, ...first, wait: 30 });
+      await until(async () => (await db.value("SELECT count(*) FROM changefeed.stat_connections WHERE transport = 'poll'")) === '1', 'the poll waits');
+      await db.exec('UPDATE http.paced SET v = 10');
+      const second = await waiting;
+      assert.equal(second.changes, 1);
+      assert.notEqual(second.position, first.position);
+
+      // Something is put off as long as somebody is there whom it was sent.
+      const other = await Events.open(['http_paced'], { token });
+      await other.subscription().ready();
+      await db.exec('UPDATE http.paced SET v = 11');
+      const third = await poll(['http_paced'], { token, ...second, wait: 0 });
+      assert.equal(third.status, 200, 'who comes back gets it at once');
+      assert.equal(third.changes, 1);
+      await db.exec('UPDATE http.paced SET v = 12');
+      const fourth = await poll(['http_paced'], { token, ...third, wait: 0 });
+      await db.exec('UPDATE http.paced SET v = 13');
+      await other.cut();
+      const fifth = await poll(['http_paced'], { token, ...fourth, wait: 10 });
+      assertSame(fifth.rows(), await selects.http_paced(), 'the last answer');
+      assert.deepEqual([second, third, fourth, fifth].map(({ changes }) => changes), [1, 1, 1, 1]);
+      assert.equal((await poll(['http_paced'], { token, ...fifth, wait: 0 })).status, 304);
     });
   });
 

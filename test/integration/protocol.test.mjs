@@ -213,6 +213,8 @@ describe('protocol', () => {
       assert.equal((await complaint('')).code, '22P02');
       assert.match((await complaint('[1,2]')).code, /^(22P02|08P01)$/);
       assert.match((await complaint('{"type":"sync","id":1} x')).code, /^22P02$/);
+      // Of a repeated member the last counts, however many there are.
+      assert.equal((await complaint(`{"type":"sync","id":1${',"x":1'.repeat(22)},"type":"none"}`)).code, '08P01');
       await client.sync();
     });
     test('a request without an id', async () => {
