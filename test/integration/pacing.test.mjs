@@ -221,6 +221,8 @@ describe('pacing', () => {
     const eve = await (await connect(EVE)).openSoon('judged');
     await ada.client.settle();
     await eve.client.settle();
+    // The members were written a moment ago, which may have cost a snapshot.
+    for (const subscription of [ada, eve]) subscription.resyncs.length = 0;
     const followed = [follow(ada, history, ({ room }) => room === 1 || room === 2), follow(eve, history, ({ room }) => room === 2)];
     for (let round = 0; round < 120; round += 1) {
       const id = next(10);
