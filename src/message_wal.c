@@ -51,7 +51,8 @@ ReadKey(void)
 {
 	struct stat st;
 	uint8 bytes[KEY_LENGTH + 1];
-	ssize_t n;
+	ssize_t n = -1;
+	int save_errno;
 	int fd = OpenTransientFile(KEY_FILE, O_RDONLY | PG_BINARY);
 
 	if (fd < 0)
@@ -61,9 +62,16 @@ ReadKey(void)
 		ereport(ERROR,
 				(errcode_for_file_access(), errmsg("could not open file \"%s\": %m", KEY_FILE)));
 	}
-	if (fstat(fd, &st) < 0)
+
+	/* Closed before any error: the decoder catches them, and goes on. */
+	if (fstat(fd, &st) == 0)
+		n = read(fd, bytes, sizeof(bytes));
+	save_errno = errno;
+	CloseTransientFile(fd);
+	errno = save_errno;
+	if (n < 0)
 		ereport(ERROR,
-				(errcode_for_file_access(), errmsg("could not stat file \"%s\": %m", KEY_FILE)));
+				(errcode_for_file_access(), errmsg("could not read file \"%s\": %m", KEY_FILE)));
 	if ((st.st_mode & (S_IRWXG | S_IRWXO)) != 0)
 		ereport(
 			ERROR,
@@ -71,8 +79,6 @@ ReadKey(void)
 			 errmsg("file \"%s\" in the data directory can be read by others", KEY_FILE),
 			 errhint(
 				 "Remove it, as its key may be known: a new one is made. Then restart the server.")));
-	n = read(fd, bytes, sizeof(bytes));
-	CloseTransientFile(fd);
 	if (n != KEY_LENGTH)
 		ereport(ERROR, (errcode(ERRCODE_DATA_CORRUPTED),
 						errmsg("file \"%s\" in the data directory has no key of %d bytes", KEY_FILE,
@@ -173,6 +179,9 @@ IsSigned(const char *head, Size head_length, const char *rest, Size rest_length,
 
 #define HEAD_LENGTH 26
 
+/* No message is longer, whatever the settings. */
+#define MESSAGE_WAL_MAX ((Size) MAX_PAYLOAD_KB * 1024 + 4096)
+
 void
 MessageWrite(StringInfo out, const WalMessage *message)
 {
@@ -204,7 +213,11 @@ MessageRead(const char *data, Size size, WalMessage *message)
 	const char *mac;
 	const char *rest;
 	uint32 database;
+	TimestampTz now = GetCurrentTimestamp();
 
+	/* Not worth computing an HMAC over it. */
+	if (size > MESSAGE_WAL_MAX)
+		return false;
 	if (WireGetU8(&in) != VERSION)
 		return false;
 	message->transactional = WireGetU8(&in) != 0;
@@ -229,7 +242,10 @@ MessageRead(const char *data, Size size, WalMessage *message)
 		return true;
 
 	/* Somebody may have removed the file, so that there is another one now. */
-	if (!TimestampDifferenceExceeds(key_read, GetCurrentTimestamp(), RELOAD_INTERVAL) || !ReadKey())
+	if (!TimestampDifferenceExceeds(key_read, now, RELOAD_INTERVAL))
+		return false;
+	key_read = now; /* of a failure, too */
+	if (!ReadKey())
 		return false;
 	return IsSigned(data, HEAD_LENGTH, rest, data + size - rest, mac);
 }

@@ -762,6 +762,7 @@ static bool
 ReadMessage(ReorderBufferTXN *txn, bool transactional, const char *data, Size size,
 			WalMessage *message)
 {
+	static TimestampTz said = 0;
 	MemoryContext context = CurrentMemoryContext;
 	volatile bool good = false;
 
@@ -771,7 +772,13 @@ ReadMessage(ReorderBufferTXN *txn, bool transactional, const char *data, Size si
 	}
 	PG_CATCH();
 	{
-		ereport(LOG, (errmsg("could not check a message in the WAL: %s", PluginCatch(context))));
+		char *why = PluginCatch(context);
+
+		if (TimestampDifferenceExceeds(said, GetCurrentTimestamp(), LOST_INTERVAL))
+		{
+			said = GetCurrentTimestamp();
+			ereport(LOG, (errmsg("could not check a message in the WAL: %s", why)));
+		}
 	}
 	PG_END_TRY();
 	if (!good || message->transactional != transactional || txn == NULL ||

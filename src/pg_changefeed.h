@@ -55,7 +55,9 @@ extern int setting_max_transaction;	 /* kB */
 extern int setting_send_buffer;		 /* kB */
 extern int setting_max_frame;		 /* kB */
 extern int setting_max_message;		 /* kB */
-extern int setting_max_payload;		 /* kB */
+/* Upper bound of changefeed.max_payload. */
+#define MAX_PAYLOAD_KB (16 * 1024)
+extern int setting_max_payload; /* kB */
 extern int setting_max_connections;
 extern int setting_max_subscriptions; /* per connection */
 extern int setting_policy_timeout;	  /* ms */

@@ -428,7 +428,7 @@ DefineNetworkSettings(void)
 		"changefeed.max_payload", "Largest payload of a message to the subscribers of a channel.",
 		"Larger ones are refused with an error, whether a client publishes them, which "
 		"changefeed.max_message limits as well, or changefeed.publish().",
-		&setting_max_payload, 64, 1, 16 * 1024, PGC_SUSET, GUC_UNIT_KB, NULL, NULL, NULL);
+		&setting_max_payload, 64, 1, MAX_PAYLOAD_KB, PGC_SUSET, GUC_UNIT_KB, NULL, NULL, NULL);
 
 	DefineCustomIntVariable(
 		"changefeed.max_frame", "Largest message that a client is sent.",

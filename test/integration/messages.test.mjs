@@ -1,6 +1,7 @@
 // Messages: published by clients, by changefeed.publish, and as events of rows.
 
 import assert from 'node:assert/strict';
+import { chmodSync, readFileSync } from 'node:fs';
 import { after, before, describe, test } from 'node:test';
 
 import { assertSame, Client, until } from './lib/client.mjs';
@@ -353,6 +354,20 @@ describe('messages', () => {
       await db.exec('SELECT pg_logical_emit_message(t, \'pg_changefeed\', decode(content, \'escape\')) FROM ms.stolen, (VALUES (true), (false)) v(t)');
       await eve.settle();
       await until(async () => await refused() === before + 6, 'counted');
+      // A key that cannot be used is said once, not for whatever somebody writes.
+      const said = () => readFileSync(`${process.env.CLUSTER_DATA}/log/server.log`, 'utf8').split('could not check a message in the WAL').length - 1;
+      chmodSync(`${process.env.CLUSTER_DATA}/pg_changefeed_message.key`, 0o644);
+      try {
+        await until(async () => {
+          await db.exec("SELECT pg_logical_emit_message(true, 'pg_changefeed', set_byte(b, length(b) - 1, 0)) FROM (SELECT decode(content, 'escape') FROM ms.stolen) s(b), generate_series(1, 20)");
+          await eve.settle();
+          return said() > 0;
+        }, 'the key is looked at again');
+        assert.equal(said(), 1);
+      } finally {
+        chmodSync(`${process.env.CLUSTER_DATA}/pg_changefeed_message.key`, 0o600);
+      }
+      assert.ok(await refused() >= before + 46);
       assert.deepEqual(texts(heard), ['genuine 1', 'genuine 2']);
     });
 
