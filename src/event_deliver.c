@@ -246,7 +246,10 @@ Evaluate(Delivery *d, MapEntry *entry, const SourceEvent *event, const CompiledE
 	return result;
 }
 
-/* The how-manieth change of its table is it?  From 1. */
+/*
+ * The how-manieth row of its table's changes is it?  From 1, the old one of a
+ * change before the new one, as both may have events if the key has changed.
+ */
 static uint32
 Ordinal(TransactionMap *map, int image)
 {
@@ -286,7 +289,7 @@ Ordinal(TransactionMap *map, int image)
 			map->ordinals[i] = ++counter->n;
 		}
 	}
-	return map->ordinals[image / 2];
+	return 2 * map->ordinals[image / 2] - (image % 2 == 0 ? 1 : 0);
 }
 
 static bool

@@ -8,8 +8,8 @@
  * with the position of the last one that it got, whose suffix says which one
  * that was.  So each has a *place* within its transaction, which is the same
  * whenever and by whomever the transaction is decoded: of changefeed.publish
- * the counter in the message, of events the source, the how-manieth change of
- * its table it is, and the event.  The changes themselves are at place 0.
+ * the counter in the message, of events the source, the how-manieth row of its
+ * table's changes it is, and the event.  The changes themselves are at place 0.
  *
  * Process: feed worker.  Memory: the turn's.
  *
@@ -31,7 +31,7 @@ MessagePlaceCompare(const MessagePlace *a, const MessagePlace *b)
 	return 0;
 }
 
-/* The suffix of a position: ".<counter>", ".<source>.<change>.<event>". */
+/* The suffix of a position: ".<counter>", ".<source>.<row>.<event>". */
 static char *
 Suffix(const MessagePlace *place)
 {

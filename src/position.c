@@ -105,7 +105,7 @@ PositionTag(char *out, uint64 identity_hash)
 	Encode(out, bytes, 6);
 }
 
-/* ".0", ".<counter>" or ".<source>.<change>.<event>", in decimal. */
+/* ".0", ".<counter>" or ".<source>.<row>.<event>", in decimal. */
 static bool
 ParsePlace(const char *text, Size length, MessagePlace *place)
 {
