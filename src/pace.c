@@ -875,7 +875,9 @@ PaceIsPending(Connection *connection)
 	{
 		Subscription *s = dlist_container(Subscription, connection_node, iter.cur);
 
-		if (s->paced && (s->step != NULL || s->lags || s->instance->channel->pace_first != 0))
+		/* What is behind may be so far behind what was sent of this one. */
+		if (s->paced && (!connection->live || s->step != NULL || s->lags ||
+						 s->instance->channel->pace_first != 0))
 			return true;
 	}
 	return false;

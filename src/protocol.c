@@ -727,6 +727,7 @@ static void
 AnswerSyncs(Connection *connection)
 {
 	uint32 mark = 0;
+	bool pending;
 	ListCell *lc;
 
 	if (!connection->live || connection->identity == NULL || connection->closing)
@@ -741,13 +742,15 @@ AnswerSyncs(Connection *connection)
 			continue;
 		if (!LogReached(sync->lsn) || !PaceSettled(connection, sync->lsn))
 			break;
+		pending = PaceIsPending(connection);
 		LogPosition(LogPublished(), position);
 		memcpy(position + POSITION_COMMON, connection->identity->tag, POSITION_TAG);
 		position[POSITION_LENGTH] = '\0';
-		m = psprintf(
-			"{\"type\":\"synced\",\"id\":%s,\"position\":\"%s\",\"settled_txid\":\"" UINT64_FORMAT
-			"\"}",
-			sync->id, position, sync->settled);
+
+		/* What has come since, and was put off, may lie before it. */
+		m = psprintf("{\"type\":\"synced\",\"id\":%s%s%s%s,\"settled_txid\":\"" UINT64_FORMAT "\"}",
+					 sync->id, pending ? "" : ",\"position\":\"", pending ? "" : position,
+					 pending ? "" : "\"", sync->settled);
 		GatewaySynced(connection, m, strlen(m));
 		if (mark == 0)
 			mark = last_mark = Max(last_mark + 1, MARK_SYNC);

@@ -5,6 +5,7 @@ import assert from 'node:assert/strict';
 import { after, before, describe, test } from 'node:test';
 
 import { assertSame, Client, rowTexts, until } from './lib/client.mjs';
+import { Events, poll } from './lib/http.mjs';
 import { number } from './lib/json.mjs';
 import { Session } from './lib/psql.mjs';
 
@@ -117,6 +118,82 @@ describe('pacing', () => {
     assert.ok(followed.frames.length <= took / INTERVAL + 3, `${followed.frames.length} frames in ${took} ms`);
     assert.ok(followed.frames.length >= 2);
     assertSame(subscription.rows(), await db.rows('SELECT * FROM pace.items WHERE room = 1'), 'items:1');
+  });
+
+  test('an answer to sync has no position past what came later and was put off', async (t) => {
+    // `at` lies behind the commits before this one, and before its own.
+    await db.exec(`CREATE TABLE pace.many (id int PRIMARY KEY, at pg_lsn DEFAULT pg_current_wal_insert_lsn()); CREATE TABLE pace.other (id int);
+      SELECT changefeed.create_channel('many', 'pace.many', min_interval => '1 hour');
+      CREATE PROCEDURE pace.fill() LANGUAGE plpgsql AS $$ BEGIN FOR i IN 1..400 LOOP INSERT INTO pace.many VALUES (i); COMMIT; INSERT INTO pace.other SELECT generate_series(1, 100); COMMIT; END LOOP; END $$`);
+    const client = await connect();
+    const many = await client.openSoon('many');
+    const seen = [];
+    client.onMessage = ({ type, position }) => { if (type === 'synced' && position !== undefined) seen.push({ position, rows: many.rows().length }); };
+    const writer = new Session();
+    let writing = true;
+    const done = writer.exec('CALL pace.fill()').finally(() => { writing = false; });
+    let syncs = 0;
+    while (writing) {
+      await client.sync();
+      syncs += 1;
+    }
+    await done;
+    await writer.close();
+    await client.settle();
+    client.check();
+    const begins = (await db.exec("SELECT at - '0/0' FROM pace.many ORDER BY id")).split('\n').map(BigInt);
+    t.diagnostic(`${syncs} syncs, ${seen.length} positions`);
+    assert.ok(seen.length > 0);
+    for (const { position, rows } of seen) {
+      const lsn = Buffer.from(position.slice(0, 32), 'base64url').readBigUInt64BE(8);
+      assert.ok(rows === begins.length || lsn < begins[rows], `${position} with ${rows} rows`);
+    }
+    assertSame(many.rows(), await db.rows('SELECT * FROM pace.many'), 'many');
+  });
+
+  test('event streams and polls: other channels move its position past nothing', async () => {
+    await db.exec(`CREATE TABLE pace.rare (id int PRIMARY KEY, v int); INSERT INTO pace.rare VALUES (1, 1);
+      SELECT changefeed.create_channel('rare', 'pace.rare', min_interval => '1 hour')`);
+    const channels = ['rare', 'plain'];
+    const token = await db.token(ADA);
+    const follower = await connect();
+    await follower.openSoon('rare');
+    await follower.settle();
+    const events = await Events.open(channels, { token });
+    await Promise.all(channels.map((channel) => events.subscription(channel).ready()));
+    const value = (channel, column) => number(events.subscription(channel).rows()[0][column]);
+    await db.exec('UPDATE pace.rare SET v = 2');
+    await until(() => value('rare', 'v') === 2, 'the first change');
+    const first = events.state();
+    await db.exec('UPDATE pace.rare SET v = 3');
+    await db.exec('UPDATE pace.plain SET n = 77');
+    await until(() => value('plain', 'n') === 77, 'the other channel');
+    const states = [first, events.state()];
+    const waited = await poll(channels, { token, ...states[1], wait: 0 });
+    // A ping while something is put off has no position.
+    const count = () => events.events.filter(({ data }) => data.startsWith('{"type":"ping"')).length;
+    const pings = count();
+    await until(() => count() > pings, 'a ping', 10000);
+    assert.equal(value('rare', 'v'), 2, 'put off');
+    states.push(await events.cut());
+    for (const state of states) {
+      const again = await Events.open(channels, { token, ...state });
+      for (const channel of channels) {
+        await again.subscription(channel).ready();
+        again.client.check();
+        assertSame(again.subscription(channel).rows(), await db.rows(`SELECT * FROM pace.${channel}`), `${channel} from ${state.position}`);
+        assert.deepEqual(again.subscription(channel).resyncs, []);
+      }
+      await again.cut();
+    }
+    // A poll gets what others wait for. That something is put off for them is no news for the next one.
+    assertSame(waited.rows('rare'), await db.rows('SELECT * FROM pace.rare'), 'the poll');
+    const none = await poll(channels, { token, ...waited, wait: 0 });
+    assert.equal(none.status, 304, JSON.stringify(none.messages));
+    await follower.settle();
+    await db.exec('UPDATE pace.rare SET v = 4');
+    const last = await poll(channels, { token, ...none, wait: 5 });
+    assertSame(last.rows('rare'), await db.rows('SELECT * FROM pace.rare'), 'the last poll');
   });
 
   test('after a quiet time the first change comes at once', async () => {

@@ -582,7 +582,7 @@ export class Client {
         break;
       case 'synced':
         this.#takeSettled(message.settled_txid);
-        this.#takePosition(message.position);
+        if (message.position !== undefined || ![...this.subscriptions.values()].some(({ paced }) => paced)) this.#takePosition(message.position);
         this.#answer(message);
         break;
       case 'error':
@@ -605,7 +605,7 @@ export class Client {
     const subscription = this.#subscription(message);
     if (message.position === undefined) return;
     if (typeof message.txid !== 'string' || !message.committed_at) this.#fail('incomplete message');
-    if (subscription.state === 'ready') this.#takePosition(message.position);
+    if (subscription.state === 'ready') this.#takePosition(message.position, ({ paced }) => !paced);
     else if (!subscription.recovered) this.#fail('a position before the rows are complete');
     else subscription.position = message.position;
   }
