@@ -654,6 +654,11 @@ extern void ProtocolSyncsLost(Connection *connection);
 
 /* Due: token expiries, pending syncs.  Returns ms until something is due. */
 extern long ProtocolAdvance(void);
+
+/* protocol_time.c: its token expires then (seconds since 1970; 0: never) */
+extern void ProtocolNoteExpiry(Connection *connection, int64 expires);
+extern void ProtocolSync(Connection *connection, const char *id);
+extern char *ProtocolIsoTime(int64 seconds);
 extern void ProtocolPing(struct Gateway *gateway, const uint32 *numbers, uint32 count);
 extern void ProtocolRevokeAll(Connection *connection, const char *reason);
 extern void ProtocolChangeIdentity(Connection *connection, Identity *identity);

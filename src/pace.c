@@ -29,65 +29,17 @@
 #include "postgres.h"
 
 #include "deliver.h"
+#include "pace.h"
 
-#include "common/hashfn.h"
 #include "storage/latch.h"
 #include "miscadmin.h"
 #include "utils/memutils.h"
-
-/*
- * A frame folds about so many transactions with changes at most: their maps are
- * needed together.
- */
-#define STEP_LIMIT 2000
 
 /* Beyond that the gateways have enough to do. */
 #define LINK_LIMIT ((Size) 8 * 1024 * 1024)
 
 /* Numbers of steps, as against those of the log's transactions. */
 #define STEP_NUMBER (UINT64CONST(1) << 63)
-
-/* An entry of a transaction's map. */
-typedef struct Reference
-{
-	uint64 number;
-	int entry;
-} Reference;
-
-typedef struct PaceStep
-{
-	dlist_node node;
-	uint64 number;
-	Channel *channel;
-	Instance *instance; /* while there are subscriptions */
-	bool waits;			/* for verdicts */
-	uint64 from;		/* the transactions behind it */
-	LogTransaction transaction;
-	dlist_head subscriptions; /* Subscription.pace_node */
-	uint64 generation;		  /* of the channels, for which references are good */
-	int nreferences;
-	int maxreferences;
-	Reference *references; /* ascending */
-	MemoryContext context;
-} PaceStep;
-
-/* A key while references are folded. */
-typedef struct Folded
-{
-	struct Folded *next; /* with the same hash */
-	TransactionMap *old_map;
-	MapEntry *old_entry; /* the first */
-	TransactionMap *new_map;
-	MapEntry *new_entry; /* the last */
-	Datum *values;		 /* of its new row, with what earlier ones knew */
-	bool *isnull;
-} Folded;
-
-typedef struct FoldedEntry
-{
-	uint64 hash;
-	Folded *first;
-} FoldedEntry;
 
 static dlist_head steps = DLIST_STATIC_INIT(steps);
 static dlist_head lagging = DLIST_STATIC_INIT(lagging); /* Subscription.pace_node */
@@ -132,293 +84,6 @@ StepCreate(Instance *instance, uint64 from, uint64 to)
 	dlist_init(&step->subscriptions);
 	dlist_push_tail(&steps, &step->node);
 	return step;
-}
-
-static void
-AddReference(PaceStep *step, uint64 number, int entry)
-{
-	Reference *last = step->nreferences > 0 ? &step->references[step->nreferences - 1] : NULL;
-
-	if (last != NULL && last->number == number && last->entry == entry)
-		return;
-	if (step->nreferences == step->maxreferences)
-	{
-		step->maxreferences = Max(8, step->maxreferences * 2);
-		if (step->references == NULL)
-			step->references = MemoryContextAlloc(step->context,
-												  sizeof(Reference) * step->maxreferences);
-		else
-			step->references = repalloc_huge(step->references,
-											 sizeof(Reference) * step->maxreferences);
-	}
-	step->references[step->nreferences].number = number;
-	step->references[step->nreferences].entry = entry;
-	step->nreferences++;
-}
-
-static bool
-Concerns(const MapEntry *entry, const Instance *instance)
-{
-	return entry->source->channel == instance->channel &&
-		   ((entry->old_in && InstanceMatches(instance, entry->old_params)) ||
-			(entry->new_in && InstanceMatches(instance, entry->new_params)));
-}
-
-/* Did the transaction do anything to the channel's tables? */
-static bool
-Touches(const LogTransaction *transaction, const Channel *channel)
-{
-	int i;
-	int k;
-
-	for (i = 0; i < transaction->nchanges; i++)
-		for (k = 0; k < channel->nsources; k++)
-			if (transaction->changes[i].desc->relid == channel->sources[k]->relid)
-				return true;
-	return false;
-}
-
-static bool
-HasFailed(const TransactionMap *map, const Channel *channel)
-{
-	int i;
-
-	for (i = 0; map->failed != NIL && i < channel->nsources; i++)
-		if (list_member_oid(map->failed, channel->sources[i]->relid))
-			return true;
-	return false;
-}
-
-/* Finds the step's changes in the log.  False: it does not have them, or not as rows. */
-static bool
-CollectReferences(PaceStep *step)
-{
-	Channel *channel = step->channel;
-	int transactions = 0;
-	uint64 number;
-
-	step->nreferences = 0;
-	step->generation = channels_generation;
-	for (number = step->from + 1; number <= step->transaction.number; number++)
-	{
-		LogTransaction *transaction = LogGet(number);
-		TransactionMap *map;
-		int i;
-
-		if (transaction == NULL)
-			return false;
-		if (!Touches(transaction, channel))
-			continue;
-		map = MapGet(transaction);
-		if (HasFailed(map, channel))
-			return false;
-		for (i = 0; i < map->nentries; i++)
-			if (Concerns(&map->entries[i], step->instance))
-				AddReference(step, number, i);
-		if (++transactions >= STEP_LIMIT)
-			step->transaction.number = number;
-	}
-	if (step->nreferences > 0)
-		step->transaction.commit = LogGet(step->references[step->nreferences - 1].number)->commit;
-	return true;
-}
-
-/* ---- the map of a step ---- */
-
-static Folded *
-Find(HTAB *table, const MapEntry *entry, List **order)
-{
-	uint64 hash = hash_bytes_extended((const unsigned char *) entry->key, entry->key_length,
-									  entry->source->id);
-	bool found;
-	FoldedEntry *slot = hash_search(table, &hash, HASH_ENTER, &found);
-	Folded *folded;
-
-	if (!found)
-		slot->first = NULL;
-	for (folded = slot->first; folded != NULL; folded = folded->next)
-		if (folded->new_entry->source == entry->source &&
-			folded->new_entry->key_length == entry->key_length &&
-			memcmp(folded->new_entry->key, entry->key, entry->key_length) == 0)
-			return folded;
-	folded = palloc0(sizeof(Folded));
-	folded->next = slot->first;
-	slot->first = folded;
-	*order = lappend(*order, folded);
-	return folded;
-}
-
-/*
- * A value that a change does not carry because it left it alone is that of the
- * change before; with the first one, it is what the client has.  False: it was
- * left alone while the row was elsewhere, and is not known.
- */
-static bool
-Resolve(Folded *folded, TransactionMap *from, MapEntry *entry)
-{
-	MapImage *image;
-	Datum *values;
-	bool *isnull;
-	int natts;
-	int i;
-
-	if (entry->new_image < 0)
-	{
-		folded->values = NULL;
-		return true;
-	}
-	image = &from->images[entry->new_image];
-	natts = image->desc->tupdesc->natts;
-	values = palloc(sizeof(Datum) * natts);
-	isnull = palloc(sizeof(bool) * natts);
-	memcpy(values, image->values, sizeof(Datum) * natts);
-	memcpy(isnull, image->isnull, sizeof(bool) * natts);
-	for (i = 0; image->incomplete && folded->old_entry != NULL && i < natts; i++)
-	{
-		if (isnull[i] || !RecordValueIsUnchanged(image->desc, i + 1, values[i]))
-			continue;
-		if (folded->values == NULL || !folded->new_entry->new_in ||
-			folded->new_map->images[folded->new_entry->new_image].desc != image->desc)
-			return false;
-		values[i] = folded->values[i];
-		isnull[i] = folded->isnull[i];
-	}
-	folded->values = values;
-	folded->isnull = isnull;
-	return true;
-}
-
-/* An image of a transaction as one of the step; its values stay where they are. */
-static int
-CopyImage(TransactionMap *to, int change, TransactionMap *from, int index)
-{
-	int copy = 2 * change + index % 2;
-	MapImage *image = &to->images[copy];
-	int natts;
-
-	*image = from->images[index];
-	natts = image->desc->tupdesc->natts;
-	image->values = palloc(sizeof(Datum) * natts);
-	image->isnull = palloc(sizeof(bool) * natts);
-	memcpy(image->values, from->images[index].values, sizeof(Datum) * natts);
-	memcpy(image->isnull, from->images[index].isnull, sizeof(bool) * natts);
-	to->transaction->changes[change] = from->transaction->changes[index / 2];
-	return copy;
-}
-
-static void
-TakeValues(MapImage *image, const Folded *folded)
-{
-	int i;
-
-	for (i = 0; image->incomplete && i < image->desc->tupdesc->natts; i++)
-	{
-		if (image->isnull[i] || !RecordValueIsUnchanged(image->desc, i + 1, image->values[i]))
-			continue;
-		image->values[i] = folded->values[i];
-		image->isnull[i] = folded->isnull[i];
-		image->filled = true;
-	}
-}
-
-static char **
-CopyParams(char **params, int n)
-{
-	char **copy = palloc(sizeof(char *) * Max(n, 1));
-	int i;
-
-	for (i = 0; i < n; i++)
-		copy[i] = pstrdup(params[i]);
-	return copy;
-}
-
-/*
- * The key's first old row and its last new row.  What happened to it while it
- * was out of the instance is in no reference and makes no difference.
- */
-static void
-AddEntry(TransactionMap *map, const Folded *folded, int *change, int nparams)
-{
-	MapEntry *entry = &map->entries[map->nentries];
-
-	*entry = *folded->new_entry;
-	entry->key = pnstrdup(folded->new_entry->key, folded->new_entry->key_length);
-	entry->old_image = -1;
-	entry->new_image = -1;
-	entry->old_in = folded->old_entry->old_in;
-	if (folded->old_entry->old_image >= 0)
-	{
-		entry->old_image = CopyImage(map, (*change)++, folded->old_map,
-									 folded->old_entry->old_image);
-		entry->layout = ChannelsLayout(entry->source, map->images[entry->old_image].desc);
-	}
-	if (folded->new_entry->new_image >= 0)
-	{
-		entry->new_image = CopyImage(map, (*change)++, folded->new_map,
-									 folded->new_entry->new_image);
-		TakeValues(&map->images[entry->new_image], folded);
-		entry->layout = ChannelsLayout(entry->source, map->images[entry->new_image].desc);
-	}
-	if (entry->old_in)
-		entry->old_params = CopyParams(folded->old_entry->old_params, nparams);
-	if (entry->new_in)
-		entry->new_params = CopyParams(folded->new_entry->new_params, nparams);
-	if (entry->old_in || entry->new_in)
-		map->nentries++;
-}
-
-TransactionMap *
-PaceMap(LogTransaction *transaction)
-{
-	PaceStep *step = transaction->step;
-	Channel *channel = step->channel;
-	bool complete = step->generation == channels_generation || CollectReferences(step);
-	MemoryContext context = AllocSetContextCreate(TopMemoryContext, "changefeed map",
-												  ALLOCSET_SMALL_SIZES);
-	MemoryContext old = MemoryContextSwitchTo(context);
-	TransactionMap *map = palloc0(sizeof(TransactionMap));
-	HTAB *table;
-	HASHCTL ctl;
-	List *order = NIL;
-	ListCell *lc;
-	int change = 0;
-	int i;
-
-	map->context = context;
-	map->transaction = transaction;
-	ctl.keysize = sizeof(uint64);
-	ctl.entrysize = sizeof(FoldedEntry);
-	ctl.hcxt = context;
-	table = hash_create("changefeed step", 64, &ctl, HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
-	for (i = 0; complete && i < step->nreferences; i++)
-	{
-		Reference *reference = &step->references[i];
-		TransactionMap *from = MapGet(LogGet(reference->number));
-		MapEntry *entry = &from->entries[reference->entry];
-		Folded *folded = Find(table, entry, &order);
-
-		complete = Resolve(folded, from, entry);
-		if (folded->old_entry == NULL)
-		{
-			folded->old_map = from;
-			folded->old_entry = entry;
-		}
-		folded->new_map = from;
-		folded->new_entry = entry;
-	}
-	transaction->nchanges = 2 * list_length(order);
-	transaction->changes = palloc0(sizeof(LogChange) * Max(transaction->nchanges, 1));
-	map->nimages = 2 * transaction->nchanges;
-	map->images = palloc0(sizeof(MapImage) * Max(map->nimages, 1));
-	map->entries = palloc0(sizeof(MapEntry) * Max(list_length(order), 1));
-	foreach(lc, order)
-		AddEntry(map, lfirst(lc), &change, channel->template->nparams);
-	hash_destroy(table);
-	if (!complete)
-		for (i = 0; i < channel->nsources; i++)
-			map->failed = lappend_oid(map->failed, channel->sources[i]->relid);
-	MemoryContextSwitchTo(old);
-	return map;
 }
 
 LogTransaction *
@@ -670,7 +335,7 @@ Refer(HTAB *table, Instance *instance, uint64 number, int entry, uint64 to, List
 	}
 	foreach(lc, concerned->steps)
 		if (((PaceStep *) lfirst(lc))->from < number)
-			AddReference(lfirst(lc), number, entry);
+			PaceAddReference(lfirst(lc), number, entry);
 }
 
 static void
@@ -706,10 +371,10 @@ Tick(Channel *channel)
 			SubscriptionForEach(channel, ResyncPaced, (void *) "history_truncated");
 			break;
 		}
-		if (!Touches(transaction, channel))
+		if (!PaceTouches(transaction, channel))
 			continue;
 		map = MapGet(transaction);
-		if (HasFailed(map, channel))
+		if (PaceHasFailed(map, channel))
 			continue; /* those that are ready have been told */
 		for (i = 0; i < map->nentries; i++)
 		{
@@ -729,7 +394,7 @@ Tick(Channel *channel)
 			if (after != NULL && after != before)
 				Refer(table, after, number, i, to, &made);
 			foreach(lc2, InstancesStarred(channel))
-				if (Concerns(entry, lfirst(lc2)))
+				if (PaceConcerns(entry, lfirst(lc2)))
 					Refer(table, lfirst(lc2), number, i, to, &made);
 		}
 	}
@@ -792,7 +457,7 @@ MoveLagging(long *wait)
 		PaceStep *step = lfirst(lc);
 
 		/* What is not there is found by Run. */
-		(void) CollectReferences(step);
+		(void) PaceCollect(step);
 		Run(step);
 	}
 	if (made != NIL && !dlist_is_empty(&lagging))
