@@ -285,10 +285,26 @@ RevocationsNoteToken(Connection *connection, const IdentityInfo *info)
 								   : NULL;
 }
 
+/*
+ * What sessions of this process begin with.  Numbers of connections begin anew
+ * with each process, and a name that comes again would be revoked for another.
+ */
+static uint32
+SessionPrefix(void)
+{
+	static uint32 prefix;
+
+	while (prefix == 0)
+		if (!pg_strong_random(&prefix, sizeof(prefix)))
+			ereport(ERROR,
+					(errcode(ERRCODE_INTERNAL_ERROR), errmsg("could not generate random numbers")));
+	return prefix;
+}
+
 char *
 RevocationsSession(const Connection *connection)
 {
-	return psprintf("%08x" UINT64_FORMAT, feed_shared->generation, connection->id);
+	return psprintf("%08x" UINT64_FORMAT, SessionPrefix(), connection->id);
 }
 
 static void
@@ -304,16 +320,14 @@ EndConnection(Connection *connection, const char *message, const char *hint)
 static void
 EndSession(const Revocation *revocation)
 {
-	char generation[9];
+	char prefix[9];
 	Connection *connection;
 
-	snprintf(generation, sizeof(generation), "%08x", feed_shared->generation);
-	if (strncmp(revocation->session, generation, 8) != 0)
+	snprintf(prefix, sizeof(prefix), "%08x", SessionPrefix());
+	if (strncmp(revocation->session, prefix, 8) != 0)
 		return;
 	connection = ConnectionById(strtoull(revocation->session + 8, NULL, 10));
-
-	/* Generations count from the server's start: the name may have come again. */
-	if (connection != NULL && connection->opened < revocation->at)
+	if (connection != NULL)
 		EndConnection(connection, "session was revoked", NULL);
 }
 

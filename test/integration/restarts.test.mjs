@@ -199,4 +199,23 @@ describe('restarts', () => {
       await again.close();
     }
   });
+
+  test('what is revoked is the session of then, not the one that is numbered the same now', { timeout: 120000 }, async () => {
+    const restart = async () => {
+      await cluster('restart', '--no-build', '--mode', 'fast');
+      await db.close().catch(() => {});
+      db = await session();
+      return until(() => Client.connect({ token }).catch(() => null), 'a client', 20000);
+    };
+    const client = await restart();
+    const old = client.connected.session;
+    await client.cut();
+    const now = await restart();
+    assert.equal(now.connected.session.slice(8), old.slice(8), 'the first connection of a server, twice');
+    await db.exec(`SELECT changefeed.revoke(session => '${old}')`);
+    await now.sync();
+    now.check();
+    assert.equal(now.closed, null);
+    await now.close();
+  });
 });
