@@ -30,7 +30,8 @@ async function sql(...args) {
 
 const query = (text) => sql('-c', text);
 
-let browser;
+let browsers = []; // two processes, which people use in turn
+let entered = 0;
 let server;
 let url;
 const problems = []; // what a browser complained of
@@ -45,11 +46,12 @@ before(async () => {
   ({ server, url } = await serve({ socketUrl, port: 0 }));
   await query(`ALTER SYSTEM SET changefeed.allowed_origins = '${url}'`);
   await query('SELECT pg_reload_conf()');
-  browser = await chromium.launch({ executablePath: CHROMIUM, args: ['--no-sandbox', '--disable-gpu', '--disable-background-networking'] });
+  const launch = () => chromium.launch({ executablePath: CHROMIUM, args: ['--no-sandbox', '--disable-gpu', '--disable-background-networking'] });
+  browsers = await Promise.all([launch(), launch()]);
 });
 
 after(async () => {
-  await browser?.close();
+  for (const browser of browsers) await browser.close();
   server?.close();
   server?.closeAllConnections();
   if (!skip) {
@@ -60,7 +62,7 @@ after(async () => {
 
 /** A window of a browser of their own, in which `name` has entered. */
 async function enter(name, { hash = '', ...options } = {}) {
-  const context = await browser.newContext({ viewport: { width: 900, height: 640 }, ...options });
+  const context = await browsers[entered++ % browsers.length].newContext({ viewport: { width: 900, height: 640 }, ...options });
   const page = await context.newPage();
   page.setDefaultTimeout(15_000);
   page.on('console', (message) => {
