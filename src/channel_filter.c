@@ -24,6 +24,7 @@
 
 #include "channel_check.h"
 #include "encode.h"
+#include "expression.h"
 
 #include "access/sysattr.h"
 #include "access/transam.h"
@@ -39,7 +40,6 @@
 #include "parser/parse_expr.h"
 #include "parser/parse_node.h"
 #include "parser/parse_relation.h"
-#include "parser/parser.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
 #include "utils/regproc.h"
@@ -52,28 +52,6 @@ typedef struct FilterCheck
 	Relation rel;
 	Node *node; /* at hand, for the position in messages */
 } FilterCheck;
-
-/* Makes positions in error messages count from the start of the filter. */
-static void
-FilterErrorCallback(void *arg)
-{
-	const char *filter = arg;
-	int position = geterrposition();
-
-	if (position > 0)
-	{
-		errposition(0);
-		internalerrposition(position);
-		internalerrquery(filter);
-	}
-}
-
-static void
-RefuseSyntax(void)
-{
-	ereport(ERROR, (errcode(ERRCODE_SYNTAX_ERROR), errmsg("filter must be one boolean expression"),
-					errhint("Write it as after WHERE, without WHERE.")));
-}
 
 static bool
 RefuseSubqueries(Node *node, void *context)
@@ -88,34 +66,14 @@ RefuseSubqueries(Node *node, void *context)
 	return raw_expression_tree_walker(node, RefuseSubqueries, context);
 }
 
-/* The only expression in the text, before analysis. */
 static Node *
 ParseFilter(ParseState *pstate, const char *filter)
 {
-	List *list = raw_parser(filter, RAW_PARSE_PLPGSQL_EXPR);
-	SelectStmt *stmt;
-	ResTarget *target;
+	Node *node = ExpressionParse("filter", "boolean expression",
+								 "Write it as after WHERE, without WHERE.", filter);
 
-	if (list_length(list) != 1)
-		RefuseSyntax();
-	stmt = (SelectStmt *) linitial_node(RawStmt, list)->stmt;
-
-	/* That grammar takes whatever may follow SELECT. */
-	if (!IsA(stmt, SelectStmt) || list_length(stmt->targetList) != 1 ||
-		stmt->distinctClause != NIL || stmt->intoClause != NULL || stmt->fromClause != NIL ||
-		stmt->whereClause != NULL || stmt->groupClause != NIL || stmt->havingClause != NULL ||
-		stmt->windowClause != NIL || stmt->valuesLists != NIL || stmt->sortClause != NIL ||
-		stmt->limitOffset != NULL || stmt->limitCount != NULL || stmt->lockingClause != NIL ||
-		stmt->withClause != NULL || stmt->op != SETOP_NONE)
-		RefuseSyntax();
-	target = linitial_node(ResTarget, stmt->targetList);
-	if (target->name != NULL || target->indirection != NIL)
-		RefuseSyntax();
-	if (IsA(target->val, ColumnRef) && IsA(llast(((ColumnRef *) target->val)->fields), A_Star))
-		RefuseSyntax();
-
-	RefuseSubqueries(target->val, pstate);
-	return target->val;
+	RefuseSubqueries(node, pstate);
+	return node;
 }
 
 bool
@@ -292,7 +250,7 @@ ChannelAnalyzeFilter(Relation rel, const char *filter)
 	Node *expr;
 	FilterCheck check;
 
-	callback.callback = FilterErrorCallback;
+	callback.callback = ExpressionErrorCallback;
 	callback.arg = unconstify(char *, filter);
 	callback.previous = error_context_stack;
 	error_context_stack = &callback;

@@ -24,6 +24,7 @@
 #include "postgres.h"
 
 #include "channel_check.h"
+#include "expression.h"
 #include "encode.h"
 
 #include "catalog/pg_collation.h"
@@ -35,7 +36,6 @@
 #include "parser/parse_collate.h"
 #include "parser/parse_expr.h"
 #include "parser/parse_node.h"
-#include "parser/parser.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
 #include "utils/ruleutils.h"
@@ -46,57 +46,12 @@ typedef struct JoinScope
 	Oid relid; /* InvalidOid: parameters are text */
 } JoinScope;
 
-/* Makes positions in error messages count from the start of the check. */
 static void
 JoinErrorCallback(void *arg)
 {
-	const char *text = arg;
-	int position = geterrposition();
-
-	if (position > 0)
-	{
-		errposition(0);
-		internalerrposition(position);
-		internalerrquery(text);
-	}
+	ExpressionErrorCallback(arg);
 	if (geterrcode() == ERRCODE_UNDEFINED_TABLE)
 		errhint("Write tables with their schema, such as public.members.");
-}
-
-static void
-RefuseSyntax(const char *what)
-{
-	ereport(ERROR,
-			(errcode(ERRCODE_SYNTAX_ERROR), errmsg("%s must be one boolean expression", what),
-			 errhint("Write it as after WHERE, without WHERE.")));
-}
-
-/* The only expression in the text, before analysis. */
-static Node *
-ParseJoin(const char *what, const char *text)
-{
-	List *list = raw_parser(text, RAW_PARSE_PLPGSQL_EXPR);
-	SelectStmt *stmt;
-	ResTarget *target;
-
-	if (list_length(list) != 1)
-		RefuseSyntax(what);
-	stmt = (SelectStmt *) linitial_node(RawStmt, list)->stmt;
-
-	/* That grammar takes whatever may follow SELECT. */
-	if (!IsA(stmt, SelectStmt) || list_length(stmt->targetList) != 1 ||
-		stmt->distinctClause != NIL || stmt->intoClause != NULL || stmt->fromClause != NIL ||
-		stmt->whereClause != NULL || stmt->groupClause != NIL || stmt->havingClause != NULL ||
-		stmt->windowClause != NIL || stmt->valuesLists != NIL || stmt->sortClause != NIL ||
-		stmt->limitOffset != NULL || stmt->limitCount != NULL || stmt->lockingClause != NIL ||
-		stmt->withClause != NULL || stmt->op != SETOP_NONE)
-		RefuseSyntax(what);
-	target = linitial_node(ResTarget, stmt->targetList);
-	if (target->name != NULL || target->indirection != NIL)
-		RefuseSyntax(what);
-	if (IsA(target->val, ColumnRef) && IsA(llast(((ColumnRef *) target->val)->fields), A_Star))
-		RefuseSyntax(what);
-	return target->val;
 }
 
 static Oid
@@ -172,7 +127,10 @@ ChannelCheckJoin(const char *what, const char *check, const ChannelTemplate *tem
 	pstate->p_sourcetext = check;
 	pstate->p_post_columnref_hook = ResolveParameter;
 	pstate->p_ref_hook_state = &scope;
-	expr = transformExpr(pstate, ParseJoin(what, check), EXPR_KIND_WHERE);
+	expr = transformExpr(pstate,
+						 ExpressionParse(what, "boolean expression",
+										 "Write it as after WHERE, without WHERE.", check),
+						 EXPR_KIND_WHERE);
 	expr = coerce_to_boolean(pstate, expr, what);
 	assign_expr_collations(pstate, expr);
 

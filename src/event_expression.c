@@ -25,6 +25,7 @@
 
 #include "channel_check.h"
 #include "event.h"
+#include "expression.h"
 
 #include "access/transam.h"
 #include "catalog/namespace.h"
@@ -38,7 +39,6 @@
 #include "parser/parse_collate.h"
 #include "parser/parse_expr.h"
 #include "parser/parse_node.h"
-#include "parser/parser.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
 #include "utils/lsyscache.h"
@@ -52,54 +52,6 @@ typedef struct EventCheck
 	EventColumns *columns;
 	Node *node; /* at hand */
 } EventCheck;
-
-/* Makes positions in error messages count from the start of the text. */
-static void
-ErrorCallback(void *arg)
-{
-	const char *text = arg;
-	int position = geterrposition();
-
-	if (position > 0)
-	{
-		errposition(0);
-		internalerrposition(position);
-		internalerrquery(text);
-	}
-}
-
-static void
-RefuseSyntax(const char *what)
-{
-	ereport(ERROR, (errcode(ERRCODE_SYNTAX_ERROR), errmsg("%s must be one expression", what),
-					errhint("Columns are written old.name and new.name.")));
-}
-
-/* The only expression in the text, before analysis. */
-static Node *
-Parse(const char *what, const char *text)
-{
-	List *list = raw_parser(text, RAW_PARSE_PLPGSQL_EXPR);
-	SelectStmt *stmt;
-	ResTarget *target;
-
-	if (list_length(list) != 1)
-		RefuseSyntax(what);
-	stmt = (SelectStmt *) linitial_node(RawStmt, list)->stmt;
-
-	/* That grammar takes whatever may follow SELECT. */
-	if (!IsA(stmt, SelectStmt) || list_length(stmt->targetList) != 1 ||
-		stmt->distinctClause != NIL || stmt->intoClause != NULL || stmt->fromClause != NIL ||
-		stmt->whereClause != NULL || stmt->groupClause != NIL || stmt->havingClause != NULL ||
-		stmt->windowClause != NIL || stmt->valuesLists != NIL || stmt->sortClause != NIL ||
-		stmt->limitOffset != NULL || stmt->limitCount != NULL || stmt->lockingClause != NIL ||
-		stmt->withClause != NULL || stmt->op != SETOP_NONE)
-		RefuseSyntax(what);
-	target = linitial_node(ResTarget, stmt->targetList);
-	if (target->name != NULL || target->indirection != NIL)
-		RefuseSyntax(what);
-	return target->val;
-}
 
 static Node *
 ResolveColumn(ParseState *pstate, ColumnRef *ref)
@@ -320,7 +272,7 @@ EventAnalyze(const char *what, const char *text, TupleDesc tupdesc, bool conditi
 	EventCheck check = {what, pstate, tupdesc, columns, NULL};
 	Node *expr;
 
-	callback.callback = ErrorCallback;
+	callback.callback = ExpressionErrorCallback;
 	callback.arg = unconstify(char *, text);
 	callback.previous = error_context_stack;
 	error_context_stack = &callback;
@@ -330,7 +282,10 @@ EventAnalyze(const char *what, const char *text, TupleDesc tupdesc, bool conditi
 	pstate->p_ref_hook_state = &check;
 
 	/* As a policy it must have no aggregates, window functions or sets. */
-	expr = transformExpr(pstate, Parse(what, text), EXPR_KIND_POLICY);
+	expr = transformExpr(
+		pstate,
+		ExpressionParse(what, "expression", "Columns are written old.name and new.name.", text),
+		EXPR_KIND_POLICY);
 	if (condition)
 		expr = coerce_to_boolean(pstate, expr, what);
 	assign_expr_collations(pstate, expr);
