@@ -60,9 +60,6 @@
 /* It is said again after this time (ms) that changes of a source are lost. */
 #define LOST_INTERVAL 60000
 
-/* Running transactions whose messages are known: see KnowsImmediate. */
-#define IMMEDIATE_KNOWN 256
-
 /* A transaction (bytes) whose replay takes a while. */
 #define LARGE_TRANSACTION (64 * 1024)
 
@@ -70,10 +67,9 @@ static MemoryContext callback_context = NULL;
 static RowsReader rows_reader = NULL; /* NULL: those in the WAL */
 
 /* Of the transaction that is being replayed. */
-static uint64 transaction = 0;	/* counts them */
-static uint64 records = 0;		/* sent for it */
-static uint64 changes = 0;		/* CHANGE records of all times */
-static uint32 last_message = 0; /* the counter of the last one */
+static uint64 transaction = 0; /* counts them */
+static uint64 records = 0;	   /* sent for it */
+static uint64 changes = 0;	   /* CHANGE records of all times */
 
 extern PGDLLEXPORT void _PG_output_plugin_init(OutputPluginCallbacks *cb);
 
@@ -583,7 +579,7 @@ PluginBegin(LogicalDecodingContext *ctx, ReorderBufferTXN *txn)
 
 	transaction++;
 	records = 0;
-	last_message = 0;
+	OutputMessagesBegin();
 	memset(&catalog_changes, 0, sizeof(catalog_changes));
 	RelationsRefresh();
 
@@ -728,94 +724,6 @@ PluginCommit(LogicalDecodingContext *ctx, ReorderBufferTXN *txn, XLogRecPtr comm
  * ----------------------------------------------------------------------
  */
 
-/*
- * Has a message that did not wait for its transaction come before?  Whoever
- * has its bytes could repeat it as long as the transaction runs.
- */
-static bool
-KnowsImmediate(uint64 xid, uint32 counter)
-{
-	static struct
-	{
-		uint64 xid;
-		uint32 counter;
-	} known[IMMEDIATE_KNOWN];
-	static int next = 0;
-
-	for (int i = 0; i < IMMEDIATE_KNOWN; i++)
-	{
-		if (known[i].xid != xid)
-			continue;
-		if (counter <= known[i].counter)
-			return true;
-		known[i].counter = counter;
-		return false;
-	}
-	known[next].xid = xid;
-	known[next].counter = counter;
-	next = (next + 1) % IMMEDIATE_KNOWN;
-	return false;
-}
-
-/* Reads a message; false: it is forged, repeated or damaged. */
-static bool
-ReadMessage(ReorderBufferTXN *txn, bool transactional, const char *data, Size size,
-			WalMessage *message)
-{
-	static TimestampTz said = 0;
-	MemoryContext context = CurrentMemoryContext;
-	volatile bool good = false;
-
-	PG_TRY();
-	{
-		good = MessageRead(data, size, message);
-	}
-	PG_CATCH();
-	{
-		char *why = PluginCatch(context);
-
-		if (TimestampDifferenceExceeds(said, GetCurrentTimestamp(), LOST_INTERVAL))
-		{
-			said = GetCurrentTimestamp();
-			ereport(LOG, (errmsg("could not check a message in the WAL: %s", why)));
-		}
-	}
-	PG_END_TRY();
-	if (!good || message->transactional != transactional || txn == NULL ||
-		message->xid != WidenXid(compat_toplevel_txn(txn)->xid))
-		return false;
-	if (!transactional)
-		return !KnowsImmediate(message->xid, message->counter);
-	if (message->counter <= last_message)
-		return false;
-	last_message = message->counter;
-	return true;
-}
-
-static void
-NoteForged(void)
-{
-	static TimestampTz said = 0;
-	static uint64 count = 0;
-	TimestampTz now = GetCurrentTimestamp();
-
-	count++;
-	pg_atomic_write_u64(&decoder_feed->decoder_forged,
-						pg_atomic_read_u64(&decoder_feed->decoder_forged) + 1);
-	if (!TimestampDifferenceExceeds(said, now, LOST_INTERVAL))
-		return;
-	said = now;
-	ereport(LOG,
-			(errmsg_plural("dropped " UINT64_FORMAT
-						   " message in the WAL that changefeed.publish did not write as it is",
-						   "dropped " UINT64_FORMAT
-						   " messages in the WAL that changefeed.publish did not write as they are",
-						   count, count),
-			 errdetail("Somebody may have used pg_logical_emit_message with the prefix \"%s\".",
-					   MESSAGE_PREFIX)));
-	count = 0;
-}
-
 static void
 PluginMessage(LogicalDecodingContext *ctx, ReorderBufferTXN *txn, XLogRecPtr message_lsn,
 			  bool transactional, const char *prefix, Size size, const char *data)
@@ -829,9 +737,8 @@ PluginMessage(LogicalDecodingContext *ctx, ReorderBufferTXN *txn, XLogRecPtr mes
 	if (strcmp(prefix, MESSAGE_PREFIX) != 0)
 		return;
 	old_context = MemoryContextSwitchTo(callback_context);
-	if (!ReadMessage(txn, transactional, data, size, &message))
-		NoteForged();
-	else
+	if (OutputReadMessage(txn != NULL ? WidenXid(compat_toplevel_txn(txn)->xid) : 0, transactional,
+						  data, size, &message))
 	{
 		record.counter = message.counter;
 		record.channel = message.channel;

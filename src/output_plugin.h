@@ -39,6 +39,17 @@ extern void PluginAttach(LogicalDecodingContext *ctx, RowsReader reader);
  */
 extern char *PluginCatch(MemoryContext context);
 
+/* output_messages.c: a transaction begins to be replayed */
+extern void OutputMessagesBegin(void);
+
+/*
+ * Reads a message of the transaction (0: none).  False: it is forged, repeated
+ * or damaged, which is counted and logged now and then.
+ */
+struct WalMessage;
+extern bool OutputReadMessage(uint64 xid, bool transactional, const char *data, Size size,
+							  struct WalMessage *message);
+
 /* output_catalog.c: what the transaction at hand did to our own tables */
 #define CATALOG_CHANNELS 64
 
