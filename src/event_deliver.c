@@ -73,7 +73,11 @@ NoteError(const SourceEvent *event, const char *message)
 				  errdetail("It is not sent.")));
 }
 
-/* Keeps what failed from raising further errors; its message. */
+/*
+ * Keeps what failed from raising further errors; its message.  Memory that an
+ * expression wants and there is not is no reason to end the feed: it would meet
+ * the same change again.
+ */
 static char *
 Catch(MemoryContext context)
 {
@@ -81,7 +85,7 @@ Catch(MemoryContext context)
 
 	MemoryContextSwitchTo(context);
 	error = CopyErrorData();
-	if (error->sqlerrcode == ERRCODE_ADMIN_SHUTDOWN || error->sqlerrcode == ERRCODE_OUT_OF_MEMORY)
+	if (error->sqlerrcode == ERRCODE_ADMIN_SHUTDOWN)
 		PG_RE_THROW();
 	FlushErrorState();
 	return error->message;
