@@ -16,7 +16,7 @@ export const FAULTS = {
   column: ['protocol', 'differs'], // a column that it may not see
   page: ['leak', 'gap', 'differs', 'protocol'], // a row of a snapshot that is somebody else's
   row: ['gap', 'protocol'], // a row of a snapshot that is missing
-  resync: ['columns', 'gap', 'protocol'], // a resync with its snapshot that is not told
+  resync: ['columns', 'gap', 'differs', 'leak', 'protocol'], // a resync with its snapshot that is not told
 };
 
 /** JSON of what parseExact gives: numbers as they were. */

@@ -84,7 +84,8 @@ export function randomGrant(random, table, denied = 0) {
 function randomChannels(random, tables) {
   const channels = {};
   const add = (name, sources) => {
-    channels[name] = { name, sources, join: name.startsWith('mine_') && random.chance(0.5), interval: random.chance(0.3) ? 20 + random.int(300) : null };
+    // Faults are made in frames of the connection, of which paced channels leave few.
+    channels[name] = { name, sources, join: name.startsWith('mine_') && random.chance(0.5), interval: !process.env.INJECT && random.chance(0.3) ? 20 + random.int(300) : null };
   };
   const source = (table, options = {}) => ({
     table: table.name,
