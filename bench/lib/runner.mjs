@@ -10,8 +10,12 @@
 //   async measure(context, case, system, repeat)
 //               { metric: number, ... }; throws WrongResult if what was received is not what was sent,
 //               and Unavailable if the system is not there
-//   ratios      optional: [{ name, metric, of: system or function of the case, to: the same, cases? }]
-//   targets     optional: [{ name, ratio (a name of the above) or metric and system, case, limit, below: true }]
+//   async begin(context, case), async end(context, case)
+//               optional: before and after the repeats of a case
+//   ratios      optional: [{ name, metric, of: system or function of the case, to: the same, cases?: name or
+//               function of the case }]
+//   targets     optional: [{ name, ratio (a name of the above) or metric and system, case?: as cases above,
+//               limit: number or function of the case, above?: true if it is a lower limit }]
 //   async teardown(context) optional
 //   line(result)            optional: the line that is printed at the end
 //
@@ -101,6 +105,7 @@ export async function runScenario(name, scenario, options) {
     for (const each of scenario.cases(options)) {
       const repeats = [];
       const failures = {};
+      await scenario.begin?.(context, each);
       for (let i = 0; i < each.repeats; i += 1) {
         const row = {};
         for (const system of i % 2 === 0 ? each.systems : [...each.systems].reverse()) {
@@ -121,6 +126,7 @@ export async function runScenario(name, scenario, options) {
         }
         repeats.push(row);
       }
+      await scenario.end?.(context, each);
       const systems = summarize(scenario, each, repeats, failures);
       const ratios = ratiosOf(scenario, each, repeats, failures);
       const { name: caseName, repeats: count, systems: order, ...parameters } = each;
