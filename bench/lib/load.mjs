@@ -84,6 +84,11 @@ export class Load {
     return answer;
   }
 
+  // No more of what is being published; publish() resolves when everybody has what was sent
+  finish() {
+    this.send({ do: 'finish' });
+  }
+
   async stats() {
     const answer = this.#expect('stats');
     this.send({ do: 'stats' });

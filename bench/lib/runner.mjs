@@ -68,7 +68,7 @@ function ratiosOf(scenario, each, repeats, failures) {
     if (!matches(cases, each) || !each.systems.includes(a) || !each.systems.includes(b)
       || failures[a] !== undefined || failures[b] !== undefined) continue;
     const values = [a, b].map((system) => repeats.map((repeat) => repeat[system][metric]));
-    if (values.flat().every((value) => Number.isFinite(value))) found.push({ name, metric, of: a, to: b, ...ratio(...values) });
+    if (values.flat().every((value) => Number.isFinite(value)) && values[1].every((value) => value !== 0)) found.push({ name, metric, of: a, to: b, ...ratio(...values) });
   }
   return found;
 }

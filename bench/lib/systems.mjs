@@ -6,9 +6,15 @@
 // { process: {...} }, stop(). server is who holds the connections, the gateway or the peer; system is
 // everything that takes part in delivery: with this project the feed worker, decoder and query workers as well.
 
+import { writeFileSync } from 'node:fs';
+import path from 'node:path';
+
 import { Cluster } from './cluster.mjs';
+import { Load } from './load.mjs';
 import { MESSAGING, Peer } from './peers.mjs';
 import { cpuOfAll, memoryOfAll } from './proc.mjs';
+import { scratch } from './programs.mjs';
+import { Unavailable } from './runner.mjs';
 
 export { MESSAGING };
 
@@ -31,6 +37,15 @@ export class Changefeed {
     system.token = await system.cluster.token({ role: 'bench_reader', sub: '1' });
     system.body = body;
     return system;
+  }
+
+  // A file with tokens of so many users
+  async tokens(count) {
+    const rows = await this.cluster.query(`SELECT changefeed.make_token(jsonb_build_object('role', 'bench_reader', 'sub', i::text), '1 day') AS token
+      FROM generate_series(1, ${count}) i`);
+    const file = path.join(scratch, `tokens-${this.cluster.port}-${count}`);
+    writeFileSync(file, rows.map(({ token }) => `${token}\n`).join(''));
+    return file;
   }
 
   get open() {
@@ -97,5 +112,51 @@ export class Messaging {
 
   async stop() {
     await this.peer.stop();
+  }
+}
+
+export const startSystem = (name, { settings, channels, body, size } = {}) => (name === 'pg_changefeed'
+  ? Changefeed.start({ settings, channels, body }) : Messaging.start(name, { size }));
+
+// Systems that are up with their subscribers, so that they can be measured in turns. Each has a load generator of
+// its own.
+export class Fleet {
+  #up = new Map();
+
+  // versions: where to note them
+  constructor(versions) {
+    this.versions = versions;
+  }
+
+  // options: of startSystem(); open: of Load.open(). { system, load, opened }
+  async bring(name, options, open) {
+    let up = this.#up.get(name);
+    if (up !== undefined) return up;
+    const system = options.system ?? await startSystem(name, options);
+    if (system.version !== undefined) this.versions[name] = system.version;
+    const load = new Load();
+    try {
+      const opened = await load.open({ ...system.open, ...open });
+      up = { system, load, opened, isShared: options.system !== undefined };
+    } catch (error) {
+      await load.quit().catch(() => {}); // it says the same once more
+      if (options.system === undefined) await system.stop();
+      if (name === 'pg_changefeed') throw error;
+      throw new Unavailable(`${open.connections} clients cannot subscribe: ${error.message}`);
+    }
+    this.#up.set(name, up);
+    return up;
+  }
+
+  async close(name) {
+    const up = this.#up.get(name);
+    if (up === undefined) return;
+    this.#up.delete(name);
+    await up.load.quit();
+    if (!up.isShared) await up.system.stop();
+  }
+
+  async closeAll() {
+    for (const name of [...this.#up.keys()]) await this.close(name);
   }
 }

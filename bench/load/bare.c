@@ -134,7 +134,8 @@ Interest(Peer *p, uint32_t events)
 static void
 Listen(Kind kind, int port)
 {
-	struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons((uint16_t) port),
+	struct sockaddr_in address = {.sin_family = AF_INET,
+								  .sin_port = htons((uint16_t) port),
 								  .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
 	Peer *p = calloc(1, sizeof(Peer));
 	int one = 1;
@@ -142,7 +143,8 @@ Listen(Kind kind, int port)
 	p->kind = kind;
 	p->fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
 	setsockopt(p->fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
-	if (bind(p->fd, (struct sockaddr *) &address, sizeof(address)) != 0 || listen(p->fd, BACKLOG) != 0)
+	if (bind(p->fd, (struct sockaddr *) &address, sizeof(address)) != 0 ||
+		listen(p->fd, BACKLOG) != 0)
 		Die("could not listen");
 	Add(p, EPOLLIN);
 }

@@ -31,7 +31,7 @@
 #define IP_BIND_ADDRESS_NO_PORT 24
 #endif
 
-#define READ_SIZE (256 * 1024)
+#define READ_SIZE	(256 * 1024)
 #define STAMP_EVERY 64
 
 static int64_t next_time; /* of a retry */
@@ -152,16 +152,17 @@ ConnReady(Conn *c)
 		c->knows_n = true;
 		c->next_n = ChannelLast(c->channel) + 1;
 	}
-	HistogramAdd(&g->ready_us, Now() - (g->says_lost || g->window == 0 ? g->opened_us : c->began_us));
+	HistogramAdd(&g->ready_us,
+				 Now() - (g->says_lost || g->window == 0 ? g->opened_us : c->began_us));
 	if (g->nready == g->nconns && g->is_opening)
 	{
 		g->is_opening = false;
 		g->says_lost = false;
-		Tell(json_pack("{ss ss sI sI si si si si sI so}", "event", "open", "group", g->name, "ready",
-					   (json_int_t) g->nready, "us", (json_int_t) (Now() - g->opened_us), "retries",
-					   g->retries, "recovered", g->recovered, "snapshots", g->snapshots, "resyncs",
-					   g->resyncs, "snapshot_bytes", (json_int_t) g->snapshot_bytes, "ready_us",
-					   HistogramJson(&g->ready_us)));
+		Tell(json_pack("{ss ss sI sI si si si si sI so}", "event", "open", "group", g->name,
+					   "ready", (json_int_t) g->nready, "us", (json_int_t) (Now() - g->opened_us),
+					   "retries", g->retries, "recovered", g->recovered, "snapshots", g->snapshots,
+					   "resyncs", g->resyncs, "snapshot_bytes", (json_int_t) g->snapshot_bytes,
+					   "ready_us", HistogramJson(&g->ready_us)));
 	}
 }
 
@@ -330,8 +331,10 @@ Receive(Conn *c, char *bytes, size_t size)
 		struct cmsghdr align;
 	} control;
 	struct iovec part = {bytes, size};
-	struct msghdr message = {
-		.msg_iov = &part, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof(control)};
+	struct msghdr message = {.msg_iov = &part,
+							 .msg_iovlen = 1,
+							 .msg_control = &control,
+							 .msg_controllen = sizeof(control)};
 	struct cmsghdr *h;
 	ssize_t n;
 
@@ -398,7 +401,8 @@ Readable(Conn *c)
 	}
 	if (c->state != CONN_UPGRADING)
 	{
-		while (c->fd >= 0 && (used = TakeFrame(c, (unsigned char *) data + done, length - done)) > 0)
+		while (c->fd >= 0 &&
+			   (used = TakeFrame(c, (unsigned char *) data + done, length - done)) > 0)
 			done += used;
 		if (c->fd < 0)
 			return;
@@ -440,7 +444,7 @@ Connect(Conn *c)
 	}
 	setsockopt(c->fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
 	c->is_stamped = c->index % STAMP_EVERY == 0 &&
-		setsockopt(c->fd, SOL_SOCKET, SO_TIMESTAMPNS, &one, sizeof(one)) == 0;
+					setsockopt(c->fd, SOL_SOCKET, SO_TIMESTAMPNS, &one, sizeof(one)) == 0;
 	c->began_us = Now();
 	c->state = CONN_CONNECTING;
 	g->nconnecting++;
@@ -470,13 +474,14 @@ Connected(Conn *c)
 		ConnFail(c, "could not connect: %s", strerror(error));
 		return;
 	}
-	n = snprintf(request, sizeof(request),
-				 "GET %s HTTP/1.1\r\nHost: %s:%d\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-				 "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n%s%s%s\r\n",
-				 Expand(g->path, c->channel, path, sizeof(path)), g->host, g->port,
-				 g->protocol->subprotocol ? "Sec-WebSocket-Protocol: " : "",
-				 g->protocol->subprotocol ? g->protocol->subprotocol : "",
-				 g->protocol->subprotocol ? "\r\n" : "");
+	n = snprintf(
+		request, sizeof(request),
+		"GET %s HTTP/1.1\r\nHost: %s:%d\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+		"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n%s%s%s\r\n",
+		Expand(g->path, c->channel, path, sizeof(path)), g->host, g->port,
+		g->protocol->subprotocol ? "Sec-WebSocket-Protocol: " : "",
+		g->protocol->subprotocol ? g->protocol->subprotocol : "",
+		g->protocol->subprotocol ? "\r\n" : "");
 	epoll_ctl(poll_fd, EPOLL_CTL_MOD, c->fd, &event);
 	c->state = CONN_UPGRADING;
 	if (send(c->fd, request, (size_t) n, MSG_NOSIGNAL) != (ssize_t) n)
@@ -551,10 +556,22 @@ GroupsAdvance(void)
 	next_time = 0;
 	for (g = groups; g != NULL; g = g->next)
 	{
-		while (g->waiting != NULL && (g->window == 0 || g->nconnecting < g->window) && next_time == 0)
+		while (g->waiting != NULL && (g->window == 0 || g->nconnecting < g->window) &&
+			   next_time == 0)
 		{
 			Conn *c = g->waiting;
 
+			if (g->spread_us > 0 && g->nreleased < g->nconns)
+			{
+				int64_t now = Now();
+
+				if (now < g->opened_us + g->spread_us * g->nreleased / g->nconns)
+				{
+					next_time = now + 1000;
+					break;
+				}
+				g->nreleased++;
+			}
 			g->waiting = c->next_waiting;
 			Connect(c);
 		}
@@ -594,8 +611,8 @@ ReadTokens(const char *file, uint32_t *count)
 void
 GroupOpen(json_t *command)
 {
-	static const Protocol *const protocols[] = {&protocol_changefeed, &protocol_text, &protocol_nats,
-												&protocol_mqtt};
+	static const Protocol *const protocols[] = {&protocol_changefeed, &protocol_text,
+												&protocol_nats, &protocol_mqtt};
 	const char *protocol = Text(command, "protocol", "");
 	const char *token = Text(command, "token", NULL);
 	const char *tokens = Text(command, "tokens", NULL);
@@ -656,7 +673,8 @@ GroupOpen(json_t *command)
 /*
  * With "how":"drop" all connections are closed and opened again at once, with
  * "lost" they are opened again when the server has gone. "from": they resume
- * from the last position that they have seen.
+ * from the last position that they have seen. "spread_ms": they come within that
+ * time rather than all in one moment.
  */
 void
 GroupReopen(json_t *command)
@@ -673,6 +691,8 @@ GroupReopen(json_t *command)
 	g->uses_positions = from;
 	g->window = (uint32_t) Number(command, "window", 0);
 	g->retry_ms = (int) Number(command, "retry_ms", 100);
+	g->spread_us = Number(command, "spread_ms", 0) * 1000;
+	g->nreleased = 0;
 	g->retries = g->recovered = g->snapshots = g->resyncs = 0;
 	g->snapshot_bytes = 0;
 	memset(&g->ready_us, 0, sizeof(Histogram));

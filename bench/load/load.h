@@ -29,7 +29,7 @@ typedef struct Buffer
 } Buffer;
 
 /* Logarithmic buckets of 1/64 relative width: quantiles to within 1.6 %. */
-#define HISTOGRAM_SUB 64
+#define HISTOGRAM_SUB  64
 #define HISTOGRAM_SIZE (42 * HISTOGRAM_SUB)
 typedef struct Histogram
 {
@@ -72,7 +72,7 @@ struct Conn
 	bool is_stamped;  /* the kernel tells when bytes came */
 	bool knows_n;	  /* next_n is what has to come */
 	uint64_t next_n;
-	uint64_t seq;	  /* of the last transaction frame (changefeed) */
+	uint64_t seq; /* of the last transaction frame (changefeed) */
 	uint64_t received;
 	int64_t began_us; /* when it began to connect */
 	Buffer in;		  /* bytes that are no whole frame yet */
@@ -102,6 +102,8 @@ struct Group
 	bool keeps_positions;
 	bool uses_positions; /* resume */
 	bool is_opening;
+	int64_t spread_us; /* they come within that time, evenly */
+	uint32_t nreleased;
 	bool says_lost; /* the opening began when the first connection was lost */
 	Conn *conns;
 	Conn *waiting;
@@ -120,7 +122,7 @@ struct Group
 
 /* ---- main.c ---- */
 extern int poll_fd;
-extern int64_t now_us;	/* CLOCK_REALTIME, when the bytes at hand were there */
+extern int64_t now_us; /* CLOCK_REALTIME, when the bytes at hand were there */
 extern Group *groups;
 
 extern void Die(const char *what) __attribute__((noreturn));
@@ -168,10 +170,12 @@ extern void PublishAdvance(void);
 extern void PublishEvent(uint32_t events);
 extern void *const publisher_event; /* stands for the publisher in epoll */
 extern int64_t PublishNextTime(void);
-extern bool PublishIsRunning(void);
+/* Ends with what was sent so far. */
+extern void PublishFinish(void);
 /* How many connections are subscribed to a channel. */
 extern void ChannelCount(uint32_t channel, int difference);
-extern uint64_t ChannelLast(uint32_t channel); /* number of the last message, 0: none or not known */
+extern uint64_t
+ChannelLast(uint32_t channel); /* number of the last message, 0: none or not known */
 
 /* ---- stats.c ---- */
 extern Histogram latency_us;

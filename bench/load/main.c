@@ -14,6 +14,7 @@
  *	{"do":"close","group":NAME}
  *	{"do":"publish","via":"pg|line|nats|mqtt|http",...}
  *		publish.c; -> {"event":"published",...} when everybody has everything
+ *	{"do":"finish"}		publishes nothing more
  *	{"do":"reset"}		forgets what was measured
  *	{"do":"stats"}		-> {"event":"stats",...}
  *	{"do":"samples","file":NAME}	"keep":true begins to keep them
@@ -56,7 +57,8 @@ void *const publisher_event = &publisher_mark;
 void
 Die(const char *what)
 {
-	fprintf(stderr, "load: %s%s%s\n", what, errno != 0 ? ": " : "", errno != 0 ? strerror(errno) : "");
+	fprintf(stderr, "load: %s%s%s\n", what, errno != 0 ? ": " : "",
+			errno != 0 ? strerror(errno) : "");
 	exit(1);
 }
 
@@ -87,8 +89,7 @@ Wrong(const char *format, ...)
 	for (at = text; *at != '\0'; at++)
 		if (*at < 0x20 || *at > 0x7e)
 			*at = '?';
-	Tell(json_pack("{ss ss}", "event", "wrong", "message",
-				   text));
+	Tell(json_pack("{ss ss}", "event", "wrong", "message", text));
 }
 
 int64_t
@@ -186,6 +187,8 @@ Command(const char *line, size_t length)
 		GroupClose(command);
 	else if (strcmp(what, "publish") == 0)
 		Publish(command);
+	else if (strcmp(what, "finish") == 0)
+		PublishFinish();
 	else if (strcmp(what, "reset") == 0)
 		StatsReset();
 	else if (strcmp(what, "stats") == 0)

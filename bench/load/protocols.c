@@ -52,8 +52,9 @@ ChangefeedOpened(Conn *c)
 		snprintf(from, sizeof(from), ",\"from\":\"%s\"", c->position);
 	for (i = 0; i < g->subscriptions; i++)
 	{
-		uint32_t number =
-			g->subscriptions == 1 ? c->channel : g->first + (c->index * g->subscriptions + i) % g->channels;
+		uint32_t number = g->subscriptions == 1
+							  ? c->channel
+							  : g->first + (c->index * g->subscriptions + i) % g->channels;
 
 		n = snprintf(message, sizeof(message),
 					 "{\"type\":\"subscribe\",\"id\":%u,\"channel\":\"%s\"%s%s}", i + 2,
@@ -131,8 +132,8 @@ ChangefeedTake(Conn *c, const char *data, size_t length)
 	return length;
 }
 
-const Protocol protocol_changefeed = {"changefeed", NULL, "/v1/socket", false, ChangefeedOpened,
-									  ChangefeedTake};
+const Protocol protocol_changefeed = {"changefeed",		NULL,		   "/v1/socket", false,
+									  ChangefeedOpened, ChangefeedTake};
 
 /* ---- text ---- */
 

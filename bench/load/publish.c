@@ -136,10 +136,11 @@ ChannelLast(uint32_t number)
 	return ChannelOf(number)->n;
 }
 
-bool
-PublishIsRunning(void)
+void
+PublishFinish(void)
 {
-	return is_running;
+	if (is_running)
+		total = sent;
 }
 
 /* ---- the connection to the server ---- */
@@ -196,8 +197,8 @@ OpenPostgres(json_t *command)
 			exit(1);
 		}
 		for (i = 0; i < PQntuples(result); i++)
-			ChannelOf((uint32_t) atoi(PQgetvalue(result, i, 0)))->n =
-				strtoull(PQgetvalue(result, i, 1), NULL, 10);
+			ChannelOf((uint32_t) atoi(PQgetvalue(result, i, 0)))->n = strtoull(
+				PQgetvalue(result, i, 1), NULL, 10);
 		PQclear(result);
 	}
 	if (nheld > 0)
@@ -375,7 +376,8 @@ Send(uint32_t number, uint64_t n)
 
 		BufferAppend(&out, head,
 					 (size_t) snprintf(head, sizeof(head), "PUB %s %d\r\n",
-									   Expand(channel_pattern, number, name, sizeof(name)), length));
+									   Expand(channel_pattern, number, name, sizeof(name)),
+									   length));
 		BufferAppend(&out, message, (size_t) length);
 		BufferAppend(&out, "\r\n", 2);
 	}
@@ -396,10 +398,11 @@ Send(uint32_t number, uint64_t n)
 	{
 		char head[1024];
 
-		BufferAppend(&out, head,
-					 (size_t) snprintf(head, sizeof(head),
-									   "POST %s HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n",
-									   Expand(path, number, name, sizeof(name)), length));
+		BufferAppend(
+			&out, head,
+			(size_t) snprintf(head, sizeof(head),
+							  "POST %s HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n",
+							  Expand(path, number, name, sizeof(name)), length));
 		BufferAppend(&out, message, (size_t) length);
 	}
 }
@@ -494,7 +497,7 @@ PublishHeld(void)
 			if (answers == sent && Watched() >= before + (sent - had))
 				break;
 		}
-		else if (out.length == 0 && ioctl(fd, SIOCOUTQ, &queued) == 0 && queued == 0)
+		else if (out.length == 0 && ioctl(fd, SIOCOUTQNSD, &queued) == 0 && queued == 0)
 			break;
 		if (Now() > end)
 		{
@@ -537,7 +540,8 @@ Publish(json_t *command)
 	port = (int) Number(command, "port", 0);
 	channel_pattern = strdup(Text(command, "channel", "{i}"));
 	path = strdup(Text(command, "path", "/pub/{i}"));
-	hold_query = strdup(Text(command, "hold_query", "SELECT transactions FROM changefeed.stat_feed"));
+	hold_query = strdup(
+		Text(command, "hold_query", "SELECT transactions FROM changefeed.stat_feed"));
 	total = (uint64_t) Number(command, "messages", 1);
 	size = (uint32_t) Number(command, "size", 128);
 	first = (uint32_t) Number(command, "first", 1);
@@ -579,10 +583,10 @@ End(void)
 {
 	json_t *stats = StatsJson();
 
-	json_object_update_new(
-		stats, json_pack("{ss sI sI so so}", "event", "published", "messages", (json_int_t) sent,
-						 "expected", (json_int_t) expected, "answer_us", HistogramJson(&answer_us),
-						 "late_us", HistogramJson(&late_us)));
+	json_object_update_new(stats, json_pack("{ss sI sI so so}", "event", "published", "messages",
+											(json_int_t) sent, "expected", (json_int_t) expected,
+											"answer_us", HistogramJson(&answer_us), "late_us",
+											HistogramJson(&late_us)));
 	is_running = false;
 	/* What is closed here goes out of epoll by itself. */
 	if (via == VIA_PG)
@@ -642,7 +646,8 @@ PublishAdvance(void)
 
 			subscribers = sent == 0 ? 0 : expected * burst / sent;
 			if (sent >= total || (awaits && deliveries + (window - 1) * subscribers < expected) ||
-				sent - (via == VIA_PG || via == VIA_HTTP ? answers : sent) > (uint64_t) (window - 1) * burst)
+				sent - (via == VIA_PG || via == VIA_HTTP ? answers : sent) >
+					(uint64_t) (window - 1) * burst)
 				break;
 			if (nheld > 0)
 				PublishHeld();
@@ -669,8 +674,10 @@ PublishAdvance(void)
 	}
 	else if ((awaits || sent == total) && Now() - progress_us > timeout_us)
 	{
-		Wrong("%llu messages came, %llu were expected, of %llu that were published, and nothing happens any more",
-			  (unsigned long long) deliveries, (unsigned long long) expected, (unsigned long long) sent);
+		Wrong(
+			"%llu messages came, %llu were expected, of %llu that were published, and nothing happens any more",
+			(unsigned long long) deliveries, (unsigned long long) expected,
+			(unsigned long long) sent);
 		End();
 	}
 }

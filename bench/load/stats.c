@@ -82,7 +82,7 @@ Quantile(const Histogram *h, double q)
 			if (i < HISTOGRAM_SUB)
 				return (double) i;
 			middle = (double) ((HISTOGRAM_SUB + i % HISTOGRAM_SUB) << (i / HISTOGRAM_SUB - 1)) +
-				(double) (1ull << (i / HISTOGRAM_SUB - 1)) / 2;
+					 (double) (1ull << (i / HISTOGRAM_SUB - 1)) / 2;
 			return middle > (double) h->max ? (double) h->max : middle;
 		}
 	}

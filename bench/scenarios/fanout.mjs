@@ -11,8 +11,7 @@
 
 import { Load, generatorFigures } from '../lib/load.mjs';
 import { sleep } from '../lib/programs.mjs';
-import { Changefeed, MESSAGING, Messaging } from '../lib/systems.mjs';
-import { Unavailable } from '../lib/runner.mjs';
+import { Changefeed, Fleet, MESSAGING } from '../lib/systems.mjs';
 
 export const title = 'fan-out of one channel: CPU per message and client, messages per second';
 export const unit = 'CPU time (user and system) in microseconds for each message that a client received; server: who holds the connections, the gateway or the peer; system: with this project also feed worker, decoder and query workers';
@@ -59,43 +58,20 @@ export async function setup({ keep, note }) {
   await load.quit();
   keep.size = Math.round(bytes / deliveries);
   note(`all messages have ${keep.size} bytes`);
-  keep.up = new Map();
+  keep.fleet = new Fleet(keep.versions);
   keep.connections = 0;
-}
-
-async function closeAll(keep) {
-  for (const { load, system } of keep.up.values()) {
-    await load.quit();
-    if (system !== keep.changefeed) await system.stop();
-  }
-  keep.up.clear();
 }
 
 export async function begin({ keep }, { connections }) {
   if (keep.connections === connections) return;
-  await closeAll(keep);
+  await keep.fleet.closeAll();
   keep.connections = connections;
 }
 
-async function bring(keep, name, connections) {
-  let up = keep.up.get(name);
-  if (up !== undefined) return up;
-  const system = name === 'pg_changefeed' ? keep.changefeed : await Messaging.start(name, { size: keep.size });
-  if (system.version !== undefined) keep.versions[name] = system.version;
-  const load = new Load();
-  try {
-    await load.open({ ...system.open, connections });
-  } catch (error) {
-    await system.stop();
-    throw name === 'pg_changefeed' ? error : new Unavailable(`${connections} clients cannot subscribe: ${error.message}`);
-  }
-  up = { system, load };
-  keep.up.set(name, up);
-  return up;
-}
-
 export async function measure(context, { connections, messages, burst }, name) {
-  const { system, load } = await bring(context.keep, name, connections);
+  const { keep } = context;
+  const options = name === 'pg_changefeed' ? { system: keep.changefeed } : { size: keep.size };
+  const { system, load } = await keep.fleet.bring(name, options, { connections });
   const publish = { ...system.publish, burst, ...burst > 1 ? { hold: system.held() } : {} };
   await load.publish({ ...publish, messages: 2 * burst });
   const before = system.cpu();
@@ -106,15 +82,18 @@ export async function measure(context, { connections, messages, burst }, name) {
   return {
     server_cpu_us: per('server'), system_cpu_us: per('system'),
     ...name === 'pg_changefeed' ? { feed_cpu_us: per('feed'), decoder_cpu_us: per('decoder') } : {},
-    messages_per_s: result.deliveries / (result.us / 1e6),
-    latency_p50_us: result.latency_us.p50, latency_p99_us: result.latency_us.p99,
+    // Bursts spend most of their time being held.
+    ...burst > 1 ? {} : {
+      messages_per_s: result.deliveries / (result.us / 1e6),
+      latency_p50_us: result.latency_us.p50, latency_p99_us: result.latency_us.p99,
+    },
     bytes_per_message: result.bytes / result.deliveries, deliveries: result.deliveries, expected: result.expected,
     ...generatorFigures(result, context, `${connections} clients, ${name}`),
   };
 }
 
 export async function teardown({ keep }) {
-  await closeAll(keep);
+  await keep.fleet?.closeAll();
   await keep.changefeed?.stop();
 }
 
