@@ -99,6 +99,13 @@ export class Rig {
     this.connect_ms = us / 1000;
   }
 
+  // Some changes, to see how fast it is and to have everything ready, then as many as take three seconds, at most
+  // `most` of them.
+  async measure(table, most) {
+    const first = await this.write(table, Math.min(20, most));
+    return this.write(table, Math.max(Math.min(20, most), Math.min(most, Math.round(first.changes_per_s * 3))));
+  }
+
   // Writes n changes as fast as one backend can, and waits until all that follows from them was delivered.
   async write(table, n) {
     const { cluster, identities } = this;
@@ -130,7 +137,9 @@ export class Rig {
       got = JSON.parse(await this.ask('GET', 'counts'));
       if (got.deliveries >= deliveries) break;
       if (got.errors + got.closed + got.unknown > 0) break;
-      if (Date.now() - written > 120_000) break;
+      if (Date.now() - written > 120_000) {
+        throw new Error(`${table}, ${identities} identities: ${got.deliveries} of ${deliveries} deliveries came within two minutes`);
+      }
       await sleep(5);
     }
     const after = cluster.cpu();

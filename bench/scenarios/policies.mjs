@@ -32,7 +32,7 @@ export async function setup(context) {
 
 export async function measure({ keep: { rig } }, each, system) {
   await rig.connect(each.identities, Object.values(SYSTEMS));
-  return rig.write(SYSTEMS[system], each.changes);
+  return rig.measure(SYSTEMS[system], each.changes);
 }
 
 export const ratios = [
