@@ -207,7 +207,10 @@ TakeSamples(const char *data, size_t length)
 	{
 		int64_t sent = 0;
 
-		for (at += sizeof(name) - 1; at < end && *at >= '0' && *at <= '9'; at++)
+		at += sizeof(name) - 1;
+		if (at < end && *at == '"')
+			at++;
+		for (; at < end && *at >= '0' && *at <= '9'; at++)
 			sent = sent * 10 + (*at - '0');
 		if (nsamples == samples_room)
 		{

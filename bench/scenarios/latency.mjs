@@ -64,6 +64,10 @@ export async function setup(context) {
     await keep.theirs.query(sqlFile('setup.sql').replace(/^VACUUM.*$/m, ''), undefined, database);
     if (peer === 'notify') await keep.theirs.query(sqlFile('notify.sql'), undefined, database);
     if (peer === 'postgres') await keep.theirs.query('CREATE PUBLICATION bench FOR ALL TABLES', undefined, database);
+    if (peer === 'lds') {
+      // Newer minor versions load only the output plugins that are named here; older ones do not know the setting.
+      await keep.theirs.query('ALTER DATABASE lds SET output_plugin_libraries = wal2json').catch(() => {});
+    }
     await keep.theirs.query('VACUUM ANALYZE', undefined, database);
   }
   const tokens = await keep.ours.query(`
@@ -185,4 +189,4 @@ export async function teardown({ keep }) {
 
 const ms = (us) => `${(us / 1000).toFixed(2)} ms`;
 export const line = (result) => `latency: ${result.cases.map((each) => `${each.name}: ${
-  Object.entries(each.systems).map(([name, { metrics: m }]) => `${name} p50 ${m === undefined ? '-' : ms(m.p50_us.median)}`).join(', ')}`).join('; ')}`;
+  Object.entries(each.systems).map(([name, { metrics: m }]) => `${name} p50 ${m?.p50_us === undefined ? '-' : ms(m.p50_us.median)}`).join(', ')}`).join('; ')}`;
