@@ -13,7 +13,7 @@ import { Rig } from '../authorization/rig.mjs';
 export const title = 'changes authorized by row level security, one identity in five sees each';
 export const unit = 'changes per second from the first commit to the last delivery at the link; CPU time per change of decoder, feed worker and query workers';
 export const metrics = {
-  changes_per_s: '/s', deliveries_per_s: '/s', cpu_us_per_change: 'us', decoder_us_per_change: 'us', feed_us_per_change: 'us', query_us_per_change: 'us',
+  changes_per_s: '/s', deliveries_per_s: '/s', cpu_us_per_change: 'µs', decoder_us_per_change: 'µs', feed_us_per_change: 'µs', query_us_per_change: 'µs',
 };
 
 const CHANGES = { 500: 20000, 3000: 6000, 10000: 2000 };

@@ -18,7 +18,7 @@ import { quantile } from '../lib/stats.mjs';
 export const title = 'commit-to-client latency';
 export const unit = 'microseconds from just before the writer sends its one-statement transaction to its receipt by the client';
 export const metrics = {
-  p50_us: 'us', p99_us: 'us', p999_us: 'us', commit_p50_us: 'us', after_commit_p50_us: 'us', written_per_s: '/s',
+  p50_us: 'µs', p99_us: 'µs', p999_us: 'µs', commit_p50_us: 'µs', after_commit_p50_us: 'µs', written_per_s: '/s',
 };
 
 const WARM_UP = 0.1; // of the transactions of a repeat, at its start, are not counted

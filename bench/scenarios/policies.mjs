@@ -9,7 +9,7 @@ import { Rig } from '../authorization/rig.mjs';
 export const title = 'CPU time of a change by policy and number of identities';
 export const unit = 'microseconds of CPU time per change, of decoder, feed worker and query workers';
 export const metrics = {
-  cpu_us_per_change: 'us', decoder_us_per_change: 'us', feed_us_per_change: 'us', query_us_per_change: 'us', deliveries_per_s: '/s',
+  cpu_us_per_change: 'µs', decoder_us_per_change: 'µs', feed_us_per_change: 'µs', query_us_per_change: 'µs', deliveries_per_s: '/s',
 };
 
 const SYSTEMS = { 'no policy': 'open', owner: 'owner', membership: 'member' };
@@ -45,4 +45,4 @@ export async function teardown({ keep }) {
 }
 
 export const line = (result) => `policies: ${result.cases.map((each) => `${each.parameters.identities} identities: ${
-  Object.entries(each.systems).map(([name, { metrics: m }]) => `${name} ${m?.cpu_us_per_change?.median.toFixed(0)} us`).join(', ')}`).join('; ')}`;
+  Object.entries(each.systems).map(([name, { metrics: m }]) => `${name} ${m?.cpu_us_per_change?.median.toFixed(0)} µs`).join(', ')}`).join('; ')}`;

@@ -13,7 +13,7 @@ import { WrongResult } from '../lib/runner.mjs';
 
 export const title = 'snapshots, beside COPY of the same rows as JSON';
 export const unit = 'rows per second';
-export const metrics = { rows_per_s: '/s', mb_per_s: 'MB/s', cpu_us_per_row: 'us' };
+export const metrics = { rows_per_s: '/s', mb_per_s: 'MB/s', cpu_us_per_row: 'µs' };
 
 const SYSTEMS = ['pg_changefeed', 'copy to_jsonb'];
 

@@ -18,7 +18,7 @@ import { quantile } from '../lib/stats.mjs';
 
 export const title = 'what the feed costs writers';
 export const unit = 'CPU time of the writing backend for a transaction; latency of pgbench transactions; transactions per second';
-export const metrics = { backend_us: 'us', commit_p50_us: 'us', commit_p99_us: 'us', tps: '/s', feed_cpu_us: 'us' };
+export const metrics = { backend_us: 'µs', commit_p50_us: 'µs', commit_p99_us: 'µs', tps: '/s', feed_cpu_us: 'µs' };
 
 const SYSTEMS = ['without', 'without, identity full', 'pg_changefeed'];
 const ROWS = 10000;
