@@ -1,7 +1,7 @@
 import { defineConfig } from 'tsdown';
 
 export default defineConfig({
-  entry: { index: 'src/index.ts' },
+  entry: ['index', 'http', 'lossless', 'presence'].map((name) => `src/${name}.ts`),
   format: 'esm',
   platform: 'neutral',
   target: 'es2022',
