@@ -21,14 +21,18 @@ const SETTINGS = {
 
 export class Cluster {
   // settings: names and values. Settings that are null are left at the product's default.
-  constructor({ settings = {}, database = 'bench' } = {}) {
+  // pgConfig: of another tree of programs, with everything installed; extension: whether the database gets it.
+  constructor({ settings = {}, database = 'bench', pgConfig = null, extension = true } = {}) {
     this.settings = Object.fromEntries(Object.entries({ ...SETTINGS, ...settings }).filter(([, value]) => value !== null));
     this.data = `/var/tmp/pg_changefeed-bench-${process.pid}-${made += 1}`;
     this.database = database;
     atEnd(() => this.remove());
     const args = ['start', '--data', this.data, '--database', database];
     for (const [name, value] of Object.entries(this.settings)) args.push('--set', `${name}=${value}`);
-    const text = execFileSync(script, args, { encoding: 'utf8', stdio: ['ignore', 'pipe', 'inherit'] });
+    if (pgConfig !== null) args.push('--no-build');
+    if (!extension) args.push('--no-extension');
+    this.programs = pgConfig === null ? process.env : { ...process.env, PG_CONFIG: pgConfig };
+    const text = execFileSync(script, args, { encoding: 'utf8', stdio: ['ignore', 'pipe', 'inherit'], env: this.programs });
     const env = Object.fromEntries([...text.matchAll(/^(\w+)='?([^'\n]*)'?$/gm)].map(([, name, value]) => [name, value]));
     this.env = env;
     this.host = env.PGHOST;
@@ -89,6 +93,6 @@ export class Cluster {
     if (this.data === null) return;
     const { data } = this;
     this.data = null;
-    execFileSync(script, ['stop', '--data', data, '--mode', 'immediate', '--remove'], { stdio: ['ignore', 'ignore', 'inherit'] });
+    execFileSync(script, ['stop', '--data', data, '--mode', 'immediate', '--remove'], { stdio: ['ignore', 'ignore', 'inherit'], env: this.programs });
   }
 }
