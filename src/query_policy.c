@@ -253,8 +253,8 @@ PolicyExpression(Relation rel)
 	return (Node *) make_ands_explicit((List *) copyObject(quals));
 }
 
-static PlannedStmt *
-PlanExpression(Node *expression)
+PlannedStmt *
+PolicyPlanExpression(Node *expression)
 {
 	Query *query = makeNode(Query);
 
@@ -326,6 +326,8 @@ BuildPolicy(Policy *policy, Relation rel)
 	policy->reusable = true;
 	policy->opaque = false;
 	policy->narrowing = NULL;
+	policy->expression = NULL;
+	policy->repeated = NULL;
 	policy->may_select = MaySelect(rel, policy->key.role);
 	policy->state = POLICY_NONE;
 
@@ -358,7 +360,10 @@ BuildPolicy(Policy *policy, Relation rel)
 			policy->state = POLICY_JUDGED;
 			ReadsOfExpression(expression, &reads);
 			functions = list_concat_unique_oid(functions, reads.functions);
-			plan = PlanExpression(expression);
+			MemoryContextSwitchTo(policy->context);
+			policy->expression = copyObject(expression);
+			MemoryContextSwitchTo(work);
+			plan = PolicyPlanExpression(expression);
 			relids = list_copy(plan->relationOids);
 
 			/* What it says points into the plan, so both are copied first. */
@@ -431,6 +436,19 @@ PolicyLockDependencies(Oid relid, Oid role)
 
 	/* Taking the locks has let in what happened before we had them. */
 	return policy->valid;
+}
+
+Policy *
+PolicyKept(Oid relid, Oid role)
+{
+	Policy key;
+	Policy *policy;
+
+	memset(&key, 0, sizeof(key));
+	key.key.relid = relid;
+	key.key.role = role;
+	policy = hash_search(policies, &key.key, HASH_FIND, NULL);
+	return policy != NULL && policy->reusable && IsCurrent(policy) ? policy : NULL;
 }
 
 Policy *

@@ -94,6 +94,7 @@ static bool role_checks_valid;
 
 static TimeoutId limit_timeout;
 static int limit_ms;
+static bool limit_is_trial;
 static volatile sig_atomic_t limit_hits;
 
 /* What QueryLeaveIdentity goes back to. */
@@ -153,6 +154,12 @@ QueryNextIdentity(void)
 	return pg_atomic_fetch_add_u32(&segment->next, 1);
 }
 
+bool
+QueryOneByOne(void)
+{
+	return pg_atomic_read_u32(&segment->one_by_one) != 0;
+}
+
 static void
 PutText(StringInfo message, const char *text, QueryKind kind)
 {
@@ -208,7 +215,8 @@ LimitReached(void)
 		QueryCancelPending = true;
 	else
 	{
-		pg_atomic_write_u32(&segment->timed_out, 1);
+		if (!limit_is_trial)
+			pg_atomic_write_u32(&segment->timed_out, 1);
 		ProcDiePending = true;
 	}
 	InterruptPending = true;
@@ -249,11 +257,23 @@ QueryTimeLimit(int64 time_limit)
 	/* Whoever has ignored that his time is up gets no more of it. */
 	if (limit_hits > 0)
 		return;
+	limit_is_trial = false;
 	limit_ms = (int) Min(time_limit, INT_MAX / 4);
 	/* Who goes on is given the time of a verdict to think better of it. */
 	enable_timeout_every(limit_timeout,
 						 TimestampTzPlusMilliseconds(GetCurrentTimestamp(), limit_ms),
 						 Min(limit_ms, setting_policy_timeout));
+}
+
+void
+QueryTrialLimit(int time_limit)
+{
+	if (limit_hits > 0)
+		return;
+	limit_is_trial = true;
+	enable_timeout_every(limit_timeout,
+						 TimestampTzPlusMilliseconds(GetCurrentTimestamp(), time_limit),
+						 setting_policy_timeout);
 }
 
 void
@@ -558,6 +578,13 @@ QueryInitBackend(MemoryContext context)
 	query_job_context = context;
 }
 
+void
+QueryChangeClaims(const char *claims)
+{
+	/* Policies may cast this to json, which an empty text does not survive. */
+	SetLocal("request.jwt.claims", claims[0] != '\0' ? claims : "{}");
+}
+
 /*
  * The worker's pinned output settings hold in here too, as they are settings
  * of its session and roles' own settings are not applied, search_path apart.
@@ -572,8 +599,7 @@ QueryEnterIdentity(Oid role, const char *claims)
 	GetUserIdAndSecContext(&identity_left, &identity_left_context);
 	SetLocal("search_path", QuerySearchPath(role));
 	SetLocal("row_security", "on");
-	/* Policies may cast this to json, which an empty text does not survive. */
-	SetLocal("request.jwt.claims", claims[0] != '\0' ? claims : "{}");
+	QueryChangeClaims(claims);
 	/* For those who ask session_user or current_setting('role'). */
 	SetLocal("session_authorization", GetUserNameFromId(role, false));
 	SetLocal("role", GetUserNameFromId(role, false));

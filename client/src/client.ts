@@ -281,19 +281,20 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
     connected(message) {
       open = true;
       openedAt = Date.now();
-      refused = undefined;
+      if (message.session) refused = undefined;
       counts.connects += 1;
       heartbeatMs = message.heartbeat_ms ?? heartbeatMs;
       expires(message.expires_at);
-      setConnection(link?.name === 'poll' ? 'polling' : 'connected', { error: null });
       alive();
       answer(message);
       for (const feed of feeds.values()) subscribe(feed);
+      setConnection(link?.name === 'poll' ? 'polling' : 'connected', { error: null });
       for (const [id, request] of [...requests]) {
         if (request.message.type !== 'connect' && request.message.type !== 'subscribe' && !request.sentAt) transmit(id, request);
       }
     },
     subscribed(message, feed) {
+      refused = undefined;
       answer(message);
       feed?.subscribed(message);
     },
@@ -480,6 +481,8 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
   /** The server pings; who has not heard of it for longer is alone. Behind a sleep the timer is late, and the answer the same. */
   const alive = () => {
     clearTimeout(aliveTimer);
+    // Over HTTP each answer has its own limit.
+    if (link?.changed) return;
     const left = heardAt + heartbeatMs + GRACE_MS - Date.now();
     if (left <= 0) return lost(4000, noAnswer('nothing was heard of the server'));
     aliveTimer = setTimeout(alive, left);

@@ -36,6 +36,8 @@ export class ChangefeedError extends Error {
   /** Of a call that expected another row: the row of now. */
   readonly conflict?: AnyRow;
   readonly retryAfterMs?: number;
+  /** Everything that the server said. */
+  readonly info: AnyRow;
 
   constructor(code: string, message: string, more: AnyRow = {}) {
     super(message);
@@ -43,8 +45,12 @@ export class ChangefeedError extends Error {
     this.type = TYPES[code] ?? TYPES[code.slice(0, 2)] ?? 'server';
     this.retryable = !more.conflict && RETRYABLE.test(code);
     this.severity = more.severity ?? (this.retryable ? 'error' : 'fatal');
-    for (const name of ['hint', 'detail', 'channel', 'conflict'] as const) if (name in more) this[name] = more[name];
-    if (more.retry_after_ms) this.retryAfterMs = more.retry_after_ms;
+    this.hint = more.hint;
+    this.detail = more.detail;
+    this.channel = more.channel;
+    this.conflict = more.conflict;
+    this.retryAfterMs = more.retry_after_ms;
+    this.info = more;
   }
 }
 
