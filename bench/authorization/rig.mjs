@@ -99,11 +99,12 @@ export class Rig {
     this.connect_ms = us / 1000;
   }
 
-  // Some changes, to see how fast it is and to have everything ready, then as many as take three seconds, at most
-  // `most` of them.
-  async measure(table, most) {
-    const first = await this.write(table, Math.min(20, most));
-    return this.write(table, Math.max(Math.min(20, most), Math.min(most, Math.round(first.changes_per_s * 3))));
+  // Some changes, to see how fast it is and to have everything ready, then as many as take that many seconds, at most
+  // `changes` of them.
+  async measure(table, { changes, seconds }) {
+    const few = Math.min(20, changes);
+    const { changes_per_s: rate } = await this.write(table, few);
+    return this.write(table, Math.max(few, Math.min(changes, Math.round(rate * seconds))));
   }
 
   // Writes n changes as fast as one backend can, and waits until all that follows from them was delivered.

@@ -18,7 +18,7 @@ table { border-collapse: collapse; font-size: 13px; width: 100%; }
 th, td { text-align: left; vertical-align: top; padding: 5px 8px; border-bottom: 1px solid var(--line); }
 th { color: var(--soft); font-weight: 600; } td.n { white-space: nowrap; font-variant-numeric: tabular-nums; }
 .met { color: var(--good); font-weight: 600; } .missed, .not { color: var(--bad); font-weight: 600; }
-.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(440px, 100%), 1fr)); gap: 16px; }
+.plots { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(440px, 100%), 1fr)); gap: 16px; }
 figure { margin: 0; background: var(--card); border: 1px solid var(--line); border-radius: 6px; padding: 10px 12px; }
 figcaption { font-weight: 600; font-size: 14px; }
 .legend { display: flex; flex-wrap: wrap; gap: 2px 14px; margin: 4px 0; font-size: 12px; } .legend svg { margin-right: 5px; }

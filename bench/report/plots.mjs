@@ -24,20 +24,20 @@ function logTicks(least, most) {
 }
 
 // series: [{ name, points: [[x index, value], ...], dots: true for points without a line }]; labels: those of the x axis
-export function lines({ title, unit, labels, series, width = 440, height = 250 }) {
+export function lines({ title, unit, labels, series, width = 460, height = 250 }) {
   const values = series.flatMap(({ points }) => points.map(([, value]) => value)).filter((value) => value > 0);
   if (values.length === 0) return '';
   const ticks = logTicks(Math.min(...values), Math.max(...values));
   const [left, right, top, bottom] = [58, 12, 12, 28];
   const [low, high] = [ticks[0], ticks.at(-1)].map(Math.log10);
-  const x = (i) => round(left + ((width - left - right) * i) / Math.max(labels.length - 1, 1));
+  const x = (i) => round(left + (width - left - right) * (labels.length > 1 ? i / (labels.length - 1) : 0.5));
   const y = (value) => round(top + (height - top - bottom) * (1 - (Math.log10(value) - low) / (high - low)));
   const parts = [];
   for (const tick of ticks) {
     parts.push(`<line class="grid" x1="${left}" y1="${y(tick)}" x2="${width - right}" y2="${y(tick)}"/>`);
     parts.push(`<text x="${left - 6}" y="${y(tick) + 4}" text-anchor="end">${number(tick)}</text>`);
   }
-  labels.forEach((label, i) => parts.push(`<text x="${x(i)}" y="${height - 8}" text-anchor="${i === 0 ? 'start' : i === labels.length - 1 ? 'end' : 'middle'}">${escape(label)}</text>`));
+  labels.forEach((label, i) => parts.push(`<text x="${x(i)}" y="${height - 8}" text-anchor="${labels.length === 1 ? 'middle' : i === 0 ? 'start' : i === labels.length - 1 ? 'end' : 'middle'}">${escape(label)}</text>`));
   series.forEach(({ name, points, dots }, s) => {
     const shown = points.filter(([, value]) => value > 0);
     if (!dots && shown.length > 1) {
@@ -52,7 +52,7 @@ export function lines({ title, unit, labels, series, width = 440, height = 250 }
 }
 
 // rows: [{ name, value, low, high, mine }]
-export function bars({ title, unit, rows, width = 440 }) {
+export function bars({ title, unit, rows, width = 460 }) {
   const shown = rows.filter(({ value }) => Number.isFinite(value));
   if (shown.length === 0) return '';
   const [left, right, step] = [150, 80, 24];

@@ -27,7 +27,8 @@ export function cases({ quick, tiny, arguments: given = {} }) {
     identities: n,
     changes: Number(given.changes ?? (tiny ? 50 : Math.round((CHANGES[n] ?? 5000) / (quick ? 4 : 1)))),
     checks: tiny ? 200 : quick ? 4000 : 10000,
-    repeats: tiny ? 1 : 3,
+    seconds: quick ? 1 : 3,
+    repeats: tiny ? 1 : quick ? 2 : 3,
     systems: ['pg_changefeed', 'pg_changefeed membership', 'select per identity', 'select per identity, membership'],
   }));
 }
@@ -43,10 +44,10 @@ export async function measure({ keep: { rig } }, each, system) {
   switch (system) {
     case 'pg_changefeed':
       await rig.connect(each.identities, ['team', 'member']);
-      return rig.measure('team', each.changes);
+      return rig.measure('team', each);
     case 'pg_changefeed membership':
       await rig.connect(each.identities, ['team', 'member']);
-      return rig.measure('member', each.changes);
+      return rig.measure('member', each);
     case 'select per identity': return rig.look('team', each.identities, each.checks);
     default: return rig.look('member', each.identities, each.checks);
   }

@@ -37,10 +37,10 @@ export function cases({ quick, tiny, arguments: given = {} }) {
         name: `${rate.toLocaleString('en')} commit${rate === 1 ? '' : 's'}/s, ${subscribers.toLocaleString('en')} subscriber${subscribers === 1 ? '' : 's'}`,
         rate,
         subscribers,
-        count: tiny ? 30 : count[rate] ?? rate * 3,
+        count: tiny ? 30 : quick ? 150 : count[rate] ?? rate * 3,
         // With a flush to disk for each, one writer does not come to a thousand.
         synchronous_commit: rate < 1000,
-        repeats: Number(given.repeats ?? (tiny ? 1 : rate === 1 ? 2 : 3)),
+        repeats: Number(given.repeats ?? (tiny ? 1 : rate === 1 || quick ? 2 : 3)),
         systems: SYSTEMS,
       });
     }

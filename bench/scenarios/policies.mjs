@@ -15,12 +15,13 @@ export const metrics = {
 const SYSTEMS = { 'no policy': 'open', owner: 'owner', membership: 'member' };
 
 export function cases({ quick, tiny, arguments: given = {} }) {
-  const identities = given.identities?.split(',').map(Number) ?? (tiny ? [5] : quick ? [10, 1000] : [10, 1000, 10000]);
+  const identities = given.identities?.split(',').map(Number) ?? (tiny ? [5] : quick ? [1000] : [10, 1000, 10000]);
   return identities.map((n) => ({
     name: `${n.toLocaleString('en')} identities`,
     identities: n,
     changes: Number(given.changes ?? (tiny ? 50 : n <= 1000 ? 4000 : 2000)),
-    repeats: tiny ? 1 : 3,
+    seconds: quick ? 1 : 2,
+    repeats: tiny ? 1 : quick ? 2 : 3,
     systems: Object.keys(SYSTEMS),
   }));
 }
@@ -32,7 +33,7 @@ export async function setup(context) {
 
 export async function measure({ keep: { rig } }, each, system) {
   await rig.connect(each.identities, Object.values(SYSTEMS));
-  return rig.measure(SYSTEMS[system], each.changes);
+  return rig.measure(SYSTEMS[system], each);
 }
 
 export const ratios = [
