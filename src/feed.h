@@ -73,6 +73,8 @@ typedef struct View
 	struct DependencyDetails *details; /* of each dependency */
 	uint8 recheck;					   /* RECHECK_*: and what leaves no trace in the WAL */
 	bool functions;					   /* the policies call functions of users */
+	struct PolicyRule *rule;		   /* decides about rows in the place of query workers:
+										* policy_rule.h; NULL: they have to be asked */
 } View;
 
 typedef struct Identity

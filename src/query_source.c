@@ -312,6 +312,7 @@ SourceQueryDescribe(SourceQuery *source, int index, Oid role, StringInfo out)
 	NarrowDescribe(policy, source->more, out);
 	WirePutU8(out, policy->functions);
 	WirePutU8(out, source->recheck);
+	WirePutBytes(out, NULL, 0);
 	SelectionQueryDescribe(source, rel, out);
 	table_close(rel, NoLock);
 }
