@@ -245,6 +245,8 @@ CompareViews(const View *before, const View *now)
 	/* Without policies the fingerprint is about nothing. */
 	if (now->rls == 1 && before->fingerprint != now->fingerprint)
 		return OUTCOME_OTHER;
+	if (before->rule != NULL && now->rule != NULL && before->rule != now->rule)
+		return OUTCOME_OTHER;
 
 	/* What happened to others since the answer was nobody's concern (join_check). */
 	if (!SameOids(before->dependencies, before->ndependencies, now->dependencies,

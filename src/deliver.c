@@ -68,6 +68,13 @@ Judge(Delivery *d, Subscription *s, View *view, int image)
 		return VERDICT_VISIBLE;
 	if (view->rls == 2)
 		return VERDICT_HIDDEN;
+	verdict = VerdictInline(d->map, view, image);
+	if (verdict != VERDICT_UNKNOWN)
+	{
+		if (d->asking)
+			counters.verdicts_inline++;
+		return verdict;
+	}
 	verdict = VerdictGet(d->map, s->connection->identity, view, image);
 	if (verdict == VERDICT_UNKNOWN)
 		VerdictAsk(d->map, s->connection->identity, view, image);

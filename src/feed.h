@@ -73,6 +73,8 @@ typedef struct View
 	struct DependencyDetails *details; /* of each dependency */
 	uint8 recheck;					   /* RECHECK_*: and what leaves no trace in the WAL */
 	bool functions;					   /* the policies call functions of users */
+	struct PolicyRule *rule;		   /* decides about rows in the place of query workers:
+										* policy_rule.h; NULL: they have to be asked */
 } View;
 
 typedef struct Identity
@@ -628,7 +630,10 @@ typedef enum Verdict
 	VERDICT_VISIBLE
 } Verdict;
 
-/* The identity's verdict on an image of the transaction. */
+/* The verdict of the view's rule on an image; VERDICT_UNKNOWN: it has none. */
+extern Verdict VerdictInline(TransactionMap *map, const View *view, int image);
+
+/* The query workers' verdict for the identity. */
 extern Verdict VerdictGet(TransactionMap *map, Identity *identity, const View *view, int image);
 
 /* The JSON of a visible image's columns in view->casts, for this identity. */

@@ -325,6 +325,7 @@ DescribeChannel(Request *request, StringInfo out)
 	WirePutBytes(out, narrowing.data, narrowing.len);
 	WirePutU8(out, 0);
 	WirePutU8(out, request->sources[0].recheck);
+	WirePutBytes(out, NULL, 0); /* rule */
 	SelectionQueryDescribeNothing(out);
 	MemoryContextSwitchTo(old);
 }

@@ -98,6 +98,8 @@ static bool limit_is_trial;
 static volatile sig_atomic_t limit_hits;
 
 /* What QueryLeaveIdentity goes back to. */
+static const char *identity_claims; /* in the transaction's memory */
+static Oid identity_role;
 static Oid identity_left;
 static int identity_left_context;
 static int identity_nestlevel;
@@ -582,7 +584,8 @@ void
 QueryChangeClaims(const char *claims)
 {
 	/* Policies may cast this to json, which an empty text does not survive. */
-	SetLocal("request.jwt.claims", claims[0] != '\0' ? claims : "{}");
+	identity_claims = MemoryContextStrdup(TopTransactionContext, claims[0] != '\0' ? claims : "{}");
+	SetLocal("request.jwt.claims", identity_claims);
 }
 
 /*
@@ -599,6 +602,7 @@ QueryEnterIdentity(Oid role, const char *claims)
 	GetUserIdAndSecContext(&identity_left, &identity_left_context);
 	SetLocal("search_path", QuerySearchPath(role));
 	SetLocal("row_security", "on");
+	identity_role = role;
 	QueryChangeClaims(claims);
 	/* For those who ask session_user or current_setting('role'). */
 	SetLocal("session_authorization", GetUserNameFromId(role, false));
@@ -611,6 +615,19 @@ QueryEnterIdentity(Oid role, const char *claims)
 	SetUserIdAndSecContext(role, identity_left_context | SECURITY_LOCAL_USERID_CHANGE |
 									 SECURITY_RESTRICTED_OPERATION);
 	identity_nestlevel = NewGUCNestLevel();
+}
+
+bool
+QueryIdentityIsIntact(void)
+{
+	const char *claims = GetConfigOption("request.jwt.claims", true, false);
+	const char *role = GetConfigOption("role", true, false);
+
+	/* A backend that explains has entered it in its own way. */
+	if (segment == NULL)
+		return true;
+	return GetUserId() == identity_role && claims != NULL && strcmp(claims, identity_claims) == 0 &&
+		   role != NULL && strcmp(role, GetUserNameFromId(identity_role, false)) == 0;
 }
 
 /*

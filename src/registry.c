@@ -17,6 +17,7 @@
 #include "audience.h"
 #include "feed.h"
 #include "http.h"
+#include "policy_rule.h"
 #include "presence.h"
 #include "gateways.h"
 #include "users.h"
@@ -305,7 +306,7 @@ SameView(const View *a, const View *b)
 		   a->recheck == b->recheck && a->fingerprint == b->fingerprint &&
 		   a->ncolumns == b->ncolumns && a->nkey == b->nkey &&
 		   a->ndependencies == b->ndependencies && a->casts == b->casts &&
-		   a->functions == b->functions &&
+		   a->functions == b->functions && a->rule == b->rule &&
 		   memcmp(a->columns, b->columns, sizeof(int16) * a->ncolumns) == 0 &&
 		   memcmp(a->key, b->key, sizeof(int16) * a->nkey) == 0 &&
 		   memcmp(a->dependencies, b->dependencies, sizeof(Oid) * a->ndependencies) == 0 &&
@@ -351,6 +352,7 @@ ViewIntern(Identity *identity, const View *view)
 	copy->dependencies = Copy(view->dependencies, sizeof(Oid) * view->ndependencies);
 	copy->narrowing = Copy(view->narrowing, view->narrowing_length);
 	copy->refcount = 1;
+	PolicyRuleKeep(copy->rule);
 	DependencyAdd(identity, copy);
 	identity->refcount++;
 	identity->views = lcons(copy, identity->views);
@@ -369,6 +371,7 @@ ViewRelease(Identity *identity, View *view)
 		pfree(view->key);
 		pfree(view->dependencies);
 		pfree(view->narrowing);
+		PolicyRuleRelease(view->rule);
 		pfree(view);
 	}
 	IdentityRelease(identity);
