@@ -419,7 +419,7 @@ BuildPolicy(Policy *policy, Relation rel)
 Datum
 PolicyEvaluate(Node *expression, bool *isnull)
 {
-	QueryDesc *query = CreateQueryDesc(PlanExpression((Node *) copyObject(expression)), "",
+	QueryDesc *query = CreateQueryDesc(PolicyPlanExpression((Node *) copyObject(expression)), "",
 									   GetActiveSnapshot(), InvalidSnapshot, None_Receiver, NULL,
 									   NULL, 0);
 	TupleTableSlot *slot;
