@@ -25,7 +25,7 @@
  */
 #include "postgres.h"
 
-#include "feed.h"
+#include "policy_rule.h"
 #include "wire_write.h"
 
 #include "storage/latch.h"
@@ -231,8 +231,17 @@ FindSet(TransactionMap *map, Identity *identity, Oid relid, const CastList *cast
 Verdict
 VerdictGet(TransactionMap *map, Identity *identity, const View *view, int image)
 {
-	VerdictSet *set = FindSet(map, identity, view->relid, view->casts, false);
+	VerdictSet *set;
 
+	/* What casts give comes with the verdict of query workers. */
+	if (view->rule != NULL && view->casts == NULL)
+	{
+		Verdict verdict = PolicyRuleJudge(view->rule, map, image);
+
+		if (verdict != VERDICT_UNKNOWN)
+			return verdict;
+	}
+	set = FindSet(map, identity, view->relid, view->casts, false);
 	return set != NULL ? (Verdict) set->states[image] : VERDICT_UNKNOWN;
 }
 
