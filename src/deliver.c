@@ -68,7 +68,8 @@ typedef struct Reader
 	Subscription *one;
 	Audience *audience;
 	View *view;
-	PolicyRule *rule; /* NULL: view->rls says how rows are judged */
+	PolicyRule *rule; /* NULL: there is none */
+	bool judged;	  /* receivers: query workers are asked for all of them */
 } Reader;
 
 typedef void (*ReaderCallback)(Delivery *d, MapEntry *entry, Subscription *s, const void *arg);
@@ -168,6 +169,19 @@ Judge(Delivery *d, Identity *identity, View *view, int image)
 		VerdictAsk(d->map, identity, view, image);
 	else if (d->asking && verdict != VERDICT_ASKED)
 		counters.verdicts_cached++;
+	return verdict;
+}
+
+/* What casts make of a visible row comes with a query worker's verdict. */
+static Verdict
+JudgeByRule(Delivery *d, const Reader *r, int image)
+{
+	Verdict verdict = PolicyRuleJudge(r->rule, d->map, image);
+
+	if (verdict == VERDICT_VISIBLE && r->view->casts != NULL)
+		return VERDICT_UNKNOWN;
+	if (d->asking && verdict != VERDICT_UNKNOWN)
+		counters.verdicts_inline += r->one != NULL ? 1 : r->receivers->nlive;
 	return verdict;
 }
 
@@ -291,13 +305,12 @@ static void
 ConsiderOne(Delivery *d, MapEntry *entry, Subscription *s, const void *arg)
 {
 	const Sides *sides = arg;
-	Reader r = {NULL, s, s->audience, NULL, NULL};
+	Reader r = {NULL, s, s->audience, NULL, NULL, true};
 
 	if (!DeliverTakesPart(d, s))
 		return;
 	r.view = s->views[entry->source->index];
-	if (r.view->casts == NULL)
-		r.rule = r.view->rule;
+	r.rule = r.view->rule;
 	Consider(d, entry, &r, sides->before, sides->after);
 }
 
@@ -399,7 +412,8 @@ VisitInstance(Delivery *d, MapEntry *entry, Instance *instance)
 	{
 		Receivers *receivers = found[i];
 		ReceiversSource *source = &receivers->sources[entry->source->index];
-		Reader r = {receivers, NULL, receivers->audience, source->view, source->rule};
+		Reader r = {receivers,	  NULL,			receivers->audience,
+					source->view, source->rule, source->judged};
 
 		if (receivers->nlive > 0)
 			Consider(d, entry, &r, sides.before, sides.after);

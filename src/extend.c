@@ -259,7 +259,9 @@ TakeBack(Check *check, uint64 until, HTAB *touched, List **held)
 			{
 				if (map->images[entry->old_image].incomplete)
 					return EXTENSION_IMPOSSIBLE;
-				verdict = VerdictGet(map, check->identity, view, entry->old_image);
+				verdict = VerdictInline(map, view, entry->old_image);
+				if (verdict == VERDICT_UNKNOWN)
+					verdict = VerdictGet(map, check->identity, view, entry->old_image);
 				if (verdict == VERDICT_UNKNOWN)
 					VerdictAsk(map, check->identity, view, entry->old_image);
 				if (verdict <= VERDICT_ASKED)

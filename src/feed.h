@@ -638,7 +638,10 @@ typedef enum Verdict
 	VERDICT_VISIBLE
 } Verdict;
 
-/* The identity's verdict on an image of the transaction. */
+/* The verdict of the view's rule on an image; VERDICT_UNKNOWN: it has none. */
+extern Verdict VerdictInline(TransactionMap *map, const View *view, int image);
+
+/* The query workers' verdict for the identity. */
 extern Verdict VerdictGet(TransactionMap *map, Identity *identity, const View *view, int image);
 
 /* The JSON of a visible image's columns in view->casts, for this identity. */

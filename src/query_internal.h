@@ -137,6 +137,9 @@ extern bool QueryTimedOut(void);
  */
 extern void QueryEnterIdentity(Oid role, const char *claims);
 
+/* Have its role and claims been left as they were?  SQL that ran can set them. */
+extern bool QueryIdentityIsIntact(void);
+
 /* The search_path that sessions of the role have; valid in the transaction. */
 extern const char *QuerySearchPath(Oid role);
 
@@ -428,6 +431,9 @@ typedef struct Policy
 	List *declared;				 /* as in Reads */
 	List *unknown;
 	char *recheck; /* as ReadsRecheckReason gives it */
+
+	/* POLICY_JUDGED: what the feed worker could do itself, or why not. */
+	struct InlinePolicy *inlined;
 } Policy;
 
 /*
@@ -448,6 +454,31 @@ extern uint64 PolicyFingerprint(Policy *policy);
 
 /* Registers the invalidation callbacks. */
 extern void PolicyInit(void);
+
+/* The value of an expression without columns, in the current context. */
+extern Datum PolicyEvaluate(Node *expression, bool *isnull);
+
+/* ---- query_inline.c ---- */
+
+/* A policy in a form that can be evaluated apart from SQL. */
+typedef struct InlinePolicy InlinePolicy;
+
+/*
+ * Looks whether there is one: `expression` is the policies' on the table's
+ * columns, of which everything else is known.  In CurrentMemoryContext.
+ */
+extern InlinePolicy *InlinePrepare(const Policy *policy, Relation rel, Node *expression);
+
+/*
+ * The rule for the identity that was entered into `out`: bytes expression
+ * (nodeToString; parameters stand for constants), u16 n + n x (u32 type, bytes
+ * value; one by value as 8).  Nothing if there is none: then the result says
+ * why, as a sentence behind "because", or is NULL when none is needed.
+ */
+extern char *InlineRule(const Policy *policy, StringInfo out);
+
+/* The rule as SQL; what depends on the identity are parameters. */
+extern char *InlineText(const Policy *policy, Relation rel);
 
 /* ---- query_narrow.c ---- */
 

@@ -97,6 +97,8 @@ static int limit_ms;
 static volatile sig_atomic_t limit_hits;
 
 /* What QueryLeaveIdentity goes back to. */
+static const char *identity_claims; /* in the transaction's memory */
+static Oid identity_role;
 static Oid identity_left;
 static int identity_left_context;
 static int identity_nestlevel;
@@ -573,7 +575,9 @@ QueryEnterIdentity(Oid role, const char *claims)
 	SetLocal("search_path", QuerySearchPath(role));
 	SetLocal("row_security", "on");
 	/* Policies may cast this to json, which an empty text does not survive. */
-	SetLocal("request.jwt.claims", claims[0] != '\0' ? claims : "{}");
+	identity_claims = MemoryContextStrdup(TopTransactionContext, claims[0] != '\0' ? claims : "{}");
+	identity_role = role;
+	SetLocal("request.jwt.claims", identity_claims);
 	/* For those who ask session_user or current_setting('role'). */
 	SetLocal("session_authorization", GetUserNameFromId(role, false));
 	SetLocal("role", GetUserNameFromId(role, false));
@@ -585,6 +589,19 @@ QueryEnterIdentity(Oid role, const char *claims)
 	SetUserIdAndSecContext(role, identity_left_context | SECURITY_LOCAL_USERID_CHANGE |
 									 SECURITY_RESTRICTED_OPERATION);
 	identity_nestlevel = NewGUCNestLevel();
+}
+
+bool
+QueryIdentityIsIntact(void)
+{
+	const char *claims = GetConfigOption("request.jwt.claims", true, false);
+	const char *role = GetConfigOption("role", true, false);
+
+	/* A backend that explains has entered it in its own way. */
+	if (segment == NULL)
+		return true;
+	return GetUserId() == identity_role && claims != NULL && strcmp(claims, identity_claims) == 0 &&
+		   role != NULL && strcmp(role, GetUserNameFromId(identity_role, false)) == 0;
 }
 
 /*

@@ -166,9 +166,8 @@ HashOf(Subscription *s, bool judged, View **views)
 	for (i = 0; i < SourcesOf(s->audience); i++)
 	{
 		hash = hash_combine64(hash, hash_bytes_uint32_extended((uint32) (uintptr_t) views[i], 0));
-		if (!IsJudged(s->views[i]))
-			hash = hash_combine64(
-				hash, hash_bytes_uint32_extended((uint32) (uintptr_t) s->views[i]->rule, 1));
+		hash = hash_combine64(
+			hash, hash_bytes_uint32_extended((uint32) (uintptr_t) s->views[i]->rule, 1));
 	}
 	return hash;
 }
@@ -183,8 +182,7 @@ IsSame(const Receivers *r, Subscription *s, bool judged, View **views)
 		r->replaces != (s->no_snapshot || s->window))
 		return false;
 	for (i = 0; i < SourcesOf(r->audience); i++)
-		if (r->sources[i].view != views[i] ||
-			r->sources[i].rule != (IsJudged(s->views[i]) ? NULL : s->views[i]->rule))
+		if (r->sources[i].view != views[i] || r->sources[i].rule != s->views[i]->rule)
 			return false;
 	return true;
 }
@@ -267,13 +265,12 @@ Create(Subscription *s, uint64 hash, bool judged, View **views)
 		ReceiversSource *source = &r->sources[i];
 
 		source->view = views[i];
-		source->member.owner = r;
-		if (!IsJudged(s->views[i]))
-		{
+		source->judged = IsJudged(s->views[i]);
+		if (!source->judged)
 			source->view = ShapeIntern(s->views[i]);
-			source->rule = s->views[i]->rule;
-			PolicyRuleKeep(source->rule);
-		}
+		source->rule = s->views[i]->rule;
+		PolicyRuleKeep(source->rule);
+		source->member.owner = r;
 		Link(r, i);
 	}
 	return r;
@@ -298,11 +295,9 @@ Free(Receivers *r)
 		DemandLeave(r->audience->instance, i, &source->member);
 
 		/* A view of the identity is its subscriptions'. */
-		if (!(source->view->rls == 1 && source->rule == NULL))
-		{
+		if (!source->judged)
 			ShapeRelease(source->view);
-			PolicyRuleRelease(source->rule);
-		}
+		PolicyRuleRelease(source->rule);
 	}
 	for (i = 0; i < gateway_count; i++)
 		if (r->parts[i].subscriptions != NULL)

@@ -17,8 +17,9 @@ struct PolicyRule;
 /* What they may see of a source. */
 typedef struct ReceiversSource
 {
-	View *view;				 /* as that of each of them, but for its rule */
-	struct PolicyRule *rule; /* decides about rows; NULL: view->rls says how */
+	View *view;				 /* as that of each of them; its rule is here: */
+	struct PolicyRule *rule; /* NULL: there is none */
+	bool judged;			 /* query workers say what is visible, or how it is written */
 	DemandMember member;
 } ReceiversSource;
 

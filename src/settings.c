@@ -59,6 +59,7 @@ int setting_max_payload;
 int setting_max_connections;
 int setting_max_subscriptions;
 int setting_policy_timeout;
+bool setting_inline_policies;
 int setting_recheck_interval;
 bool setting_audience_index;
 bool setting_compression;
@@ -547,6 +548,13 @@ DefineIdentitySettings(void)
 		"A client whose policies take longer gets an error and loses the subscription; other clients are not "
 		"concerned.",
 		&setting_policy_timeout, 1000, 10, 600 * 1000, PGC_SUSET, GUC_UNIT_MS, NULL, NULL, NULL);
+
+	DefineCustomBoolVariable(
+		"changefeed.inline_policies",
+		"Evaluate policies in the feed worker if they only compare columns with claims.",
+		"changefeed.explain says which ones these are. Query workers evaluate the others, or all of them when it is "
+		"off, with the same results.",
+		&setting_inline_policies, true, PGC_SUSET, 0, NULL, NULL, NULL);
 
 	DefineCustomIntVariable(
 		"changefeed.recheck_interval",

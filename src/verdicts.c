@@ -25,6 +25,7 @@
  */
 #include "postgres.h"
 
+#include "feed.h"
 #include "policy_rule.h"
 #include "wire_write.h"
 
@@ -229,19 +230,23 @@ FindSet(TransactionMap *map, Identity *identity, Oid relid, const CastList *cast
 }
 
 Verdict
+VerdictInline(TransactionMap *map, const View *view, int image)
+{
+	Verdict verdict;
+
+	if (view->rule == NULL)
+		return VERDICT_UNKNOWN;
+	verdict = PolicyRuleJudge(view->rule, map, image);
+
+	/* What casts make of a visible row comes with a query worker's verdict. */
+	return verdict == VERDICT_VISIBLE && view->casts != NULL ? VERDICT_UNKNOWN : verdict;
+}
+
+Verdict
 VerdictGet(TransactionMap *map, Identity *identity, const View *view, int image)
 {
-	VerdictSet *set;
+	VerdictSet *set = FindSet(map, identity, view->relid, view->casts, false);
 
-	/* What casts give comes with the verdict of query workers. */
-	if (view->rule != NULL && view->casts == NULL)
-	{
-		Verdict verdict = PolicyRuleJudge(view->rule, map, image);
-
-		if (verdict != VERDICT_UNKNOWN)
-			return verdict;
-	}
-	set = FindSet(map, identity, view->relid, view->casts, false);
 	return set != NULL ? (Verdict) set->states[image] : VERDICT_UNKNOWN;
 }
 
