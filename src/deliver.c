@@ -233,10 +233,10 @@ Consider(Delivery *d, MapEntry *entry, const Reader *r, bool in_before, bool in_
 	if (view->rls == 1 && r->rule != NULL)
 	{
 		if (in_before)
-			before = PolicyRuleJudge(r->rule, d->map, entry->old_image);
+			before = JudgeByRule(d, r, entry->old_image);
 		if (in_after)
-			after = PolicyRuleJudge(r->rule, d->map, entry->new_image);
-		if (r->receivers != NULL &&
+			after = JudgeByRule(d, r, entry->new_image);
+		if (r->receivers != NULL && !r->judged &&
 			((in_before && before == VERDICT_UNKNOWN) || (in_after && after == VERDICT_UNKNOWN)))
 		{
 			/* Each identity has to ask query workers. */
