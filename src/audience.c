@@ -224,7 +224,7 @@ SpellingIntern(Audience *audience, const char *name, Size length, bool is_json)
 			return spelling;
 		}
 	}
-	spelling = palloc(sizeof(Spelling));
+	spelling = palloc0(sizeof(Spelling));
 	spelling->json = json.data;
 	spelling->length = json.len;
 	spelling->refcount = 1;
