@@ -27,6 +27,7 @@
 
 #include "extend.h"
 #include "gateways.h"
+#include "receivers.h"
 #include "subscribe.h"
 
 #include <unistd.h>
@@ -294,11 +295,13 @@ GoOn(Check *check, Subscription *s)
 {
 	int i;
 
+	ReceiversLeave(s);
 	for (i = 0; i < check->nviews; i++)
 	{
 		ViewRelease(check->identity, s->views[i]);
 		s->views[i] = ViewIntern(check->identity, check->views[i]);
 	}
+	ReceiversJoin(s);
 	Leave(s);
 
 	/* What such a function calls is in no fingerprint: look at the rows. */

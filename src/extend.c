@@ -25,6 +25,7 @@
 
 #include "audience.h"
 #include "extend.h"
+#include "receivers.h"
 
 #include "access/htup_details.h"
 #include "catalog/pg_attribute.h"
@@ -497,11 +498,13 @@ SetViews(Subscription *s, View **views)
 {
 	int i;
 
+	ReceiversLeave(s);
 	for (i = 0; i < s->extension->nviews; i++)
 	{
 		ViewRelease(s->connection->identity, s->views[i]);
 		s->views[i] = ViewIntern(s->connection->identity, views[i]);
 	}
+	ReceiversJoin(s);
 }
 
 /* From here on the new views count. */

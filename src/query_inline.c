@@ -618,6 +618,17 @@ CanFail(Node *node)
 	return can_fail;
 }
 
+static bool
+AnyCanFail(List *args, int from)
+{
+	int i;
+
+	for (i = from; i < list_length(args); i++)
+		if (CanFail(list_nth(args, i)))
+			return true;
+	return false;
+}
+
 static Node *Reduce(Node *node, ReduceContext *context, bool qual);
 
 static Node *
@@ -629,21 +640,27 @@ ReduceMutator(Node *node, ReduceContext *context)
 /*
  * AND, of which `decisive` is false, or OR, of which it is true.  What stands
  * before a decisive argument is evaluated and may fail; what stands behind is not.
+ * Behind null, evaluation goes on.
  */
 static Node *
 ReduceList(BoolExpr *expr, ReduceContext *context, bool qual)
 {
 	bool decisive = expr->boolop == OR_EXPR;
 	bool can_fail = false;
+	bool null = false;
 	List *args = NIL;
 	ListCell *lc;
 
 	foreach(lc, expr->args)
 	{
-		Node *arg = Reduce(lfirst(lc), context, qual);
+		/* Instead of null, false would end AND. */
+		bool arg_qual = qual &&
+						(decisive || !AnyCanFail(expr->args, foreach_current_index(lc) + 1));
+		Node *arg = Reduce(lfirst(lc), context, arg_qual);
 
-		if (IsBool(arg, !decisive))
+		if (IsBool(arg, !decisive) || (qual && decisive && IsNull(arg)))
 			continue;
+		null = null || IsNull(arg);
 		if (IsBool(arg, decisive) && !can_fail)
 			return makeBoolConst(decisive, false);
 		args = lappend(args, arg);
@@ -653,6 +670,8 @@ ReduceList(BoolExpr *expr, ReduceContext *context, bool qual)
 	}
 	if (args == NIL)
 		return makeBoolConst(!decisive, false);
+	if (qual && !decisive && null && !can_fail)
+		return makeBoolConst(false, false);
 	if (list_length(args) == 1)
 		return linitial(args);
 	return (Node *) makeBoolExpr(expr->boolop, args, -1);
@@ -703,7 +722,7 @@ NullIfStrict(Node *node, Oid function, List *args)
 	return node;
 }
 
-/* `qual`: null is as good as false. */
+/* `qual`: the result may be false instead of null. */
 static Node *
 Reduce(Node *node, ReduceContext *context, bool qual)
 {
@@ -773,8 +792,6 @@ Reduce(Node *node, ReduceContext *context, bool qual)
 			node = expression_tree_mutator(node, ReduceMutator, (void *) context);
 			break;
 	}
-	if (qual && IsNull(node))
-		return makeBoolConst(false, false);
 	return node;
 }
 

@@ -18,6 +18,7 @@
 #include "feed.h"
 #include "http.h"
 #include "policy_rule.h"
+#include "receivers.h"
 #include "presence.h"
 #include "gateways.h"
 #include "users.h"
@@ -210,6 +211,7 @@ ConnectionSetBehind(Connection *connection, uint64 cursor)
 	if (connection->live)
 	{
 		connection->live = false;
+		ReceiversExit(connection);
 		dlist_push_tail(&all_connections_behind, &connection->behind_node);
 	}
 	connection->cursor = cursor;
@@ -223,6 +225,14 @@ ConnectionSetLive(Connection *connection)
 	connection->live = true;
 	connection->waits_verdict = false;
 	dlist_delete(&connection->behind_node);
+	ReceiversEnter(connection);
+}
+
+void
+ConnectionSetClosing(Connection *connection)
+{
+	connection->closing = true;
+	ReceiversExit(connection);
 }
 
 int
@@ -627,6 +637,10 @@ SubscriptionSetState(Subscription *s, SubscriptionState state)
 		s->holds = false;
 		s->connection->held--;
 	}
+	if (works)
+		ReceiversLeave(s);
+	else
+		ReceiversJoin(s);
 	Count(s, -1);
 	s->state = state;
 	Count(s, 1);
