@@ -49,6 +49,7 @@
 #include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/datum.h"
+#include "utils/guc.h"
 #include "utils/hsearch.h"
 #include "utils/inval.h"
 #include "utils/lsyscache.h"
@@ -525,7 +526,11 @@ PolicyGet(Oid relid, Oid role)
 		policy->valid = true;
 		PG_TRY();
 		{
+			/* Functions that the planner calls may set something. */
+			int nestlevel = NewGUCNestLevel();
+
 			BuildPolicy(policy, rel);
+			AtEOXact_GUC(false, nestlevel);
 		}
 		PG_CATCH();
 		{
