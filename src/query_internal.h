@@ -112,6 +112,9 @@ extern void QueryMessage(StringInfo out, QueryKind kind);
 /* Waits while the queue is full; outside transactions and time limits only. */
 extern void QuerySend(StringInfo message);
 
+/* The same for one that more follow at once: the receiver is woken by the last. */
+extern void QuerySendPart(StringInfo message);
+
 /* Exits when the feed worker is gone: for long loops. */
 extern void QueryCheckPeer(void);
 
@@ -151,6 +154,9 @@ extern void QueryChangeClaims(const char *claims);
 
 /* Have its role and claims been left as they were?  SQL that ran can set them. */
 extern bool QueryIdentityIsIntact(void);
+
+/* What a function can leave in the session in spite of a transaction's end. */
+extern void QueryForgetSession(void);
 
 /* The search_path that sessions of the role have; valid in the transaction. */
 extern const char *QuerySearchPath(Oid role);

@@ -179,7 +179,8 @@ ReadRows(Request *request, int index, PlannedStmt *plan, const char *sql, ParamL
 		EncodeBatch(request, index, encoder, query->tupDesc, tuples, n, pages, &left);
 		MemoryContextSwitchTo(old);
 		MemoryContextReset(batch_context);
-		QueryCheckPeer();
+		if (!end)
+			QueryCheckPeer();
 	}
 	ExecutorFinish(query);
 	ExecutorEnd(query);
@@ -457,7 +458,7 @@ SendDigest(Request *request)
 	WirePutU64(&message, request->digest.a);
 	WirePutU64(&message, request->digest.b);
 	WirePutU64(&message, (uint64) request->rows);
-	QuerySend(&message);
+	QuerySendPart(&message);
 }
 
 void
@@ -486,9 +487,9 @@ QueryRunSubscribe(WireReader *body)
 	QueryTransactionEnd();
 
 	for (i = 0; i < Max(request.nsources, 1); i++)
-		QuerySend(&request.describes[i]);
+		QuerySendPart(&request.describes[i]);
 	if (with_rows || (request.flags & QUERY_WITH_POSITION) != 0)
-		QuerySend(&request.snapshot);
+		QuerySendPart(&request.snapshot);
 	if (with_rows)
 	{
 		SendDigest(&request);

@@ -73,6 +73,9 @@
 #include "utils/timeout.h"
 #include "utils/timestamp.h"
 
+/* Code that ignores the limit of a trial ends the worker with the third. */
+#define TRIAL_REPEAT_MS 50
+
 /* What may become of a role, as long as no role changes. */
 typedef struct RoleCheck
 {
@@ -126,17 +129,29 @@ QueryMessage(StringInfo out, QueryKind kind)
 	WirePutU8(out, (uint8) kind);
 }
 
-void
-QuerySend(StringInfo message)
+static void
+SendMessage(StringInfo message, bool flush)
 {
 	shm_mq_result result;
 
 	/* A cancel must not leave half a message in the queue. */
 	HOLD_CANCEL_INTERRUPTS();
-	result = shm_mq_send(results, message->len, message->data, false, true);
+	result = shm_mq_send(results, message->len, message->data, false, flush);
 	RESUME_CANCEL_INTERRUPTS();
 	if (result != SHM_MQ_SUCCESS)
 		proc_exit(0);
+}
+
+void
+QuerySend(StringInfo message)
+{
+	SendMessage(message, true);
+}
+
+void
+QuerySendPart(StringInfo message)
+{
+	SendMessage(message, false);
 }
 
 void
@@ -275,7 +290,7 @@ QueryTrialLimit(int time_limit)
 	limit_is_trial = true;
 	enable_timeout_every(limit_timeout,
 						 TimestampTzPlusMilliseconds(GetCurrentTimestamp(), time_limit),
-						 setting_policy_timeout);
+						 Min(TRIAL_REPEAT_MS, setting_policy_timeout));
 }
 
 void
@@ -297,14 +312,18 @@ QueryTransactionBegin(int lock_timeout, int64 time_limit)
 	QueryTimeLimit(time_limit);
 }
 
-/* What a function can leave in the session in spite of a transaction's end. */
-static void
-ForgetSession(void)
+void
+QueryForgetSession(void)
 {
 	LockReleaseAll(USER_LOCKMETHOD, true);
 	DropAllPreparedStatements();
 	ResetSequenceCaches();
+}
 
+static void
+ForgetSession(void)
+{
+	QueryForgetSession();
 	search_path_role = InvalidOid;
 	MemoryContextSwitchTo(query_job_context);
 }
@@ -738,12 +757,19 @@ TakeJobs(void)
 			MemoryContextSwitchTo(TopMemoryContext);
 			MemoryContextReset(query_job_context);
 			pgstat_report_activity(STATE_IDLE, NULL);
-			pgstat_report_stat(false);
+			(void) pgstat_report_stat(false);
 		}
 		else
 		{
-			pgstat_report_stat(true);
-			(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_EXIT_ON_PM_DEATH, -1L, wait_event);
+			/* More may come soon; what is counted goes out once in a while. */
+			long ms = pgstat_report_stat(false);
+
+			if (ms <= 0)
+				(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_EXIT_ON_PM_DEATH, -1L, wait_event);
+			else if ((WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, ms,
+								wait_event) &
+					  WL_TIMEOUT) != 0)
+				pgstat_report_stat(true);
 			ResetLatch(MyLatch);
 		}
 
