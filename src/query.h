@@ -105,7 +105,8 @@ typedef enum QueryKind
 	 * columns to send whose JSON is made by user-defined casts, bytes
 	 * narrowing, u8 1 if the policies call functions that are not built in,
 	 * u8 recheck (RECHECK_*: it depends on something that
-	 * changes without a trace in the WAL), and of the
+	 * changes without a trace in the WAL), bytes rule that the feed worker
+	 * judges rows by (policy_rule.c; empty: none), and of the
 	 * selection: bytes conditions (SQL boolean expression, canonical; empty:
 	 * none), u16 n + n x u16 attno of columns that it reads, u16 attno of the
 	 * column that rows are found by (0: none), u32 type of that column, u32

@@ -4,10 +4,12 @@
  *		Verdicts for many identities in one transaction.
  *
  * A transaction, a role and the begin of a plan cost many times what it takes
- * to judge a row.  Where a policy calls nothing that could leave something behind
- * (query_repeat.c), identities of a role share all three: only the claims are
- * exchanged.  They share the snapshot as well, which is as good for all of them as
- * one of their own, since it was taken after they asked.
+ * to judge a row.  So identities of a role share the transaction and the role, and
+ * only the claims are exchanged.  They share the snapshot as well, which is as good
+ * for all of them as one of their own, since it was taken after they asked.  Where a
+ * policy calls nothing that could leave something behind (query_repeat.c), they
+ * share the begun plan, too; otherwise each has a subtransaction, which is rolled
+ * back.
  *
  * Whatever goes wrong concerns the identity at hand alone: the transaction ends,
  * the answers of those before it go out, and it is judged once more in a
@@ -24,19 +26,17 @@
 
 #include "query_batch.h"
 
+#include "access/xact.h"
 #include "executor/executor.h"
 #include "miscadmin.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
+#include "utils/resowner.h"
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
-/* A transaction for several ends after that time, or with that many bytes. */
-#define BATCH_US	2000
-#define BATCH_BYTES (64 * 1024)
-
-/* Those that were judged wait that long for the one at hand. */
-#define TRIAL_MS 10
+/* A policy that is not known yet is planned for the first who is judged alone. */
+#define REFUSALS 2
 
 typedef struct BatchState
 {
@@ -78,7 +78,7 @@ BeginBatch(BatchState *state, VerdictJob *job, const VerdictIdentity *identity)
 	state->policy = policy;
 	state->plans = RepeatedPlansGet(policy);
 	if (state->plans->whole == NULL)
-		return false;
+		return true;
 
 	state->params = makeParamList(policy->natts + 1);
 	state->rows = palloc0(sizeof(ParamListInfo) * Max(job->nrows, 1));
@@ -126,6 +126,28 @@ ChooseRun(BatchState *state, uint32 nrows)
 	return *run;
 }
 
+/*
+ * Somebody's code runs: whatever it sets, opens and locks ends with a
+ * transaction within ours, or is taken back behind it.
+ */
+static void
+JudgeApart(BatchState *state, const VerdictIdentity *identity, uint8 *bitmap)
+{
+	MemoryContext context = CurrentMemoryContext;
+	ResourceOwner owner = CurrentResourceOwner;
+
+	BeginInternalSubTransaction(NULL);
+	VerdictJudgeRows(state->job, identity, state->policy, state->rel, bitmap);
+	RollbackAndReleaseCurrentSubTransaction();
+	MemoryContextSwitchTo(context);
+	CurrentResourceOwner = owner;
+	QueryForgetSession();
+
+	/* Whoever catches the cancel has not been judged. */
+	if (QueryTimedOut())
+		ereport(ERROR, (errcode(ERRCODE_QUERY_CANCELED), errmsg("policies took too long")));
+}
+
 static void
 JudgeOne(BatchState *state, const VerdictIdentity *identity, StringInfo answer)
 {
@@ -140,14 +162,19 @@ JudgeOne(BatchState *state, const VerdictIdentity *identity, StringInfo answer)
 		WirePutU8(answer, QUERY_VERDICT_OUTDATED);
 		return;
 	}
-	run = ChooseRun(state, identity->nrows);
-	RepeatedNextIdentity(run);
-	for (i = 0; i < identity->nrows; i++)
+	if (state->plans->whole == NULL)
+		JudgeApart(state, identity, bitmap);
+	else
 	{
-		CHECK_FOR_INTERRUPTS();
-		SetRow(state, identity->rows[i]);
-		if (RepeatedRow(run))
-			bitmap[i / 8] |= 1 << (i % 8);
+		run = ChooseRun(state, identity->nrows);
+		RepeatedNextIdentity(run);
+		for (i = 0; i < identity->nrows; i++)
+		{
+			CHECK_FOR_INTERRUPTS();
+			SetRow(state, identity->rows[i]);
+			if (RepeatedRow(run))
+				bitmap[i / 8] |= 1 << (i % 8);
+		}
 	}
 	CHECK_FOR_INTERRUPTS();
 	VerdictPut(answer, identity, state->policy, bitmap);
@@ -163,7 +190,7 @@ VerdictsBatch(VerdictJob *job, uint32 first, StringInfo message, bool *alone)
 	StringInfoData answer;
 
 	*alone = true;
-	if (QueryOneByOne() || job->identities[first].ncasts > 0)
+	if (QueryOneByOne() || job->identities[first].ncasts > 0 || job->refused >= REFUSALS)
 		return first;
 
 	initStringInfo(&answer);
@@ -175,6 +202,10 @@ VerdictsBatch(VerdictJob *job, uint32 first, StringInfo message, bool *alone)
 		bool limited = false;
 
 		failed = !BeginBatch(&state, job, &job->identities[index]);
+		if (failed)
+			job->refused++;
+		else if (message->len > 0)
+			QueryTrialLimit(VERDICT_TRIAL_MS);
 		while (!failed)
 		{
 			const VerdictIdentity *identity = &job->identities[index];
@@ -184,13 +215,13 @@ VerdictsBatch(VerdictJob *job, uint32 first, StringInfo message, bool *alone)
 			VerdictAppend(message, index, since, job->lsn, &answer);
 			since = GetCurrentTimestamp();
 			if (!limited)
-				QueryTrialLimit(TRIAL_MS);
+				QueryTrialLimit(VERDICT_TRIAL_MS);
 			limited = true;
 
 			index = QueryNextIdentity();
 			if (index >= job->nidentities || job->identities[index].ncasts > 0 ||
 				job->identities[index].role != identity->role || !state.policy->valid ||
-				since - start >= BATCH_US || message->len >= BATCH_BYTES)
+				since - start >= VERDICT_BATCH_US || message->len >= VERDICT_BATCH_BYTES)
 				break;
 			QueryChangeClaims(job->identities[index].claims);
 		}

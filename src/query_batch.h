@@ -15,6 +15,16 @@
 
 #include "record.h"
 
+/*
+ * Answers wait for each other that long, or for that many bytes: one message
+ * for several wakes the feed worker less often.
+ */
+#define VERDICT_BATCH_US	2000
+#define VERDICT_BATCH_BYTES (64 * 1024)
+
+/* Meanwhile the identity at hand has only that long. */
+#define VERDICT_TRIAL_MS 10
+
 /* The rows of a job, and the identities that ask about them. */
 typedef struct VerdictRow
 {
@@ -43,6 +53,7 @@ typedef struct VerdictJob
 	uint32 nidentities;
 	VerdictIdentity *identities;
 	XLogRecPtr lsn; /* noted after the last snapshot of the identity at hand */
+	int refused;	/* how often several could not be judged at once */
 } VerdictJob;
 
 /* ---- query_verdicts.c ---- */
@@ -59,6 +70,10 @@ extern bool VerdictDescriptionFits(const RecordDescription *desc, TupleDesc now)
 /* The row as parameters of the policy; an error if it does not carry one that is needed. */
 extern void VerdictRowToParams(const VerdictJob *job, const VerdictRow *row, const Policy *policy,
 							   Bitmapset *needed, Relation rel, ParamListInfo params);
+
+/* Runs the policy's plan, begun for each row. */
+extern void VerdictJudgeRows(const VerdictJob *job, const VerdictIdentity *identity,
+							 const Policy *policy, Relation rel, uint8 *bitmap);
 
 /* The answer of who was judged. */
 extern void VerdictPut(StringInfo out, const VerdictIdentity *identity, const Policy *policy,

@@ -112,6 +112,9 @@ extern void QueryMessage(StringInfo out, QueryKind kind);
 /* Waits while the queue is full; outside transactions and time limits only. */
 extern void QuerySend(StringInfo message);
 
+/* The same for one that more follow at once: the receiver is woken by the last. */
+extern void QuerySendPart(StringInfo message);
+
 /* Exits when the feed worker is gone: for long loops. */
 extern void QueryCheckPeer(void);
 
@@ -148,6 +151,12 @@ extern void QueryEnterIdentity(Oid role, const char *claims);
  * that was run for the one before can have left anything behind.
  */
 extern void QueryChangeClaims(const char *claims);
+
+/* Have its role and claims been left as they were?  SQL that ran can set them. */
+extern bool QueryIdentityIsIntact(void);
+
+/* What a function can leave in the session in spite of a transaction's end. */
+extern void QueryForgetSession(void);
 
 /* The search_path that sessions of the role have; valid in the transaction. */
 extern const char *QuerySearchPath(Oid role);
@@ -448,6 +457,9 @@ typedef struct Policy
 	List *declared;				 /* as in Reads */
 	List *unknown;
 	char *recheck; /* as ReadsRecheckReason gives it */
+
+	/* POLICY_JUDGED: what the feed worker could do itself, or why not. */
+	struct InlinePolicy *inlined;
 } Policy;
 
 /*
@@ -474,6 +486,31 @@ extern uint64 PolicyFingerprint(Policy *policy);
 
 /* Registers the invalidation callbacks. */
 extern void PolicyInit(void);
+
+/* The value of an expression without columns, in the current context. */
+extern Datum PolicyEvaluate(Node *expression, bool *isnull);
+
+/* ---- query_inline.c ---- */
+
+/* A policy in a form that can be evaluated apart from SQL. */
+typedef struct InlinePolicy InlinePolicy;
+
+/*
+ * Looks whether there is one: `expression` is the policies' on the table's
+ * columns, of which everything else is known.  In CurrentMemoryContext.
+ */
+extern InlinePolicy *InlinePrepare(const Policy *policy, Relation rel, Node *expression);
+
+/*
+ * The rule for the identity that was entered into `out`: bytes expression
+ * (nodeToString; parameters stand for constants), u16 n + n x (u32 type, bytes
+ * value; one by value as 8).  Nothing if there is none: then the result says
+ * why, as a sentence behind "because", or is NULL when none is needed.
+ */
+extern char *InlineRule(const Policy *policy, StringInfo out);
+
+/* The rule as SQL; what depends on the identity are parameters. */
+extern char *InlineText(const Policy *policy, Relation rel);
 
 /* ---- query_narrow.c ---- */
 

@@ -36,6 +36,7 @@
 #include "catalog/pg_proc.h"
 #include "catalog/pg_type.h"
 #include "common/hashfn.h"
+#include "executor/executor.h"
 #include "miscadmin.h"
 #include "nodes/makefuncs.h"
 #include "nodes/nodeFuncs.h"
@@ -47,6 +48,8 @@
 #include "tcop/tcopprot.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
+#include "utils/datum.h"
+#include "utils/guc.h"
 #include "utils/hsearch.h"
 #include "utils/inval.h"
 #include "utils/lsyscache.h"
@@ -315,6 +318,7 @@ BuildPolicy(Policy *policy, Relation rel)
 											   ALLOCSET_DEFAULT_SIZES);
 	MemoryContext old = MemoryContextSwitchTo(work);
 	Node *expression;
+	Node *original = NULL;
 	List *functions = NIL;
 	List *relids = NIL;
 	PlannedStmt *plan = NULL;
@@ -338,6 +342,7 @@ BuildPolicy(Policy *policy, Relation rel)
 
 		functions = FingerprintFunctions(NIL, expression);
 		replace.rel = rel;
+		original = expression;
 		expression = ReplaceMutator(expression, &replace);
 		if (replace.whole_row)
 			CheckWholeRow(rel);
@@ -406,9 +411,45 @@ BuildPolicy(Policy *policy, Relation rel)
 	policy->declared = list_copy(reads.declared);
 	policy->unknown = list_copy(reads.unknown);
 	policy->recheck = ReadsRecheckReason(&reads);
+	policy->inlined = policy->state == POLICY_JUDGED ? InlinePrepare(policy, rel, original) : NULL;
 
 	MemoryContextSwitchTo(old);
 	MemoryContextDelete(work);
+}
+
+Datum
+PolicyEvaluate(Node *expression, bool *isnull)
+{
+	QueryDesc *query = CreateQueryDesc(PolicyPlanExpression((Node *) copyObject(expression)), "",
+									   GetActiveSnapshot(), InvalidSnapshot, None_Receiver, NULL,
+									   NULL, 0);
+	TupleTableSlot *slot;
+	Datum value = (Datum) 0;
+	MemoryContext old = CurrentMemoryContext;
+
+	*isnull = true;
+	ExecutorStart(query, 0);
+	MemoryContextSwitchTo(query->estate->es_query_cxt);
+	slot = ExecProcNode(query->planstate);
+	if (!TupIsNull(slot))
+	{
+		value = slot_getattr(slot, 1, isnull);
+		if (!*isnull)
+		{
+			Form_pg_attribute att = TupleDescAttr(slot->tts_tupleDescriptor, 0);
+
+			MemoryContextSwitchTo(old);
+			if (att->attlen == -1)
+				value = PointerGetDatum(PG_DETOAST_DATUM_COPY(value));
+			else
+				value = datumCopy(value, att->attbyval, att->attlen);
+		}
+	}
+	MemoryContextSwitchTo(old);
+	ExecutorFinish(query);
+	ExecutorEnd(query);
+	FreeQueryDesc(query);
+	return value;
 }
 
 /* Functions that were inlined have found their names with the path of then. */
@@ -485,7 +526,11 @@ PolicyGet(Oid relid, Oid role)
 		policy->valid = true;
 		PG_TRY();
 		{
+			/* Functions that the planner calls may set something. */
+			int nestlevel = NewGUCNestLevel();
+
 			BuildPolicy(policy, rel);
+			AtEOXact_GUC(false, nestlevel);
 		}
 		PG_CATCH();
 		{

@@ -174,9 +174,9 @@ RowIsVisible(const Policy *policy, ParamListInfo params)
 	return visible;
 }
 
-static void
-JudgeRows(const VerdictJob *job, const VerdictIdentity *identity, Policy *policy, Relation rel,
-		  uint8 *bitmap)
+void
+VerdictJudgeRows(const VerdictJob *job, const VerdictIdentity *identity, const Policy *policy,
+				 Relation rel, uint8 *bitmap)
 {
 	MemoryContext row_context = AllocSetContextCreate(CurrentMemoryContext, "changefeed row",
 													  ALLOCSET_DEFAULT_SIZES);
@@ -303,7 +303,7 @@ VerdictAppend(StringInfo message, uint32 index, TimestampTz since, XLogRecPtr ls
 
 /* Judges in a transaction that the caller ends.  Appends to `out` when OK. */
 static int
-JudgeInTransaction(VerdictJob *job, const VerdictIdentity *identity, bool last_attempt,
+JudgeInTransaction(VerdictJob *job, const VerdictIdentity *identity, bool trial, bool last_attempt,
 				   StringInfo out, bool *again)
 {
 	Relation rel;
@@ -314,6 +314,8 @@ JudgeInTransaction(VerdictJob *job, const VerdictIdentity *identity, bool last_a
 
 	*again = false;
 	rel = VerdictsBegin(job);
+	if (trial)
+		QueryTrialLimit(VERDICT_TRIAL_MS);
 	if (rel == NULL)
 		return QUERY_VERDICT_OUTDATED;
 	known = PolicyLockDependencies(job->relid, identity->role);
@@ -335,7 +337,7 @@ JudgeInTransaction(VerdictJob *job, const VerdictIdentity *identity, bool last_a
 
 	bitmap = palloc0(Max(nbytes, 1));
 	if (policy->may_select && policy->state != POLICY_NOTHING)
-		JudgeRows(job, identity, policy, rel, bitmap);
+		VerdictJudgeRows(job, identity, policy, rel, bitmap);
 
 	VerdictPut(out, identity, policy, bitmap);
 	if (identity->ncasts > 0)
@@ -358,9 +360,14 @@ PutVerdictError(StringInfo out, const ErrorData *error)
 		WirePutBytes(out, text, pg_mbcliplen(text, strlen(text), QUERY_ERROR_LENGTH));
 }
 
-static void
-JudgeIdentity(VerdictJob *job, const VerdictIdentity *identity, StringInfo out)
+/*
+ * Judges an identity alone.  On `trial` others' answers wait meanwhile, so it has only
+ * a moment; false: that was not enough.
+ */
+static bool
+JudgeIdentity(VerdictJob *job, const VerdictIdentity *identity, bool trial, StringInfo out)
 {
+	volatile bool undone = false;
 	volatile int start = out->len;
 	volatile int attempt = 0;
 	volatile bool again = true;
@@ -373,14 +380,16 @@ JudgeIdentity(VerdictJob *job, const VerdictIdentity *identity, StringInfo out)
 			int status;
 
 			out->len = start;
-			status = JudgeInTransaction(job, identity, attempt++ >= 2, out, &once_more);
+			status = JudgeInTransaction(job, identity, trial, attempt++ >= 2, out, &once_more);
+			/* Whoever catches the cancel has not been judged, either. */
+			undone = trial && QueryTimedOut();
 			QueryTransactionEnd();
 			if (status != QUERY_VERDICT_OK)
 			{
 				out->len = start;
 				WirePutU8(out, (uint8) status);
 			}
-			again = once_more;
+			again = once_more && !undone;
 		}
 		PG_CATCH();
 		{
@@ -394,6 +403,7 @@ JudgeIdentity(VerdictJob *job, const VerdictIdentity *identity, StringInfo out)
 			RESUME_CANCEL_INTERRUPTS();
 
 			out->len = start;
+			undone = trial && QueryTimedOut();
 			if (error->sqlerrcode == ERRCODE_LOCK_NOT_AVAILABLE ||
 				error->sqlerrcode == ERRCODE_T_R_DEADLOCK_DETECTED)
 			{
@@ -408,6 +418,7 @@ JudgeIdentity(VerdictJob *job, const VerdictIdentity *identity, StringInfo out)
 		}
 		PG_END_TRY();
 	}
+	return !undone;
 }
 
 static void
@@ -460,6 +471,14 @@ ReadVerdictIdentity(const VerdictJob *job, WireReader *body, VerdictIdentity *id
 	}
 }
 
+static void
+Flush(StringInfo message)
+{
+	if (message->len > 0)
+		QuerySend(message);
+	resetStringInfo(message);
+}
+
 void
 QueryRunVerdicts(WireReader *body)
 {
@@ -468,7 +487,8 @@ QueryRunVerdicts(WireReader *body)
 	char *description;
 	uint32 i;
 	StringInfoData verdict;
-	StringInfoData message;
+	StringInfoData message; /* answers that are not sent yet */
+	TimestampTz since = 0;	/* the first of them */
 
 	job.nidentities = WireGetU32(body);
 	job.relid = WireGetU32(body);
@@ -513,23 +533,33 @@ QueryRunVerdicts(WireReader *body)
 	i = QueryNextIdentity();
 	while (i < job.nidentities)
 	{
+		uint32 first = i;
 		TimestampTz start;
 		bool alone;
 
-		resetStringInfo(&message);
 		i = VerdictsBatch(&job, i, &message, &alone);
-		if (message.len > 0)
-			QuerySend(&message);
-		if (!alone)
-			continue;
-
-		start = GetCurrentTimestamp();
-		resetStringInfo(&verdict);
-		resetStringInfo(&message);
-		job.lsn = InvalidXLogRecPtr;
-		JudgeIdentity(&job, &job.identities[i], &verdict);
-		VerdictAppend(&message, i, start, job.lsn, &verdict);
-		QuerySend(&message);
-		i = QueryNextIdentity();
+		if (alone)
+		{
+			/* It has failed once. */
+			if (i != first)
+				Flush(&message);
+			start = GetCurrentTimestamp();
+			resetStringInfo(&verdict);
+			job.lsn = InvalidXLogRecPtr;
+			if (!JudgeIdentity(&job, &job.identities[i], message.len > 0, &verdict))
+			{
+				Flush(&message);
+				resetStringInfo(&verdict);
+				(void) JudgeIdentity(&job, &job.identities[i], false, &verdict);
+			}
+			if (message.len == 0)
+				since = start;
+			VerdictAppend(&message, i, start, job.lsn, &verdict);
+			i = QueryNextIdentity();
+		}
+		if (!alone || QueryOneByOne() || message.len >= VERDICT_BATCH_BYTES ||
+			GetCurrentTimestamp() - since >= VERDICT_BATCH_US)
+			Flush(&message);
 	}
+	Flush(&message);
 }

@@ -73,6 +73,9 @@
 #include "utils/timeout.h"
 #include "utils/timestamp.h"
 
+/* Code that ignores the limit of a trial ends the worker with the third. */
+#define TRIAL_REPEAT_MS 50
+
 /* What may become of a role, as long as no role changes. */
 typedef struct RoleCheck
 {
@@ -98,6 +101,8 @@ static bool limit_is_trial;
 static volatile sig_atomic_t limit_hits;
 
 /* What QueryLeaveIdentity goes back to. */
+static const char *identity_claims; /* in the transaction's memory */
+static Oid identity_role;
 static Oid identity_left;
 static int identity_left_context;
 static int identity_nestlevel;
@@ -124,17 +129,29 @@ QueryMessage(StringInfo out, QueryKind kind)
 	WirePutU8(out, (uint8) kind);
 }
 
-void
-QuerySend(StringInfo message)
+static void
+SendMessage(StringInfo message, bool flush)
 {
 	shm_mq_result result;
 
 	/* A cancel must not leave half a message in the queue. */
 	HOLD_CANCEL_INTERRUPTS();
-	result = shm_mq_send(results, message->len, message->data, false, true);
+	result = shm_mq_send(results, message->len, message->data, false, flush);
 	RESUME_CANCEL_INTERRUPTS();
 	if (result != SHM_MQ_SUCCESS)
 		proc_exit(0);
+}
+
+void
+QuerySend(StringInfo message)
+{
+	SendMessage(message, true);
+}
+
+void
+QuerySendPart(StringInfo message)
+{
+	SendMessage(message, false);
 }
 
 void
@@ -273,7 +290,7 @@ QueryTrialLimit(int time_limit)
 	limit_is_trial = true;
 	enable_timeout_every(limit_timeout,
 						 TimestampTzPlusMilliseconds(GetCurrentTimestamp(), time_limit),
-						 setting_policy_timeout);
+						 Min(TRIAL_REPEAT_MS, setting_policy_timeout));
 }
 
 void
@@ -295,14 +312,18 @@ QueryTransactionBegin(int lock_timeout, int64 time_limit)
 	QueryTimeLimit(time_limit);
 }
 
-/* What a function can leave in the session in spite of a transaction's end. */
-static void
-ForgetSession(void)
+void
+QueryForgetSession(void)
 {
 	LockReleaseAll(USER_LOCKMETHOD, true);
 	DropAllPreparedStatements();
 	ResetSequenceCaches();
+}
 
+static void
+ForgetSession(void)
+{
+	QueryForgetSession();
 	search_path_role = InvalidOid;
 	MemoryContextSwitchTo(query_job_context);
 }
@@ -582,7 +603,8 @@ void
 QueryChangeClaims(const char *claims)
 {
 	/* Policies may cast this to json, which an empty text does not survive. */
-	SetLocal("request.jwt.claims", claims[0] != '\0' ? claims : "{}");
+	identity_claims = MemoryContextStrdup(TopTransactionContext, claims[0] != '\0' ? claims : "{}");
+	SetLocal("request.jwt.claims", identity_claims);
 }
 
 /*
@@ -599,6 +621,7 @@ QueryEnterIdentity(Oid role, const char *claims)
 	GetUserIdAndSecContext(&identity_left, &identity_left_context);
 	SetLocal("search_path", QuerySearchPath(role));
 	SetLocal("row_security", "on");
+	identity_role = role;
 	QueryChangeClaims(claims);
 	/* For those who ask session_user or current_setting('role'). */
 	SetLocal("session_authorization", GetUserNameFromId(role, false));
@@ -611,6 +634,19 @@ QueryEnterIdentity(Oid role, const char *claims)
 	SetUserIdAndSecContext(role, identity_left_context | SECURITY_LOCAL_USERID_CHANGE |
 									 SECURITY_RESTRICTED_OPERATION);
 	identity_nestlevel = NewGUCNestLevel();
+}
+
+bool
+QueryIdentityIsIntact(void)
+{
+	const char *claims = GetConfigOption("request.jwt.claims", true, false);
+	const char *role = GetConfigOption("role", true, false);
+
+	/* A backend that explains has entered it in its own way. */
+	if (segment == NULL)
+		return true;
+	return GetUserId() == identity_role && claims != NULL && strcmp(claims, identity_claims) == 0 &&
+		   role != NULL && strcmp(role, GetUserNameFromId(identity_role, false)) == 0;
 }
 
 /*
@@ -721,12 +757,19 @@ TakeJobs(void)
 			MemoryContextSwitchTo(TopMemoryContext);
 			MemoryContextReset(query_job_context);
 			pgstat_report_activity(STATE_IDLE, NULL);
-			pgstat_report_stat(false);
+			(void) pgstat_report_stat(false);
 		}
 		else
 		{
-			pgstat_report_stat(true);
-			(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_EXIT_ON_PM_DEATH, -1L, wait_event);
+			/* More may come soon; what is counted goes out once in a while. */
+			long ms = pgstat_report_stat(false);
+
+			if (ms <= 0)
+				(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_EXIT_ON_PM_DEATH, -1L, wait_event);
+			else if ((WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, ms,
+								wait_event) &
+					  WL_TIMEOUT) != 0)
+				pgstat_report_stat(true);
 			ResetLatch(MyLatch);
 		}
 

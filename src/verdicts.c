@@ -26,6 +26,7 @@
 #include "postgres.h"
 
 #include "feed.h"
+#include "policy_rule.h"
 #include "wire_write.h"
 
 #include "storage/latch.h"
@@ -226,6 +227,19 @@ FindSet(TransactionMap *map, Identity *identity, Oid relid, const CastList *cast
 												sizeof(char *) * casts->n * Max(map->nimages, 1));
 	}
 	return set;
+}
+
+Verdict
+VerdictInline(TransactionMap *map, const View *view, int image)
+{
+	Verdict verdict;
+
+	if (view->rule == NULL)
+		return VERDICT_UNKNOWN;
+	verdict = PolicyRuleJudge(view->rule, map, image);
+
+	/* What casts make of a visible row comes with a query worker's verdict. */
+	return verdict == VERDICT_VISIBLE && view->casts != NULL ? VERDICT_UNKNOWN : verdict;
 }
 
 Verdict
