@@ -154,6 +154,8 @@ export async function measure({ keep }, each, system) {
   const tail = quantile(latencies, 0.999);
   return {
     samples: latencies.length,
+    deliveries: got.length,
+    expected: sent.length,
     p50_us: quantile(latencies, 0.5),
     p99_us: quantile(latencies, 0.99),
     // Of fewer samples it would be their maximum.
