@@ -1,6 +1,6 @@
 // node bench/report/make.mjs: see bench/report/make.
 
-import { existsSync, readFileSync, writeFileSync } from 'node:fs';
+import { existsSync, readFileSync, readdirSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
 import { fileURLToPath } from 'node:url';
 
@@ -31,10 +31,18 @@ function reduce(results) {
   return { ...results, scenarios };
 }
 
-const [argument = path.join(ROOT, 'bench/results/all.json')] = process.argv.slice(2);
+// The scenarios of a folder, each as it was run last
+function gather(folder) {
+  const scenarios = readdirSync(folder).filter((file) => file.endsWith('.json') && file !== 'all.json').sort()
+    .map((file) => JSON.parse(readFileSync(path.join(folder, file), 'utf8')));
+  const { machine } = scenarios.find((scenario) => scenario.machine !== undefined);
+  return { format: 1, machine, scenarios };
+}
+
+const [argument = path.join(ROOT, 'bench/results')] = process.argv.slice(2);
 const isCheck = argument === '--check';
 if (!isCheck && argument !== '--again') {
-  writeFileSync(RESULTS, `${JSON.stringify(reduce(JSON.parse(readFileSync(argument, 'utf8'))), null, 1)}\n`);
+  writeFileSync(RESULTS, `${JSON.stringify(reduce(gather(argument)), null, 1)}\n`);
 }
 const results = JSON.parse(readFileSync(RESULTS, 'utf8'));
 const rows = rowsOf(results, (file) => existsSync(path.join(HERE, file)));

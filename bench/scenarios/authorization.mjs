@@ -17,7 +17,7 @@ export const metrics = {
 };
 
 const CHANGES = { 500: 20000, 3000: 6000, 10000: 2000 };
-// What users of walrus (Supabase Realtime) are told to expect; see doc/performance.md
+// Far above what walrus, of Supabase Realtime, comes to: see doc/performance.md
 const TARGET = { 500: 5000, 3000: 1500, 10000: 500 };
 
 export function cases({ quick, tiny, arguments: given = {} }) {
