@@ -5,9 +5,9 @@ import { number, verdict } from './targets.mjs';
 
 const STYLE = `
 :root { color-scheme: light dark; --bg: #fff; --fg: #1b1f24; --soft: #5a6570; --line: #d5dae0; --card: #f6f8fa; --good: #116329; --bad: #a40e26;
-  --s0: #0969da; --s1: #bc4c00; --s2: #1a7f37; --s3: #8250df; --s4: #9a6700; --s5: #bf3989; --s6: #57606a; }
+  --s0: #0969da; --s1: #bc4c00; --s2: #1a7f37; --s3: #8250df; --s4: #cf222e; --s5: #bf3989; --s6: #57606a; }
 @media (prefers-color-scheme: dark) { :root { --bg: #0d1117; --fg: #e6edf3; --soft: #9aa5b1; --line: #30363d; --card: #161b22; --good: #4ac26b; --bad: #ff7b72;
-  --s0: #58a6ff; --s1: #ffa657; --s2: #56d364; --s3: #d2a8ff; --s4: #e3b341; --s5: #ff9bce; --s6: #b1bac4; } }
+  --s0: #58a6ff; --s1: #ffa657; --s2: #56d364; --s3: #d2a8ff; --s4: #ff7b72; --s5: #ff9bce; --s6: #b1bac4; } }
 * { box-sizing: border-box; }
 body { margin: 0 auto; max-width: 1180px; padding: 24px 16px 64px; background: var(--bg); color: var(--fg); font: 15px/1.5 system-ui, sans-serif; }
 h1 { font-size: 26px; margin: 0 0 4px; } h2 { font-size: 19px; margin: 36px 0 8px; border-bottom: 1px solid var(--line); padding-bottom: 4px; }
@@ -110,6 +110,13 @@ function facts(results) {
   return `<dl>${Object.entries(all).map(([name, value]) => `<dt>${escape(name)}</dt><dd>${escape(value)}</dd>`).join('')}</dl>`;
 }
 
+function runs(results) {
+  const line = (s) => `<tr><td>${escape(s.scenario)}</td><td class="n">${escape(s.started?.slice(0, 16).replace('T', ' ') ?? '')}</td><td>${escape(s.commit ?? '')}</td><td>${s.quick ? 'short' : 'long'}</td>
+<td class="n">${number(s.seconds)} s</td><td class="n">${number(s.machine?.load_before)} … ${number(s.machine?.load_after)}</td></tr>`;
+  return `<div class="table"><table><thead><tr><th>scenario</th><th>started (UTC)</th><th>commit</th><th>form</th><th>took</th><th>load of the machine</th></tr></thead>
+<tbody>${results.scenarios.map(line).join('\n')}</tbody></table></div>`;
+}
+
 export function page(results, rows) {
   const first = results.scenarios[0];
   const met = rows.filter((row) => row.met === true).length;
@@ -121,7 +128,7 @@ export function page(results, rows) {
     const scenario = find(results, name);
     if (scenario === undefined || scenario.failed !== undefined || scenario.cases.length === 0) return '';
     const [title, plots] = make(scenario);
-    const notes = [`${scenario.unit}.`, ...(scenario.notes ?? [])];
+    const notes = [scenario.unit, ...(scenario.notes ?? [])].map((note) => (/[.!?]$/.test(note) ? note : `${note}.`));
     return `<h2 id="${name}">${escape(title)}</h2><p class="soft">${escape(notes.join(' '))}</p><div class="plots">${plots.filter(Boolean).join('\n')}</div>`;
   });
   const list = (title, items) => (items.length === 0 ? '' : `<h2>${title}</h2><ul>${items.map((item) => `<li>${escape(item)}</li>`).join('')}</ul>`);
@@ -137,7 +144,9 @@ ${list('Failed', failed.map((s) => `${s.scenario}: ${s.failed}`))}${list('Wrong 
 <h2 id="targets">Targets</h2>
 ${tableOf(rows)}
 ${sections.join('\n')}
-${list('Not there in this run', missing)}
+<h2 id="runs">Runs</h2>
+${runs(results)}
+${list('Not there', missing)}
 </body></html>
 `;
 }

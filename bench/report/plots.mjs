@@ -28,7 +28,7 @@ export function lines({ title, unit, labels, series, width = 460, height = 250 }
   const values = series.flatMap(({ points }) => points.map(([, value]) => value)).filter((value) => value > 0);
   if (values.length === 0) return '';
   const ticks = logTicks(Math.min(...values), Math.max(...values));
-  const [left, right, top, bottom] = [58, 12, 12, 28];
+  const [left, right, top, bottom] = [68, 12, 12, 28];
   const [low, high] = [ticks[0], ticks.at(-1)].map(Math.log10);
   const x = (i) => round(left + (width - left - right) * (labels.length > 1 ? i / (labels.length - 1) : 0.5));
   const y = (value) => round(top + (height - top - bottom) * (1 - (Math.log10(value) - low) / (high - low)));

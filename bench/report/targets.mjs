@@ -21,7 +21,10 @@ export const number = (value) => {
   return String(Number(value.toPrecision(3)));
 };
 
-const withUnit = (value, unit) => `${number(value)}${unit ? ` ${unit.startsWith('/') ? unit : ` ${unit}`}`.replace('  ', ' ').replace(' /', '/') : ''}`;
+// Of a ratio near 1 the third place behind the point may decide.
+const share = (value) => (Math.abs(value) < 10 ? String(Number(value.toFixed(3))) : number(value));
+
+const withUnit = (value, unit) => `${number(value)}${unit === undefined || unit === '' ? '' : unit.startsWith('/') ? unit : ` ${unit}`}`;
 
 // { scenario, what, case, name, ours, reference, ratio, target, met, links }; the texts are for people
 export function rowsOf(results, exists) {
@@ -47,8 +50,8 @@ export function rowsOf(results, exists) {
           name: target.name,
           ours: mine === undefined ? '–' : range(figure(mine)),
           reference: theirs === null || theirs === undefined ? '' : `${theirs}: ${range(figure(theirs))}`,
-          ratio: ratio === undefined ? '' : `${number(ratio.of_medians)} (${number(ratio.min)} … ${number(ratio.max)})`,
-          target: `${target.at_least !== undefined ? '≥' : '≤'} ${isRatio ? `${number(target.at_least ?? target.at_most)}` : withUnit(target.at_least ?? target.at_most, unit)}`,
+          ratio: ratio === undefined ? '' : `${share(ratio.of_medians)} (${share(ratio.min)} … ${share(ratio.max)})`,
+          target: `${target.at_least !== undefined ? '≥' : '≤'} ${isRatio ? share(target.at_least ?? target.at_most) : withUnit(target.at_least ?? target.at_most, unit)}`,
           met: target.met,
           links,
         });

@@ -29,7 +29,7 @@ const SYSTEMS = ['pg_changefeed', 'with a policy', ...PEERS];
 
 export function cases({ quick, tiny, arguments: given = {} }) {
   const list = (text, otherwise) => text?.split(',').map(Number) ?? otherwise;
-  const count = { 1: 6, 100: 400, 1000: 3000, 5000: 10000 };
+  const count = { 1: 5, 100: 300, 1000: 2500, 5000: 8000 };
   const found = [];
   for (const rate of list(given.rates, tiny ? [200] : quick ? [100] : [1, 100, 1000, 5000])) {
     for (const subscribers of list(given.subscribers, tiny ? [1, 5] : quick || rate === 1 ? [1] : [1, 1000])) {
