@@ -298,7 +298,10 @@ HttpAsClient(Connection *connection, const HttpRequest *request, const char *mes
 		ProtocolMessage(connection, message, length);
 }
 
-/* The message is the answer, without the id if we have chosen that. */
+/*
+ * The message is the answer, without the id if we have chosen that.  Numbers
+ * tell which channel of the address an error is about: http_stream.c.
+ */
 static void
 RespondWith(Connection *connection, int status, const JsonMessage *message, const char *data,
 			Size length)
@@ -308,7 +311,7 @@ RespondWith(Connection *connection, int status, const JsonMessage *message, cons
 	StringInfoData body;
 
 	initStringInfo(&body);
-	if (id != NULL)
+	if (id != NULL && id[0] == '"')
 	{
 		char *mine = psprintf("{\"type\":\"%s\",\"id\":%s", type, id);
 

@@ -156,7 +156,7 @@ typedef enum QueryKind
 	QUERY_DIGEST = 'G',
 
 	/*
-	 * Of QUERY_VERDICTS, once for each identity, in no order: u32 index of
+	 * Of QUERY_VERDICTS, for some identities, in order, each: u32 length and u32 index of
 	 * the identity, u32 microseconds that it took, u64 LSN noted after the last
 	 * snapshot used, u8 QueryVerdictStatus.  OK: u64 fingerprint, u32 n + n x
 	 * u32 dependencies, bytes bitmap (bit i: the i-th of its rows is visible),

@@ -49,6 +49,7 @@
 #include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/datum.h"
+#include "utils/guc.h"
 #include "utils/hsearch.h"
 #include "utils/inval.h"
 #include "utils/lsyscache.h"
@@ -255,8 +256,8 @@ PolicyExpression(Relation rel)
 	return (Node *) make_ands_explicit((List *) copyObject(quals));
 }
 
-static PlannedStmt *
-PlanExpression(Node *expression)
+PlannedStmt *
+PolicyPlanExpression(Node *expression)
 {
 	Query *query = makeNode(Query);
 
@@ -329,6 +330,8 @@ BuildPolicy(Policy *policy, Relation rel)
 	policy->reusable = true;
 	policy->opaque = false;
 	policy->narrowing = NULL;
+	policy->expression = NULL;
+	policy->repeated = NULL;
 	policy->may_select = MaySelect(rel, policy->key.role);
 	policy->state = POLICY_NONE;
 
@@ -362,7 +365,10 @@ BuildPolicy(Policy *policy, Relation rel)
 			policy->state = POLICY_JUDGED;
 			ReadsOfExpression(expression, &reads);
 			functions = list_concat_unique_oid(functions, reads.functions);
-			plan = PlanExpression(expression);
+			MemoryContextSwitchTo(policy->context);
+			policy->expression = copyObject(expression);
+			MemoryContextSwitchTo(work);
+			plan = PolicyPlanExpression(expression);
 			relids = list_copy(plan->relationOids);
 
 			/* What it says points into the plan, so both are copied first. */
@@ -414,7 +420,7 @@ BuildPolicy(Policy *policy, Relation rel)
 Datum
 PolicyEvaluate(Node *expression, bool *isnull)
 {
-	QueryDesc *query = CreateQueryDesc(PlanExpression((Node *) copyObject(expression)), "",
+	QueryDesc *query = CreateQueryDesc(PolicyPlanExpression((Node *) copyObject(expression)), "",
 									   GetActiveSnapshot(), InvalidSnapshot, None_Receiver, NULL,
 									   NULL, 0);
 	TupleTableSlot *slot;
@@ -474,6 +480,19 @@ PolicyLockDependencies(Oid relid, Oid role)
 }
 
 Policy *
+PolicyKept(Oid relid, Oid role)
+{
+	Policy key;
+	Policy *policy;
+
+	memset(&key, 0, sizeof(key));
+	key.key.relid = relid;
+	key.key.role = role;
+	policy = hash_search(policies, &key.key, HASH_FIND, NULL);
+	return policy != NULL && policy->reusable && IsCurrent(policy) ? policy : NULL;
+}
+
+Policy *
 PolicyGet(Oid relid, Oid role)
 {
 	Policy key;
@@ -507,7 +526,11 @@ PolicyGet(Oid relid, Oid role)
 		policy->valid = true;
 		PG_TRY();
 		{
+			/* Functions that the planner calls may set something. */
+			int nestlevel = NewGUCNestLevel();
+
 			BuildPolicy(policy, rel);
+			AtEOXact_GUC(false, nestlevel);
 		}
 		PG_CATCH();
 		{

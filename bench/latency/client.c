@@ -5,20 +5,25 @@
  *
  * Opens connections, sends each the messages of --send, and waits until each
  * has received a message that contains the text of --ready; then it prints
- * "ready".  From then on it looks into every message for "sent_us":<number>,
+ * a line with "ready".  From then on it looks into every message for "sent_us":<number>,
  * the microseconds since 1970 at which the writer sent the row, and keeps the
  * difference to its own clock.  Knows nothing of the protocols above WebSocket
  * but these two texts, so it is the same program for every server.
  *
  * The clock is read once after each read() that brought bytes, before they are
  * looked at.  Nothing is written while samples are taken; when stdin ends it
- * waits for --drain milliseconds, writes the samples to --out, one line with
+ * waits until --expect samples have come, at most --drain milliseconds, writes the samples to --out, one line with
  * the row's sent_us and the latency in microseconds, and ends.
  *
  *	client --port N [--host 127.0.0.1] [--path /] [--connections 1]
- *		--send MESSAGE ... --ready TEXT --out FILE [--drain MS] [--pong MESSAGE]
+ *		--send MESSAGE ... --ready TEXT --out FILE [--drain MS] [--expect N]
+ *		[--pong MESSAGE] [--tokens FILE]
  *
- * --pong is the answer to messages that begin with {"type":"ping".
+ * --pong is the answer to messages that begin with {"type":"ping".  In the
+ * messages of --send, %n stands for the number of the connection, from 1 on,
+ * and %t for the line of that number in the file of --tokens.
+ * "ready" is followed by the microseconds since the first message was sent, and
+ * by the bytes that came.
  *
  * One thread, epoll, no allocation but for growing buffers.
  *
@@ -84,6 +89,11 @@ static int nsends;
 static int port;
 static int nclients = 1;
 static int drain_ms = 500;
+static size_t expected;
+static int64_t first_sent_us;
+static char **tokens;
+static int ntokens;
+static long long nbytes;
 
 static Client *clients;
 static int nready;
@@ -157,6 +167,35 @@ SendFrame(Client *c, int opcode, const char *data, size_t length)
 	free(frame.data);
 }
 
+/* Sends a message of --send, with what stands for the connection put in. */
+static void
+Say(Client *c, const char *message)
+{
+	int number = (int) (c - clients);
+	char text[4096];
+	size_t length = 0;
+
+	for (; *message != '\0'; message++)
+	{
+		char put[16];
+		const char *piece = put;
+
+		snprintf(put, sizeof(put), "%c", *message);
+		if (strncmp(message, "%n", 2) == 0)
+			snprintf(put, sizeof(put), "%d", number + 1);
+		else if (strncmp(message, "%t", 2) == 0 && number < ntokens)
+			piece = tokens[number];
+		message += *message == '%' && piece[0] != '%';
+		if (length + strlen(piece) >= sizeof(text))
+			Die("message to send is too long");
+		memcpy(text + length, piece, strlen(piece));
+		length += strlen(piece);
+	}
+	if (first_sent_us == 0)
+		first_sent_us = Now();
+	SendFrame(c, 1, text, length);
+}
+
 static void
 TakeSamples(const char *data, size_t length)
 {
@@ -168,7 +207,10 @@ TakeSamples(const char *data, size_t length)
 	{
 		int64_t sent = 0;
 
-		for (at += sizeof(name) - 1; at < end && *at >= '0' && *at <= '9'; at++)
+		at += sizeof(name) - 1;
+		if (at < end && *at == '"')
+			at++;
+		for (; at < end && *at >= '0' && *at <= '9'; at++)
 			sent = sent * 10 + (*at - '0');
 		if (nsamples == samples_room)
 		{
@@ -195,7 +237,7 @@ OnMessage(Client *c, const char *data, size_t length)
 		c->state = READY;
 		if (++nready == nclients)
 		{
-			puts("ready");
+			printf("ready %lld %lld\n", (long long) (now_us - first_sent_us), nbytes);
 			fflush(stdout);
 		}
 	}
@@ -285,6 +327,7 @@ Readable(Client *c)
 	if (n <= 0)
 		Die("connection lost");
 	now_us = Now();
+	nbytes += n;
 	Append(&c->in, bytes, (size_t) n);
 
 	if (c->state == HANDSHAKE)
@@ -300,12 +343,15 @@ Readable(Client *c)
 		done = (size_t) (end - c->in.data) + 4;
 		c->state = WAITING;
 		for (i = 0; i < nsends; i++)
-			SendFrame(c, 1, sends[i], strlen(sends[i]));
+			Say(c, sends[i]);
 	}
 	while ((used = TakeFrame(c, (unsigned char *) c->in.data + done, c->in.length - done)) > 0)
 		done += used;
-	memmove(c->in.data, c->in.data + done, c->in.length - done);
-	c->in.length -= done;
+	if (done > 0)
+	{
+		memmove(c->in.data, c->in.data + done, c->in.length - done);
+		c->in.length -= done;
+	}
 }
 
 static void
@@ -351,6 +397,24 @@ WriteSamples(void)
 }
 
 static void
+ReadTokens(const char *name)
+{
+	FILE *file = fopen(name, "r");
+	char line[4096];
+
+	if (file == NULL)
+		Die(name);
+	while (fgets(line, sizeof(line), file) != NULL)
+	{
+		line[strcspn(line, "\n")] = '\0';
+		tokens = realloc(tokens, sizeof(char *) * (size_t) (ntokens + 1));
+		if (tokens == NULL || (tokens[ntokens++] = strdup(line)) == NULL)
+			Die("out of memory");
+	}
+	fclose(file);
+}
+
+static void
 Arguments(int argc, char **argv)
 {
 	int i;
@@ -378,6 +442,10 @@ Arguments(int argc, char **argv)
 			out_file = value;
 		else if (strcmp(name, "--drain") == 0)
 			drain_ms = atoi(value);
+		else if (strcmp(name, "--tokens") == 0)
+			ReadTokens(value);
+		else if (strcmp(name, "--expect") == 0)
+			expected = strtoul(value, NULL, 10);
 		else
 			break;
 	}
@@ -422,7 +490,7 @@ main(int argc, char **argv)
 		{
 			int64_t left = end - Now();
 
-			if (left <= 0)
+			if (left <= 0 || (expected > 0 && nsamples >= expected))
 				break;
 			timeout = (int) (left / 1000) + 1;
 		}

@@ -14,7 +14,9 @@
  *		[--rows 100]
  *
  * The schedule is absolute: a transaction that takes longer than its interval
- * makes the next one late, not rarer.  Writes to --out a line for each
+ * makes the next one late, not rarer.  With rate 0 there is none.  Prints as JSON
+ * the CPU time of its backend for a transaction, in microseconds, which has to be
+ * on this machine, and transactions per second.  Writes to --out a line for each
  * transaction: sent_us, the microseconds until its COMMIT was answered, and the
  * microseconds by which it was sent behind schedule.
  *
@@ -47,6 +49,25 @@ SleepUntil(int64_t us)
 		;
 }
 
+/* CPU time of a process in nanoseconds */
+static double
+CpuOf(int pid)
+{
+	char name[64];
+	double cpu = 0;
+	FILE *file;
+
+	snprintf(name, sizeof(name), "/proc/%d/schedstat", pid);
+	file = fopen(name, "r");
+	if (file == NULL || fscanf(file, "%lf", &cpu) != 1)
+	{
+		fprintf(stderr, "writer: could not read %s\n", name);
+		exit(1);
+	}
+	fclose(file);
+	return cpu;
+}
+
 static void
 Require(PGconn *connection, PGresult *result, ExecStatusType status)
 {
@@ -71,6 +92,8 @@ main(int argc, char **argv)
 	FILE *out;
 	char sql[512];
 	int64_t start;
+	int64_t end;
+	double cpu;
 	int64_t(*log)[3];
 	long i;
 	int a;
@@ -92,7 +115,7 @@ main(int argc, char **argv)
 		else
 			break;
 	}
-	if (a != argc || conninfo == NULL || table == NULL || out_file == NULL || rate <= 0 ||
+	if (a != argc || conninfo == NULL || table == NULL || out_file == NULL || rate < 0 ||
 		count < 1 || rows < 1)
 	{
 		fputs("writer: bad arguments; the head of writer.c lists them\n", stderr);
@@ -112,15 +135,17 @@ main(int argc, char **argv)
 	if (log == NULL)
 		return 1;
 
-	start = Now() + 10000;
+	cpu = CpuOf(PQbackendPID(connection));
+	start = Now() + (rate > 0 ? 10000 : 0);
 	for (i = 0; i < count; i++)
 	{
-		int64_t due = start + (int64_t) (i * 1e6 / rate);
+		int64_t due = rate > 0 ? start + (int64_t) (i * 1e6 / rate) : Now();
 		char sent[32];
 		char id[32];
 		const char *values[3] = {i % 2 == 0 ? "open" : "shipped", sent, id};
 
-		SleepUntil(due);
+		if (rate > 0)
+			SleepUntil(due);
 		snprintf(id, sizeof(id), "%ld", i % rows + 1);
 		log[i][0] = Now();
 		snprintf(sent, sizeof(sent), "%lld", (long long) log[i][0]);
@@ -129,6 +154,10 @@ main(int argc, char **argv)
 		log[i][1] = Now() - log[i][0];
 		log[i][2] = log[i][0] - due;
 	}
+	end = Now();
+	cpu = CpuOf(PQbackendPID(connection)) - cpu;
+	printf("{\"backend_us\":%.3f,\"per_second\":%.1f}\n", cpu / 1000 / (double) count,
+		   (double) count * 1e6 / (double) (end - start));
 	PQfinish(connection);
 
 	out = fopen(out_file, "w");

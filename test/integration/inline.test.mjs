@@ -372,6 +372,23 @@ describe('inline policies decide as SELECT does, and as query workers do', () =>
   });
 });
 
+test('a join_check that sets claims sets them for itself', async (t) => {
+  await db.exec(`CREATE TABLE inline.mine (id int PRIMARY KEY, u uuid); ALTER TABLE inline.mine REPLICA IDENTITY FULL;
+    ALTER TABLE inline.mine ENABLE ROW LEVEL SECURITY; GRANT SELECT ON inline.mine TO inline_web;
+    CREATE POLICY p ON inline.mine USING (u = auth.uid()); INSERT INTO inline.mine VALUES (1, '${ADA}'), (2, '${BOB}');
+    CREATE FUNCTION inline.become() RETURNS bool LANGUAGE plpgsql STABLE AS $$
+      BEGIN PERFORM set_config('request.jwt.claims', '{"sub": "${BOB}"}', true); RETURN true; END $$;
+    SELECT changefeed.create_channel('mine', 'inline.mine', join_check => 'inline.become()')`);
+  const client = await Client.connectSoon({ token: await db.token({ role: 'inline_web', sub: ADA }) });
+  t.after(() => client.cut());
+  const s = await client.openSoon('mine');
+  const ids = () => s.rows().map(({ id }) => number(id)).sort();
+  assert.deepEqual(ids(), [1], 'the snapshot');
+  await db.exec(`INSERT INTO inline.mine VALUES (3, '${ADA}'), (4, '${BOB}')`);
+  await client.settle();
+  assert.deepEqual(ids(), [1, 3], 'changes');
+});
+
 describe('what inline policies depend on changes', () => {
   const identity = { role: 'inline_web', sub: ADA, name: 'ada' };
   const admin = { role: 'inline_admin', sub: BOB, name: 'bob' };

@@ -1,0 +1,55 @@
+/**
+ * Small parts: listeners, and when they are called.
+ */
+
+// eslint-disable-next-line @typescript-eslint/no-explicit-any
+type Listener = (...values: any[]) => void;
+
+/** Listeners by event. An error in one of them does not keep the others from being called. */
+export const createEmitter = () => {
+  const sets: Record<string, Set<Listener> | undefined> = {};
+  return {
+    on(event: string, listener: Listener): () => void {
+      // The same function may listen twice.
+      const own: Listener = (...values) => listener(...values);
+      (sets[event] ??= new Set()).add(own);
+      return () => void sets[event]?.delete(own);
+    },
+    emit(event: string, ...values: unknown[]): void {
+      for (const listener of [...(sets[event] ?? [])]) {
+        try {
+          listener(...values);
+        } catch (error) {
+          // As if it had been called from an event loop of its own.
+          queueMicrotask(() => {
+            throw error;
+          });
+        }
+      }
+    },
+  };
+};
+
+export type Emitter = ReturnType<typeof createEmitter>;
+
+/** Calls `work` once for any number of requests until then. */
+export const createScheduler = (when: 'sync' | 'microtask' | 'frame' | number, work: () => void) => {
+  let asked = false;
+  const run = () => {
+    asked = false;
+    work();
+  };
+  return (): void => {
+    if (asked) return;
+    asked = true;
+    if (when === 'sync') run();
+    else if (when === 'microtask') queueMicrotask(run);
+    // In a hidden page there are no frames.
+    else if (when === 'frame' && globalThis.document?.visibilityState === 'visible') requestAnimationFrame(run);
+    else setTimeout(run, when === 'frame' ? 16 : when);
+  };
+};
+
+/** A random time below one that doubles with each attempt, so that many clients do not come back together. */
+export const jitter = (attempt: number, minMs: number, maxMs: number): number =>
+  Math.random() * Math.min(maxMs, minMs * 2 ** attempt);
