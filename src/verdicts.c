@@ -333,6 +333,9 @@ CompareQuestions(const void *a, const void *b)
 	const Question *x = a;
 	const Question *y = b;
 
+	/* Workers judge those of a role together. */
+	if (x->identity->info.role != y->identity->info.role)
+		return x->identity->info.role < y->identity->info.role ? -1 : 1;
 	if (x->identity->serial != y->identity->serial)
 		return x->identity->serial < y->identity->serial ? -1 : 1;
 	if (x->fingerprint != y->fingerprint)
