@@ -29,7 +29,8 @@ export class Cluster {
     atEnd(() => this.remove());
     const args = ['start', '--data', this.data, '--database', database];
     for (const [name, value] of Object.entries(this.settings)) args.push('--set', `${name}=${value}`);
-    if (pgConfig !== null) args.push('--no-build');
+    // The first one of a run builds and installs what is not up to date.
+    if (pgConfig !== null || made > 1) args.push('--no-build');
     if (!extension) args.push('--no-extension');
     this.programs = pgConfig === null ? process.env : { ...process.env, PG_CONFIG: pgConfig };
     const text = execFileSync(script, args, { encoding: 'utf8', stdio: ['ignore', 'pipe', 'inherit'], env: this.programs });

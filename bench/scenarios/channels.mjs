@@ -4,6 +4,8 @@
 // Here nothing is shared between clients: per message all of WAL, decoder, feed worker and gateway are paid for one
 // delivery. With this project each message is a committed transaction, and the writer's backend is not counted;
 // what the peers publish is in no table.
+//
+// --set channels=N messages=N repeats=N systems=NAME,...
 
 import { generatorFigures } from '../lib/load.mjs';
 import { sleep } from '../lib/programs.mjs';
@@ -18,9 +20,13 @@ export const metrics = {
 const SYSTEMS = ['pg_changefeed', 'bare', ...MESSAGING];
 const WINDOW = 32; // messages on their way at a time
 
-export function cases({ tiny, quick }) {
+export function cases({ tiny, quick, arguments: given = {} }) {
   const [channels, messages, repeats] = tiny ? [20, 100, 2] : quick ? [1000, 1000, 3] : [10000, 4000, 5];
-  return [{ name: `${channels} channels`, channels, messages, window: WINDOW, repeats, systems: SYSTEMS }];
+  const count = Number(given.channels ?? channels);
+  return [{
+    name: `${count.toLocaleString('en')} channels`, channels: count, messages: Number(given.messages ?? messages), window: WINDOW,
+    repeats: Number(given.repeats ?? repeats), systems: given.systems?.split(',') ?? SYSTEMS,
+  }];
 }
 
 export const ratios = MESSAGING.concat('bare').flatMap((peer) => [

@@ -21,13 +21,21 @@ export const metrics = {
 };
 const SYSTEMS = ['pg_changefeed', 'bare', 'bare_together', ...MESSAGING];
 
-// messages: in one measurement, of which there are many short ones, as this machine may have others' load
-export function cases({ tiny, quick }) {
-  const sizes = tiny ? [[10, 16, 2]] : quick ? [[100, 160, 5], [1000, 32, 5]] : [[100, 400, 9], [1000, 80, 9], [10000, 16, 5]];
-  return sizes.flatMap(([connections, messages, repeats]) => [
-    { name: `${connections} clients, single`, connections, messages, burst: 1, repeats, systems: SYSTEMS },
-    { name: `${connections} clients, eight waiting`, connections, messages, burst: 8, repeats, systems: SYSTEMS },
-  ]);
+// messages: in one measurement, of which there are many short ones, as this machine may have others' load.
+// --set connections=N,... messages=N repeats=N burst=1,8 systems=NAME,...
+export function cases({ tiny, quick, arguments: given = {} }) {
+  const list = (text) => text?.split(',').map(Number);
+  const messages = { 10: 16, 100: 400, 1000: 80, 10000: 8 };
+  const sizes = list(given.connections) ?? (tiny ? [10] : quick ? [100, 1000] : [100, 1000, 10000]);
+  const systems = given.systems?.split(',') ?? SYSTEMS;
+  return sizes.flatMap((connections) => (list(given.burst) ?? [1, 8]).map((burst) => ({
+    name: `${connections.toLocaleString('en')} clients, ${burst === 1 ? 'single' : burst === 8 ? 'eight waiting' : `${burst} waiting`}`,
+    connections,
+    messages: Math.ceil(Number(given.messages ?? (messages[connections] ?? 80000 / connections) / (quick && !tiny ? 2.5 : 1)) / burst) * burst,
+    burst,
+    repeats: Number(given.repeats ?? (tiny ? 1 : quick || connections >= 10000 ? 3 : 9)),
+    systems,
+  })));
 }
 
 const isSingle = (each) => each.burst === 1;
@@ -54,6 +62,7 @@ export async function setup({ keep, note }) {
   // As large as ours are, all messages of the others are.
   const load = new Load();
   await load.open({ ...keep.changefeed.open });
+  await load.publish({ ...keep.changefeed.publish, messages: 100 });
   const { bytes, deliveries } = await load.publish({ ...keep.changefeed.publish, messages: 20 });
   await load.quit();
   keep.size = Math.round(bytes / deliveries);

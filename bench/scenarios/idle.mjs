@@ -2,6 +2,8 @@
 //
 // All systems are up at the same time and are looked at over the same minute, since none of them disturbs the others by
 // doing nothing. Heartbeats are part of it, each system's as it is configured.
+//
+// --set connections=N seconds=N systems=NAME,...
 
 import { sleep } from '../lib/programs.mjs';
 import { Fleet, MESSAGING } from '../lib/systems.mjs';
@@ -11,9 +13,10 @@ export const unit = 'CPU time in milliseconds per second; server: who holds the 
 export const metrics = { server_ms_per_s: 'ms/s', system_ms_per_s: 'ms/s' };
 const SYSTEMS = ['pg_changefeed', 'bare', ...MESSAGING];
 
-export function cases({ tiny, quick }) {
+export function cases({ tiny, quick, arguments: given = {} }) {
   const [connections, seconds] = tiny ? [20, 1] : quick ? [1000, 10] : [1000, 60];
-  return [{ name: `${connections} connections, ${seconds} s`, connections, seconds, repeats: 1, systems: SYSTEMS }];
+  const [count, time] = [Number(given.connections ?? connections), Number(given.seconds ?? seconds)];
+  return [{ name: `${count.toLocaleString('en')} connections, ${time} s`, connections: count, seconds: time, repeats: 1, systems: given.systems?.split(',') ?? SYSTEMS }];
 }
 
 export const ratios = MESSAGING.map((peer) => ({ name: `all of this project / ${peer}`, metric: 'system_ms_per_s', of: 'pg_changefeed', to: peer }));

@@ -6,6 +6,8 @@
 // counts what processes share in parts; private is what belongs to the process alone. For the cost of a
 // subscription, connections have eleven in place of one. All connections have the same token, but for the case
 // that says otherwise.
+//
+// --set connections=N,... repeats=N systems=NAME,...
 
 import { execFileSync } from 'node:child_process';
 
@@ -28,13 +30,18 @@ const PER_LOAD = 10000; // connections that a load generator holds
 // A process has its two ends of a connection in different processes; some descriptors are for other things.
 const descriptors = () => Number(execFileSync('sh', ['-c', 'ulimit -n'], { encoding: 'utf8' }).replace('unlimited', '1000000')) - 300;
 
-export function cases({ tiny, quick }) {
+export function cases({ tiny, quick, arguments: given = {} }) {
   const sizes = tiny ? [[50, 1]] : quick ? [[1000, 1]] : [[1000, 2], [10000, 2], [Math.min(WISHED, descriptors()), 1]];
-  const all = sizes.map(([connections, repeats]) => ({ name: `${connections} connections`, connections, subscriptions: 1, repeats, systems: SYSTEMS }));
-  if (!quick) all.push({ name: '10000 connections of as many users', connections: 10000, subscriptions: 1, users: true, repeats: 1, systems: ['pg_changefeed'] });
+  const systems = given.systems?.split(',') ?? SYSTEMS;
+  const wished = given.connections?.split(',').map((n) => [Number(n), 1]) ?? sizes;
+  const all = wished.map(([connections, repeats]) => ({
+    name: `${connections.toLocaleString('en')} connections`, connections, subscriptions: 1, repeats: Number(given.repeats ?? repeats), systems,
+  }));
+  if (given.connections !== undefined) return all;
+  if (!quick) all.push({ name: '10,000 connections of as many users', connections: 10000, subscriptions: 1, users: true, repeats: 1, systems: ['pg_changefeed'] });
   const [many, repeats] = tiny ? [20, 1] : [1000, 1];
   // Subscriptions of the other servers have no end that could be compared: a path is one channel.
-  all.push({ name: `${many} connections, ${MORE} more subscriptions`, connections: many, subscriptions: MORE + 1, repeats, systems: ['pg_changefeed', 'nats', 'mosquitto'] });
+  all.push({ name: `${many.toLocaleString('en')} connections, ${MORE} more subscriptions`, connections: many, subscriptions: MORE + 1, repeats, systems: systems.filter((name) => ['pg_changefeed', 'nats', 'mosquitto'].includes(name)) });
   return all;
 }
 
@@ -52,10 +59,10 @@ export async function setup({ keep, note, options }) {
 }
 
 // Until memory does not grow any more
-async function settled(system) {
+async function settled(system, patience) {
   let last = JSON.stringify(system.memory());
   for (let i = 0; i < 20; i += 1) {
-    await sleep(200);
+    await sleep(patience);
     const now = JSON.stringify(system.memory());
     if (now === last) break;
     last = now;
@@ -64,7 +71,8 @@ async function settled(system) {
 }
 
 // A first connection that comes and goes, so that what is made once is there
-async function grow(name, connections, subscriptions, users = false) {
+async function grow({ options }, name, connections, subscriptions, users = false) {
+  const patience = options.tiny ? 10 : 250;
   const system = await startSystem(name, { channels: subscriptions });
   const who = users ? { tokens: await system.tokens(connections) } : {};
   const loads = [];
@@ -73,8 +81,8 @@ async function grow(name, connections, subscriptions, users = false) {
     loads.push(first);
     await first.open({ ...system.open, group: 'first', subscriptions, channels: subscriptions });
     await first.close('first');
-    await sleep(200);
-    const before = await settled(system);
+    await sleep(patience);
+    const before = await settled(system, patience);
     for (let rest = connections; rest > 0; rest -= PER_LOAD) {
       const load = rest === connections ? first : new Load();
       if (load !== first) loads.push(load);
@@ -82,7 +90,7 @@ async function grow(name, connections, subscriptions, users = false) {
         ...system.open, ...who, connections: Math.min(rest, PER_LOAD), subscriptions, channels: subscriptions, sources: 4,
       });
     }
-    const after = await settled(system);
+    const after = await settled(system, patience);
     const growth = (process, kind) => (after[process] === undefined ? undefined : (after[process][kind] - before[process][kind]) / connections);
     const server = name === 'pg_changefeed' ? 'gateway' : 'server';
     return {
@@ -97,12 +105,12 @@ async function grow(name, connections, subscriptions, users = false) {
   }
 }
 
-export async function measure({ keep }, { connections, subscriptions, users }, name) {
+export async function measure(context, { connections, subscriptions, users }, name) {
   try {
-    const { version, ...figures } = await grow(name, connections, subscriptions, users);
-    if (version !== undefined) keep.versions[name] = version;
+    const { version, ...figures } = await grow(context, name, connections, subscriptions, users);
+    if (version !== undefined) context.keep.versions[name] = version;
     if (subscriptions === 1) return figures;
-    const one = await grow(name, connections, 1);
+    const one = await grow(context, name, connections, 1);
     const difference = (metric) => (figures[metric] === undefined ? undefined : (figures[metric] - one[metric]) / (subscriptions - 1));
     return { server_subscription_kib: difference('server_private_kib'), feed_subscription_kib: difference('feed_private_kib') };
   } catch (error) {

@@ -7,6 +7,8 @@
 // the gateway is killed, and everybody comes back as soon as he notices.
 //
 // Every client's sequence is verified, through the storm and after it.
+//
+// --set clients=N repeats=N kinds=position,snapshot,killed systems=NAME,... users=1 (all have the same token)
 
 import { readFileSync } from 'node:fs';
 import path from 'node:path';
@@ -28,13 +30,14 @@ const SPREAD_MS = 1000;
 const LIVE = { connections: 100, rate: 100 };
 const [STORM_CHANNEL, LIVE_CHANNEL] = [1, 2];
 
-export function cases({ tiny, quick }) {
-  const [clients, repeats] = tiny ? [50, 1] : quick ? [2000, 1] : [10000, 3];
-  return [
-    { name: `${clients} clients, from a position`, kind: 'position', clients, repeats, systems: ['pg_changefeed', 'bare', ...MESSAGING] },
-    { name: `${clients} clients, with snapshots`, kind: 'snapshot', clients, repeats, systems: ['pg_changefeed'] },
-    { name: `${clients} clients, gateway killed`, kind: 'killed', clients, repeats, systems: ['pg_changefeed'] },
-  ];
+export function cases({ tiny, quick, arguments: given = {} }) {
+  const [otherwise, repeats] = tiny ? [50, 1] : quick ? [2000, 1] : [10000, 3];
+  const clients = Number(given.clients ?? otherwise);
+  const titles = { position: 'from a position', snapshot: 'with snapshots', killed: 'gateway killed' };
+  return (given.kinds?.split(',') ?? Object.keys(titles)).map((kind) => ({
+    name: `${clients.toLocaleString('en')} clients, ${titles[kind]}`, kind, clients, users: Number(given.users ?? clients), repeats: Number(given.repeats ?? repeats),
+    systems: kind === 'position' ? given.systems?.split(',') ?? ['pg_changefeed', 'bare', ...MESSAGING] : ['pg_changefeed'],
+  }));
 }
 
 const isPosition = (each) => each.kind === 'position';
@@ -58,15 +61,16 @@ function samplesOf(file, from, to) {
 
 const nowUs = () => (performance.timeOrigin + performance.now()) * 1000;
 
-export async function measure(context, { kind, clients }, name) {
+export async function measure(context, { kind, clients, users }, name) {
   const system = await startSystem(name, { channels: 2 });
   const ours = name === 'pg_changefeed';
+  const { tiny } = context.options;
   if (system.version !== undefined) context.keep.versions[name] = system.version;
   const storm = new Load({ nice: 10 });
   const live = new Load();
   const publisher = new Load();
   try {
-    const tokens = ours ? { tokens: await system.tokens(clients) } : {};
+    const tokens = ours ? { tokens: await system.tokens(users) } : {};
     await storm.open({ ...system.open, ...tokens, connections: clients, first: STORM_CHANNEL, positions: ours && kind !== 'snapshot' });
     const toStorm = { ...system.publish, first: STORM_CHANNEL };
     const toLive = { ...system.publish, first: LIVE_CHANNEL, rate: LIVE.rate };
@@ -79,18 +83,18 @@ export async function measure(context, { kind, clients }, name) {
     const hasLive = kind !== 'killed';
     if (hasLive) {
       await live.open({ ...system.open, connections: LIVE.connections, first: LIVE_CHANNEL });
-      await live.publish({ ...toLive, messages: LIVE.rate }); // to warm up
+      await live.publish({ ...toLive, messages: tiny ? 5 : LIVE.rate }); // to warm up
       await live.samples();
       began = nowUs();
       publishing = live.publish({ ...toLive, messages: 1e6 });
-      await sleep(context.options.tiny ? 500 : 3000);
+      await sleep(tiny ? 200 : 3000);
     }
 
     const gateways = ours ? system.cluster.processes().gateway : [];
     const before = system.cpu();
     const stormCpu = cpuOf(storm.pid);
     const from = nowUs();
-    const back = storm.reopen({ how: kind === 'killed' ? 'lost' : 'drop', from: ours && kind !== 'snapshot', spread_ms: kind === 'killed' ? 0 : SPREAD_MS });
+    const back = storm.reopen({ how: kind === 'killed' ? 'lost' : 'drop', from: ours && kind !== 'snapshot', spread_ms: kind === 'killed' ? 0 : tiny ? 50 : SPREAD_MS });
     back.catch(() => {});
     if (kind === 'killed') for (const pid of gateways) process.kill(pid, 'SIGKILL');
     // Numbers of peers are the publishers' own: only ours are in the server, and go on from anywhere.
