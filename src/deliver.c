@@ -163,11 +163,9 @@ Wait(Delivery *d, MapEntry *entry, Subscription *s, const void *arg)
 static Verdict
 Judge(Delivery *d, Identity *identity, View *view, int image)
 {
-	Verdict verdict = VerdictGet(d->map, identity, view, image);
+	Verdict verdict = VerdictGetOrAsk(d->map, identity, view, image);
 
-	if (verdict == VERDICT_UNKNOWN)
-		VerdictAsk(d->map, identity, view, image);
-	else if (d->asking && verdict != VERDICT_ASKED)
+	if (d->asking && verdict != VERDICT_UNKNOWN && verdict != VERDICT_ASKED)
 		counters.verdicts_cached++;
 	return verdict;
 }

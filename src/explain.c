@@ -92,6 +92,7 @@ Enter(Explain *e)
 	SetForNow("row_security", "on");
 	SetForNow("request.jwt.claims", e->identity.claims);
 	SetForNow("role", e->identity.role_name);
+	QueryNoteIdentity(e->identity.role, e->identity.claims);
 	XactReadOnly = true;
 	GetUserIdAndSecContext(&user, &sec_context);
 	SetUserIdAndSecContext(e->identity.role, sec_context | SECURITY_LOCAL_USERID_CHANGE |

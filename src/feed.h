@@ -439,6 +439,7 @@ typedef struct TransactionMap
 {
 	dlist_node node; /* in the list of all maps */
 	LogTransaction *transaction;
+	uint64 serial; /* no other map has had it */
 	MemoryContext context;
 	int nimages;
 	MapImage *images; /* 2 * change + (new ? 1 : 0) */
@@ -652,6 +653,10 @@ extern const CastList *CastListIntern(const int16 *attnos, int n);
 
 /* Asks for it (idempotent); VerdictsAdvance submits. */
 extern void VerdictAsk(TransactionMap *map, Identity *identity, View *view, int image);
+
+/* VerdictGet, and if it gives VERDICT_UNKNOWN, VerdictAsk. */
+extern Verdict
+VerdictGetOrAsk(TransactionMap *map, Identity *identity, const View *view, int image);
 
 /* Submits what was asked, takes results over. */
 extern void VerdictsAdvance(void);

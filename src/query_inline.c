@@ -33,6 +33,7 @@
 
 #include "query_internal.h"
 
+#include "channel_check.h"
 #include "policy_safe.h"
 
 #include "access/sysattr.h"
@@ -426,7 +427,7 @@ static char *
 KnownReason(const Policy *policy)
 {
 	if (policy->ndependencies > 0)
-		return psprintf("they depend on table %s", get_rel_name(policy->dependencies[0]));
+		return psprintf("they depend on table %s", ChannelTableName(policy->dependencies[0]));
 	if (policy->recheck != NULL)
 		return psprintf("they depend on %s", policy->recheck);
 	if (policy->declared != NIL)

@@ -152,8 +152,12 @@ extern void QueryEnterIdentity(Oid role, const char *claims);
  */
 extern void QueryChangeClaims(const char *claims);
 
-/* Have its role and claims been left as they were?  SQL that ran can set them. */
+/*
+ * Have its role and claims been left as they were?  SQL that ran can set them.
+ * Who enters an identity in another way notes it.
+ */
 extern bool QueryIdentityIsIntact(void);
+extern void QueryNoteIdentity(Oid role, const char *claims);
 
 /* What a function can leave in the session in spite of a transaction's end. */
 extern void QueryForgetSession(void);

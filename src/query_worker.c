@@ -600,10 +600,17 @@ QueryInitBackend(MemoryContext context)
 }
 
 void
+QueryNoteIdentity(Oid role, const char *claims)
+{
+	identity_claims = MemoryContextStrdup(TopTransactionContext, claims);
+	identity_role = role;
+}
+
+void
 QueryChangeClaims(const char *claims)
 {
 	/* Policies may cast this to json, which an empty text does not survive. */
-	identity_claims = MemoryContextStrdup(TopTransactionContext, claims[0] != '\0' ? claims : "{}");
+	QueryNoteIdentity(identity_role, claims[0] != '\0' ? claims : "{}");
 	SetLocal("request.jwt.claims", identity_claims);
 }
 
@@ -642,9 +649,6 @@ QueryIdentityIsIntact(void)
 	const char *claims = GetConfigOption("request.jwt.claims", true, false);
 	const char *role = GetConfigOption("role", true, false);
 
-	/* A backend that explains has entered it in its own way. */
-	if (segment == NULL)
-		return true;
 	return GetUserId() == identity_role && claims != NULL && strcmp(claims, identity_claims) == 0 &&
 		   role != NULL && strcmp(role, GetUserNameFromId(identity_role, false)) == 0;
 }

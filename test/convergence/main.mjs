@@ -97,8 +97,10 @@ async function main() {
   const identities = randomIdentities(random);
   const channels = randomNames(random, world);
   const started = Date.now();
+  // Who evaluates policies that only compare columns with claims
+  const inline = process.env.CHANGEFEED_INLINE_POLICIES ?? (new Random(SEED, 'inline').chance(0.75) ? 'on' : 'off');
 
-  console.log(`SEED=${SEED} SECONDS=${SECONDS} CLIENTS=${CLIENTS} WRITERS=${WRITERS}: ${Object.keys(world.channels).length} channels, ${channels.size} names, ${identities.length} identities`);
+  console.log(`SEED=${SEED} SECONDS=${SECONDS} CLIENTS=${CLIENTS} WRITERS=${WRITERS}: ${Object.keys(world.channels).length} channels, ${channels.size} names, ${identities.length} identities, inline policies ${inline}`);
   const db = new Session();
   // The session of a run before this one may not have noticed yet that it is over.
   await until(() => db.exec(RESET).then(() => true, (error) => {
@@ -106,7 +108,10 @@ async function main() {
   }), 'what a run before left is removed');
   await db.exec(worldSql(world));
   // Of its own, so that the rest of a seed's world stays what it is.
-  await reload(db, { 'changefeed.audience_index': new Random(SEED, 'index').chance(0.7) ? 'on' : 'off' });
+  await reload(db, {
+    'changefeed.audience_index': new Random(SEED, 'index').chance(0.7) ? 'on' : 'off',
+    'changefeed.inline_policies': inline,
+  });
   const model = new Model(structuredClone(world));
   await model.start();
   const checker = new Checker(model, report);

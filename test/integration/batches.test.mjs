@@ -30,6 +30,8 @@ const POLICIES = {
   grouped: `room IN (SELECT m.room FROM batch.members m WHERE m.usr <= ${UID} GROUP BY m.room HAVING count(*) > 1)`,
   distinct: `(room, 1) IN (SELECT DISTINCT m.room, 1 FROM batch.members m WHERE m.usr = ${UID})`,
   united: `room IN (${MINE} UNION SELECT id FROM batch.rooms WHERE kind = ${CLAIMS}->>'kind')`,
+  gated: `EXISTS (SELECT FROM batch.rooms r WHERE r.id = t.room AND ${CLAIMS}->>'kind' = 'open') OR ${CLAIMS}->>'state' = 'new' AND room > 2`,
+  of_the_row: 'room IN (SELECT m.room FROM batch.members m WHERE m.usr = (SELECT max(usr) FROM batch.members x WHERE x.room = t.room AND x.usr <= batch.uid()))',
   deep: `EXISTS (SELECT FROM batch.rooms r WHERE r.id = t.room AND EXISTS (SELECT FROM batch.members m WHERE m.room = r.id AND m.usr = ${UID} AND m.usr IN (SELECT usr FROM batch.members WHERE room <> t.room)))`,
   recursive: `room IN (WITH RECURSIVE up(r) AS (${MINE} UNION SELECT r + 1 FROM up WHERE r < 3) SELECT r FROM up)`,
   partitioned: `room IN (SELECT room FROM batch.parts WHERE usr = ${UID})`,
