@@ -20,6 +20,7 @@ import { Unavailable, WrongResult } from '../lib/runner.mjs';
 import { quantile } from '../lib/stats.mjs';
 import { MESSAGING, startSystem } from '../lib/systems.mjs';
 
+export const profiles = 'load';
 export const title = 'reconnect storm: time until all clients are ready, and latency of others meanwhile';
 export const unit = 'seconds from the moment at which the storm begins; CPU time of the server (who holds the connections) and the system (with feed worker and query workers) during it';
 export const metrics = {
