@@ -198,7 +198,7 @@ bench-quick:
 	bench/run --quick $(ARGS)
 
 C_FILES = $$(find src -name '*.[ch]' | sort)
-SHELL_FILES = $(wildcard scripts/* .ci/run demo/run test/run test/bench/run bench/run bench/profile)
+SHELL_FILES = $(wildcard scripts/* .ci/run demo/run test/run test/bench/run bench/run bench/report/make bench/authorization/tree bench/profile)
 
 format:
 	clang-format -i $(C_FILES)

@@ -9,11 +9,8 @@
  * they are compiled here for each description of the table when they are first
  * needed.
  *
- * Matching does not try all audiences.  If one demands that a column equals a
- * constant or one of several, it hangs in an index of its instance under the
- * hashes of these values, and a row finds it by the hash of its own value.  The
- * hash function is that of the type's equality, so what is not found by it
- * cannot pass.
+ * If the conditions demand that a column equals a constant or one of several,
+ * that is known here as well: it is how a row finds whom it concerns (demand.c).
  *
  * An evaluation may fail, and one with a regular expression may take long.
  * Neither is the feed's trouble: the first is caught, the second limited.
@@ -27,13 +24,13 @@
 
 #include "audience.h"
 #include "filter_compile.h"
+#include "receivers.h"
 
 #include "common/hashfn.h"
 #include "miscadmin.h"
 #include "storage/latch.h"
 #include "utils/memutils.h"
 #include "utils/timeout.h"
-#include "utils/typcache.h"
 
 /* Milliseconds that a condition with a regular expression may take for a row. */
 #define COSTLY_LIMIT 50
@@ -49,50 +46,6 @@ typedef struct Compiled
 	MemoryContext context;
 } Compiled;
 
-/* The value of an index's column in an image. */
-typedef enum LookupState
-{
-	LOOKUP_NONE, /* no image, or null: equals nothing */
-	LOOKUP_HASH,
-	LOOKUP_ALL /* not known, or of another type: try everybody */
-} LookupState;
-
-typedef struct Lookup
-{
-	LookupState state;
-	uint32 hash;
-} Lookup;
-
-/* Audiences of an instance that demand a value of the same column. */
-typedef struct AudienceIndex
-{
-	int16 attno;
-	Oid column_type;
-	Oid type;
-	Oid collation;
-	TypeCacheEntry *cache;
-	HTAB *buckets; /* of IndexBucket */
-	int members;
-	uint64 run; /* of what was looked up last */
-	const MapEntry *entry;
-	bool has_before;
-	bool has_after;
-	Lookup before;
-	Lookup after;
-} AudienceIndex;
-
-typedef struct IndexBucket
-{
-	uint32 hash;
-	List *members; /* of AudienceSource */
-} IndexBucket;
-
-typedef struct InstanceSource
-{
-	List *tried; /* of AudienceSource that no index has */
-	List *indexes;
-} InstanceSource;
-
 /* The conditions of an audience on one source. */
 typedef struct AudienceSource
 {
@@ -101,12 +54,9 @@ typedef struct AudienceSource
 	char *text;		/* canonical */
 	int nneeded;
 	int16 *needed;
-	AudienceIndex *index;
-	int nhashes;
-	uint32 *hashes;
+	Demand demand;	/* what rows that pass have; without a column: not known */
 	List *compiled; /* of Compiled, newest first */
-	uint64 visited;
-	uint64 run; /* of what was matched last */
+	uint64 run;		/* of what was matched last */
 	const MapEntry *entry;
 	bool has_before;
 	bool has_after;
@@ -122,7 +72,6 @@ typedef struct AudienceEntry
 } AudienceEntry;
 
 static HTAB *audiences;
-static uint64 last_visit;
 static TimeoutId costly_timeout;
 
 static void
@@ -183,15 +132,11 @@ AudienceIntern(Instance *instance, const char *sql)
 	audience->instance = instance;
 	audience->sql = pstrdup(sql);
 	dlist_init(&audience->subscriptions);
-	if (sql[0] == '\0')
-		instance->everything = audience;
-	else
+	if (sql[0] != '\0')
 	{
 		audience->sources = palloc0(sizeof(AudienceSource) * Max(nsources, 1));
 		for (i = 0; i < nsources; i++)
 			audience->sources[i].audience = audience;
-		if (instance->conditions == NULL)
-			instance->conditions = palloc0(sizeof(InstanceSource) * Max(nsources, 1));
 	}
 	instance->naudiences++;
 	entry->audiences = lappend(entry->audiences, audience);
@@ -211,42 +156,20 @@ ForgetCompiled(AudienceSource *as, int keep)
 	}
 }
 
-/* Out of the index or list that it hangs in. */
 static void
-Unlink(AudienceSource *as, int source)
+ForgetDescription(AudienceSource *as, int source)
 {
-	InstanceSource *is = &as->audience->instance->conditions[source];
-	AudienceIndex *index = as->index;
-	int i;
-
 	if (!as->described)
 		return;
 	as->described = false;
 	as->entry = NULL;
 	ForgetCompiled(as, 0);
-	if (index == NULL)
-		is->tried = list_delete_ptr(is->tried, as);
-	else
+	if (as->demand.column != NULL)
 	{
-		for (i = 0; i < as->nhashes; i++)
-		{
-			IndexBucket *bucket = hash_search(index->buckets, &as->hashes[i], HASH_FIND, NULL);
-
-			if (bucket == NULL)
-				continue; /* two values with one hash */
-			bucket->members = list_delete_ptr(bucket->members, as);
-			if (bucket->members == NIL)
-				hash_search(index->buckets, &as->hashes[i], HASH_REMOVE, NULL);
-		}
-		pfree(as->hashes);
-		if (--index->members == 0)
-		{
-			is->indexes = list_delete_ptr(is->indexes, index);
-			hash_destroy(index->buckets);
-			pfree(index);
-		}
+		DemandColumnRelease(as->audience->instance, source, as->demand.column);
+		pfree(unconstify(uint32 *, as->demand.hashes));
+		as->demand.column = NULL;
 	}
-	as->index = NULL;
 	pfree(as->text);
 	pfree(as->needed);
 }
@@ -265,19 +188,14 @@ Free(Audience *audience)
 	if (audience->sources != NULL)
 	{
 		for (i = 0; i < instance->channel->nsources; i++)
-			Unlink(&audience->sources[i], i);
+			ForgetDescription(&audience->sources[i], i);
 		pfree(audience->sources);
 	}
-	if (instance->everything == audience)
-		instance->everything = NULL;
 	Assert(audience->spellings == NIL);
 	pfree(audience->sql);
 	pfree(audience);
-	if (--instance->naudiences == 0 && instance->conditions != NULL)
-	{
-		pfree(instance->conditions);
-		instance->conditions = NULL;
-	}
+	if (--instance->naudiences == 0)
+		DemandFree(instance);
 }
 
 /* ---- Members ---- */
@@ -306,7 +224,7 @@ SpellingIntern(Audience *audience, const char *name, Size length, bool is_json)
 			return spelling;
 		}
 	}
-	spelling = palloc(sizeof(Spelling));
+	spelling = palloc0(sizeof(Spelling));
 	spelling->json = json.data;
 	spelling->length = json.len;
 	spelling->refcount = 1;
@@ -345,61 +263,7 @@ AudienceLeave(Subscription *s)
 	return instance->naudiences == 0;
 }
 
-/* ---- Indexes ---- */
-
-static AudienceIndex *
-IndexIntern(InstanceSource *is, int16 attno, Oid column_type, Oid type, Oid collation)
-{
-	AudienceIndex *index;
-	ListCell *lc;
-	HASHCTL ctl;
-
-	foreach(lc, is->indexes)
-	{
-		index = lfirst(lc);
-		if (index->attno == attno && index->column_type == column_type && index->type == type &&
-			index->collation == collation)
-			return index;
-	}
-	index = palloc0(sizeof(AudienceIndex));
-	index->attno = attno;
-	index->column_type = column_type;
-	index->type = type;
-	index->collation = collation;
-	index->cache = lookup_type_cache(type, TYPECACHE_HASH_PROC_FINFO);
-	ctl.keysize = sizeof(uint32);
-	ctl.entrysize = sizeof(IndexBucket);
-	ctl.hcxt = registry_context;
-	index->buckets = hash_create("changefeed conditions", 16, &ctl,
-								 HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
-	is->indexes = lappend(is->indexes, index);
-	return index;
-}
-
-static void
-Link(AudienceSource *as, int source, int16 attno, Oid column_type, Oid type, Oid collation)
-{
-	InstanceSource *is = &as->audience->instance->conditions[source];
-	int i;
-
-	as->described = true;
-	if (attno == 0)
-	{
-		is->tried = lappend(is->tried, as);
-		return;
-	}
-	as->index = IndexIntern(is, attno, column_type, type, collation);
-	as->index->members++;
-	for (i = 0; i < as->nhashes; i++)
-	{
-		bool found;
-		IndexBucket *bucket = hash_search(as->index->buckets, &as->hashes[i], HASH_ENTER, &found);
-
-		if (!found)
-			bucket->members = NIL;
-		bucket->members = list_append_unique_ptr(bucket->members, as);
-	}
-}
+/* ---- Descriptions ---- */
 
 void
 AudienceDescribe(Audience *audience, int source, WireReader *r)
@@ -445,124 +309,31 @@ AudienceDescribe(Audience *audience, int source, WireReader *r)
 	}
 	else
 	{
-		Unlink(as, source);
+		ForgetDescription(as, source);
+		as->described = true;
 		as->text = pnstrdup(text.data, text.length);
 		as->nneeded = nneeded;
 		as->needed = needed;
-		as->nhashes = nhashes;
-		as->hashes = hashes;
-		Link(as, source, attno, column_type, type, collation);
-		if (as->index == NULL)
+		if (attno == 0)
 			pfree(hashes);
+		else
+		{
+			as->demand.column = DemandColumnIntern(audience->instance, source, attno, column_type,
+												   type, collation);
+			as->demand.nhashes = nhashes;
+			as->demand.hashes = hashes;
+		}
+		ReceiversDemandsChanged(audience, source);
 	}
 	MemoryContextSwitchTo(old);
 }
 
-static Lookup
-LookUpImage(AudienceIndex *index, TransactionMap *map, int number)
+Demand
+AudienceDemand(const Audience *audience, int source)
 {
-	MapImage *image = &map->images[number];
-	Lookup lookup = {LOOKUP_ALL, 0};
-	int attno = index->attno;
+	Demand none = {NULL, 0, NULL};
 
-	if (attno > image->desc->tupdesc->natts ||
-		TupleDescAttr(image->desc->tupdesc, attno - 1)->atttypid != index->column_type ||
-		!MapKnows(map, number, (int16) attno))
-		return lookup;
-	lookup.state = LOOKUP_NONE;
-	if (image->isnull[attno - 1])
-		return lookup;
-	lookup.state = LOOKUP_HASH;
-	lookup.hash = DatumGetUInt32(FunctionCall1Coll(&index->cache->hash_proc_finfo, index->collation,
-												   image->values[attno - 1]));
-	return lookup;
-}
-
-/* Hashes of both images, found out once for each entry of a run. */
-static void
-LookUp(AudienceIndex *index, TransactionMap *map, MapEntry *entry, uint64 run, bool before,
-	   bool after)
-{
-	if (index->run != run || index->entry != entry)
-	{
-		index->run = run;
-		index->entry = entry;
-		index->has_before = false;
-		index->has_after = false;
-	}
-	if (before && !index->has_before)
-		index->before = LookUpImage(index, map, entry->old_image);
-	if (after && !index->has_after)
-		index->after = LookUpImage(index, map, entry->new_image);
-	index->has_before = index->has_before || before;
-	index->has_after = index->has_after || after;
-}
-
-static List *
-AddCandidates(List *result, List *members)
-{
-	ListCell *lc;
-
-	foreach(lc, members)
-	{
-		AudienceSource *as = lfirst(lc);
-
-		if (as->visited == last_visit)
-			continue;
-		as->visited = last_visit;
-		result = lappend(result, as->audience);
-	}
-	return result;
-}
-
-static List *
-AddFound(List *result, AudienceIndex *index, const Lookup *lookup)
-{
-	IndexBucket *bucket;
-	HASH_SEQ_STATUS status;
-
-	switch (lookup->state)
-	{
-		case LOOKUP_NONE:
-			break;
-		case LOOKUP_HASH:
-			bucket = hash_search(index->buckets, &lookup->hash, HASH_FIND, NULL);
-			if (bucket != NULL)
-				result = AddCandidates(result, bucket->members);
-			break;
-		case LOOKUP_ALL:
-			hash_seq_init(&status, index->buckets);
-			while ((bucket = hash_seq_search(&status)) != NULL)
-				result = AddCandidates(result, bucket->members);
-			break;
-	}
-	return result;
-}
-
-List *
-AudienceCandidates(Instance *instance, TransactionMap *map, MapEntry *entry, uint64 run,
-				   bool before, bool after)
-{
-	InstanceSource *is;
-	List *result;
-	ListCell *lc;
-
-	if (instance->conditions == NULL)
-		return NIL;
-	is = &instance->conditions[entry->source->index];
-	last_visit++;
-	result = AddCandidates(NIL, is->tried);
-	foreach(lc, is->indexes)
-	{
-		AudienceIndex *index = lfirst(lc);
-
-		LookUp(index, map, entry, run, before, after);
-		if (before)
-			result = AddFound(result, index, &index->before);
-		if (after)
-			result = AddFound(result, index, &index->after);
-	}
-	return result;
+	return audience->sources != NULL ? audience->sources[source].demand : none;
 }
 
 /* ---- Matching ---- */
@@ -679,27 +450,19 @@ TryImage(AudienceSource *as, TransactionMap *map, Source *source, int number)
 }
 
 static MatchResult
-MatchImage(AudienceSource *as, TransactionMap *map, Source *source, int number,
-		   const Lookup *lookup)
+MatchImage(AudienceSource *as, TransactionMap *map, MapEntry *entry, uint64 run, bool is_new)
 {
+	int number = is_new ? entry->new_image : entry->old_image;
 	MatchResult result;
-	int i;
 
-	/* What the index excludes need not be evaluated. */
-	if (lookup != NULL && lookup->state == LOOKUP_NONE)
+	/* What the demand excludes need not be evaluated. */
+	if (as->demand.column != NULL && !DemandMayMeet(&as->demand, map, entry, run, is_new))
 		return MATCH_NO;
-	if (lookup != NULL && lookup->state == LOOKUP_HASH)
-	{
-		for (i = 0; i < as->nhashes && as->hashes[i] != lookup->hash; i++)
-			;
-		if (i == as->nhashes)
-			return MATCH_NO;
-	}
-	result = TryImage(as, map, source, number);
+	result = TryImage(as, map, entry->source, number);
 
 	/* The machine may have been busy with something else. */
 	if (result == MATCH_ERROR && strcmp(as->sqlstate, "57014") == 0)
-		result = TryImage(as, map, source, number);
+		result = TryImage(as, map, entry->source, number);
 	return result;
 }
 
@@ -707,13 +470,12 @@ AudienceMatch
 AudienceMatches(Audience *audience, TransactionMap *map, MapEntry *entry, uint64 run, bool before,
 				bool after)
 {
-	Source *source = entry->source;
 	AudienceMatch everything = {MATCH_YES, MATCH_YES};
 	AudienceSource *as;
 
 	if (audience->sources == NULL)
 		return everything;
-	as = &audience->sources[source->index];
+	as = &audience->sources[entry->source->index];
 	if (as->run != run || as->entry != entry)
 	{
 		as->run = run;
@@ -723,16 +485,10 @@ AudienceMatches(Audience *audience, TransactionMap *map, MapEntry *entry, uint64
 		as->match.before = MATCH_NO;
 		as->match.after = MATCH_NO;
 	}
-	before = before && !as->has_before;
-	after = after && !as->has_after;
-	if (as->index != NULL)
-		LookUp(as->index, map, entry, run, before, after);
-	if (before)
-		as->match.before = MatchImage(as, map, source, entry->old_image,
-									  as->index != NULL ? &as->index->before : NULL);
-	if (after)
-		as->match.after = MatchImage(as, map, source, entry->new_image,
-									 as->index != NULL ? &as->index->after : NULL);
+	if (before && !as->has_before)
+		as->match.before = MatchImage(as, map, entry, run, false);
+	if (after && !as->has_after)
+		as->match.after = MatchImage(as, map, entry, run, true);
 	as->has_before = as->has_before || before;
 	as->has_after = as->has_after || after;
 	return as->match;

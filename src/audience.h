@@ -11,7 +11,7 @@
 #ifndef CHANGEFEED_AUDIENCE_H
 #define CHANGEFEED_AUDIENCE_H
 
-#include "feed.h"
+#include "demand.h"
 
 typedef enum MatchResult
 {
@@ -46,6 +46,9 @@ extern bool AudienceLeave(Subscription *subscription);
  */
 extern void AudienceDescribe(Audience *audience, int source, WireReader *r);
 
+/* What rows of the source have that pass; without a column it is not known. */
+extern Demand AudienceDemand(const Audience *audience, int source);
+
 /*
  * Do the images pass the conditions?  Only those that are asked for are looked
  * at.  Within a run an entry is matched once.
@@ -56,12 +59,5 @@ extern AudienceMatch AudienceMatches(Audience *audience, TransactionMap *map, Ma
 /* Of the last MATCH_ERROR. */
 extern void
 AudienceError(Audience *audience, int source, const char **sqlstate, const char **message);
-
-/*
- * Audiences with conditions that may pass on one of the images; others do not
- * for sure.
- */
-extern List *AudienceCandidates(Instance *instance, TransactionMap *map, MapEntry *entry,
-								uint64 run, bool before, bool after);
 
 #endif /* CHANGEFEED_AUDIENCE_H */

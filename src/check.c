@@ -27,6 +27,7 @@
 
 #include "extend.h"
 #include "gateways.h"
+#include "receivers.h"
 #include "subscribe.h"
 
 #include <unistd.h>
@@ -245,6 +246,8 @@ CompareViews(const View *before, const View *now)
 	/* Without policies the fingerprint is about nothing. */
 	if (now->rls == 1 && before->fingerprint != now->fingerprint)
 		return OUTCOME_OTHER;
+	if (before->rule != NULL && now->rule != NULL && before->rule != now->rule)
+		return OUTCOME_OTHER;
 
 	/* What happened to others since the answer was nobody's concern (join_check). */
 	if (!SameOids(before->dependencies, before->ndependencies, now->dependencies,
@@ -292,11 +295,13 @@ GoOn(Check *check, Subscription *s)
 {
 	int i;
 
+	ReceiversLeave(s);
 	for (i = 0; i < check->nviews; i++)
 	{
 		ViewRelease(check->identity, s->views[i]);
 		s->views[i] = ViewIntern(check->identity, check->views[i]);
 	}
+	ReceiversJoin(s);
 	Leave(s);
 
 	/* What such a function calls is in no fingerprint: look at the rows. */

@@ -227,4 +227,15 @@
 #define compat_generation_expression(rel, attno) ((void) (rel), (void) (attno), (Node *) NULL)
 #endif
 
+/* Are partitions left out when the plan is begun?  Where that is kept changed in 18. */
+#if PG_VERSION_NUM >= 180000
+#define compat_plan_prunes(plan)                                          \
+	((IsA(plan, Append) && ((Append *) (plan))->part_prune_index >= 0) || \
+	 (IsA(plan, MergeAppend) && ((MergeAppend *) (plan))->part_prune_index >= 0))
+#else
+#define compat_plan_prunes(plan)                                            \
+	((IsA(plan, Append) && ((Append *) (plan))->part_prune_info != NULL) || \
+	 (IsA(plan, MergeAppend) && ((MergeAppend *) (plan))->part_prune_info != NULL))
+#endif
+
 #endif /* CHANGEFEED_COMPAT_H */

@@ -72,6 +72,7 @@ typedef struct FeedCounters
 	uint64 snapshot_rows;
 	Histogram snapshot_time;   /* from the question to the answer */
 	Histogram publish_lag;	   /* from the commit to the hand-over */
+	uint64 verdicts_inline;	   /* found by rules (policy_rule.h) */
 	uint64 verdicts_cached;	   /* found, as another subscription had asked */
 	uint64 verdicts_asked;	   /* of query workers */
 	uint64 verdict_us;		   /* of query workers */

@@ -30,6 +30,7 @@
 #include "postgres.h"
 
 #include "decoder.h"
+#include "record.h"
 #include "wal2json.h"
 
 #include "access/xact.h"
@@ -66,8 +67,24 @@
 /* ... and how long the slot may hold too much WAL before it is given up. */
 #define OVER_LIMIT_GRACE 20000
 
-/* So many pages of WAL are read while the end of a transaction is held back. */
+/*
+ * Waking a process is what a commit pays most for, and where commits come fast
+ * we would fall asleep between them.  When WAL comes more often than this
+ * (microseconds) we look for it by ourselves for a while, after naps of so long,
+ * and so many of them before we sleep all the same.
+ */
+#define FAST_COMMITS 1500
+#define NAP			 200
+#define MAX_NAPS	 10
+
+/* So many pages of WAL are read while records are held back. */
 #define PAGES_PER_FLUSH 16
+
+/*
+ * Records are collected up to this size (bytes): every message costs both sides
+ * a few barriers, and a copy where it meets the end of the ring.
+ */
+#define BATCH_SIZE (32 * 1024)
 
 /* So many records are decoded between two looks at the clock. */
 #define RECORDS_PER_CHECK 256
@@ -89,9 +106,9 @@ static TimestampTz check_time = 0;				 /* when Housekeeping last ran */
 static XLogRecPtr check_lsn = InvalidXLogRecPtr; /* ... and up to where */
 static uint64 bytes_sent = 0;
 
-/* The end of the last transaction, if it is not in the queue yet. */
-static char held_back[64];
-static Size held_back_length = 0;
+/* Records that are not in the queue yet; they go into it as one message. */
+static char batch[BATCH_SIZE] pg_attribute_aligned(MAXIMUM_ALIGNOF);
+static Size batch_length = 0;
 
 /* The slot is being created: we wait for running transactions to end. */
 static bool creating = false;
@@ -302,8 +319,12 @@ Housekeeping(TimestampTz now, bool idle)
 static void
 SendNow(shm_mq_iovec *iov, int iovcnt, bool flush)
 {
+	static uint64 begun = 0;
+
 	for (int i = 0; i < iovcnt; i++)
 		bytes_sent += iov[i].len;
+	pg_atomic_write_u64(&decoder_feed->queue_begun, ++begun);
+	pg_write_barrier();
 
 	for (;;)
 	{
@@ -333,15 +354,15 @@ SendNow(shm_mq_iovec *iov, int iovcnt, bool flush)
 }
 
 static void
-SendHeldBack(bool flush)
+SendBatch(bool flush)
 {
 	shm_mq_iovec iov;
 
-	if (held_back_length == 0)
+	if (batch_length == 0)
 		return;
-	iov.data = held_back;
-	iov.len = held_back_length;
-	held_back_length = 0;
+	iov.data = batch;
+	iov.len = batch_length;
+	batch_length = 0;
 	SendNow(&iov, 1, flush);
 	pg_atomic_write_u64(&decoder_feed->decoder_bytes, bytes_sent);
 }
@@ -349,28 +370,43 @@ SendHeldBack(bool flush)
 void
 DecoderSend(shm_mq_iovec *iov, int iovcnt)
 {
-	SendHeldBack(false);
-	SendNow(iov, iovcnt, false);
+	Size length = 0;
+	char *to;
+
+	for (int i = 0; i < iovcnt; i++)
+		length += iov[i].len;
+	if (batch_length + RecordBatchSpace(length) > BATCH_SIZE)
+		SendBatch(false);
+
+	if (RecordBatchSpace(length) > BATCH_SIZE)
+	{
+		char head[RECORD_BATCH_HEAD];
+		shm_mq_iovec parts[DECODER_MAX_PARTS + 1];
+
+		Assert(iovcnt <= DECODER_MAX_PARTS);
+		RecordFillBatchHead(head, length);
+		parts[0].data = head;
+		parts[0].len = sizeof(head);
+		memcpy(&parts[1], iov, iovcnt * sizeof(shm_mq_iovec));
+		SendNow(parts, iovcnt + 1, false);
+		return;
+	}
+
+	to = batch + batch_length;
+	RecordFillBatchHead(to, length);
+	to += RECORD_BATCH_HEAD;
+	for (int i = 0; i < iovcnt; i++)
+	{
+		memcpy(to, iov[i].data, iov[i].len);
+		to += iov[i].len;
+	}
+	batch_length += RecordBatchSpace(length);
 }
 
-void
-DecoderSendLast(const char *data, Size length)
-{
-	SendHeldBack(false);
-	if (length > sizeof(held_back))
-		elog(ERROR, "record of %zu bytes is too long to end a transaction", length);
-	memcpy(held_back, data, length);
-	held_back_length = length;
-}
-
-/*
- * Outside of transactions only the record that is held back can be unseen:
- * everything else was followed by it.
- */
 void
 DecoderFlush(void)
 {
-	SendHeldBack(true);
+	SendBatch(true);
 }
 
 /*
@@ -450,13 +486,33 @@ FlushWanted(XLogRecPtr readable)
 	return true;
 }
 
-/* Waits until WAL may be read up to `until`. */
+/* How many naps to take: all WAL has been read. */
+static int
+CountNaps(void)
+{
+	static TimestampTz last = 0;
+	static int64 interval = 10 * FAST_COMMITS;
+	TimestampTz now = GetCurrentTimestamp();
+	int64 elapsed = Min(Max(now - last, 0), 10 * FAST_COMMITS);
+
+	/* A pause ends it at once, a few fast commits alone do not begin it. */
+	last = now;
+	interval += (elapsed - interval) / 8;
+	return interval < FAST_COMMITS ? MAX_NAPS : 0;
+}
+
+/*
+ * Waits until WAL may be read up to `until`.  Commits wake us from sleep, flushes
+ * alone do not: what they show is in progress.  On a standby there are none, so
+ * there it is the replay that does.
+ */
 static void
 WaitForWal(XLogRecPtr until)
 {
 	static XLogRecPtr readable = InvalidXLogRecPtr;
 	static int pages = 0;
 	long timeout = SHORT_WAIT;
+	int naps;
 
 	/* While there is WAL at hand the feed worker is woken now and then. */
 	if (until <= readable && ++pages < PAGES_PER_FLUSH)
@@ -465,6 +521,7 @@ WaitForWal(XLogRecPtr until)
 	AnnounceDecoded();
 	if (until <= readable)
 		return;
+	naps = CountNaps();
 
 	for (;;)
 	{
@@ -472,8 +529,14 @@ WaitForWal(XLogRecPtr until)
 
 		DecoderHandleInterrupts();
 
-		/* Get onto the list of whom to wake before looking. */
-		compat_wal_wait_join();
+		/* Have us woken before looking. */
+		if (naps == 0)
+		{
+			pg_atomic_write_u32(&decoder_feed->decoder_sleeps, 1);
+			pg_memory_barrier();
+			if (RecoveryInProgress())
+				compat_wal_wait_join();
+		}
 		readable = ReadableLsn();
 		if (until <= readable)
 			break;
@@ -486,6 +549,13 @@ WaitForWal(XLogRecPtr until)
 		{
 			/* It may sleep by itself, so look again afterwards. */
 			Housekeeping(now, true);
+			continue;
+		}
+
+		if (naps > 0)
+		{
+			naps--;
+			pg_usleep(NAP);
 			continue;
 		}
 
@@ -511,6 +581,8 @@ WaitForWal(XLogRecPtr until)
 	}
 
 	compat_wal_wait_leave();
+	if (pg_atomic_read_u32(&decoder_feed->decoder_sleeps) != 0)
+		pg_atomic_write_u32(&decoder_feed->decoder_sleeps, 0);
 	if (activity == activity_waiting)
 		ReportActivity(STATE_RUNNING, activity_decoding);
 }

@@ -43,18 +43,18 @@ extern uint64 DecoderAcquireSlot(void);
 /* Creates the slot of this database, under a new epoch, which is returned. */
 extern uint64 DecoderCreateSlot(void);
 
+/* Of how many parts a record may be gathered. */
+#define DECODER_MAX_PARTS 4
+
 /*
  * Puts one record into the queue, gathered from `iov`, and waits while there
  * is no room.  Does not return when the feed worker is gone.
+ *
+ * Records are collected and shown to the feed worker together: while there is
+ * more WAL at hand, waking it for each small transaction would cost more than
+ * decoding that.
  */
 extern void DecoderSend(shm_mq_iovec *iov, int iovcnt);
-
-/*
- * The same for the last record of a transaction, a short one.  It may be held
- * back for a moment: while there is more WAL at hand, waking the feed worker
- * for each small transaction would cost more than decoding it.
- */
-extern void DecoderSendLast(const char *data, Size length);
 
 /* Shows everything that was sent to the feed worker. */
 extern void DecoderFlush(void);

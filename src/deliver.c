@@ -3,12 +3,12 @@
  * deliver.c
  *		From a published transaction to frames.
  *
- * For every row that a transaction changed (map.c) the subscriptions of the
- * channels concerned are looked up, those with conditions by what they demand
- * (audience.c), and for each the four cases are decided on what its identity
- * may see before and after.  Subscriptions that get the same
- * bytes share one fragment; the gateway joins the fragments of a transaction
- * into one frame per connection.
+ * For every row that a transaction changed (map.c) the receivers of the channels
+ * concerned are looked up, by what their conditions and policies demand of it
+ * (receivers.c), and for each the four cases are decided on what they may see
+ * before and after, once for all of them.  Those that get the same bytes share
+ * one fragment; the gateway joins the fragments of a transaction into one frame
+ * per connection.
  *
  * A connection takes part at once while it is live.  When a verdict is missing
  * (verdicts.c), the gateway is choked, or a subscription that catches up wants
@@ -26,7 +26,12 @@
 #include "deliver.h"
 #include "extend.h"
 #include "gateways.h"
+#include "policy_rule.h"
 #include "publish.h"
+#include "receivers.h"
+
+/* More are evaluated a second time, for the sake of memory. */
+#define MAX_DECISIONS 200000
 
 /* Runs are numbered so that marks need not be cleared. */
 static uint64 last_run;
@@ -51,208 +56,366 @@ DeliverTakesPart(Delivery *d, Subscription *s)
 	if (s->state != SUB_READY || s->since >= d->transaction->number || connection->closing ||
 		s->paced)
 		return false;
-
-	/* All verdicts that it lacks are asked for at once. */
-	if (d->asking && connection->taken_out == d->run)
-		return true;
 	return d->group == 0 ? connection->live : connection->group == d->group;
 }
 
-/* Is the image visible to the subscription's identity? */
-static Verdict
-Judge(Delivery *d, Subscription *s, View *view, int image)
-{
-	Verdict verdict;
+/* ---- who gets an entry ---- */
 
-	if (view->rls == 0)
-		return VERDICT_VISIBLE;
-	if (view->rls == 2)
-		return VERDICT_HIDDEN;
-	verdict = VerdictGet(d->map, s->connection->identity, view, image);
-	if (verdict == VERDICT_UNKNOWN)
-		VerdictAsk(d->map, s->connection->identity, view, image);
-	else if (d->asking && verdict != VERDICT_ASKED)
+/* Some of whom one thing is true, or one of them. */
+typedef struct Reader
+{
+	Receivers *receivers; /* NULL: */
+	Subscription *one;
+	Audience *audience;
+	View *view;
+	PolicyRule *rule; /* NULL: there is none */
+	bool judged;	  /* receivers: query workers are asked for all of them */
+} Reader;
+
+typedef void (*ReaderCallback)(Delivery *d, MapEntry *entry, Subscription *s, const void *arg);
+
+/* All of them; `callback` must not change who is live. */
+static void
+ForEach(Delivery *d, MapEntry *entry, const Receivers *receivers, Subscription *one,
+		ReaderCallback callback, const void *arg)
+{
+	int g;
+	int i;
+
+	if (one != NULL)
+		callback(d, entry, one, arg);
+	else
+		for (g = 0; g < gateway_count; g++)
+			for (i = 0; i < receivers->parts[g].n; i++)
+				callback(d, entry, receivers->parts[g].subscriptions[i], arg);
+}
+
+OutSubscription *
+DeliverOut(Delivery *d, Subscription *s, OutReason reason)
+{
+	OutSubscription *out;
+	bool found;
+
+	if (d->out_table == NULL)
+	{
+		HASHCTL ctl;
+
+		ctl.keysize = sizeof(Subscription *);
+		ctl.entrysize = sizeof(OutSubscription);
+		ctl.hcxt = CurrentMemoryContext;
+		d->out_table = hash_create("changefeed out", 16, &ctl,
+								   HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+	}
+	out = hash_search(d->out_table, &s, HASH_ENTER, &found);
+	if (!found)
+	{
+		out->reason = reason;
+		out->sqlstate = out->message = NULL;
+		d->out = lappend(d->out, out);
+	}
+	else
+		out->reason = Max(out->reason, reason);
+	return out;
+}
+
+static void
+Out(Delivery *d, MapEntry *entry, Subscription *s, const void *arg)
+{
+	OutReason reason = *(const OutReason *) arg;
+	OutSubscription *out = DeliverOut(d, s, reason);
+	const char *sqlstate;
+	const char *message;
+
+	/* Of this row: the next one to fail may be somebody else's. */
+	if (reason == OUT_FAILED && out->message == NULL)
+	{
+		AudienceError(s->audience, entry->source->index, &sqlstate, &message);
+		out->sqlstate = pstrdup(sqlstate);
+		out->message = pstrdup(message);
+	}
+}
+
+static void
+OutAll(Delivery *d, MapEntry *entry, const Reader *r, OutReason reason)
+{
+	ForEach(d, entry, r->receivers, r->one, Out, &reason);
+}
+
+/* It stays where it is until the verdict is there. */
+static void
+Wait(Delivery *d, MapEntry *entry, Subscription *s, const void *arg)
+{
+	Connection *connection = s->connection;
+
+	Assert(d->asking);
+	if (d->only != NULL)
+		d->missing = true;
+	else if (d->paced != NIL)
+		s->pace_missing = d->run;
+	else if (connection->taken_out != d->run)
+	{
+		connection->taken_out = d->run;
+		d->waiting = lappend(d->waiting, connection);
+	}
+}
+
+/* Do query workers say that the image is visible? */
+static Verdict
+Judge(Delivery *d, Identity *identity, View *view, int image)
+{
+	Verdict verdict = VerdictGetOrAsk(d->map, identity, view, image);
+
+	if (d->asking && verdict != VERDICT_UNKNOWN && verdict != VERDICT_ASKED)
 		counters.verdicts_cached++;
 	return verdict;
 }
 
-static void
-Fail(Delivery *d, MapEntry *entry, Subscription *s)
+/* What casts make of a visible row comes with a query worker's verdict. */
+static Verdict
+JudgeByRule(Delivery *d, const Reader *r, int image)
 {
-	FailedSubscription *failed;
-	const char *sqlstate;
-	const char *message;
-	ListCell *lc;
+	Verdict verdict = PolicyRuleJudge(r->rule, d->map, image);
 
-	foreach(lc, d->failed)
-		if (((FailedSubscription *) lfirst(lc))->subscription == s)
-			return;
-	AudienceError(s->audience, entry->source->index, &sqlstate, &message);
-	failed = palloc(sizeof(FailedSubscription));
-	failed->subscription = s;
-	failed->sqlstate = pstrdup(sqlstate);
-	failed->message = pstrdup(message);
-	d->failed = lappend(d->failed, failed);
+	if (verdict == VERDICT_VISIBLE && r->view->casts != NULL)
+		return VERDICT_UNKNOWN;
+	if (d->asking && verdict != VERDICT_UNKNOWN)
+		counters.verdicts_inline += r->one != NULL ? 1 : r->receivers->nlive;
+	return verdict;
 }
 
+static void ConsiderOne(Delivery *d, MapEntry *entry, Subscription *s, const void *arg);
+static void Send(Delivery *d, const Decision *decision);
+
+static void
+Decide(Delivery *d, MapEntry *entry, const Reader *r, bool before, bool after)
+{
+	Decision decision = {entry, r->receivers, r->one, before, after};
+
+	if (!d->asking)
+		Send(d, &decision);
+	else if (entry - d->map->entries < d->undecided)
+	{
+		if (d->ndecisions == d->maxdecisions)
+		{
+			d->maxdecisions = Max(64, d->maxdecisions * 2);
+			d->decisions = d->decisions == NULL
+							   ? palloc(sizeof(Decision) * d->maxdecisions)
+							   : repalloc_huge(d->decisions, sizeof(Decision) * d->maxdecisions);
+		}
+		d->decisions[d->ndecisions++] = decision;
+	}
+}
+
+typedef struct Sides
+{
+	bool before;
+	bool after;
+} Sides;
+
 /*
- * One subscription, one changed row.  `match`: do its conditions hold, for the
- * images that belong to its instance?
+ * One changed row, for receivers or one subscription.  `in_before`, `in_after`:
+ * the images that belong to their instance.
  */
 static void
-Consider(Delivery *d, MapEntry *entry, Subscription *s, const AudienceMatch *match, bool in_before,
-		 bool in_after)
+Consider(Delivery *d, MapEntry *entry, const Reader *r, bool in_before, bool in_after)
 {
-	Connection *connection = s->connection;
-	Source *source = entry->source;
-	View *view;
-	Verdict before = VERDICT_HIDDEN;
-	Verdict after = VERDICT_HIDDEN;
-	SourceAction action;
-	bool complete = false;
+	View *view = r->view;
+	Verdict before = view->rls == 0 ? VERDICT_VISIBLE : VERDICT_UNKNOWN;
+	Verdict after = before;
+	AudienceMatch match;
 
-	view = s->views[source->index];
+	if (view->rls == 2)
+		return;
 
-	/* What conditions do not pass need not be judged. */
-	in_before = in_before && match->before != MATCH_NO;
-	in_after = in_after && match->after != MATCH_NO;
-	if ((in_before && match->before == MATCH_STALE) || (in_after && match->after == MATCH_STALE))
+	/* A rule costs less than conditions, and what it hides need not be matched. */
+	if (view->rls == 1 && r->rule != NULL)
 	{
-		if (!d->asking)
-			d->stale = list_append_unique_ptr(d->stale, s);
-		return;
+		if (in_before)
+			before = JudgeByRule(d, r, entry->old_image);
+		if (in_after)
+			after = JudgeByRule(d, r, entry->new_image);
+		if (r->receivers != NULL && !r->judged &&
+			((in_before && before == VERDICT_UNKNOWN) || (in_after && after == VERDICT_UNKNOWN)))
+		{
+			/* Each identity has to ask query workers. */
+			Sides sides = {in_before, in_after};
+
+			ForEach(d, entry, r->receivers, NULL, ConsiderOne, &sides);
+			return;
+		}
+		in_before = in_before && before != VERDICT_HIDDEN;
+		in_after = in_after && after != VERDICT_HIDDEN;
+		if (!in_before && !in_after)
+			return;
 	}
-	if ((in_before && match->before == MATCH_UNKNOWN) ||
-		(in_after && match->after == MATCH_UNKNOWN))
-	{
-		if (!d->asking)
-			d->unreadable = list_append_unique_ptr(d->unreadable, s);
-		return;
-	}
+
+	/* What conditions do not pass need not be judged by query workers. */
+	match = AudienceMatches(r->audience, d->map, entry, d->run, in_before, in_after);
+	in_before = in_before && match.before != MATCH_NO;
+	in_after = in_after && match.after != MATCH_NO;
 	if (!in_before && !in_after)
 		return;
-
-	/* What is only partly known cannot be judged. */
-	if (view->rls == 1 && ((in_before && d->map->images[entry->old_image].incomplete) ||
-						   (in_after && d->map->images[entry->new_image].incomplete)))
+	if ((in_before && match.before == MATCH_STALE) || (in_after && match.after == MATCH_STALE))
 	{
-		if (!d->asking)
-			d->unreadable = list_append_unique_ptr(d->unreadable, s);
+		OutAll(d, entry, r, OUT_STALE);
+		return;
+	}
+	if ((in_before && match.before == MATCH_UNKNOWN) || (in_after && match.after == MATCH_UNKNOWN))
+	{
+		OutAll(d, entry, r, OUT_UNREADABLE);
 		return;
 	}
 
-	if (in_before)
-		before = Judge(d, s, view, entry->old_image);
-	if (in_after)
-		after = Judge(d, s, view, entry->new_image);
-	if (before <= VERDICT_ASKED || after <= VERDICT_ASKED)
+	if ((in_before && before == VERDICT_UNKNOWN) || (in_after && after == VERDICT_UNKNOWN))
 	{
-		/* Its connection stays where it is until the verdict is there. */
-		Assert(d->asking);
-		if (d->only != NULL)
-			d->missing = true;
-		else if (d->paced != NIL)
-			s->pace_missing = d->run;
-		else
+		Identity *identity = r->one != NULL ? r->one->connection->identity : r->receivers->identity;
+		bool asks_before = in_before && before == VERDICT_UNKNOWN;
+		bool asks_after = in_after && after == VERDICT_UNKNOWN;
+
+		/* What is only partly known cannot be judged. */
+		if ((asks_before && d->map->images[entry->old_image].incomplete) ||
+			(asks_after && d->map->images[entry->new_image].incomplete))
 		{
-			if (connection->live)
-				ConnectionSetBehind(connection, d->transaction->number - 1);
-			connection->group = 0;
-			connection->taken_out = d->run;
-			connection->waits_verdict = true;
+			OutAll(d, entry, r, OUT_UNREADABLE);
+			return;
 		}
-		return;
+		if (asks_before)
+			before = Judge(d, identity, view, entry->old_image);
+		if (asks_after)
+			after = Judge(d, identity, view, entry->new_image);
+		if ((asks_before && before <= VERDICT_ASKED) || (asks_after && after <= VERDICT_ASKED))
+		{
+			ForEach(d, entry, r->receivers, r->one, Wait, NULL);
+			return;
+		}
 	}
-	if (d->asking)
-		return;
-
-	in_before = before == VERDICT_VISIBLE;
-	in_after = after == VERDICT_VISIBLE;
+	in_before = in_before && before == VERDICT_VISIBLE;
+	in_after = in_after && after == VERDICT_VISIBLE;
 
 	/* An error on a row that it may not see would tell that there is one. */
-	if ((in_before && match->before == MATCH_ERROR) || (in_after && match->after == MATCH_ERROR))
-	{
-		Fail(d, entry, s);
+	if ((in_before && match.before == MATCH_ERROR) || (in_after && match.after == MATCH_ERROR))
+		OutAll(d, entry, r, OUT_FAILED);
+	else if (in_before || in_after)
+		Decide(d, entry, r, in_before, in_after);
+}
+
+static void
+ConsiderOne(Delivery *d, MapEntry *entry, Subscription *s, const void *arg)
+{
+	const Sides *sides = arg;
+	Reader r = {NULL, s, s->audience, NULL, NULL, true};
+
+	if (!DeliverTakesPart(d, s))
 		return;
-	}
+	r.view = s->views[entry->source->index];
+	r.rule = r.view->rule;
+	Consider(d, entry, &r, sides->before, sides->after);
+}
+
+/* ---- what they get ---- */
+
+static void
+Unreadable(Delivery *d, MapEntry *entry, Subscription *s, const void *arg)
+{
+	(void) DeliverOut(d, s, *(const OutReason *) arg);
+}
+
+static void
+NoteEvents(Delivery *d, MapEntry *entry, Subscription *s, const void *arg)
+{
+	const Decision *decision = arg;
+
+	EventsConsider(d, entry, s, s->views[entry->source->index], decision->before, decision->after);
+}
+
+static void
+NoteRecheck(Delivery *d, MapEntry *entry, Subscription *s, const void *arg)
+{
+	const Decision *decision = arg;
+
+	if (s->recheck != NULL)
+		RecheckNote(s, d->map, entry, s->views[entry->source->index], decision->before,
+					decision->after);
+}
+
+static void
+Send(Delivery *d, const Decision *decision)
+{
+	MapEntry *entry = decision->entry;
+	Source *source = entry->source;
+	Subscription *s = decision->one;
+	Receivers *r = decision->receivers;
+	View *view = s != NULL ? s->views[source->index] : r->sources[source->index].view;
+	bool replaces = s != NULL ? s->no_snapshot || s->window : r->replaces;
+	SourceAction action;
+	OutReason reason = OUT_UNREADABLE;
+	bool complete = false;
+
+	if (s != NULL ? !DeliverTakesPart(d, s) : r->nlive == 0)
+		return;
 	if (source->nevents > 0 && d->transaction->step == NULL)
-		EventsConsider(d, entry, s, view, in_before, in_after);
+		ForEach(d, entry, r, s, NoteEvents, decision);
 	if (d->messages_only)
 		return;
-	if (s->recheck != NULL)
-		RecheckNote(s, d->map, entry, view, in_before, in_after);
-	if (in_before && in_after)
+	if (view->recheck != 0)
+		ForEach(d, entry, r, s, NoteRecheck, decision);
+	if (decision->before && decision->after)
 		action = source->on_update;
-	else if (in_after)
+	else if (decision->after)
 		action = source->on_insert;
-	else if (in_before)
-		action = source->on_delete;
 	else
-		return;
+		action = source->on_delete;
 	if (action == ACTION_IGNORE)
 		return;
 
-	if (action == ACTION_MERGE && !in_before)
+	if (action == ACTION_MERGE && !decision->before)
 		complete = true;
-	if ((s->no_snapshot || s->window) && action != ACTION_REMOVE)
+	if (replaces && action != ACTION_REMOVE)
 		action = ACTION_REPLACE;
 	if (action != ACTION_REMOVE && (action != ACTION_MERGE || complete) &&
 		!FragmentRowIsKnown(entry, d->map, view))
 	{
-		d->unreadable = list_append_unique_ptr(d->unreadable, s);
+		ForEach(d, entry, r, s, Unreadable, &reason);
 		return;
 	}
-	FragmentAdd(d, entry, s, view, action, in_before && in_after, complete);
+	if (!FragmentAdd(d, entry, s, r, action, decision->before && decision->after, complete))
+	{
+		reason = OUT_STALE;
+		ForEach(d, entry, r, s, Unreadable, &reason);
+	}
 }
+
+/* ---- whom an entry may concern ---- */
 
 static bool
-Concerns(MapEntry *entry, Instance *instance, bool *before, bool *after)
+Concerns(MapEntry *entry, Instance *instance, Sides *sides)
 {
-	*before = entry->old_in && InstanceMatches(instance, entry->old_params);
-	*after = entry->new_in && InstanceMatches(instance, entry->new_params);
-	return *before || *after;
-}
-
-static void
-VisitSubscription(Delivery *d, MapEntry *entry, Subscription *s, bool before, bool after)
-{
-	AudienceMatch match;
-	int rls;
-
-	if (!DeliverTakesPart(d, s))
-		return;
-
-	/* Nothing is asked about rows that need not be judged: match these later. */
-	rls = s->views[entry->source->index]->rls;
-	if (rls == 2 || (d->asking && rls == 0))
-		return;
-	match = AudienceMatches(s->audience, d->map, entry, d->run, before, after);
-	Consider(d, entry, s, &match, before, after);
-}
-
-static void
-VisitAudience(Delivery *d, MapEntry *entry, Audience *audience, bool before, bool after)
-{
-	dlist_iter iter;
-
-	dlist_foreach(iter, &audience->subscriptions)
-		VisitSubscription(d, entry, dlist_container(Subscription, audience_node, iter.cur), before,
-						  after);
+	sides->before = entry->old_in && InstanceMatches(instance, entry->old_params);
+	sides->after = entry->new_in && InstanceMatches(instance, entry->new_params);
+	return sides->before || sides->after;
 }
 
 static void
 VisitInstance(Delivery *d, MapEntry *entry, Instance *instance)
 {
-	bool before;
-	bool after;
-	ListCell *lc;
+	Sides sides;
+	void **found;
+	int n;
+	int i;
 
-	if (!Concerns(entry, instance, &before, &after))
+	if (!Concerns(entry, instance, &sides))
 		return;
-	if (instance->everything != NULL)
-		VisitAudience(d, entry, instance->everything, before, after);
-	foreach(lc, AudienceCandidates(instance, d->map, entry, d->run, before, after))
-		VisitAudience(d, entry, lfirst(lc), before, after);
+	found = DemandCandidates(instance, d->map, entry, d->run, sides.before, sides.after, &n);
+	for (i = 0; i < n; i++)
+	{
+		Receivers *receivers = found[i];
+		ReceiversSource *source = &receivers->sources[entry->source->index];
+		Reader r = {receivers,	  NULL,			receivers->audience,
+					source->view, source->rule, source->judged};
+
+		if (receivers->nlive > 0)
+			Consider(d, entry, &r, sides.before, sides.after);
+	}
 }
 
 static void
@@ -263,12 +426,10 @@ VisitConnection(Delivery *d, MapEntry *entry, Connection *connection)
 	dlist_foreach(iter, &connection->subscriptions)
 	{
 		Subscription *s = dlist_container(Subscription, connection_node, iter.cur);
-		bool before;
-		bool after;
+		Sides sides;
 
-		if (s->instance->channel == entry->source->channel &&
-			Concerns(entry, s->instance, &before, &after))
-			VisitSubscription(d, entry, s, before, after);
+		if (s->instance->channel == entry->source->channel && Concerns(entry, s->instance, &sides))
+			ConsiderOne(d, entry, s, &sides);
 	}
 }
 
@@ -279,32 +440,26 @@ VisitEntry(Delivery *d, MapEntry *entry)
 	Channel *channel = entry->source->channel;
 	Instance *old_instance = NULL;
 	Instance *new_instance = NULL;
+	Sides sides;
 	ListCell *lc;
 
-	if (d->only != NULL || d->members != NIL)
+	if (d->only != NULL)
 	{
-		bool before;
-		bool after;
-
-		if (d->only != NULL)
-		{
-			if (d->only->instance->channel == channel &&
-				Concerns(entry, d->only->instance, &before, &after))
-				VisitSubscription(d, entry, d->only, before, after);
-			return;
-		}
+		if (d->only->instance->channel == channel && Concerns(entry, d->only->instance, &sides))
+			ConsiderOne(d, entry, d->only, &sides);
+		return;
+	}
+	if (d->members != NIL)
+	{
 		foreach(lc, d->members)
 			VisitConnection(d, entry, lfirst(lc));
 		return;
 	}
 	if (d->paced != NIL)
 	{
-		bool before;
-		bool after;
-
-		if (Concerns(entry, ((Subscription *) linitial(d->paced))->instance, &before, &after))
+		if (Concerns(entry, ((Subscription *) linitial(d->paced))->instance, &sides))
 			foreach(lc, d->paced)
-				VisitSubscription(d, entry, lfirst(lc), before, after);
+				ConsiderOne(d, entry, lfirst(lc), &sides);
 		return;
 	}
 
@@ -326,26 +481,86 @@ VisitEntry(Delivery *d, MapEntry *entry)
 		VisitInstance(d, entry, lfirst(lc));
 }
 
-static void
-Visit(Delivery *d)
+static bool
+IsMeant(const Delivery *d, const MapEntry *entry)
 {
+	return !d->messages_only || entry->source->nevents > 0;
+}
+
+/*
+ * Who gets which entry.  All verdicts that a connection lacks are asked for at
+ * once, and those that lack any are taken out: they are behind now.  What was
+ * decided is kept, so that nothing is evaluated twice, but not without limit.
+ */
+static void
+DecideAll(Delivery *d)
+{
+	ListCell *lc;
 	int i;
 
+	d->asking = true;
+	d->undecided = d->map->nentries;
 	for (i = 0; i < d->map->nentries; i++)
 	{
-		if (d->messages_only && d->map->entries[i].source->nevents == 0)
-			continue;
-		d->current = NIL;
-		d->current_events = NULL;
-		VisitEntry(d, &d->map->entries[i]);
+		if (d->ndecisions > MAX_DECISIONS)
+			d->undecided = Min(d->undecided, i);
+		if (IsMeant(d, &d->map->entries[i]))
+			VisitEntry(d, &d->map->entries[i]);
+	}
+	d->asking = false;
+	foreach(lc, d->waiting)
+	{
+		Connection *connection = lfirst(lc);
+
+		if (connection->live)
+			ConnectionSetBehind(connection, d->transaction->number - 1);
+		connection->group = 0;
+		connection->waits_verdict = true;
 	}
 }
 
 static void
-End(const FailedSubscription *failed)
+BeginEntry(Delivery *d)
 {
-	SubscribeEnd(failed->subscription, "error", failed->sqlstate, failed->message,
+	static uint64 last_visit = 0;
+
+	d->visit = ++last_visit;
+	d->current = NIL;
+	d->current_events = NULL;
+}
+
+static void
+SendAll(Delivery *d)
+{
+	MapEntry *entry = NULL;
+	int i;
+
+	for (i = 0; i < d->ndecisions; i++)
+	{
+		if (d->decisions[i].entry != entry)
+			BeginEntry(d);
+		entry = d->decisions[i].entry;
+		Send(d, &d->decisions[i]);
+	}
+	for (i = d->undecided; i < d->map->nentries; i++)
+	{
+		BeginEntry(d);
+		if (IsMeant(d, &d->map->entries[i]))
+			VisitEntry(d, &d->map->entries[i]);
+	}
+}
+
+static void
+End(const OutSubscription *out)
+{
+	SubscribeEnd(out->subscription, "error", out->sqlstate, out->message,
 				 "The conditions behind \"?\" cannot be evaluated on a row.");
+}
+
+static const char *
+OutText(OutReason reason)
+{
+	return reason == OUT_STALE ? "schema_changed" : "value_not_in_wal";
 }
 
 /*
@@ -358,36 +573,28 @@ TakeOut(Delivery *d)
 {
 	ListCell *lc;
 
-	foreach(lc, d->unreadable)
+	foreach(lc, d->out)
 	{
-		FragmentsTake(d, lfirst(lc));
-		SubscribeResync(lfirst(lc), "value_not_in_wal");
-	}
-	foreach(lc, d->stale)
-	{
-		FragmentsTake(d, lfirst(lc));
-		SubscribeResync(lfirst(lc), "schema_changed");
-	}
-	foreach(lc, d->failed)
-	{
-		FragmentsTake(d, ((FailedSubscription *) lfirst(lc))->subscription);
-		End(lfirst(lc));
+		OutSubscription *out = lfirst(lc);
+
+		/* Those who wait for a verdict come to it again. */
+		if (!DeliverTakesPart(d, out->subscription))
+			continue;
+		FragmentsTake(d, out->subscription);
+		if (out->reason == OUT_FAILED)
+			End(out);
+		else
+			SubscribeResync(out->subscription, OutText(out->reason));
 	}
 }
 
-/*
- * Both passes: first everybody whose verdict is missing is taken out, then the
- * others get their frames.
- */
 void
 DeliverRun(Delivery *d, uint8 flags)
 {
 	d->run = DeliverNewRun();
 	ExtensionsBegin(d);
-	d->asking = true;
-	Visit(d);
-	d->asking = false;
-	Visit(d);
+	DecideAll(d);
+	SendAll(d);
 	TakeOut(d);
 	MessagesCollect(d);
 	ExtensionsAdd(d);
@@ -406,10 +613,8 @@ DeliverPaced(List *subscriptions, LogTransaction *transaction)
 	d.map = MapGet(transaction);
 	d.paced = subscriptions;
 	d.run = DeliverNewRun();
-	d.asking = true;
-	Visit(&d);
-	d.asking = false;
-	Visit(&d);
+	DecideAll(&d);
+	SendAll(&d);
 
 	/* Before some of them are resynced, or end. */
 	foreach(lc, subscriptions)
@@ -445,6 +650,26 @@ NotePublished(const LogTransaction *transaction)
 		HistogramAdd(&counters.publish_lag, GetCurrentTimestamp() - transaction->commit.time);
 }
 
+/* Is anybody subscribed to a channel of a table that it changes? */
+static bool
+HasSubscribers(const LogTransaction *transaction)
+{
+	Oid relid = InvalidOid;
+	ListCell *lc;
+	int i;
+
+	for (i = 0; i < transaction->nchanges; i++)
+	{
+		if (transaction->changes[i].desc->relid == relid)
+			continue;
+		relid = transaction->changes[i].desc->relid;
+		foreach(lc, ChannelsSourcesOf(relid))
+			if (((Source *) lfirst(lc))->channel->counters->instances > 0)
+				return true;
+	}
+	return false;
+}
+
 static void
 Publish(LogTransaction *transaction)
 {
@@ -460,7 +685,7 @@ Publish(LogTransaction *transaction)
 		HoldBack(dlist_container(Subscription, work_node, iter.cur)->connection);
 
 	pg_atomic_fetch_add_u64(&feed_shared->feed_messages, transaction->nmessages);
-	if ((transaction->nchanges > 0 || transaction->nmessages > 0) && SubscriptionCount() > 0)
+	if (SubscriptionCount() > 0 && (transaction->nmessages > 0 || HasSubscribers(transaction)))
 	{
 		d.transaction = transaction;
 		d.map = MapGet(transaction);
@@ -521,21 +746,21 @@ DeliverTo(Subscription *s, LogTransaction *transaction, bool rows, Size *sent)
 	d.only = s;
 	d.messages_only = !rows;
 	d.run = DeliverNewRun();
-	d.asking = true;
-	Visit(&d);
+	DecideAll(&d);
 	if (d.missing)
 		return DELIVER_WAITS;
-	d.asking = false;
-	Visit(&d);
-	if (rows && (d.unreadable != NIL || d.stale != NIL))
+	SendAll(&d);
+	if (rows && d.out != NIL)
 	{
-		SubscribeResync(s, d.stale != NIL ? "schema_changed" : "value_not_in_wal");
+		OutSubscription *out = linitial(d.out);
+
+		if (out->reason == OUT_FAILED)
+		{
+			End(out);
+			return DELIVER_ENDED;
+		}
+		SubscribeResync(s, OutText(out->reason));
 		return DELIVER_RESYNCED;
-	}
-	if (rows && d.failed != NIL)
-	{
-		End(linitial(d.failed));
-		return DELIVER_ENDED;
 	}
 	MessagesCollect(&d);
 	FragmentsSend(&d, LINK_TX_STREAM);

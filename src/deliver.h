@@ -14,12 +14,11 @@
 #include "feed.h"
 #include "gateways.h"
 
-/* One change as JSON, and who gets it. */
-typedef struct Fragment
+/* One change as JSON, without the name of the channel. */
+typedef struct Operation
 {
-	MapEntry *entry;
-	View *view; /* any with these columns */
-	Spelling *name;
+	MapEntry *entry; /* NULL: of FragmentAddText */
+	View *view;		 /* any with these columns */
 	SourceAction action;
 	bool complete;	/* whole row, even for merge */
 	bool in_before; /* the receivers had the row */
@@ -28,20 +27,47 @@ typedef struct Fragment
 	/* What view->casts gave, before and after; NULL without them. */
 	const char *const *old_texts;
 	const char *const *new_texts;
-	View *before; /* NULL: `view`; its columns are what receivers have */
-	StringInfoData json;
+	View *before;		 /* NULL: `view`; its columns are what receivers have */
+	StringInfoData json; /* what follows the name; no data: nothing to be sent */
+} Operation;
+
+/* An operation under a name, and who gets it. */
+typedef struct Fragment
+{
+	Operation *operation;
+	Spelling *name;
+	struct Fragment *next; /* of the entry at hand, with the same name */
+	int length;			   /* of its text */
 	int count[MAX_GATEWAYS];
 	int room[MAX_GATEWAYS];
 	uint32 *numbers[MAX_GATEWAYS];
 } Fragment;
 
-/* A subscription that ends because its conditions cannot be evaluated. */
-typedef struct FailedSubscription
+/* Why a subscription gets nothing of the transaction, the worst last. */
+typedef enum OutReason
 {
-	Subscription *subscription;
-	char *sqlstate;
+	OUT_UNREADABLE, /* a value is not in the WAL */
+	OUT_STALE,		/* its conditions or types do not fit the table any more */
+	OUT_FAILED		/* its conditions cannot be evaluated: it ends */
+} OutReason;
+
+typedef struct OutSubscription
+{
+	Subscription *subscription; /* hash key */
+	OutReason reason;
+	char *sqlstate; /* OUT_FAILED */
 	char *message;
-} FailedSubscription;
+} OutSubscription;
+
+/* That an entry is to be sent, to all receivers or to one subscription. */
+typedef struct Decision
+{
+	MapEntry *entry;
+	struct Receivers *receivers; /* NULL: */
+	Subscription *one;
+	bool before; /* they saw the row, and see it now */
+	bool after;
+} Decision;
 
 typedef struct Delivery
 {
@@ -49,12 +75,12 @@ typedef struct Delivery
 	TransactionMap *map;
 	List *removes; /* of Fragment */
 	List *others;
-	List *current;					   /* fragments of the entry at hand */
-	struct EventState *current_events; /* likewise */
+	uint64 visit;					   /* number of the entry at hand */
+	List *current;					   /* its operations */
+	struct EventState *current_events; /* its events */
 	List *texts;					   /* those of FragmentAddText */
-	List *unreadable;				   /* subscriptions that cannot get their change */
-	List *stale;  /* those whose conditions or types do not fit the table any more */
-	List *failed; /* of FailedSubscription */
+	List *out;						   /* of OutSubscription */
+	HTAB *out_table;				   /* the same */
 
 	/* Who takes part: the live ones, a group, or one subscription. */
 	uint64 group;  /* 0: live connections */
@@ -65,9 +91,14 @@ typedef struct Delivery
 	uint64 run;			/* number of this run, for those taken out */
 	bool messages_only; /* no changes of rows */
 	List *messages;		/* of TransactionMessage */
-	bool asking;		/* first pass: find missing verdicts */
+	bool asking;		/* missing verdicts are asked for; nothing is sent yet */
 	bool missing;		/* `only` cannot be sent its changes yet */
-	Size bytes;			/* of fragments, per receiver */
+	List *waiting;		/* connections that lack a verdict */
+	int ndecisions;
+	int maxdecisions;
+	Decision *decisions;
+	int undecided; /* the first entry that they are not about */
+	Size bytes;	   /* of fragments, per receiver */
 } Delivery;
 
 /* A message of the transaction, and who gets it. */
@@ -112,6 +143,9 @@ extern void EventsConsider(Delivery *d, MapEntry *entry, Subscription *s, View *
 /* deliver.c: does the subscription get this transaction in this run? */
 extern bool DeliverTakesPart(Delivery *d, Subscription *s);
 
+/* deliver.c: nothing of the transaction for the subscription; a worse reason counts. */
+extern OutSubscription *DeliverOut(Delivery *d, Subscription *s, OutReason reason);
+
 /* deliver.c: a number that no run had, for AudienceMatches. */
 extern uint64 DeliverNewRun(void);
 
@@ -125,7 +159,7 @@ extern void DeliverPaced(List *subscriptions, LogTransaction *transaction);
 /* behind.c: so much was sent to it that is not dropped; it may have to drain. */
 extern void DeliverCount(Connection *connection, Size bytes);
 
-/* deliver.c: both passes over a transaction for those who take part. */
+/* deliver.c: a transaction for those who take part. */
 extern void DeliverRun(Delivery *d, uint8 flags);
 
 /*
@@ -138,10 +172,11 @@ extern bool DeliverMapFailed(Subscription *s, TransactionMap *map);
 extern bool FragmentRowIsKnown(MapEntry *entry, TransactionMap *map, View *view);
 
 /*
- * One more receiver for the operation on the entry; the fragment is encoded
- * when it is the first one.  `complete`: the whole row, even for a merge.
+ * The operation on the entry for one subscription, or for all live receivers; it
+ * is encoded when it is the first one.  `complete`: the whole row, even for a
+ * merge.  False: it cannot be written.
  */
-extern void FragmentAdd(Delivery *d, MapEntry *entry, Subscription *s, View *view,
+extern bool FragmentAdd(Delivery *d, MapEntry *entry, Subscription *s, struct Receivers *receivers,
 						SourceAction action, bool in_before, bool complete);
 
 /* One more receiver for operations that are there as text already. */

@@ -93,9 +93,12 @@ EncodePinnedBegin(void)
 	int nestlevel = NewGUCNestLevel();
 	int i;
 
+	/* They hardly ever differ, and it costs less to look than to set. */
 	for (i = 0; i < (int) lengthof(pinned_settings); i++)
-		(void) set_config_option(pinned_settings[i].name, pinned_settings[i].value, PGC_SUSET,
-								 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
+		if (strcmp(GetConfigOption(pinned_settings[i].name, false, false),
+				   pinned_settings[i].value) != 0)
+			(void) set_config_option(pinned_settings[i].name, pinned_settings[i].value, PGC_SUSET,
+									 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
 	(void) set_config_option("search_path", "pg_catalog, pg_temp", PGC_SUSET, PGC_S_SESSION,
 							 GUC_ACTION_SAVE, true, 0, false);
 	return nestlevel;

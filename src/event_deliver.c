@@ -370,6 +370,6 @@ EventsConsider(Delivery *d, MapEntry *entry, Subscription *s, View *view, bool s
 		if (state->result == EVENT_HAPPENS)
 			MessageAddReceiver(d, state->message, s);
 		else if (state->result == EVENT_UNKNOWN && !d->messages_only)
-			d->unreadable = list_append_unique_ptr(d->unreadable, s);
+			(void) DeliverOut(d, s, OUT_UNREADABLE);
 	}
 }

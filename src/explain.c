@@ -92,6 +92,7 @@ Enter(Explain *e)
 	SetForNow("row_security", "on");
 	SetForNow("request.jwt.claims", e->identity.claims);
 	SetForNow("role", e->identity.role_name);
+	QueryNoteIdentity(e->identity.role, e->identity.claims);
 	XactReadOnly = true;
 	GetUserIdAndSecContext(&user, &sec_context);
 	SetUserIdAndSecContext(e->identity.role, sec_context | SECURITY_LOCAL_USERID_CHANGE |
@@ -411,6 +412,26 @@ ExplainEvents(Explain *e)
 	DdlEnd(&access);
 }
 
+/* Who evaluates the policies, and why it is not the feed worker. */
+static void
+ExplainJudged(Explain *e, const SourceQuery *source, const Policy *policy, Relation rel)
+{
+	StringInfoData rule;
+	char *reason;
+
+	initStringInfo(&rule);
+	reason = InlineRule(policy, &rule);
+	if (reason == NULL && source->ncasts > 0)
+		reason = "user-defined casts make the JSON of columns, in query workers";
+	Say(e, source->relid, "rows", "judged",
+		reason == NULL ? "by policies, in the feed worker, before and after each change"
+					   : "by policies, in query workers, before and after each change");
+	if (reason == NULL)
+		Say(e, source->relid, "inline", "yes", InlineText(policy, rel));
+	else
+		Say(e, source->relid, "inline", "no", reason);
+}
+
 static void
 ExplainSource(Explain *e)
 {
@@ -438,8 +459,7 @@ ExplainSource(Explain *e)
 			Say(e, source->relid, "rows", "all", "no policy applies");
 			break;
 		case POLICY_JUDGED:
-			Say(e, source->relid, "rows", "judged",
-				"by policies, in query workers, before and after each change");
+			ExplainJudged(e, source, policy, rel);
 			break;
 		case POLICY_NOTHING:
 			Say(e, source->relid, "rows", "none", "the policies are never true");

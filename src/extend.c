@@ -25,6 +25,7 @@
 
 #include "audience.h"
 #include "extend.h"
+#include "receivers.h"
 
 #include "access/htup_details.h"
 #include "catalog/pg_attribute.h"
@@ -258,7 +259,9 @@ TakeBack(Check *check, uint64 until, HTAB *touched, List **held)
 			{
 				if (map->images[entry->old_image].incomplete)
 					return EXTENSION_IMPOSSIBLE;
-				verdict = VerdictGet(map, check->identity, view, entry->old_image);
+				verdict = VerdictInline(map, view, entry->old_image);
+				if (verdict == VERDICT_UNKNOWN)
+					verdict = VerdictGet(map, check->identity, view, entry->old_image);
 				if (verdict == VERDICT_UNKNOWN)
 					VerdictAsk(map, check->identity, view, entry->old_image);
 				if (verdict <= VERDICT_ASKED)
@@ -495,11 +498,13 @@ SetViews(Subscription *s, View **views)
 {
 	int i;
 
+	ReceiversLeave(s);
 	for (i = 0; i < s->extension->nviews; i++)
 	{
 		ViewRelease(s->connection->identity, s->views[i]);
 		s->views[i] = ViewIntern(s->connection->identity, views[i]);
 	}
+	ReceiversJoin(s);
 }
 
 /* From here on the new views count. */

@@ -73,6 +73,8 @@ typedef struct View
 	struct DependencyDetails *details; /* of each dependency */
 	uint8 recheck;					   /* RECHECK_*: and what leaves no trace in the WAL */
 	bool functions;					   /* the policies call functions of users */
+	struct PolicyRule *rule;		   /* decides about rows in the place of query workers:
+										* policy_rule.h; NULL: they have to be asked */
 } View;
 
 typedef struct Identity
@@ -155,6 +157,8 @@ typedef struct Spelling
 	char *json; /* the name as the client wrote it, as JSON */
 	int length;
 	int refcount;
+	struct Fragment *fragments; /* scratch of fragment.c: of the entry at hand, */
+	uint64 visit;				/* which this one tells */
 } Spelling;
 
 typedef struct Instance
@@ -166,9 +170,8 @@ typedef struct Instance
 	bool starred;
 	dlist_head subscriptions; /* Subscription.instance_node */
 	int naudiences;
-	struct Audience *everything;	   /* those without conditions, or NULL */
-	struct InstanceSource *conditions; /* by index of source: audience.c; NULL
-										* until somebody has conditions */
+	struct InstanceSource *sources; /* by index of source: demand.c; NULL until
+									 * somebody can be found */
 } Instance;
 
 /* Subscriptions of an instance with the same conditions. */
@@ -206,6 +209,10 @@ typedef struct Subscription
 	bool no_snapshot;		 /* "snapshot":false */
 	bool versions;			 /* "versions":true */
 	View **views;			 /* by index of source, NULL before described */
+
+	/* ready: those that get the same, and its place among the live ones, or -1 */
+	struct Receivers *receivers;
+	int receivers_place;
 
 	/* ready, but the connection is held until a check is over: check.c */
 	struct Check *check;
@@ -310,6 +317,9 @@ extern void ConnectionFree(Connection *connection);
 extern void ConnectionSetIdentity(Connection *connection, Identity *identity);
 extern void ConnectionSetBehind(Connection *connection, uint64 cursor);
 extern void ConnectionSetLive(Connection *connection);
+
+/* It gets nothing any more. */
+extern void ConnectionSetClosing(Connection *connection);
 extern int ConnectionCount(void);
 extern int SubscriptionCount(void);
 extern dlist_head all_connections_behind;	 /* Connection.behind_node */
@@ -429,6 +439,7 @@ typedef struct TransactionMap
 {
 	dlist_node node; /* in the list of all maps */
 	LogTransaction *transaction;
+	uint64 serial; /* no other map has had it */
 	MemoryContext context;
 	int nimages;
 	MapImage *images; /* 2 * change + (new ? 1 : 0) */
@@ -628,7 +639,10 @@ typedef enum Verdict
 	VERDICT_VISIBLE
 } Verdict;
 
-/* The identity's verdict on an image of the transaction. */
+/* The verdict of the view's rule on an image; VERDICT_UNKNOWN: it has none. */
+extern Verdict VerdictInline(TransactionMap *map, const View *view, int image);
+
+/* The query workers' verdict for the identity. */
 extern Verdict VerdictGet(TransactionMap *map, Identity *identity, const View *view, int image);
 
 /* The JSON of a visible image's columns in view->casts, for this identity. */
@@ -639,6 +653,10 @@ extern const CastList *CastListIntern(const int16 *attnos, int n);
 
 /* Asks for it (idempotent); VerdictsAdvance submits. */
 extern void VerdictAsk(TransactionMap *map, Identity *identity, View *view, int image);
+
+/* VerdictGet, and if it gives VERDICT_UNKNOWN, VerdictAsk. */
+extern Verdict
+VerdictGetOrAsk(TransactionMap *map, Identity *identity, const View *view, int image);
 
 /* Submits what was asked, takes results over. */
 extern void VerdictsAdvance(void);

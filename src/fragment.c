@@ -3,8 +3,10 @@
  * fragment.c
  *		Operations as bytes: encoded once, shared by all who get the same.
  *
- * A fragment is one operation of a transaction on one row, as JSON, and the
- * connections that get it.  The gateway joins a connection's fragments of a
+ * An operation is what a transaction did to one row, as JSON.  With the name
+ * of a channel in front of it, and the connections that get it, it is a
+ * fragment; who wrote the channel's name in another way gets another fragment
+ * of the same operation.  The gateway joins a connection's fragments of a
  * transaction into one frame.
  *
  * Process: feed worker.  Memory: the turn's.
@@ -15,6 +17,7 @@
 
 #include "deliver.h"
 #include "extend.h"
+#include "receivers.h"
 #include "http.h"
 
 #include "utils/datum.h"
@@ -70,7 +73,7 @@ SameColumn(const RecordDescription *before, const RecordDescription *after, int1
 
 /* Which of the view's columns differ between the images, as sent. */
 static int
-ChangedColumns(MapEntry *entry, TransactionMap *map, const Fragment *f, int16 *changed)
+ChangedColumns(MapEntry *entry, TransactionMap *map, const Operation *f, int16 *changed)
 {
 	View *view = f->view;
 	MapImage *before = &map->images[entry->old_image];
@@ -169,7 +172,7 @@ static const char *const action_names[] = {
 
 /* EncodeRow, with the texts of casts. */
 static void
-EncodeColumns(Fragment *f, const MapImage *image, const int16 *columns, int ncolumns)
+EncodeColumns(Operation *f, const MapImage *image, const int16 *columns, int ncolumns)
 {
 	RowEncoder *encoder = f->entry->layout->encoder;
 	int i;
@@ -212,7 +215,7 @@ AppendVersion(StringInfo json, const LogTransaction *transaction, int image)
 
 /* Writes the change.  False: nothing visible has changed. */
 static bool
-EncodeFragment(Delivery *d, Fragment *f)
+EncodeOperation(Delivery *d, Operation *f)
 {
 	MapEntry *entry = f->entry;
 	MapImage *after = entry->new_image >= 0 ? &d->map->images[entry->new_image] : NULL;
@@ -234,11 +237,11 @@ EncodeFragment(Delivery *d, Fragment *f)
 	}
 
 	initStringInfo(&f->json);
-	appendStringInfoString(&f->json, "{\"channel\":");
-	appendBinaryStringInfo(&f->json, f->name->json, f->name->length);
 	appendStringInfoString(&f->json, ",\"entity\":");
 	EncodeString(&f->json, entry->source->entity, strlen(entry->source->entity));
-	appendStringInfo(&f->json, ",\"op\":\"%s\",\"key\":", action_names[f->action]);
+	appendStringInfoString(&f->json, ",\"op\":\"");
+	appendStringInfoString(&f->json, action_names[f->action]);
+	appendStringInfoString(&f->json, "\",\"key\":");
 	appendBinaryStringInfo(&f->json, entry->key, entry->key_length);
 	if (f->action != ACTION_REMOVE)
 	{
@@ -251,20 +254,20 @@ EncodeFragment(Delivery *d, Fragment *f)
 }
 
 /*
- * EncodeFragment, false when it failed.  The types of a row are those of now and
+ * EncodeOperation, false when it failed.  The types of a row are those of now and
  * may be gone since it was written, or a value may be beyond what their output
  * functions can do: that costs a snapshot, not the feed.  Nothing is held that
  * an abort would have to release.
  */
 static bool
-TryEncodeFragment(Delivery *d, Fragment *f, bool *changed)
+TryEncodeOperation(Delivery *d, Operation *f, bool *changed)
 {
 	MemoryContext context = CurrentMemoryContext;
 	volatile bool good = true;
 
 	PG_TRY();
 	{
-		*changed = EncodeFragment(d, f);
+		*changed = EncodeOperation(d, f);
 	}
 	PG_CATCH();
 	{
@@ -308,20 +311,20 @@ SameTexts(const View *view, const char *const *a, const char *const *b)
 }
 
 static void
-AddReceiver(Delivery *d, Fragment *f, Subscription *s)
+AddReceivers(Delivery *d, Fragment *f, int g, const uint32 *numbers, int n)
 {
-	int g = s->connection->gateway->index;
-
-	if (f->count[g] == f->room[g])
+	if (f->room[g] - f->count[g] < n)
 	{
-		f->room[g] = Max(4, f->room[g] * 2);
+		f->room[g] = Max(f->count[g] + n, f->room[g] * 2);
 		if (f->numbers[g] == NULL)
-			f->numbers[g] = palloc(sizeof(uint32) * f->room[g]);
+			f->numbers[g] = MemoryContextAllocHuge(CurrentMemoryContext,
+												   sizeof(uint32) * f->room[g]);
 		else
 			f->numbers[g] = repalloc_huge(f->numbers[g], sizeof(uint32) * f->room[g]);
 	}
-	f->numbers[g][f->count[g]++] = s->connection->number;
-	d->bytes += f->json.len + 1;
+	memcpy(f->numbers[g] + f->count[g], numbers, sizeof(uint32) * n);
+	f->count[g] += n;
+	d->bytes += (Size) n * (f->length + 1);
 }
 
 /* What the transaction has sent for the fragment's channel. */
@@ -336,12 +339,12 @@ CountOperations(const Fragment *f)
 		if (gateways[g].link != NULL)
 			n += f->count[g];
 	counters.operations += n;
-	counters.operation_bytes += n * f->json.len;
-	if (f->entry == NULL)
+	counters.operation_bytes += n * f->length;
+	if (f->operation->entry == NULL)
 		return;
-	channel = f->entry->source->channel->counters;
+	channel = f->operation->entry->source->channel->counters;
 	channel->operations += n;
-	channel->bytes += n * f->json.len;
+	channel->bytes += n * f->length;
 }
 
 /* Equal texts to the same channel are shared. */
@@ -355,84 +358,114 @@ FragmentAddText(Delivery *d, Subscription *s, const char *json, int length)
 	{
 		Fragment *other = lfirst(lc);
 
-		if (other->json.len == length && memcmp(other->json.data, json, length) == 0)
+		if (other->length == length && memcmp(other->operation->json.data, json, length) == 0)
 			f = other;
 	}
 	if (f == NULL)
 	{
 		f = palloc0(sizeof(Fragment));
 		f->name = s->name;
-		initStringInfo(&f->json);
-		appendBinaryStringInfo(&f->json, json, length);
+		f->operation = palloc0(sizeof(Operation));
+		f->length = length;
+		initStringInfo(&f->operation->json);
+		appendBinaryStringInfo(&f->operation->json, json, length);
 		d->texts = lappend(d->texts, f);
 		d->others = lappend(d->others, f);
 	}
-	AddReceiver(d, f, s);
+	AddReceivers(d, f, s->connection->gateway->index, &s->connection->number, 1);
 }
 
-void
-FragmentAdd(Delivery *d, MapEntry *entry, Subscription *s, View *view, SourceAction action,
-			bool in_before, bool complete)
+/* The operation, written when nobody has got it yet. */
+static Operation *
+FindOperation(Delivery *d, MapEntry *entry, View *view, SourceAction action, bool in_before,
+			  bool complete, View *before, const char *const *old_texts,
+			  const char *const *new_texts)
 {
-	Fragment *f = NULL;
+	Operation *op;
+	bool changed = false;
 	ListCell *lc;
+
+	foreach(lc, d->current)
+	{
+		op = lfirst(lc);
+		if (op->action == action && op->complete == complete && op->in_before == in_before &&
+			op->before == before && SameColumns(op->view, view) &&
+			SameTexts(view, op->old_texts, old_texts) && SameTexts(view, op->new_texts, new_texts))
+			return op;
+	}
+	op = palloc0(sizeof(Operation));
+	op->entry = entry;
+	op->view = view;
+	op->action = action;
+	op->complete = complete;
+	op->in_before = in_before;
+	op->old_texts = old_texts;
+	op->new_texts = new_texts;
+	op->before = before;
+	d->current = lappend(d->current, op);
+	op->failed = !TryEncodeOperation(d, op, &changed);
+	return op;
+}
+
+static Fragment *
+FindFragment(Delivery *d, Operation *op, Spelling *name)
+{
+	Fragment *f;
+
+	if (name->visit != d->visit)
+	{
+		name->visit = d->visit;
+		name->fragments = NULL;
+	}
+	for (f = name->fragments; f != NULL; f = f->next)
+		if (f->operation == op)
+			return f;
+	f = palloc0(sizeof(Fragment));
+	f->operation = op;
+	f->name = name;
+	f->length = (int) strlen(LINK_FRAGMENT_BEGIN) + name->length + op->json.len;
+	f->next = name->fragments;
+	name->fragments = f;
+	if (op->action == ACTION_REMOVE)
+		d->removes = lappend(d->removes, f);
+	else
+		d->others = lappend(d->others, f);
+	return f;
+}
+
+bool
+FragmentAdd(Delivery *d, MapEntry *entry, Subscription *s, Receivers *receivers,
+			SourceAction action, bool in_before, bool complete)
+{
+	int source = entry->source->index;
+	View *view = s != NULL ? s->views[source] : receivers->sources[source].view;
+	View *before = s != NULL ? ExtensionBefore(s, d->transaction->number, source) : NULL;
+	Identity *identity = s != NULL ? s->connection->identity : receivers->identity;
 	const char *const *old_texts = NULL;
 	const char *const *new_texts = NULL;
-	bool changed = false;
-	View *before = ExtensionBefore(s, d->transaction->number, entry->source->index);
+	Operation *op;
+	Fragment *f;
+	int g;
 
 	if (view->casts != NULL && action != ACTION_REMOVE)
 	{
 		if (in_before)
-			old_texts = VerdictTexts(d->map, s->connection->identity, view, entry->old_image);
-		new_texts = VerdictTexts(d->map, s->connection->identity, view, entry->new_image);
+			old_texts = VerdictTexts(d->map, identity, view, entry->old_image);
+		new_texts = VerdictTexts(d->map, identity, view, entry->new_image);
 	}
-
-	foreach(lc, d->current)
-	{
-		Fragment *other = lfirst(lc);
-
-		if (other->action == action && other->name == s->name && other->complete == complete &&
-			other->in_before == in_before && other->before == before &&
-			SameColumns(other->view, view) && SameTexts(view, other->old_texts, old_texts) &&
-			SameTexts(view, other->new_texts, new_texts))
-		{
-			f = other;
-			break;
-		}
-	}
-	if (f == NULL)
-	{
-		f = palloc0(sizeof(Fragment));
-		f->entry = entry;
-		f->view = view;
-		f->name = s->name;
-		f->action = action;
-		f->complete = complete;
-		f->in_before = in_before;
-		f->old_texts = old_texts;
-		f->new_texts = new_texts;
-		f->before = before;
-		d->current = lappend(d->current, f);
-		if (!TryEncodeFragment(d, f, &changed))
-			f->failed = true;
-		else if (changed)
-		{
-			if (action == ACTION_REMOVE)
-				d->removes = lappend(d->removes, f);
-			else
-				d->others = lappend(d->others, f);
-		}
-	}
-	if (f->failed)
-	{
-		d->stale = list_append_unique_ptr(d->stale, s);
-		return;
-	}
-	if (f->json.data == NULL)
-		return; /* nothing that they can see has changed */
-
-	AddReceiver(d, f, s);
+	op = FindOperation(d, entry, view, action, in_before, complete, before, old_texts, new_texts);
+	if (op->failed)
+		return false;
+	if (op->json.data == NULL)
+		return true; /* nothing that they can see has changed */
+	f = FindFragment(d, op, s != NULL ? s->name : receivers->name);
+	if (s != NULL)
+		AddReceivers(d, f, s->connection->gateway->index, &s->connection->number, 1);
+	else
+		for (g = 0; g < gateway_count; g++)
+			if (receivers->parts[g].n > 0)
+				AddReceivers(d, f, g, receivers->parts[g].numbers, receivers->parts[g].n);
+	return true;
 }
 
 /* A connection has each name once. */
@@ -613,8 +646,9 @@ FragmentsSend(Delivery *d, uint8 flags)
 											before.len, after.data, after.len);
 					begun = true;
 				}
-				GatewayTransactionFragment(gateway, f->numbers[g], f->count[g], f->json.data,
-										   f->json.len);
+				GatewayTransactionFragment(gateway, f->numbers[g], f->count[g],
+										   f->operation->entry != NULL ? f->name : NULL,
+										   f->operation->json.data, f->operation->json.len);
 			}
 		}
 		if (MessagesForGateway(d, gateway))

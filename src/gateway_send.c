@@ -60,7 +60,7 @@ GatewayClose(Connection *connection, uint16 code, const char *reason)
 
 	if (connection->closing || link == NULL)
 		return;
-	connection->closing = true;
+	ConnectionSetClosing(connection);
 	connection->closed = reason;
 	LinkFrameBegin(link, LINK_CLOSE);
 	LinkFramePutU32(link, connection->number);
@@ -190,14 +190,19 @@ GatewayTransactionBegin(Gateway *gateway, uint64 number, uint8 flags, const char
 }
 
 void
-GatewayTransactionFragment(Gateway *gateway, const uint32 *numbers, int count, const char *data,
-						   Size length)
+GatewayTransactionFragment(Gateway *gateway, const uint32 *numbers, int count, const Spelling *name,
+						   const char *data, Size length)
 {
 	LinkFrameBegin(gateway->link, LINK_TX_FRAGMENT);
 	LinkFramePutU32(gateway->link, count);
 
 	/* The numbers are an array in host order already. */
 	LinkFramePutRaw(gateway->link, numbers, sizeof(uint32) * count);
+	if (name != NULL)
+	{
+		LinkFramePutRaw(gateway->link, LINK_FRAGMENT_BEGIN, strlen(LINK_FRAGMENT_BEGIN));
+		LinkFramePutRaw(gateway->link, name->json, name->length);
+	}
 	LinkFramePutRaw(gateway->link, data, length);
 	LinkFrameEnd(gateway->link);
 }

@@ -245,7 +245,7 @@ CollectLost(Connection *connection)
 {
 	if (connection->gateway != dying)
 		return;
-	connection->closing = true;
+	ConnectionSetClosing(connection);
 	lost_connections = lappend(lost_connections, connection);
 }
 

@@ -124,8 +124,11 @@ extern void GatewayTransactionTime(Gateway *gateway, TimestampTz committed);
 extern void
 GatewayTransactionBegin(Gateway *gateway, uint64 number, uint8 flags, const char *before,
 						Size before_length, const char *after, Size after_length);
+
+/* `name`: the channel's, with which the text begins; NULL: it is all in `data`. */
+#define LINK_FRAGMENT_BEGIN "{\"channel\":"
 extern void GatewayTransactionFragment(Gateway *gateway, const uint32 *numbers, int count,
-									   const char *data, Size length);
+									   const Spelling *name, const char *data, Size length);
 extern void
 GatewayTransactionMessage(Gateway *gateway, const uint32 *numbers, int count, uint8 flags,
 						  const char *suffix, const char *data, Size length);

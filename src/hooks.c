@@ -156,27 +156,30 @@ HooksRelease(ResourceReleasePhase phase, bool is_commit, bool is_top_level, void
 static void
 WakeFeed(DatabaseFeed *feed)
 {
-	uint32 me = compat_my_procno();
+	TransactionId xid = GetTopTransactionIdIfAny();
+	uint32 awaited;
 
 	/*
 	 * Nobody has waited for the WAL of an asynchronous commit to reach the
 	 * disk, and only what is there can be decoded.  Without a transaction id
 	 * there is nothing to decode (WAL of pruning, say), so no need to hurry.
 	 */
-	if (synchronous_commit <= SYNCHRONOUS_COMMIT_OFF &&
-		TransactionIdIsValid(GetTopTransactionIdIfAny()) && seen_commit_end > GetFlushRecPtr(NULL))
+	if (synchronous_commit <= SYNCHRONOUS_COMMIT_OFF && TransactionIdIsValid(xid) &&
+		seen_commit_end > GetFlushRecPtr(NULL))
 		SharedAdvance(&feed->flush_wanted, seen_commit_end);
 
-	if (pg_atomic_read_u32(&feed->decoder_proc) != me)
-		SharedWake(&feed->decoder_proc);
+	pg_memory_barrier();
+	SharedWakeDecoder(feed);
 
 	/*
-	 * The feed worker raises the flag, then looks whether we are still in
-	 * progress; we have ceased to be, then look at the flag.
+	 * The feed worker says for which transaction it waits, then looks whether
+	 * that is still in progress; we have ceased to be, then look at what it has
+	 * said.  COMMIT PREPARED ends a transaction that is not ours, and has no id
+	 * of its own.
 	 */
-	pg_memory_barrier();
-	if (pg_atomic_read_u32(&feed->visibility_wanted) != 0 &&
-		pg_atomic_read_u32(&feed->feed_proc) != me)
+	awaited = pg_atomic_read_u32(&feed->visibility_wanted);
+	if (awaited != 0 && (awaited == xid || !TransactionIdIsValid(xid)) &&
+		pg_atomic_read_u32(&feed->feed_proc) != compat_my_procno())
 		SharedWake(&feed->feed_proc);
 }
 

@@ -75,7 +75,7 @@ HttpRespond(Connection *connection, int status, const char *content_type, const 
 	if (headers == NULL)
 		headers = "";
 	connection->http->answered = true;
-	connection->closing = true;
+	ConnectionSetClosing(connection);
 	LinkFrameBegin(link, LINK_RESPONSE);
 	LinkFramePutU32(link, connection->number);
 	LinkFramePutU16(link, (uint16) status);

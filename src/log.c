@@ -75,7 +75,8 @@ static HTAB *descriptions;
 static HTAB *touches;
 static OpenTransaction open_transaction;
 
-static LogTransaction **transactions; /* [0] has number base + 1 */
+static LogTransaction **transactions; /* [head] has number base + 1 */
+static int head;
 static int capacity;
 static uint64 base;
 static uint64 last;
@@ -164,6 +165,37 @@ AddLost(Oid relid, const char *reason)
 	MemoryContextSwitchTo(old);
 }
 
+/*
+ * Beyond the limit only the tables are remembered: their subscriptions get
+ * fresh snapshots instead.
+ */
+static void
+BecomeTooLarge(void)
+{
+	OpenTransaction *open = &open_transaction;
+	uint32 version = 0;
+	int i;
+
+	if (open->too_large)
+		return;
+	open->too_large = true;
+	for (i = 0; i < open->nchanges; i++)
+	{
+		if (open->changes[i].version == version)
+			continue;
+		version = open->changes[i].version;
+		AddLost(LogDescription(version)->relid, "transaction_too_large");
+	}
+	open->nchanges = 0;
+	if (open->bytes.data != NULL)
+	{
+		pfree(open->bytes.data);
+		pfree(open->changes);
+	}
+	open->changes = NULL;
+	memset(&open->bytes, 0, sizeof(open->bytes));
+}
+
 static void
 ReceiveChange(const char *data, Size length)
 {
@@ -173,22 +205,8 @@ ReceiveChange(const char *data, Size length)
 
 	RecordReadChange(data, length, &change);
 
-	/*
-	 * Beyond the limit only the tables are remembered: their subscriptions get
-	 * fresh snapshots instead.
-	 */
-	if (!open->too_large && open->bytes.len + length > (Size) setting_max_transaction * 1024)
-	{
-		int i;
-
-		open->too_large = true;
-		for (i = 0; i < open->nchanges; i++)
-			AddLost(LogDescription(open->changes[i].version)->relid, "transaction_too_large");
-		open->nchanges = 0;
-		if (open->bytes.data != NULL)
-			pfree(open->bytes.data);
-		memset(&open->bytes, 0, sizeof(open->bytes));
-	}
+	if (open->bytes.len + length > (Size) setting_max_transaction * 1024)
+		BecomeTooLarge();
 	if (open->too_large)
 	{
 		AddLost(LogDescription(change.version)->relid, "transaction_too_large");
@@ -308,13 +326,24 @@ TakeMessages(LogTransaction *transaction, char *p)
 static void
 AppendTransaction(LogTransaction *transaction)
 {
-	if (last - base == (uint64) capacity)
+	uint64 count = last - base;
+
+	if (head + count == (uint64) capacity)
 	{
-		capacity *= 2;
-		transactions = repalloc_huge(transactions, sizeof(LogTransaction *) * capacity);
+		/* Moved at most once for each that was dropped. */
+		if (head >= capacity / 2)
+		{
+			memmove(&transactions[0], &transactions[head], sizeof(LogTransaction *) * count);
+			head = 0;
+		}
+		else
+		{
+			capacity *= 2;
+			transactions = repalloc_huge(transactions, sizeof(LogTransaction *) * capacity);
+		}
 	}
 	transaction->number = ++last;
-	transactions[last - base - 1] = transaction;
+	transactions[head + count] = transaction;
 	log_bytes += transaction->size;
 }
 
@@ -428,11 +457,19 @@ ReceiveTouch(const char *data, Size length)
 }
 
 static void
+ReceiveLost(const char *data, Size length)
+{
+	bool too_large;
+	Oid relid = RecordReadLost(data, length, &too_large);
+
+	if (too_large)
+		BecomeTooLarge();
+	AddLost(relid, too_large ? "transaction_too_large" : "change_not_readable");
+}
+
+static void
 Receive(const char *data, Size length)
 {
-	if (length < sizeof(RecordHeader))
-		elog(ERROR, "change record of %zu bytes is too short", length);
-
 	switch ((RecordKind) ((const RecordHeader *) data)->kind)
 	{
 		case RECORD_DESCRIPTION:
@@ -448,7 +485,7 @@ Receive(const char *data, Size length)
 			AddLost(RecordReadTruncate(data, length), "truncated");
 			break;
 		case RECORD_LOST:
-			AddLost(RecordReadLost(data, length), "change_not_readable");
+			ReceiveLost(data, length);
 			break;
 		case RECORD_BARRIER:
 			ReceiveBarrier(data, length);
@@ -502,9 +539,21 @@ Begin(void)
 	return true;
 }
 
+/*
+ * To find the queue empty means to tell its sender, which we would wake for
+ * nothing, that there is room again.  So that is not tried if the decoder has
+ * begun no other message: for a later one it will wake us.
+ */
+static bool
+QueueIsEmpty(uint64 received)
+{
+	return received == pg_atomic_read_u64(&my_feed->queue_begun);
+}
+
 bool
 LogReceive(Size budget)
 {
+	static uint64 received = 0;
 	XLogRecPtr decoded;
 	Size taken = 0;
 
@@ -518,27 +567,34 @@ LogReceive(Size budget)
 	decoded = pg_atomic_read_u64(&my_feed->decoded_lsn);
 	pg_memory_barrier();
 
-	while (taken < budget)
+	for (;;)
 	{
 		Size length;
-		void *data;
-		shm_mq_result result = shm_mq_receive(queue, &length, &data, true);
+		Size offset = 0;
+		void *batch;
+		const char *data;
+		Size data_length;
+		shm_mq_result result = shm_mq_receive(queue, &length, &batch, true);
 
 		if (result == SHM_MQ_WOULD_BLOCK)
-		{
-			if (drained_lsn < decoded)
-				drained_lsn = decoded;
-			return false;
-		}
+			break;
 		if (result == SHM_MQ_DETACHED)
 		{
 			ereport(LOG, (errmsg("changefeed feed worker ends because its decoder is gone")));
 			proc_exit(1);
 		}
-		Receive(data, length);
+		while (RecordNextOfBatch(batch, length, &offset, &data, &data_length))
+			Receive(data, data_length);
 		taken += length;
+		received++;
+		if (QueueIsEmpty(received))
+			break;
+		if (taken >= budget)
+			return true;
 	}
-	return true;
+	if (drained_lsn < decoded)
+		drained_lsn = decoded;
+	return false;
 }
 
 /*
@@ -580,7 +636,7 @@ LogPublish(LogPublishCallback publish, int limit)
 		if (!next->commit.immediate && TransactionIdIsInProgress(xid))
 		{
 			/* Ask to be woken, then look again: it may just have ended. */
-			pg_atomic_write_u32(&my_feed->visibility_wanted, 1);
+			pg_atomic_write_u32(&my_feed->visibility_wanted, xid);
 			pg_memory_barrier();
 			if (TransactionIdIsInProgress(xid))
 				return 1000;
@@ -595,7 +651,7 @@ LogPublish(LogPublishCallback publish, int limit)
 		pg_atomic_write_u64(&my_feed->feed_published, next->commit.lsn);
 		publish(next);
 	}
-	if (published == last)
+	if (pg_atomic_read_u32(&my_feed->visibility_wanted) != 0)
 		pg_atomic_write_u32(&my_feed->visibility_wanted, 0);
 	return -1;
 }
@@ -629,7 +685,7 @@ LogGet(uint64 number)
 {
 	if (number <= base || number > last)
 		return NULL;
-	return transactions[number - base - 1];
+	return transactions[head + (number - base - 1)];
 }
 
 void
@@ -801,12 +857,11 @@ LogTrim(void)
 {
 	TimestampTz now = GetCurrentTimestamp();
 	XLogRecPtr insert = GetXLogWriteRecPtr();
-	uint64 dropped = 0;
 	long wait = -1;
 
 	while (base < published)
 	{
-		LogTransaction *oldest = transactions[dropped];
+		LogTransaction *oldest = transactions[head];
 		bool too_old = TimestampDifferenceExceeds(oldest->received, now,
 												  setting_history_age * 1000);
 		bool too_much = log_bytes > (Size) setting_history_size * 1024 ||
@@ -829,10 +884,10 @@ LogTrim(void)
 			break;
 		}
 		Drop(oldest);
-		dropped++;
+		head++;
 	}
-	if (dropped > 0)
-		memmove(&transactions[0], &transactions[dropped], sizeof(LogTransaction *) * (last - base));
+	if (last == base)
+		head = 0;
 	if (last == base && capacity > MIN_CAPACITY)
 	{
 		capacity = MIN_CAPACITY;
@@ -852,7 +907,7 @@ LogTrim(void)
 		pg_write_barrier();
 	}
 	if (last > base)
-		pg_atomic_write_u64(&my_feed->confirm_lsn, transactions[0]->commit.lsn);
+		pg_atomic_write_u64(&my_feed->confirm_lsn, transactions[head]->commit.lsn);
 	else if (drained_lsn != InvalidXLogRecPtr)
 		pg_atomic_write_u64(&my_feed->confirm_lsn, drained_lsn);
 	pg_atomic_write_u64(&my_feed->feed_log_bytes, log_bytes);

@@ -47,6 +47,9 @@ typedef struct FoldedEntry
 	Folded *first;
 } FoldedEntry;
 
+/* Keys of so few changes are found without a hash table. */
+#define FEW_CHANGES 4
+
 /* Maps are a cache; a long backlog need not have all of them at once. */
 #define MAX_MAPS 5000
 
@@ -158,27 +161,50 @@ KeyOf(TransactionMap *map, Layout *layout, int index, int *length)
 	return key.data;
 }
 
+static bool
+IsFolded(const Folded *folded, const Source *source, const char *key, int key_length)
+{
+	return folded->source == source && folded->key_length == key_length &&
+		   memcmp(folded->key, key, key_length) == 0;
+}
+
+/* `table` is NULL when there are few. */
 static Folded *
 FindFolded(HTAB *table, Source *source, char *key, int key_length, List **order)
 {
-	uint64 hash = hash_bytes_extended((const unsigned char *) key, key_length, source->id);
-	bool found;
-	FoldedEntry *entry = hash_search(table, &hash, HASH_ENTER, &found);
+	FoldedEntry *entry = NULL;
 	Folded *folded;
 
-	if (!found)
-		entry->first = NULL;
-	for (folded = entry->first; folded != NULL; folded = folded->next)
-		if (folded->source == source && folded->key_length == key_length &&
-			memcmp(folded->key, key, key_length) == 0)
-			return folded;
+	if (table == NULL)
+	{
+		ListCell *lc;
+
+		foreach(lc, *order)
+			if (IsFolded(lfirst(lc), source, key, key_length))
+				return lfirst(lc);
+	}
+	else
+	{
+		uint64 hash = hash_bytes_extended((const unsigned char *) key, key_length, source->id);
+		bool found;
+
+		entry = hash_search(table, &hash, HASH_ENTER, &found);
+		if (!found)
+			entry->first = NULL;
+		for (folded = entry->first; folded != NULL; folded = folded->next)
+			if (IsFolded(folded, source, key, key_length))
+				return folded;
+	}
 	folded = palloc0(sizeof(Folded));
 	folded->source = source;
 	folded->key = key;
 	folded->key_length = key_length;
 	folded->first_old = -1;
-	folded->next = entry->first;
-	entry->first = folded;
+	if (entry != NULL)
+	{
+		folded->next = entry->first;
+		entry->first = folded;
+	}
 	*order = lappend(*order, folded);
 	return folded;
 }
@@ -342,17 +368,21 @@ static void
 Build(TransactionMap *map)
 {
 	LogTransaction *transaction = map->transaction;
-	HTAB *table;
-	HASHCTL ctl;
+	HTAB *table = NULL;
 	List *order = NIL;
 	ListCell *lc;
 	int i;
 
 	map->working = InvalidOid;
-	ctl.keysize = sizeof(uint64);
-	ctl.entrysize = sizeof(FoldedEntry);
-	ctl.hcxt = map->context;
-	table = hash_create("changefeed fold", 16, &ctl, HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+	if (transaction->nchanges > FEW_CHANGES)
+	{
+		HASHCTL ctl;
+
+		ctl.keysize = sizeof(uint64);
+		ctl.entrysize = sizeof(FoldedEntry);
+		ctl.hcxt = map->context;
+		table = hash_create("changefeed fold", 16, &ctl, HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+	}
 	for (i = 0; i < transaction->nchanges; i++)
 	{
 		map->working = transaction->changes[i].desc->relid;
@@ -369,7 +399,8 @@ Build(TransactionMap *map)
 		if (!list_member_oid(map->failed, map->working))
 			FinishEntry(map, lfirst(lc));
 	}
-	hash_destroy(table);
+	if (table != NULL)
+		hash_destroy(table);
 }
 
 /*
@@ -438,9 +469,12 @@ Make(LogTransaction *transaction)
 TransactionMap *
 MapGet(LogTransaction *transaction)
 {
+	static uint64 last_serial = 0;
+
 	if (transaction->map == NULL)
 	{
 		transaction->map = transaction->step != NULL ? PaceMap(transaction) : Make(transaction);
+		transaction->map->serial = ++last_serial;
 		dlist_push_tail(&all_maps, &transaction->map->node);
 		map_count++;
 	}

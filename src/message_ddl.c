@@ -159,7 +159,10 @@ changefeed_publish(PG_FUNCTION_ARGS)
 		DatabaseFeed *feed = SharedFeedOfMyDatabase();
 
 		if (feed != NULL)
-			SharedWake(&feed->decoder_proc);
+		{
+			pg_memory_barrier();
+			SharedWakeDecoder(feed);
+		}
 	}
 	PG_RETURN_VOID();
 }

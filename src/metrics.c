@@ -368,7 +368,9 @@ Queries(void)
 
 	Family(
 		"verdicts_total", "counter",
-		"Decisions on whether somebody may see a row: found (cache), or asked of a query worker.");
+		"Decisions on whether somebody may see a row: made in the feed worker (inline), found (cache), or asked of a "
+		"query worker.");
+	Number("source", "inline", counters.verdicts_inline);
 	Number("source", "cache", counters.verdicts_cached);
 	Number("source", "query_worker", counters.verdicts_asked);
 	Family("verdict_seconds_total", "counter", "Time that query workers took for these.");

@@ -32,7 +32,6 @@
 #include "output_plugin.h"
 #include "output_relations.h"
 #include "output_state.h"
-#include "relations.h"
 #include "record.h"
 
 #include "access/detoast.h"
@@ -40,22 +39,12 @@
 #include "access/transam.h"
 #include "access/tupconvert.h"
 #include "catalog/pg_class.h"
-#include "catalog/pg_type.h"
-#include "lib/qunique.h"
 #include "replication/logical.h"
 #include "replication/output_plugin.h"
 #include "replication/reorderbuffer.h"
-#include "storage/sinval.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
-#include "utils/syscache.h"
 #include "utils/timestamp.h"
-
-/* More relations than this changed by DDL in a transaction: BARRIER_ALL. */
-#define MAX_BARRIERS 1000
-
-/* So with more schemas, or more channels: all of them. */
-#define MAX_NAMED CATALOG_CHANNELS
 
 /* It is said again after this time (ms) that changes of a source are lost. */
 #define LOST_INTERVAL 60000
@@ -69,6 +58,7 @@ static RowsReader rows_reader = NULL; /* NULL: those in the WAL */
 /* Of the transaction that is being replayed. */
 static uint64 transaction = 0; /* counts them */
 static uint64 records = 0;	   /* sent for it */
+static Size change_bytes = 0;  /* ... of them CHANGE */
 static uint64 changes = 0;	   /* CHANGE records of all times */
 
 extern PGDLLEXPORT void _PG_output_plugin_init(OutputPluginCallbacks *cb);
@@ -78,30 +68,35 @@ extern PGDLLEXPORT void _PG_output_plugin_init(OutputPluginCallbacks *cb);
  * ----------------------------------------------------------------------
  */
 
-static void
-SendRecord(StringInfo record)
+void
+PluginSend(const char *data, Size length)
 {
 	shm_mq_iovec iov;
 
-	iov.data = record->data;
-	iov.len = record->len;
+	iov.data = data;
+	iov.len = length;
 	DecoderSend(&iov, 1);
 	records++;
 }
 
 static void
+SendRecord(StringInfo record)
+{
+	PluginSend(record->data, record->len);
+}
+
+static void
 SendTouch(KnownRelation *known, bool told)
 {
-	StringInfoData record;
+	char record[RECORD_TOUCH_SIZE];
 
 	/* Once is enough, unless less is told than we said. */
 	if (known->touched == transaction && (told || !known->told))
 		return;
 	known->touched = transaction;
 	known->told = told;
-	initStringInfo(&record);
-	RecordWriteTouch(&record, known->relid, told);
-	SendRecord(&record);
+	RecordFillTouch(record, known->relid, told);
+	PluginSend(record, sizeof(record));
 }
 
 static void
@@ -111,16 +106,6 @@ SendTruncate(Oid relid)
 
 	initStringInfo(&record);
 	RecordWriteTruncate(&record, relid);
-	SendRecord(&record);
-}
-
-static void
-SendBarrier(RecordBarrierKind kind, Oid relid, uint64 state)
-{
-	StringInfoData record;
-
-	initStringInfo(&record);
-	RecordWriteBarrier(&record, kind, relid, state);
 	SendRecord(&record);
 }
 
@@ -149,7 +134,24 @@ SendLost(Source *source, const char *why)
 			 errdetail_internal("%s", why)));
 	}
 	initStringInfo(&record);
-	RecordWriteLost(&record, source->relid, why);
+	RecordWriteLost(&record, source->relid, false, why);
+	SendRecord(&record);
+}
+
+/*
+ * The transaction is larger than the feed worker would keep: what it would only
+ * throw away is not sent.
+ */
+static void
+SendTooLarge(Source *source)
+{
+	StringInfoData record;
+
+	if (source->lost == transaction)
+		return;
+	source->lost = transaction;
+	initStringInfo(&record);
+	RecordWriteLost(&record, source->relid, true, "");
 	SendRecord(&record);
 }
 
@@ -290,8 +292,14 @@ SendChange(KnownRelation *known, Target *target, Relation relation, char operati
 	static const char zeros[8] = {0};
 	TupleDesc tupdesc = RelationGetDescr(relation);
 	char head[RECORD_CHANGE_HEAD];
-	shm_mq_iovec iov[4];
+	shm_mq_iovec iov[DECODER_MAX_PARTS];
 	int n = 0;
+
+	if (change_bytes > (Size) setting_max_transaction * 1024)
+	{
+		SendTooLarge(target->source);
+		return;
+	}
 
 	if (unlikely(!target->source->valid))
 	{
@@ -337,6 +345,8 @@ SendChange(KnownRelation *known, Target *target, Relation relation, char operati
 		iov[n].data = (char *) new_tuple->t_data;
 		iov[n++].len = new_tuple->t_len;
 	}
+	for (int i = 0; i < n; i++)
+		change_bytes += iov[i].len;
 	DecoderSend(iov, n);
 	records++;
 	changes++;
@@ -361,174 +371,6 @@ TouchRelation(KnownRelation *known, bool row)
 	SendTouch(known, row && IsTarget(known, known->relid));
 	for (int i = 0; i < known->nancestors; i++)
 		SendTouch(RelationsFind(known->ancestors[i]), row && IsTarget(known, known->ancestors[i]));
-}
-
-/* ----------------------------------------------------------------------
- * Barriers
- * ----------------------------------------------------------------------
- */
-
-typedef struct Barriers
-{
-	bool all;
-	bool roles;
-	bool types;
-	bool functions;
-	int nschemas;
-	uint32 schemas[MAX_NAMED];
-	int nrelids;
-	int space;
-	Oid *relids;
-} Barriers;
-
-static int
-CompareOids(const void *a, const void *b)
-{
-	Oid x = *(const Oid *) a;
-	Oid y = *(const Oid *) b;
-
-	return x < y ? -1 : (x > y ? 1 : 0);
-}
-
-static void
-AddSchema(Barriers *barriers, uint32 hash)
-{
-	for (int i = 0; i < barriers->nschemas; i++)
-		if (barriers->schemas[i] == hash)
-			return;
-	if (barriers->nschemas < MAX_NAMED)
-		barriers->schemas[barriers->nschemas++] = hash;
-	else
-		barriers->all = true;
-}
-
-static void
-CollectMessages(Barriers *barriers, const SharedInvalidationMessage *messages, uint32 nmessages)
-{
-	for (uint32 i = 0; i < nmessages; i++)
-	{
-		const SharedInvalidationMessage *message = &messages[i];
-
-		if (message->id == SHAREDINVALRELCACHE_ID)
-		{
-			Oid relid = message->rc.relId;
-
-			if (message->rc.dbId != MyDatabaseId && message->rc.dbId != InvalidOid)
-				continue;
-			if (!OidIsValid(relid))
-				barriers->all = true;
-			else if (relid >= FirstNormalObjectId)
-			{
-				if (barriers->nrelids == barriers->space)
-				{
-					barriers->space = barriers->space == 0 ? 64 : barriers->space * 2;
-					barriers->relids = barriers->relids == NULL
-										   ? palloc(barriers->space * sizeof(Oid))
-										   : repalloc(barriers->relids,
-													  barriers->space * sizeof(Oid));
-				}
-				barriers->relids[barriers->nrelids++] = relid;
-			}
-		}
-		else if (message->id >= 0)
-		{
-			/*
-			 * These name no object, and CREATE gives them as much as ALTER
-			 * and DROP.  Types are left out: every table brings some, and
-			 * what matters of them comes with the relcache message.
-			 */
-			switch (message->id)
-			{
-				case AUTHOID:
-				case AUTHMEMROLEMEM:
-				case AUTHMEMMEMROLE:
-					barriers->roles = true;
-					break;
-				case CASTSOURCETARGET:
-				case ENUMOID:
-					/* What values of some types look like as JSON. */
-					barriers->types = true;
-					break;
-				case PROCOID:
-				case OPEROID:
-					barriers->functions = true;
-					break;
-				case NAMESPACEOID:
-					AddSchema(barriers, message->cc.hashValue);
-					break;
-				default:
-					break;
-			}
-		}
-	}
-}
-
-/* All of the transaction, which are known when its replay begins. */
-static void
-CollectBarriers(Barriers *barriers, ReorderBufferTXN *txn)
-{
-	dlist_iter iter;
-
-	memset(barriers, 0, sizeof(Barriers));
-	CollectMessages(barriers, txn->invalidations, txn->ninvalidations);
-	dlist_foreach(iter, &txn->subtxns)
-	{
-		ReorderBufferTXN *subtxn = dlist_container(ReorderBufferTXN, node, iter.cur);
-
-		CollectMessages(barriers, subtxn->invalidations, subtxn->ninvalidations);
-	}
-
-	if (barriers->nrelids > 0)
-	{
-		qsort(barriers->relids, barriers->nrelids, sizeof(Oid), CompareOids);
-		barriers->nrelids = qunique(barriers->relids, barriers->nrelids, sizeof(Oid), CompareOids);
-		if (barriers->nrelids > MAX_BARRIERS)
-			barriers->all = true;
-	}
-}
-
-static void
-SendCatalogBarriers(void)
-{
-	if (!catalog_changes.any)
-	{
-		if (OidIsValid(catalog_changes.revocations))
-			SendBarrier(BARRIER_CATALOG, catalog_changes.revocations, 0);
-	}
-	else if (catalog_changes.nchannels < 0)
-		SendBarrier(BARRIER_CATALOG, InvalidOid, 0);
-	else if (catalog_changes.nchannels == 0)
-		SendBarrier(BARRIER_CATALOG, InvalidOid, BARRIER_NO_CHANNEL);
-	else
-	{
-		for (int i = 0; i < catalog_changes.nchannels; i++)
-			SendBarrier(BARRIER_CATALOG, InvalidOid, (uint64) catalog_changes.channels[i]);
-	}
-}
-
-static void
-SendBarriers(ReorderBufferTXN *txn)
-{
-	Barriers barriers;
-
-	CollectBarriers(&barriers, txn);
-	SendCatalogBarriers();
-	if (barriers.roles)
-		SendBarrier(BARRIER_ROLES, InvalidOid, 0);
-	if (barriers.all)
-	{
-		SendBarrier(BARRIER_ALL, InvalidOid, 0);
-		return;
-	}
-	if (barriers.types)
-		SendBarrier(BARRIER_TYPES, InvalidOid, 0);
-	if (barriers.functions)
-		SendBarrier(BARRIER_FUNCTIONS, InvalidOid, 0);
-	for (int i = 0; i < barriers.nschemas; i++)
-		SendBarrier(BARRIER_SCHEMA, InvalidOid, barriers.schemas[i]);
-	for (int i = 0; i < barriers.nrelids; i++)
-		SendBarrier(StateUnchanged(barriers.relids[i]) ? BARRIER_SAME : BARRIER_RELATION,
-					barriers.relids[i], RelationRights(barriers.relids[i]));
 }
 
 /* ----------------------------------------------------------------------
@@ -575,18 +417,15 @@ static void
 PluginBegin(LogicalDecodingContext *ctx, ReorderBufferTXN *txn)
 {
 	MemoryContext old_context = MemoryContextSwitchTo(callback_context);
-	Barriers barriers;
 
 	transaction++;
 	records = 0;
+	change_bytes = 0;
 	OutputMessagesBegin();
 	memset(&catalog_changes, 0, sizeof(catalog_changes));
 	RelationsRefresh();
 
-	/* The snapshot is still that of before its own changes. */
-	CollectBarriers(&barriers, txn);
-	if (barriers.all || barriers.nrelids > 0)
-		StatesBefore(ctx, txn, barriers.relids, barriers.nrelids, barriers.all);
+	BarriersBegin(ctx, txn);
 	MemoryContextSwitchTo(old_context);
 	MemoryContextReset(callback_context);
 
@@ -677,16 +516,27 @@ PluginTruncate(LogicalDecodingContext *ctx, ReorderBufferTXN *txn, int nrelation
 	MemoryContextReset(callback_context);
 }
 
-/* Transaction ids in WAL have 32 bits; this one is not in the future. */
+/*
+ * Transaction ids in WAL have 32 bits.  The first one is not in the future; each
+ * other one was in use together with the one before.
+ */
 static uint64
 WidenXid(TransactionId xid)
 {
-	FullTransactionId next = ReadNextFullTransactionId();
-	uint32 epoch = EpochFromFullTransactionId(next);
+	static uint64 known = 0;
 
-	if (xid > XidFromFullTransactionId(next))
-		epoch--;
-	return ((uint64) epoch << 32) | xid;
+	if (known == 0)
+	{
+		FullTransactionId next = ReadNextFullTransactionId();
+		uint32 epoch = EpochFromFullTransactionId(next);
+
+		if (xid > XidFromFullTransactionId(next))
+			epoch--;
+		known = ((uint64) epoch << 32) | xid;
+	}
+	else
+		known += (int32) (xid - (uint32) known);
+	return known;
 }
 
 static void
@@ -694,10 +544,10 @@ PluginCommit(LogicalDecodingContext *ctx, ReorderBufferTXN *txn, XLogRecPtr comm
 {
 	MemoryContext old_context = MemoryContextSwitchTo(callback_context);
 
-	SendBarriers(txn);
+	BarriersSend(txn);
 	if (records > 0)
 	{
-		StringInfoData record;
+		char record[RECORD_COMMIT_SIZE];
 		RecordCommit commit;
 
 		commit.xid = WidenXid(txn->xid);
@@ -705,9 +555,8 @@ PluginCommit(LogicalDecodingContext *ctx, ReorderBufferTXN *txn, XLogRecPtr comm
 		commit.end_lsn = txn->end_lsn;
 		commit.time = txn->xact_time.commit_time;
 		commit.immediate = false;
-		initStringInfo(&record);
-		RecordWriteCommit(&record, &commit);
-		DecoderSendLast(record.data, record.len);
+		RecordFillCommit(record, &commit);
+		PluginSend(record, sizeof(record));
 
 		/* We alone write these. */
 		pg_atomic_write_u64(&decoder_feed->decoder_transactions,
@@ -749,6 +598,7 @@ PluginMessage(LogicalDecodingContext *ctx, ReorderBufferTXN *txn, XLogRecPtr mes
 		SendRecord(&out);
 		if (!transactional)
 		{
+			char end[RECORD_COMMIT_SIZE];
 			RecordCommit commit;
 
 			commit.xid = message.xid;
@@ -756,8 +606,8 @@ PluginMessage(LogicalDecodingContext *ctx, ReorderBufferTXN *txn, XLogRecPtr mes
 			commit.end_lsn = message_lsn;
 			commit.time = message.time;
 			commit.immediate = true;
-			RecordWriteCommit(&out, &commit);
-			DecoderSendLast(out.data, out.len);
+			RecordFillCommit(end, &commit);
+			PluginSend(end, sizeof(end));
 		}
 	}
 	MemoryContextSwitchTo(old_context);

@@ -39,6 +39,13 @@ extern void PluginAttach(LogicalDecodingContext *ctx, RowsReader reader);
  */
 extern char *PluginCatch(MemoryContext context);
 
+/* Sends a record of the transaction that is being replayed. */
+extern void PluginSend(const char *data, Size length);
+
+/* output_barriers.c: at the beginning and at the end of a transaction */
+extern void BarriersBegin(LogicalDecodingContext *ctx, ReorderBufferTXN *txn);
+extern void BarriersSend(ReorderBufferTXN *txn);
+
 /* output_messages.c: a transaction begins to be replayed */
 extern void OutputMessagesBegin(void);
 

@@ -47,11 +47,11 @@
 #define MAX_RELATIONS 8192
 
 static MemoryContext cache_context = NULL;
-static HTAB *relations = NULL;		  /* of KnownRelation */
-static HTAB *sources = NULL;		  /* of Source; never removed, so that targets
+static HTAB *relations = NULL;					   /* of KnownRelation */
+static HTAB *sources = NULL;					   /* of Source; never removed, so that targets
 								 * may point to them */
-KnownRelation *relations_last = NULL; /* found by the last look-up */
-static uint32 last_version = 0;		  /* of a description */
+KnownRelation *relations_recent[RELATIONS_RECENT]; /* found by the last look-ups */
+static uint32 last_version = 0;					   /* of a description */
 static long relations_limit = MAX_RELATIONS;
 
 /* What the feed worker wants to see besides sources, sorted; its version. */
@@ -379,7 +379,7 @@ RelationsRefresh(void)
 	if (hash_get_num_entries(relations) <= relations_limit)
 		return;
 
-	relations_last = NULL;
+	memset(relations_recent, 0, sizeof(relations_recent));
 	hash_seq_init(&status, relations);
 	while ((known = hash_seq_search(&status)) != NULL)
 	{

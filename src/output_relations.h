@@ -85,23 +85,25 @@ extern void RelationsRefresh(void);
 extern bool SourceDescribe(Source *source, Relation relation, StringInfo record);
 
 /* Not for direct use; see RelationsLookUp. */
-extern KnownRelation *relations_last;
+#define RELATIONS_RECENT 16
+extern KnownRelation *relations_recent[RELATIONS_RECENT];
 extern void RelationsLearn(KnownRelation *known, Relation relation);
 
 /*
  * What is known of a relation, looked up again if it may have changed.  Called
- * for each change: one relation is often changed many times in a row.
+ * for each change: often a few relations are changed many times.
  */
 static inline KnownRelation *
 RelationsLookUp(Relation relation)
 {
 	Oid relid = RelationGetRelid(relation);
+	KnownRelation **recent = &relations_recent[relid % RELATIONS_RECENT];
 
-	if (relations_last == NULL || relations_last->relid != relid)
-		relations_last = RelationsFind(relid);
-	if (unlikely(!relations_last->valid))
-		RelationsLearn(relations_last, relation);
-	return relations_last;
+	if (*recent == NULL || (*recent)->relid != relid)
+		*recent = RelationsFind(relid);
+	if (unlikely(!(*recent)->valid))
+		RelationsLearn(*recent, relation);
+	return *recent;
 }
 
 #endif /* CHANGEFEED_OUTPUT_RELATIONS_H */

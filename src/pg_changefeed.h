@@ -61,7 +61,9 @@ extern int setting_max_payload; /* kB */
 extern int setting_max_connections;
 extern int setting_max_subscriptions; /* per connection */
 extern int setting_policy_timeout;	  /* ms */
-extern int setting_recheck_interval;  /* seconds, 0: off */
+extern bool setting_audience_index;
+extern bool setting_inline_policies;
+extern int setting_recheck_interval; /* seconds, 0: off */
 extern bool setting_compression;
 extern int setting_call_workers;	/* 0: no calls */
 extern int setting_call_timeout;	/* ms */

@@ -105,7 +105,8 @@ typedef enum QueryKind
 	 * columns to send whose JSON is made by user-defined casts, bytes
 	 * narrowing, u8 1 if the policies call functions that are not built in,
 	 * u8 recheck (RECHECK_*: it depends on something that
-	 * changes without a trace in the WAL), and of the
+	 * changes without a trace in the WAL), bytes rule that the feed worker
+	 * judges rows by (policy_rule.c; empty: none), and of the
 	 * selection: bytes conditions (SQL boolean expression, canonical; empty:
 	 * none), u16 n + n x u16 attno of columns that it reads, u16 attno of the
 	 * column that rows are found by (0: none), u32 type of that column, u32
@@ -155,7 +156,7 @@ typedef enum QueryKind
 	QUERY_DIGEST = 'G',
 
 	/*
-	 * Of QUERY_VERDICTS, once for each identity, in no order: u32 index of
+	 * Of QUERY_VERDICTS, for some identities, in order, each: u32 length and u32 index of
 	 * the identity, u32 microseconds that it took, u64 LSN noted after the last
 	 * snapshot used, u8 QueryVerdictStatus.  OK: u64 fingerprint, u32 n + n x
 	 * u32 dependencies, bytes bitmap (bit i: the i-th of its rows is visible),

@@ -27,6 +27,7 @@
 #include "storage/lmgr.h"
 #include "tcop/tcopprot.h"
 #include "utils/builtins.h"
+#include "utils/guc.h"
 #include "utils/snapmgr.h"
 
 static PlannedStmt *
@@ -127,6 +128,8 @@ JoinCheckEvaluate(JoinCheck *check, bool last_attempt, MemoryContext context)
 	ParamListInfo params;
 	PlannedStmt *plan;
 	List *locked = check->relids;
+	JoinCheckResult result = JOIN_UNKNOWN;
+	int nestlevel;
 	int i;
 
 	if (check->text[0] == '\0')
@@ -140,10 +143,14 @@ JoinCheckEvaluate(JoinCheck *check, bool last_attempt, MemoryContext context)
 		params->params[i].pflags = PARAM_FLAG_CONST;
 		params->params[i].ptype = TEXTOID;
 	}
+
+	/* What its functions set, claims for one, is not to decide about rows. */
+	nestlevel = NewGUCNestLevel();
 	plan = PlanCheck(check, params, context);
-	if (!last_attempt && list_difference_oid(check->relids, locked) != NIL)
-		return JOIN_UNKNOWN;
-	return RunCheck(plan, params) ? JOIN_ALLOWED : JOIN_DENIED;
+	if (last_attempt || list_difference_oid(check->relids, locked) == NIL)
+		result = RunCheck(plan, params) ? JOIN_ALLOWED : JOIN_DENIED;
+	AtEOXact_GUC(false, nestlevel);
+	return result;
 }
 
 void

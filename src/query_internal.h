@@ -55,6 +55,9 @@ typedef struct QuerySegment
 	 * the job; the pool puts in QUERY_NO_MORE to have the rest done elsewhere.
 	 */
 	pg_atomic_uint32 next;
+
+	/* Likewise: a worker has died over the job.  Written by the pool. */
+	pg_atomic_uint32 one_by_one;
 } QuerySegment;
 
 #define QUERY_NO_MORE 0x40000000
@@ -95,6 +98,9 @@ extern uint64 query_job; /* id of the job that runs */
 
 /* The identity of the job of verdicts that is mine to judge next. */
 extern uint32 QueryNextIdentity(void);
+
+/* Are they to be judged one by one, because a worker died over one of them? */
+extern bool QueryOneByOne(void);
 extern MemoryContext query_job_context; /* lives until the job's end */
 
 /* A copy of a string in a message; a missing one is empty. */
@@ -105,6 +111,9 @@ extern void QueryMessage(StringInfo out, QueryKind kind);
 
 /* Waits while the queue is full; outside transactions and time limits only. */
 extern void QuerySend(StringInfo message);
+
+/* The same for one that more follow at once: the receiver is woken by the last. */
+extern void QuerySendPart(StringInfo message);
 
 /* Exits when the feed worker is gone: for long loops. */
 extern void QueryCheckPeer(void);
@@ -137,6 +146,22 @@ extern bool QueryTimedOut(void);
  */
 extern void QueryEnterIdentity(Oid role, const char *claims);
 
+/*
+ * Another identity of the same role in the same transaction.  Only if nothing
+ * that was run for the one before can have left anything behind.
+ */
+extern void QueryChangeClaims(const char *claims);
+
+/*
+ * Have its role and claims been left as they were?  SQL that ran can set them.
+ * Who enters an identity in another way notes it.
+ */
+extern bool QueryIdentityIsIntact(void);
+extern void QueryNoteIdentity(Oid role, const char *claims);
+
+/* What a function can leave in the session in spite of a transaction's end. */
+extern void QueryForgetSession(void);
+
 /* The search_path that sessions of the role have; valid in the transaction. */
 extern const char *QuerySearchPath(Oid role);
 
@@ -148,6 +173,12 @@ extern void QueryInitBackend(MemoryContext context);
 
 /* Gives what is under way that much time from now (ms). */
 extern void QueryTimeLimit(int64 time_limit);
+
+/*
+ * The same for what will be tried again alone if that was not enough: whoever
+ * ignores it is not found guilty.
+ */
+extern void QueryTrialLimit(int time_limit);
 
 /* ---- query_reads.c ---- */
 
@@ -410,12 +441,14 @@ typedef struct Policy
 	bool valid;	   /* reset by invalidations */
 	bool reusable; /* false: planned anew for every identity */
 	PolicyState state;
-	bool may_select;	   /* USAGE on the schema, SELECT on a column */
-	uint64 fingerprint;	   /* of the catalogs, without the search_path */
-	char *search_path;	   /* that it was planned with */
-	MemoryContext context; /* everything below */
-	PlannedStmt *plan;	   /* POLICY_JUDGED: one row with one boolean */
-	int natts;			   /* params 1..natts are the columns, natts + 1
+	bool may_select;				/* USAGE on the schema, SELECT on a column */
+	uint64 fingerprint;				/* of the catalogs, without the search_path */
+	char *search_path;				/* that it was planned with */
+	MemoryContext context;			/* everything below */
+	PlannedStmt *plan;				/* POLICY_JUDGED: one row with one boolean */
+	Node *expression;				/* what was planned */
+	struct RepeatedPlans *repeated; /* query_repeat.c; NULL: not tried yet */
+	int natts;						/* params 1..natts are the columns, natts + 1
 								 * is the whole row */
 	Oid *param_types;
 	Bitmapset *needed; /* attribute numbers that the plan reads */
@@ -428,6 +461,9 @@ typedef struct Policy
 	List *declared;				 /* as in Reads */
 	List *unknown;
 	char *recheck; /* as ReadsRecheckReason gives it */
+
+	/* POLICY_JUDGED: what the feed worker could do itself, or why not. */
+	struct InlinePolicy *inlined;
 } Policy;
 
 /*
@@ -443,11 +479,42 @@ extern bool PolicyLockDependencies(Oid relid, Oid role);
  */
 extern Policy *PolicyGet(Oid relid, Oid role);
 
+/* The same if it need not be planned, else NULL: nobody's code runs. */
+extern Policy *PolicyKept(Oid relid, Oid role);
+
+/* A plan that gives the expression's value as one row. */
+extern PlannedStmt *PolicyPlanExpression(Node *expression);
+
 /* The fingerprint as subscriptions know it. */
 extern uint64 PolicyFingerprint(Policy *policy);
 
 /* Registers the invalidation callbacks. */
 extern void PolicyInit(void);
+
+/* The value of an expression without columns, in the current context. */
+extern Datum PolicyEvaluate(Node *expression, bool *isnull);
+
+/* ---- query_inline.c ---- */
+
+/* A policy in a form that can be evaluated apart from SQL. */
+typedef struct InlinePolicy InlinePolicy;
+
+/*
+ * Looks whether there is one: `expression` is the policies' on the table's
+ * columns, of which everything else is known.  In CurrentMemoryContext.
+ */
+extern InlinePolicy *InlinePrepare(const Policy *policy, Relation rel, Node *expression);
+
+/*
+ * The rule for the identity that was entered into `out`: bytes expression
+ * (nodeToString; parameters stand for constants), u16 n + n x (u32 type, bytes
+ * value; one by value as 8).  Nothing if there is none: then the result says
+ * why, as a sentence behind "because", or is NULL when none is needed.
+ */
+extern char *InlineRule(const Policy *policy, StringInfo out);
+
+/* The rule as SQL; what depends on the identity are parameters. */
+extern char *InlineText(const Policy *policy, Relation rel);
 
 /* ---- query_narrow.c ---- */
 
@@ -470,6 +537,34 @@ NarrowPlan(PlannedStmt *plan, int nparams, List **relids, List **functions, bool
  * `others` (Oid), which follow the policy's dependencies, every change matters.
  */
 extern void NarrowDescribe(Policy *policy, List *others, StringInfo out);
+
+/* ---- query_repeat.c ---- */
+
+/* A plan that can be run again for another row or identity, once begun. */
+typedef struct RepeatedPlan
+{
+	PlannedStmt *plan;
+	int row_param;		/* changes with the row */
+	int identity_param; /* changes with the identity */
+	Cost cost;
+} RepeatedPlan;
+
+typedef struct RepeatedPlans
+{
+	RepeatedPlan *whole; /* looks at all that an identity may see; NULL: it cannot be repeated */
+	RepeatedPlan *probe; /* looks for each row, or NULL: that is the same */
+} RepeatedPlans;
+
+/* Of a policy that was kept; what they call leaves nothing behind. */
+extern RepeatedPlans *RepeatedPlansGet(Policy *policy);
+
+/* One of them that was begun. */
+typedef struct RepeatedRun RepeatedRun;
+
+/* `params` are changed in place before each row. */
+extern RepeatedRun *RepeatedBegin(const RepeatedPlan *plan, ParamListInfo params);
+extern void RepeatedNextIdentity(RepeatedRun *run);
+extern bool RepeatedRow(RepeatedRun *run);
 
 /* ---- query_verdicts.c ---- */
 

@@ -241,13 +241,19 @@ JobUndecided(PoolJob *job)
 bool
 JobVerdictResult(PoolJob *job, QueryKind kind, WireReader *body)
 {
-	WireReader peek = *body;
+	bool expected = kind == QUERY_VERDICT;
 
-	if (kind == QUERY_VERDICT && WireGetU32(&peek) == job->part && job->part < job->end)
+	while (expected && body->offset < body->length)
 	{
-		DeliverVerdict(job, body->data + body->offset, body->length - body->offset);
-		return false;
+		WireBytes answer = WireGetBytes(body);
+		WireReader peek = WireReaderInit(answer.data, answer.length);
+
+		expected = !body->failed && WireGetU32(&peek) == job->part && job->part < job->end;
+		if (expected)
+			DeliverVerdict(job, answer.data, answer.length);
 	}
+	if (expected)
+		return false;
 	if (kind == QUERY_ERROR)
 	{
 		(void) WireGetBytes(body);

@@ -197,7 +197,7 @@ QueryPagesSend(QueryPages *pages)
 			QueryMessage(&message, QUERY_PAGE);
 			WirePutU16(&message, (uint16) source);
 			WirePutBytes(&message, text, length);
-			QuerySend(&message);
+			QuerySendPart(&message);
 		}
 	}
 }

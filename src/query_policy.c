@@ -36,6 +36,7 @@
 #include "catalog/pg_proc.h"
 #include "catalog/pg_type.h"
 #include "common/hashfn.h"
+#include "executor/executor.h"
 #include "miscadmin.h"
 #include "nodes/makefuncs.h"
 #include "nodes/nodeFuncs.h"
@@ -47,6 +48,8 @@
 #include "tcop/tcopprot.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
+#include "utils/datum.h"
+#include "utils/guc.h"
 #include "utils/hsearch.h"
 #include "utils/inval.h"
 #include "utils/lsyscache.h"
@@ -253,8 +256,8 @@ PolicyExpression(Relation rel)
 	return (Node *) make_ands_explicit((List *) copyObject(quals));
 }
 
-static PlannedStmt *
-PlanExpression(Node *expression)
+PlannedStmt *
+PolicyPlanExpression(Node *expression)
 {
 	Query *query = makeNode(Query);
 
@@ -315,6 +318,7 @@ BuildPolicy(Policy *policy, Relation rel)
 											   ALLOCSET_DEFAULT_SIZES);
 	MemoryContext old = MemoryContextSwitchTo(work);
 	Node *expression;
+	Node *original = NULL;
 	List *functions = NIL;
 	List *relids = NIL;
 	PlannedStmt *plan = NULL;
@@ -326,6 +330,8 @@ BuildPolicy(Policy *policy, Relation rel)
 	policy->reusable = true;
 	policy->opaque = false;
 	policy->narrowing = NULL;
+	policy->expression = NULL;
+	policy->repeated = NULL;
 	policy->may_select = MaySelect(rel, policy->key.role);
 	policy->state = POLICY_NONE;
 
@@ -336,6 +342,7 @@ BuildPolicy(Policy *policy, Relation rel)
 
 		functions = FingerprintFunctions(NIL, expression);
 		replace.rel = rel;
+		original = expression;
 		expression = ReplaceMutator(expression, &replace);
 		if (replace.whole_row)
 			CheckWholeRow(rel);
@@ -358,7 +365,10 @@ BuildPolicy(Policy *policy, Relation rel)
 			policy->state = POLICY_JUDGED;
 			ReadsOfExpression(expression, &reads);
 			functions = list_concat_unique_oid(functions, reads.functions);
-			plan = PlanExpression(expression);
+			MemoryContextSwitchTo(policy->context);
+			policy->expression = copyObject(expression);
+			MemoryContextSwitchTo(work);
+			plan = PolicyPlanExpression(expression);
 			relids = list_copy(plan->relationOids);
 
 			/* What it says points into the plan, so both are copied first. */
@@ -401,9 +411,45 @@ BuildPolicy(Policy *policy, Relation rel)
 	policy->declared = list_copy(reads.declared);
 	policy->unknown = list_copy(reads.unknown);
 	policy->recheck = ReadsRecheckReason(&reads);
+	policy->inlined = policy->state == POLICY_JUDGED ? InlinePrepare(policy, rel, original) : NULL;
 
 	MemoryContextSwitchTo(old);
 	MemoryContextDelete(work);
+}
+
+Datum
+PolicyEvaluate(Node *expression, bool *isnull)
+{
+	QueryDesc *query = CreateQueryDesc(PolicyPlanExpression((Node *) copyObject(expression)), "",
+									   GetActiveSnapshot(), InvalidSnapshot, None_Receiver, NULL,
+									   NULL, 0);
+	TupleTableSlot *slot;
+	Datum value = (Datum) 0;
+	MemoryContext old = CurrentMemoryContext;
+
+	*isnull = true;
+	ExecutorStart(query, 0);
+	MemoryContextSwitchTo(query->estate->es_query_cxt);
+	slot = ExecProcNode(query->planstate);
+	if (!TupIsNull(slot))
+	{
+		value = slot_getattr(slot, 1, isnull);
+		if (!*isnull)
+		{
+			Form_pg_attribute att = TupleDescAttr(slot->tts_tupleDescriptor, 0);
+
+			MemoryContextSwitchTo(old);
+			if (att->attlen == -1)
+				value = PointerGetDatum(PG_DETOAST_DATUM_COPY(value));
+			else
+				value = datumCopy(value, att->attbyval, att->attlen);
+		}
+	}
+	MemoryContextSwitchTo(old);
+	ExecutorFinish(query);
+	ExecutorEnd(query);
+	FreeQueryDesc(query);
+	return value;
 }
 
 /* Functions that were inlined have found their names with the path of then. */
@@ -431,6 +477,19 @@ PolicyLockDependencies(Oid relid, Oid role)
 
 	/* Taking the locks has let in what happened before we had them. */
 	return policy->valid;
+}
+
+Policy *
+PolicyKept(Oid relid, Oid role)
+{
+	Policy key;
+	Policy *policy;
+
+	memset(&key, 0, sizeof(key));
+	key.key.relid = relid;
+	key.key.role = role;
+	policy = hash_search(policies, &key.key, HASH_FIND, NULL);
+	return policy != NULL && policy->reusable && IsCurrent(policy) ? policy : NULL;
 }
 
 Policy *
@@ -467,7 +526,11 @@ PolicyGet(Oid relid, Oid role)
 		policy->valid = true;
 		PG_TRY();
 		{
+			/* Functions that the planner calls may set something. */
+			int nestlevel = NewGUCNestLevel();
+
 			BuildPolicy(policy, rel);
+			AtEOXact_GUC(false, nestlevel);
 		}
 		PG_CATCH();
 		{

@@ -224,6 +224,7 @@ StartWorker(PoolWorker *worker, TimestampTz now)
 	header->magic = QUERY_SEGMENT_MAGIC;
 	pg_atomic_init_u32(&header->timed_out, 0);
 	pg_atomic_init_u32(&header->next, QUERY_NO_MORE);
+	pg_atomic_init_u32(&header->one_by_one, 0);
 	mq = shm_mq_create(base + QUERY_JOBS_OFFSET, QUERY_JOBS_SIZE);
 	shm_mq_set_sender(mq, MyProc);
 	worker->jobs = shm_mq_attach(mq, worker->segment, NULL);
@@ -483,7 +484,10 @@ GiveJob(PoolWorker *worker, PoolJob *job)
 	uint8 kind = (uint8) job->kind;
 
 	if (job->kind == QUERY_VERDICTS)
+	{
 		pg_atomic_write_u32(&header->next, job->part);
+		pg_atomic_write_u32(&header->one_by_one, job->deaths > 0 ? 1 : 0);
+	}
 	worker->message_length = head + job->length;
 	worker->message = MemoryContextAllocHuge(pool_context, worker->message_length);
 	memcpy(worker->message, &job->id, sizeof(uint64));

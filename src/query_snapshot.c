@@ -37,6 +37,7 @@
 #include "pgstat.h"
 #include "storage/lmgr.h"
 #include "utils/builtins.h"
+#include "utils/guc.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
@@ -178,7 +179,8 @@ ReadRows(Request *request, int index, PlannedStmt *plan, const char *sql, ParamL
 		EncodeBatch(request, index, encoder, query->tupDesc, tuples, n, pages, &left);
 		MemoryContextSwitchTo(old);
 		MemoryContextReset(batch_context);
-		QueryCheckPeer();
+		if (!end)
+			QueryCheckPeer();
 	}
 	ExecutorFinish(query);
 	ExecutorEnd(query);
@@ -197,8 +199,10 @@ SnapshotSource(Request *request, int index, QueryPages *pages)
 	Oid *types = palloc(sizeof(Oid) * (source->nparams + 1));
 	ParamListInfo params = SourceQueryParameters(source, rel, types);
 	char *sql = SourceQueryText(source, rel);
-	PlannedStmt *plan = SourceQueryPlan(source, rel, request->role, sql, types, params);
+	PlannedStmt *plan;
+	int nestlevel = NewGUCNestLevel();
 
+	plan = SourceQueryPlan(source, rel, request->role, sql, types, params);
 	if (pages != NULL)
 	{
 		QueryPageBegin(pages, index);
@@ -208,6 +212,9 @@ SnapshotSource(Request *request, int index, QueryPages *pages)
 		/* Every source has a page. */
 		QueryPageEnd(pages);
 	}
+
+	/* What policies of this one have set is not for those of others. */
+	AtEOXact_GUC(false, nestlevel);
 	table_close(rel, NoLock);
 }
 
@@ -325,6 +332,7 @@ DescribeChannel(Request *request, StringInfo out)
 	WirePutBytes(out, narrowing.data, narrowing.len);
 	WirePutU8(out, 0);
 	WirePutU8(out, request->sources[0].recheck);
+	WirePutBytes(out, NULL, 0); /* rule */
 	SelectionQueryDescribeNothing(out);
 	MemoryContextSwitchTo(old);
 }
@@ -383,7 +391,6 @@ BeginSnapshot(Request *request)
 
 		QueryEnterIdentity(request->role, request->claims);
 		PushActiveSnapshot(GetTransactionSnapshot());
-		lsn = SharedInsertLsn();
 		joined = CheckJoin(request, attempt >= 2);
 		for (i = 0; i < request->nsources; i++)
 			SourceQueryDescribe(&request->sources[i], i, request->role, &request->describes[i]);
@@ -393,11 +400,11 @@ BeginSnapshot(Request *request)
 			return;
 
 		/*
-		 * Who compares the answer with an earlier one has to know all that it
-		 * can have seen.
+		 * Functions are not locked, and may have been replaced since the snapshot
+		 * was taken: whoever uses the answer has to know all that it can have
+		 * seen.
 		 */
-		if ((request->flags & (QUERY_WITH_POSITION | QUERY_WITH_KEYS)) != 0)
-			lsn = SharedInsertLsn();
+		lsn = SharedInsertLsn();
 		if ((request->flags & QUERY_WITH_KEYS) != 0)
 			for (i = 0; i < request->nsources; i++)
 				SourceQueryKeysOnly(&request->sources[i]);
@@ -451,7 +458,7 @@ SendDigest(Request *request)
 	WirePutU64(&message, request->digest.a);
 	WirePutU64(&message, request->digest.b);
 	WirePutU64(&message, (uint64) request->rows);
-	QuerySend(&message);
+	QuerySendPart(&message);
 }
 
 void
@@ -480,9 +487,9 @@ QueryRunSubscribe(WireReader *body)
 	QueryTransactionEnd();
 
 	for (i = 0; i < Max(request.nsources, 1); i++)
-		QuerySend(&request.describes[i]);
+		QuerySendPart(&request.describes[i]);
 	if (with_rows || (request.flags & QUERY_WITH_POSITION) != 0)
-		QuerySend(&request.snapshot);
+		QuerySendPart(&request.snapshot);
 	if (with_rows)
 	{
 		SendDigest(&request);

@@ -271,6 +271,7 @@ SourceQueryDescribe(SourceQuery *source, int index, Oid role, StringInfo out)
 	MemoryContext old = MemoryContextSwitchTo(query_job_context);
 	Relation rel = table_open(source->relid, NoLock);
 	Policy *policy;
+	StringInfoData rule;
 	ListCell *lc;
 	int i;
 
@@ -312,6 +313,9 @@ SourceQueryDescribe(SourceQuery *source, int index, Oid role, StringInfo out)
 	NarrowDescribe(policy, source->more, out);
 	WirePutU8(out, policy->functions);
 	WirePutU8(out, source->recheck);
+	initStringInfo(&rule);
+	(void) InlineRule(policy, &rule);
+	WirePutBytes(out, rule.data, rule.len);
 	SelectionQueryDescribe(source, rel, out);
 	table_close(rel, NoLock);
 }

@@ -25,10 +25,9 @@
  */
 #include "postgres.h"
 
-#include "query_internal.h"
+#include "query_batch.h"
 
 #include "encode.h"
-#include "record.h"
 
 #include "access/htup_details.h"
 #include "access/table.h"
@@ -53,44 +52,12 @@
 /* Of one identity's answer. */
 #define MAX_ANSWER (64 * 1024 * 1024)
 
-/* The rows of a job, and the identities that ask about them. */
-typedef struct VerdictRow
-{
-	char *data;
-	uint32 length;
-	bool identity_only; /* other columns are missing, not null */
-} VerdictRow;
-
-typedef struct VerdictJob
-{
-	Oid relid;
-	RecordDescription *desc;
-	uint32 nrows;
-	VerdictRow *rows;
-	XLogRecPtr lsn; /* noted after the last snapshot of the identity at hand */
-} VerdictJob;
-
-typedef struct VerdictIdentity
-{
-	Oid role;
-	char *claims;
-	uint64 fingerprint;
-	int ncasts;
-	int16 *casts; /* columns whose JSON is asked for */
-	uint32 nrows;
-	uint32 *rows;
-} VerdictIdentity;
-
 /* Until then locks are expected to be busy. */
 static TimestampTz locks_busy_until;
 
 
-/*
- * Can rows of the description be given to the table as it is now?  Columns
- * added since have their missing value, dropped ones are not asked for.
- */
-static bool
-DescriptionFits(const RecordDescription *desc, TupleDesc now)
+bool
+VerdictDescriptionFits(const RecordDescription *desc, TupleDesc now)
 {
 	int natts = Min(desc->tupdesc->natts, now->natts);
 	int i;
@@ -110,9 +77,9 @@ DescriptionFits(const RecordDescription *desc, TupleDesc now)
 	return true;
 }
 
-static void
-RowToParams(const VerdictJob *job, const VerdictRow *row, const Policy *policy, Bitmapset *needed,
-			Relation rel, ParamListInfo params)
+void
+VerdictRowToParams(const VerdictJob *job, const VerdictRow *row, const Policy *policy,
+				   Bitmapset *needed, Relation rel, ParamListInfo params)
 {
 	TupleDesc now = RelationGetDescr(rel);
 	int natts = now->natts;
@@ -207,9 +174,9 @@ RowIsVisible(const Policy *policy, ParamListInfo params)
 	return visible;
 }
 
-static void
-JudgeRows(const VerdictJob *job, const VerdictIdentity *identity, Policy *policy, Relation rel,
-		  uint8 *bitmap)
+void
+VerdictJudgeRows(const VerdictJob *job, const VerdictIdentity *identity, const Policy *policy,
+				 Relation rel, uint8 *bitmap)
 {
 	MemoryContext row_context = AllocSetContextCreate(CurrentMemoryContext, "changefeed row",
 													  ALLOCSET_DEFAULT_SIZES);
@@ -227,7 +194,8 @@ JudgeRows(const VerdictJob *job, const VerdictIdentity *identity, Policy *policy
 		else
 		{
 			MemoryContextSwitchTo(row_context);
-			RowToParams(job, &job->rows[identity->rows[i]], policy, policy->needed, rel, params);
+			VerdictRowToParams(job, &job->rows[identity->rows[i]], policy, policy->needed, rel,
+							   params);
 			visible = RowIsVisible(policy, params);
 			MemoryContextSwitchTo(old);
 			MemoryContextReset(row_context);
@@ -272,7 +240,7 @@ CastRows(const VerdictJob *job, const VerdictIdentity *identity, const Policy *p
 		if ((bitmap[i / 8] & (1 << (i % 8))) == 0)
 			continue;
 		MemoryContextSwitchTo(row_context);
-		RowToParams(job, &job->rows[identity->rows[i]], policy, needed, rel, params);
+		VerdictRowToParams(job, &job->rows[identity->rows[i]], policy, needed, rel, params);
 		for (k = 0; k < identity->ncasts; k++)
 		{
 			ParamExternData *value = &params->params[identity->casts[k] - 1];
@@ -293,9 +261,49 @@ CastRows(const VerdictJob *job, const VerdictIdentity *identity, const Policy *p
 	MemoryContextDelete(row_context);
 }
 
+Relation
+VerdictsBegin(const VerdictJob *job)
+{
+	int lock_timeout = GetCurrentTimestamp() < locks_busy_until ? VERDICT_LOCK_TIMEOUT_BUSY
+																: VERDICT_LOCK_TIMEOUT;
+
+	/* Less than the time limit: who waits for a lock has done nothing wrong. */
+	QueryTransactionBegin(Min(lock_timeout, setting_policy_timeout / 2), setting_policy_timeout);
+	return try_table_open(job->relid, AccessShareLock);
+}
+
+void
+VerdictPut(StringInfo out, const VerdictIdentity *identity, const Policy *policy,
+		   const uint8 *bitmap)
+{
+	int i;
+
+	WirePutU8(out, QUERY_VERDICT_OK);
+	WirePutU64(out, identity->fingerprint);
+	WirePutU32(out, policy->ndependencies);
+	for (i = 0; i < policy->ndependencies; i++)
+		WirePutU32(out, policy->dependencies[i]);
+	WirePutBytes(out, (const char *) bitmap, (identity->nrows + 7) / 8);
+}
+
+void
+VerdictAppend(StringInfo message, uint32 index, TimestampTz since, XLogRecPtr lsn,
+			  const StringInfoData *answer)
+{
+	/* All of it or nothing, should there be no memory. */
+	enlargeStringInfo(message, answer->len + 64);
+	if (message->len == 0)
+		QueryMessage(message, QUERY_VERDICT);
+	WirePutU32(message, sizeof(uint32) * 2 + sizeof(uint64) + answer->len);
+	WirePutU32(message, index);
+	WirePutU32(message, (uint32) Min(GetCurrentTimestamp() - since, PG_INT32_MAX));
+	WirePutU64(message, lsn);
+	appendBinaryStringInfo(message, answer->data, answer->len);
+}
+
 /* Judges in a transaction that the caller ends.  Appends to `out` when OK. */
 static int
-JudgeInTransaction(VerdictJob *job, const VerdictIdentity *identity, bool last_attempt,
+JudgeInTransaction(VerdictJob *job, const VerdictIdentity *identity, bool trial, bool last_attempt,
 				   StringInfo out, bool *again)
 {
 	Relation rel;
@@ -303,15 +311,11 @@ JudgeInTransaction(VerdictJob *job, const VerdictIdentity *identity, bool last_a
 	bool known;
 	uint8 *bitmap;
 	uint32 nbytes = (identity->nrows + 7) / 8;
-	int lock_timeout;
-	int i;
 
 	*again = false;
-	/* Less than the time limit: who waits for a lock has done nothing wrong. */
-	lock_timeout = GetCurrentTimestamp() < locks_busy_until ? VERDICT_LOCK_TIMEOUT_BUSY
-															: VERDICT_LOCK_TIMEOUT;
-	QueryTransactionBegin(Min(lock_timeout, setting_policy_timeout / 2), setting_policy_timeout);
-	rel = try_table_open(job->relid, AccessShareLock);
+	rel = VerdictsBegin(job);
+	if (trial)
+		QueryTrialLimit(VERDICT_TRIAL_MS);
 	if (rel == NULL)
 		return QUERY_VERDICT_OUTDATED;
 	known = PolicyLockDependencies(job->relid, identity->role);
@@ -321,7 +325,7 @@ JudgeInTransaction(VerdictJob *job, const VerdictIdentity *identity, bool last_a
 	job->lsn = Max(job->lsn, SharedInsertLsn());
 	policy = PolicyGet(job->relid, identity->role);
 	if (PolicyFingerprint(policy) != identity->fingerprint ||
-		!DescriptionFits(job->desc, RelationGetDescr(rel)))
+		!VerdictDescriptionFits(job->desc, RelationGetDescr(rel)))
 		return QUERY_VERDICT_OUTDATED;
 
 	/* Its tables have been locked after the snapshot was taken. */
@@ -333,14 +337,9 @@ JudgeInTransaction(VerdictJob *job, const VerdictIdentity *identity, bool last_a
 
 	bitmap = palloc0(Max(nbytes, 1));
 	if (policy->may_select && policy->state != POLICY_NOTHING)
-		JudgeRows(job, identity, policy, rel, bitmap);
+		VerdictJudgeRows(job, identity, policy, rel, bitmap);
 
-	WirePutU8(out, QUERY_VERDICT_OK);
-	WirePutU64(out, identity->fingerprint);
-	WirePutU32(out, policy->ndependencies);
-	for (i = 0; i < policy->ndependencies; i++)
-		WirePutU32(out, policy->dependencies[i]);
-	WirePutBytes(out, (char *) bitmap, nbytes);
+	VerdictPut(out, identity, policy, bitmap);
 	if (identity->ncasts > 0)
 		CastRows(job, identity, policy, rel, bitmap, out);
 	return QUERY_VERDICT_OK;
@@ -361,9 +360,14 @@ PutVerdictError(StringInfo out, const ErrorData *error)
 		WirePutBytes(out, text, pg_mbcliplen(text, strlen(text), QUERY_ERROR_LENGTH));
 }
 
-static void
-JudgeIdentity(VerdictJob *job, const VerdictIdentity *identity, StringInfo out)
+/*
+ * Judges an identity alone.  On `trial` others' answers wait meanwhile, so it has only
+ * a moment; false: that was not enough.
+ */
+static bool
+JudgeIdentity(VerdictJob *job, const VerdictIdentity *identity, bool trial, StringInfo out)
 {
+	volatile bool undone = false;
 	volatile int start = out->len;
 	volatile int attempt = 0;
 	volatile bool again = true;
@@ -376,14 +380,16 @@ JudgeIdentity(VerdictJob *job, const VerdictIdentity *identity, StringInfo out)
 			int status;
 
 			out->len = start;
-			status = JudgeInTransaction(job, identity, attempt++ >= 2, out, &once_more);
+			status = JudgeInTransaction(job, identity, trial, attempt++ >= 2, out, &once_more);
+			/* Whoever catches the cancel has not been judged, either. */
+			undone = trial && QueryTimedOut();
 			QueryTransactionEnd();
 			if (status != QUERY_VERDICT_OK)
 			{
 				out->len = start;
 				WirePutU8(out, (uint8) status);
 			}
-			again = once_more;
+			again = once_more && !undone;
 		}
 		PG_CATCH();
 		{
@@ -397,6 +403,7 @@ JudgeIdentity(VerdictJob *job, const VerdictIdentity *identity, StringInfo out)
 			RESUME_CANCEL_INTERRUPTS();
 
 			out->len = start;
+			undone = trial && QueryTimedOut();
 			if (error->sqlerrcode == ERRCODE_LOCK_NOT_AVAILABLE ||
 				error->sqlerrcode == ERRCODE_T_R_DEADLOCK_DETECTED)
 			{
@@ -411,6 +418,7 @@ JudgeIdentity(VerdictJob *job, const VerdictIdentity *identity, StringInfo out)
 		}
 		PG_END_TRY();
 	}
+	return !undone;
 }
 
 static void
@@ -463,19 +471,26 @@ ReadVerdictIdentity(const VerdictJob *job, WireReader *body, VerdictIdentity *id
 	}
 }
 
+static void
+Flush(StringInfo message)
+{
+	if (message->len > 0)
+		QuerySend(message);
+	resetStringInfo(message);
+}
+
 void
 QueryRunVerdicts(WireReader *body)
 {
 	VerdictJob job = {0};
 	WireBytes bytes;
 	char *description;
-	VerdictIdentity *identities = NULL;
-	uint32 nidentities;
 	uint32 i;
 	StringInfoData verdict;
-	StringInfoData message;
+	StringInfoData message; /* answers that are not sent yet */
+	TimestampTz since = 0;	/* the first of them */
 
-	nidentities = WireGetU32(body);
+	job.nidentities = WireGetU32(body);
 	job.relid = WireGetU32(body);
 	bytes = WireGetBytes(body);
 	if (!body->failed)
@@ -485,12 +500,12 @@ QueryRunVerdicts(WireReader *body)
 		job.desc = RecordReadDescription(description, bytes.length, query_job_context);
 	}
 	ReadVerdictRows(&job, body);
-	if (nidentities > body->length)
+	if (job.nidentities > body->length)
 		body->failed = true;
 	if (!body->failed)
-		identities = palloc0(sizeof(VerdictIdentity) * Max(nidentities, 1));
-	for (i = 0; i < nidentities && !body->failed; i++)
-		ReadVerdictIdentity(&job, body, &identities[i]);
+		job.identities = palloc0(sizeof(VerdictIdentity) * Max(job.nidentities, 1));
+	for (i = 0; i < job.nidentities && !body->failed; i++)
+		ReadVerdictIdentity(&job, body, &job.identities[i]);
 
 	/* Optional. */
 	if (!body->failed && body->offset < body->length)
@@ -515,18 +530,36 @@ QueryRunVerdicts(WireReader *body)
 						   psprintf("judging changes of %s.%s", job.desc->schema, job.desc->name));
 	initStringInfo(&verdict);
 	initStringInfo(&message);
-	while ((i = QueryNextIdentity()) < nidentities)
+	i = QueryNextIdentity();
+	while (i < job.nidentities)
 	{
-		TimestampTz start = GetCurrentTimestamp();
+		uint32 first = i;
+		TimestampTz start;
+		bool alone;
 
-		resetStringInfo(&verdict);
-		job.lsn = InvalidXLogRecPtr;
-		JudgeIdentity(&job, &identities[i], &verdict);
-		QueryMessage(&message, QUERY_VERDICT);
-		WirePutU32(&message, i);
-		WirePutU32(&message, (uint32) Min(GetCurrentTimestamp() - start, PG_INT32_MAX));
-		WirePutU64(&message, job.lsn);
-		appendBinaryStringInfo(&message, verdict.data, verdict.len);
-		QuerySend(&message);
+		i = VerdictsBatch(&job, i, &message, &alone);
+		if (alone)
+		{
+			/* It has failed once. */
+			if (i != first)
+				Flush(&message);
+			start = GetCurrentTimestamp();
+			resetStringInfo(&verdict);
+			job.lsn = InvalidXLogRecPtr;
+			if (!JudgeIdentity(&job, &job.identities[i], message.len > 0, &verdict))
+			{
+				Flush(&message);
+				resetStringInfo(&verdict);
+				(void) JudgeIdentity(&job, &job.identities[i], false, &verdict);
+			}
+			if (message.len == 0)
+				since = start;
+			VerdictAppend(&message, i, start, job.lsn, &verdict);
+			i = QueryNextIdentity();
+		}
+		if (!alone || QueryOneByOne() || message.len >= VERDICT_BATCH_BYTES ||
+			GetCurrentTimestamp() - since >= VERDICT_BATCH_US)
+			Flush(&message);
 	}
+	Flush(&message);
 }

@@ -73,6 +73,9 @@
 #include "utils/timeout.h"
 #include "utils/timestamp.h"
 
+/* Code that ignores the limit of a trial ends the worker with the third. */
+#define TRIAL_REPEAT_MS 50
+
 /* What may become of a role, as long as no role changes. */
 typedef struct RoleCheck
 {
@@ -94,9 +97,12 @@ static bool role_checks_valid;
 
 static TimeoutId limit_timeout;
 static int limit_ms;
+static bool limit_is_trial;
 static volatile sig_atomic_t limit_hits;
 
 /* What QueryLeaveIdentity goes back to. */
+static const char *identity_claims; /* in the transaction's memory */
+static Oid identity_role;
 static Oid identity_left;
 static int identity_left_context;
 static int identity_nestlevel;
@@ -123,17 +129,29 @@ QueryMessage(StringInfo out, QueryKind kind)
 	WirePutU8(out, (uint8) kind);
 }
 
-void
-QuerySend(StringInfo message)
+static void
+SendMessage(StringInfo message, bool flush)
 {
 	shm_mq_result result;
 
 	/* A cancel must not leave half a message in the queue. */
 	HOLD_CANCEL_INTERRUPTS();
-	result = shm_mq_send(results, message->len, message->data, false, true);
+	result = shm_mq_send(results, message->len, message->data, false, flush);
 	RESUME_CANCEL_INTERRUPTS();
 	if (result != SHM_MQ_SUCCESS)
 		proc_exit(0);
+}
+
+void
+QuerySend(StringInfo message)
+{
+	SendMessage(message, true);
+}
+
+void
+QuerySendPart(StringInfo message)
+{
+	SendMessage(message, false);
 }
 
 void
@@ -151,6 +169,12 @@ uint32
 QueryNextIdentity(void)
 {
 	return pg_atomic_fetch_add_u32(&segment->next, 1);
+}
+
+bool
+QueryOneByOne(void)
+{
+	return pg_atomic_read_u32(&segment->one_by_one) != 0;
 }
 
 static void
@@ -208,7 +232,8 @@ LimitReached(void)
 		QueryCancelPending = true;
 	else
 	{
-		pg_atomic_write_u32(&segment->timed_out, 1);
+		if (!limit_is_trial)
+			pg_atomic_write_u32(&segment->timed_out, 1);
 		ProcDiePending = true;
 	}
 	InterruptPending = true;
@@ -249,11 +274,23 @@ QueryTimeLimit(int64 time_limit)
 	/* Whoever has ignored that his time is up gets no more of it. */
 	if (limit_hits > 0)
 		return;
+	limit_is_trial = false;
 	limit_ms = (int) Min(time_limit, INT_MAX / 4);
 	/* Who goes on is given the time of a verdict to think better of it. */
 	enable_timeout_every(limit_timeout,
 						 TimestampTzPlusMilliseconds(GetCurrentTimestamp(), limit_ms),
 						 Min(limit_ms, setting_policy_timeout));
+}
+
+void
+QueryTrialLimit(int time_limit)
+{
+	if (limit_hits > 0)
+		return;
+	limit_is_trial = true;
+	enable_timeout_every(limit_timeout,
+						 TimestampTzPlusMilliseconds(GetCurrentTimestamp(), time_limit),
+						 Min(TRIAL_REPEAT_MS, setting_policy_timeout));
 }
 
 void
@@ -275,14 +312,18 @@ QueryTransactionBegin(int lock_timeout, int64 time_limit)
 	QueryTimeLimit(time_limit);
 }
 
-/* What a function can leave in the session in spite of a transaction's end. */
-static void
-ForgetSession(void)
+void
+QueryForgetSession(void)
 {
 	LockReleaseAll(USER_LOCKMETHOD, true);
 	DropAllPreparedStatements();
 	ResetSequenceCaches();
+}
 
+static void
+ForgetSession(void)
+{
+	QueryForgetSession();
 	search_path_role = InvalidOid;
 	MemoryContextSwitchTo(query_job_context);
 }
@@ -558,6 +599,21 @@ QueryInitBackend(MemoryContext context)
 	query_job_context = context;
 }
 
+void
+QueryNoteIdentity(Oid role, const char *claims)
+{
+	identity_claims = MemoryContextStrdup(TopTransactionContext, claims);
+	identity_role = role;
+}
+
+void
+QueryChangeClaims(const char *claims)
+{
+	/* Policies may cast this to json, which an empty text does not survive. */
+	QueryNoteIdentity(identity_role, claims[0] != '\0' ? claims : "{}");
+	SetLocal("request.jwt.claims", identity_claims);
+}
+
 /*
  * The worker's pinned output settings hold in here too, as they are settings
  * of its session and roles' own settings are not applied, search_path apart.
@@ -572,8 +628,8 @@ QueryEnterIdentity(Oid role, const char *claims)
 	GetUserIdAndSecContext(&identity_left, &identity_left_context);
 	SetLocal("search_path", QuerySearchPath(role));
 	SetLocal("row_security", "on");
-	/* Policies may cast this to json, which an empty text does not survive. */
-	SetLocal("request.jwt.claims", claims[0] != '\0' ? claims : "{}");
+	identity_role = role;
+	QueryChangeClaims(claims);
 	/* For those who ask session_user or current_setting('role'). */
 	SetLocal("session_authorization", GetUserNameFromId(role, false));
 	SetLocal("role", GetUserNameFromId(role, false));
@@ -585,6 +641,16 @@ QueryEnterIdentity(Oid role, const char *claims)
 	SetUserIdAndSecContext(role, identity_left_context | SECURITY_LOCAL_USERID_CHANGE |
 									 SECURITY_RESTRICTED_OPERATION);
 	identity_nestlevel = NewGUCNestLevel();
+}
+
+bool
+QueryIdentityIsIntact(void)
+{
+	const char *claims = GetConfigOption("request.jwt.claims", true, false);
+	const char *role = GetConfigOption("role", true, false);
+
+	return GetUserId() == identity_role && claims != NULL && strcmp(claims, identity_claims) == 0 &&
+		   role != NULL && strcmp(role, GetUserNameFromId(identity_role, false)) == 0;
 }
 
 /*
@@ -695,12 +761,19 @@ TakeJobs(void)
 			MemoryContextSwitchTo(TopMemoryContext);
 			MemoryContextReset(query_job_context);
 			pgstat_report_activity(STATE_IDLE, NULL);
-			pgstat_report_stat(false);
+			(void) pgstat_report_stat(false);
 		}
 		else
 		{
-			pgstat_report_stat(true);
-			(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_EXIT_ON_PM_DEATH, -1L, wait_event);
+			/* More may come soon; what is counted goes out once in a while. */
+			long ms = pgstat_report_stat(false);
+
+			if (ms <= 0)
+				(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_EXIT_ON_PM_DEATH, -1L, wait_event);
+			else if ((WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, ms,
+								wait_event) &
+					  WL_TIMEOUT) != 0)
+				pgstat_report_stat(true);
 			ResetLatch(MyLatch);
 		}
 

@@ -5,7 +5,8 @@
  *
  * Numbers are in host order and unaligned, except that the tuples of a CHANGE
  * begin at multiples of eight: shm_mq hands out messages that begin at a
- * MAXALIGNed address, so the tuples can be used where they lie.
+ * MAXALIGNed address, and so do the records in them, so the tuples can be used
+ * where they lie.
  *
  * Process: decoder (writes), feed worker and query workers (read).
  *
@@ -119,11 +120,14 @@ RecordWriteChange(StringInfo out, uint32 version, char operation, uint8 has_old,
 }
 
 void
-RecordWriteTouch(StringInfo out, Oid relid, bool told)
+RecordFillTouch(char *out, Oid relid, bool told)
 {
-	StartRecord(out, RECORD_TOUCH);
-	WirePutU32(out, relid);
-	WirePutU8(out, told);
+	RecordHeader header = {0};
+
+	header.kind = RECORD_TOUCH;
+	memcpy(out, &header, sizeof(header));
+	memcpy(out + 8, &relid, 4);
+	out[12] = told;
 }
 
 void
@@ -143,10 +147,11 @@ RecordWriteBarrier(StringInfo out, RecordBarrierKind kind, Oid relid, uint64 sta
 }
 
 void
-RecordWriteLost(StringInfo out, Oid relid, const char *why)
+RecordWriteLost(StringInfo out, Oid relid, bool too_large, const char *why)
 {
 	StartRecord(out, RECORD_LOST);
 	WirePutU32(out, relid);
+	WirePutU8(out, too_large);
 	WirePutString(out, why);
 }
 
@@ -161,14 +166,38 @@ RecordWriteMessage(StringInfo out, const RecordMessage *message)
 }
 
 void
-RecordWriteCommit(StringInfo out, const RecordCommit *commit)
+RecordFillCommit(char *out, const RecordCommit *commit)
 {
-	StartRecord(out, RECORD_COMMIT);
-	WirePutU64(out, commit->xid);
-	WirePutU64(out, commit->lsn);
-	WirePutU64(out, commit->end_lsn);
-	WirePutU64(out, (uint64) commit->time);
-	WirePutU8(out, commit->immediate);
+	RecordHeader header = {0};
+	uint64 body[] = {commit->xid, commit->lsn, commit->end_lsn, (uint64) commit->time};
+
+	header.kind = RECORD_COMMIT;
+	memcpy(out, &header, sizeof(header));
+	memcpy(out + 8, body, sizeof(body));
+	out[40] = commit->immediate;
+}
+
+bool
+RecordNextOfBatch(const char *batch, Size batch_length, Size *offset, const char **data,
+				  Size *length)
+{
+	Size left = batch_length - *offset;
+	uint64 found;
+
+	if (left == 0)
+		return false;
+	if (left >= RECORD_BATCH_HEAD)
+		memcpy(&found, batch + *offset, RECORD_BATCH_HEAD);
+	else
+		found = 0;
+	if (found < sizeof(RecordHeader) || found > left - RECORD_BATCH_HEAD)
+		ereport(ERROR, (errcode(ERRCODE_DATA_CORRUPTED),
+						errmsg_internal("change record of %llu bytes in a batch with %zu left",
+										(unsigned long long) found, left)));
+	*data = batch + *offset + RECORD_BATCH_HEAD;
+	*length = (Size) found;
+	*offset += Min(left, RecordBatchSpace(*length));
+	return true;
 }
 
 /* Positions a reader behind the header of a record of that kind. */
@@ -308,11 +337,12 @@ RecordReadTruncate(const char *data, Size length)
 }
 
 Oid
-RecordReadLost(const char *data, Size length)
+RecordReadLost(const char *data, Size length, bool *too_large)
 {
 	WireReader in = OpenRecord(data, length, RECORD_LOST);
 	Oid relid = WireGetU32(&in);
 
+	*too_large = WireGetU8(&in) != 0;
 	(void) WireGetBytes(&in);
 	CloseRecord(WireAtEnd(&in), RECORD_LOST);
 	return relid;

@@ -3,8 +3,10 @@
  * record.h
  *		Change records: what the decoder tells the feed worker.
  *
- * One record is one shm_mq message: a RecordHeader, then the body of its kind,
- * written with StringInfo in host order and read with wire.h.  All records of
+ * A record is a RecordHeader, then the body of its kind, written with
+ * StringInfo in host order and read with wire.h.  A shm_mq message is a batch of
+ * records: each behind eight bytes that tell its length, and padded to a
+ * multiple of eight (the last one need not be).  All records of
  * a transaction are contiguous, in the order of execution, and end with its
  * COMMIT; transactions come in the order of their commit records.  A reader
  * that finds the queue detached discards the records behind the last COMMIT.
@@ -51,7 +53,7 @@ typedef enum RecordKind
 	 * u32 version, u8 operation ('I' 'U' 'D'), u8 has old (0: none, 1: whole
 	 * row, 2: only the columns of the replica identity, others null), u8 has
 	 * new, u32 old length, u32 new length, then padding up to the next
-	 * multiple of 8 from the start of the message, the old tuple, padding to
+	 * multiple of 8 from the start of the record, the old tuple, padding to
 	 * 8, the new tuple.
 	 */
 	RECORD_CHANGE = 'C',
@@ -77,8 +79,10 @@ typedef enum RecordKind
 	RECORD_BARRIER = 'B',
 
 	/*
-	 * A change of this source could not be copied (error while doing so): the
-	 * source has to be resnapshotted.  u32 relid (0: all), bytes why
+	 * A change of this source could not be copied (error while doing so), or
+	 * the transaction has become larger than is sent: the source has to be
+	 * resnapshotted, in the second case like all others that the transaction
+	 * has changed.  u32 relid (0: all), u8 too large, bytes why
 	 */
 	RECORD_LOST = 'L',
 
@@ -179,12 +183,10 @@ RecordWriteDescription(StringInfo out, uint32 version, Oid relid, char identity,
 					   const char *name, TupleDesc tupdesc, const uint8 *flags);
 extern void RecordWriteChange(StringInfo out, uint32 version, char operation, uint8 has_old,
 							  HeapTuple old_tuple, HeapTuple new_tuple);
-extern void RecordWriteTouch(StringInfo out, Oid relid, bool told);
 extern void RecordWriteTruncate(StringInfo out, Oid relid);
 extern void RecordWriteBarrier(StringInfo out, RecordBarrierKind kind, Oid relid, uint64 state);
-extern void RecordWriteLost(StringInfo out, Oid relid, const char *why);
+extern void RecordWriteLost(StringInfo out, Oid relid, bool too_large, const char *why);
 extern void RecordWriteMessage(StringInfo out, const RecordMessage *message);
-extern void RecordWriteCommit(StringInfo out, const RecordCommit *commit);
 
 /*
  * What precedes the tuples of a CHANGE, its padding included, for a sender
@@ -194,8 +196,31 @@ extern void RecordWriteCommit(StringInfo out, const RecordCommit *commit);
 extern void RecordFillChangeHead(char *head, uint32 version, char operation, uint8 has_old,
 								 HeapTuple old_tuple, HeapTuple new_tuple, TransactionId subxid);
 
+/* These are written for each transaction, and have one size. */
+#define RECORD_TOUCH_SIZE  13
+#define RECORD_COMMIT_SIZE 41
+extern void RecordFillTouch(char *out, Oid relid, bool told);
+extern void RecordFillCommit(char *out, const RecordCommit *commit);
+
+/* A record within a batch: what precedes it, and the room that it takes. */
+#define RECORD_BATCH_HEAD		 8
+#define RecordBatchSpace(length) (RECORD_BATCH_HEAD + TYPEALIGN(8, length))
+
+static inline void
+RecordFillBatchHead(char *head, uint64 length)
+{
+	memcpy(head, &length, RECORD_BATCH_HEAD);
+}
+
 /*
- * Reading.  `data` is a whole message; a malformed one raises an error
+ * Takes the next record of a batch; `offset` begins at 0.  False: that was the
+ * last one.  The record is MAXALIGNed if the batch is.
+ */
+extern bool RecordNextOfBatch(const char *batch, Size batch_length, Size *offset, const char **data,
+							  Size *length);
+
+/*
+ * Reading.  `data` is a whole record; a malformed one raises an error
  * (ERRCODE_DATA_CORRUPTED), since both sides are ours.
  */
 extern RecordDescription *
@@ -203,7 +228,7 @@ RecordReadDescription(const char *data, Size length, MemoryContext context);
 extern void RecordReadChange(const char *data, Size length, RecordChange *change);
 extern void RecordReadTouch(const char *data, Size length, Oid *relid, bool *told);
 extern Oid RecordReadTruncate(const char *data, Size length);
-extern Oid RecordReadLost(const char *data, Size length);
+extern Oid RecordReadLost(const char *data, Size length, bool *too_large);
 extern void RecordReadBarrier(const char *data, Size length, RecordBarrierKind *kind, Oid *relid,
 							  uint64 *state);
 extern void RecordReadMessage(const char *data, Size length, RecordMessage *message);

@@ -17,6 +17,8 @@
 #include "audience.h"
 #include "feed.h"
 #include "http.h"
+#include "policy_rule.h"
+#include "receivers.h"
 #include "presence.h"
 #include "gateways.h"
 #include "users.h"
@@ -209,6 +211,7 @@ ConnectionSetBehind(Connection *connection, uint64 cursor)
 	if (connection->live)
 	{
 		connection->live = false;
+		ReceiversExit(connection);
 		dlist_push_tail(&all_connections_behind, &connection->behind_node);
 	}
 	connection->cursor = cursor;
@@ -222,6 +225,14 @@ ConnectionSetLive(Connection *connection)
 	connection->live = true;
 	connection->waits_verdict = false;
 	dlist_delete(&connection->behind_node);
+	ReceiversEnter(connection);
+}
+
+void
+ConnectionSetClosing(Connection *connection)
+{
+	connection->closing = true;
+	ReceiversExit(connection);
 }
 
 int
@@ -305,7 +316,7 @@ SameView(const View *a, const View *b)
 		   a->recheck == b->recheck && a->fingerprint == b->fingerprint &&
 		   a->ncolumns == b->ncolumns && a->nkey == b->nkey &&
 		   a->ndependencies == b->ndependencies && a->casts == b->casts &&
-		   a->functions == b->functions &&
+		   a->functions == b->functions && a->rule == b->rule &&
 		   memcmp(a->columns, b->columns, sizeof(int16) * a->ncolumns) == 0 &&
 		   memcmp(a->key, b->key, sizeof(int16) * a->nkey) == 0 &&
 		   memcmp(a->dependencies, b->dependencies, sizeof(Oid) * a->ndependencies) == 0 &&
@@ -351,6 +362,7 @@ ViewIntern(Identity *identity, const View *view)
 	copy->dependencies = Copy(view->dependencies, sizeof(Oid) * view->ndependencies);
 	copy->narrowing = Copy(view->narrowing, view->narrowing_length);
 	copy->refcount = 1;
+	PolicyRuleKeep(copy->rule);
 	DependencyAdd(identity, copy);
 	identity->refcount++;
 	identity->views = lcons(copy, identity->views);
@@ -369,6 +381,7 @@ ViewRelease(Identity *identity, View *view)
 		pfree(view->key);
 		pfree(view->dependencies);
 		pfree(view->narrowing);
+		PolicyRuleRelease(view->rule);
 		pfree(view);
 	}
 	IdentityRelease(identity);
@@ -624,6 +637,10 @@ SubscriptionSetState(Subscription *s, SubscriptionState state)
 		s->holds = false;
 		s->connection->held--;
 	}
+	if (works)
+		ReceiversLeave(s);
+	else
+		ReceiversJoin(s);
 	Count(s, -1);
 	s->state = state;
 	Count(s, 1);

@@ -59,7 +59,9 @@ int setting_max_payload;
 int setting_max_connections;
 int setting_max_subscriptions;
 int setting_policy_timeout;
+bool setting_inline_policies;
 int setting_recheck_interval;
+bool setting_audience_index;
 bool setting_compression;
 int setting_call_workers;
 int setting_call_timeout;
@@ -547,6 +549,13 @@ DefineIdentitySettings(void)
 		"concerned.",
 		&setting_policy_timeout, 1000, 10, 600 * 1000, PGC_SUSET, GUC_UNIT_MS, NULL, NULL, NULL);
 
+	DefineCustomBoolVariable(
+		"changefeed.inline_policies",
+		"Evaluate policies in the feed worker if they only compare columns with claims.",
+		"changefeed.explain says which ones these are. Query workers evaluate the others, or all of them when it is "
+		"off, with the same results.",
+		&setting_inline_policies, true, PGC_SUSET, 0, NULL, NULL, NULL);
+
 	DefineCustomIntVariable(
 		"changefeed.recheck_interval",
 		"Time after which policies that depend on more than tables are evaluated again.",
@@ -554,6 +563,12 @@ DefineIdentitySettings(void)
 		"that are not in the WAL, changes reach the client after this time at the latest. 0 turns it off: "
 		"then they reach it with the next snapshot.",
 		&setting_recheck_interval, 60, 0, 24 * 3600, PGC_SUSET, GUC_UNIT_S, NULL, NULL, NULL);
+
+	DefineCustomBoolVariable(
+		"changefeed.audience_index", "Finds those whom a changed row concerns by the values in it.",
+		"Off, the conditions and policies of everybody who is subscribed to the channel are tried on each "
+		"changed row, with the same result.",
+		&setting_audience_index, true, PGC_SUSET, 0, NULL, NULL, NULL);
 }
 
 static const struct config_enum_entry decoders[] = {{"native", DECODER_NATIVE, false},

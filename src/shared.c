@@ -58,10 +58,12 @@ InitializeFeed(DatabaseFeed *feed)
 	pg_atomic_init_u32(&feed->restart_wanted, 0);
 	pg_atomic_init_u32(&feed->feed_proc, PG_UINT32_MAX);
 	pg_atomic_init_u64(&feed->decoded_lsn, 0);
+	pg_atomic_init_u64(&feed->queue_begun, 0);
 	pg_atomic_init_u64(&feed->decoded_wanted, 0);
 	pg_atomic_init_u64(&feed->flush_wanted, 0);
 	pg_atomic_init_u64(&feed->confirm_lsn, 0);
 	pg_atomic_init_u64(&feed->wake_at, PG_UINT64_MAX);
+	pg_atomic_init_u32(&feed->decoder_sleeps, 0);
 	pg_atomic_init_u32(&feed->visibility_wanted, 0);
 	pg_atomic_init_u64(&feed->role_changes, 0);
 	pg_atomic_init_u32(&feed->wanted_version, 0);
@@ -96,9 +98,11 @@ SharedNewGeneration(DatabaseFeed *feed, dsm_handle queue_segment)
 	pg_atomic_write_u64(&feed->epoch, 0);
 	pg_atomic_write_u64(&feed->start_lsn, 0);
 	pg_atomic_write_u64(&feed->decoded_lsn, 0);
+	pg_atomic_write_u64(&feed->queue_begun, 0);
 	pg_atomic_write_u64(&feed->decoded_wanted, 0);
 	pg_atomic_write_u64(&feed->confirm_lsn, 0);
 	pg_atomic_write_u64(&feed->wake_at, PG_UINT64_MAX);
+	pg_atomic_write_u32(&feed->decoder_sleeps, 0);
 	pg_atomic_write_u32(&feed->visibility_wanted, 0);
 	feed->nwanted = 0;
 	pg_atomic_fetch_add_u32(&feed->wanted_version, 1);
@@ -388,6 +392,20 @@ SharedWake(pg_atomic_uint32 *procno)
 
 	if (number < ProcGlobal->allProcCount)
 		SetLatch(&ProcGlobal->allProcs[number].procLatch);
+}
+
+/*
+ * The caller has flushed something, or asked for it, with a full barrier behind
+ * that.  The decoder says that it sleeps, then looks at the WAL once more: one
+ * of us notices.  Who resets the mark sets the latch; it is not reset behind the
+ * wake-up, when the decoder may have set it again.
+ */
+void
+SharedWakeDecoder(DatabaseFeed *feed)
+{
+	if (pg_atomic_read_u32(&feed->decoder_sleeps) != 0 &&
+		pg_atomic_exchange_u32(&feed->decoder_sleeps, 0) != 0)
+		SharedWake(&feed->decoder_proc);
 }
 
 /*

@@ -69,12 +69,42 @@ typedef struct DatabaseFeed
 	pg_atomic_uint64 epoch;		/* 0: no slot yet */
 	pg_atomic_uint64 start_lsn; /* decoding began here in this generation */
 
-	/* Process numbers for SetLatch, -1: none.  Each set by its own process. */
 	/* The pair ends by intent, to be started again at once (0 or 1). */
 	pg_atomic_uint32 restart_wanted;
 
-	pg_atomic_uint32 decoder_proc; /* PG_UINT32_MAX: none */
+	/*
+	 * What each commit reads has a cache line of its own: the counters and
+	 * positions around it are written all the time.
+	 */
+	char begin_of_line[PG_CACHE_LINE_SIZE];
+
+	/*
+	 * Process numbers for SetLatch, PG_UINT32_MAX: none.  Each set by its own
+	 * process.
+	 */
+	pg_atomic_uint32 decoder_proc;
 	pg_atomic_uint32 feed_proc;
+
+	/*
+	 * The decoder sleeps until a commit wakes it (0 or 1); otherwise it looks by
+	 * itself soon.  Set by the decoder, reset by it or by who wakes it.
+	 */
+	pg_atomic_uint32 decoder_sleeps;
+
+	/*
+	 * The feed worker waits for this transaction (an xid, 0: for none) to become
+	 * visible.
+	 */
+	pg_atomic_uint32 visibility_wanted;
+
+	/*
+	 * WAL has to be flushed up to here although nobody waits for it
+	 * (synchronous_commit = off, snapshots): raised by backends and feed
+	 * worker, obeyed by the decoder.
+	 */
+	pg_atomic_uint64 flush_wanted;
+
+	char end_of_line[PG_CACHE_LINE_SIZE];
 
 	/*
 	 * Written by the decoder: everything that ends at or before this LSN has
@@ -83,17 +113,16 @@ typedef struct DatabaseFeed
 	pg_atomic_uint64 decoded_lsn;
 
 	/*
+	 * Messages that the decoder has begun to put into the queue.  Written by it,
+	 * before the message.
+	 */
+	pg_atomic_uint64 queue_begun;
+
+	/*
 	 * The decoder sets the feed worker's latch when decoded_lsn reaches this
 	 * (0: nobody waits).  Written by the feed worker, reset by the decoder.
 	 */
 	pg_atomic_uint64 decoded_wanted;
-
-	/*
-	 * WAL has to be flushed up to here although nobody waits for it
-	 * (synchronous_commit = off, snapshots): raised by backends and feed
-	 * worker, obeyed by the decoder.
-	 */
-	pg_atomic_uint64 flush_wanted;
 
 	/*
 	 * Start of the commit record of the oldest transaction in the log: the
@@ -117,9 +146,6 @@ typedef struct DatabaseFeed
 	 * cluster's WAL gets here: its slot holds that WAL, too.
 	 */
 	pg_atomic_uint64 wake_at;
-
-	/* The feed worker waits for a commit to become visible (0 or 1). */
-	pg_atomic_uint32 visibility_wanted;
 
 	/*
 	 * Raised when roles or memberships were changed by a command in any
@@ -241,6 +267,9 @@ extern FeedState SharedStateOfDatabase(Oid database);
 
 /* Sets the latch of the process with that number, if there is one. */
 extern void SharedWake(pg_atomic_uint32 *procno);
+
+/* Something was committed: wakes the decoder if it sleeps. */
+extern void SharedWakeDecoder(DatabaseFeed *feed);
 
 /*
  * The decoder is about to sleep: a commit in any database shall wake it once

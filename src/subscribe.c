@@ -25,6 +25,7 @@
 #include "subscribe.h"
 #include "gateways.h"
 #include "http.h"
+#include "receivers.h"
 
 #include <unistd.h>
 
@@ -104,6 +105,7 @@ SubscribeForget(Subscription *s)
 {
 	int i;
 
+	ReceiversLeave(s);
 	RecheckForget(s);
 	CheckForget(s);
 	PaceForget(s);

@@ -14,6 +14,7 @@
 #include "postgres.h"
 
 #include "audience.h"
+#include "policy_rule.h"
 #include "subscribe.h"
 #include "wire_write.h"
 
@@ -150,7 +151,7 @@ SubscribeAsk(Subscription *s)
 
 /* ---- answers ---- */
 
-/* A description from a query worker, as a view in turn memory. */
+/* A description from a query worker, as a view in turn memory; its rule is referenced. */
 static int
 ReadView(Channel *channel, Audience *audience, WireReader *r, View *result)
 {
@@ -159,6 +160,7 @@ ReadView(Channel *channel, Audience *audience, WireReader *r, View *result)
 	int ncasts;
 	int16 *casts;
 	WireBytes narrowing;
+	WireBytes rule;
 	int i;
 
 	if (r->failed || index >= channel->nviews)
@@ -198,6 +200,7 @@ ReadView(Channel *channel, Audience *audience, WireReader *r, View *result)
 	narrowing = WireGetBytes(r);
 	view.functions = WireGetU8(r) != 0;
 	view.recheck = WireGetU8(r);
+	rule = WireGetBytes(r);
 	AudienceDescribe(audience, index, r);
 	if (!WireAtEnd(r))
 		ereport(ERROR, (errcode(ERRCODE_PROTOCOL_VIOLATION),
@@ -205,6 +208,7 @@ ReadView(Channel *channel, Audience *audience, WireReader *r, View *result)
 	view.narrowing = unconstify(char *, narrowing.data);
 	view.narrowing_length = (int) narrowing.length;
 	view.casts = CastListIntern(casts, ncasts);
+	view.rule = PolicyRuleIntern(view.relid, rule.data, (int) rule.length);
 
 	/* Their values come with the verdict. */
 	if (view.casts != NULL && view.rls == 0)
@@ -224,6 +228,7 @@ SubscribeReadView(Identity *identity, Channel *channel, Audience *audience, View
 		ereport(ERROR, (errcode(ERRCODE_PROTOCOL_VIOLATION),
 						errmsg("malformed description from a query worker")));
 	views[index] = ViewIntern(identity, &view);
+	PolicyRuleRelease(view.rule);
 }
 
 int
@@ -259,6 +264,9 @@ SubscribeSameView(Subscription *s, WireReader *r)
 	View view;
 	View *mine = s->views[ReadView(s->instance->channel, NULL, r, &view)];
 
+	PolicyRuleRelease(view.rule);
+	if (view.rule != NULL && mine->rule != NULL && view.rule != mine->rule)
+		return false;
 	return view.fingerprint == mine->fingerprint && view.rls == mine->rls &&
 		   view.ncolumns == mine->ncolumns &&
 		   memcmp(view.columns, mine->columns, sizeof(int16) * view.ncolumns) == 0;

@@ -26,6 +26,7 @@
 #include "postgres.h"
 
 #include "feed.h"
+#include "policy_rule.h"
 #include "wire_write.h"
 
 #include "storage/latch.h"
@@ -53,6 +54,8 @@ typedef struct Question
 	uint32 version; /* of the row's description */
 	uint64 fingerprint;
 	const CastList *casts;
+	uint64 map; /* serial number of the map, of which is: */
+	VerdictSet *set;
 } Question;
 
 /* The answer for one identity. */
@@ -229,6 +232,19 @@ FindSet(TransactionMap *map, Identity *identity, Oid relid, const CastList *cast
 }
 
 Verdict
+VerdictInline(TransactionMap *map, const View *view, int image)
+{
+	Verdict verdict;
+
+	if (view->rule == NULL)
+		return VERDICT_UNKNOWN;
+	verdict = PolicyRuleJudge(view->rule, map, image);
+
+	/* What casts make of a visible row comes with a query worker's verdict. */
+	return verdict == VERDICT_VISIBLE && view->casts != NULL ? VERDICT_UNKNOWN : verdict;
+}
+
+Verdict
 VerdictGet(TransactionMap *map, Identity *identity, const View *view, int image)
 {
 	VerdictSet *set = FindSet(map, identity, view->relid, view->casts, false);
@@ -246,14 +262,11 @@ VerdictTexts(TransactionMap *map, Identity *identity, const View *view, int imag
 	return &set->texts[image * view->casts->n];
 }
 
-void
-VerdictAsk(TransactionMap *map, Identity *identity, View *view, int image)
+static void
+Ask(TransactionMap *map, VerdictSet *set, Identity *identity, const View *view, int image)
 {
-	VerdictSet *set = FindSet(map, identity, view->relid, view->casts, true);
 	Question *q;
 
-	if (set->states[image] != VERDICT_UNKNOWN)
-		return;
 	counters.verdicts_asked++;
 	set->states[image] = VERDICT_ASKED;
 
@@ -274,17 +287,36 @@ VerdictAsk(TransactionMap *map, Identity *identity, View *view, int image)
 	q->version = map->images[image].desc->version;
 	q->fingerprint = view->fingerprint;
 	q->casts = view->casts;
+	q->map = map->serial;
+	q->set = set;
 }
 
-/* The verdicts that a question belongs to, if its transaction is still there. */
+void
+VerdictAsk(TransactionMap *map, Identity *identity, View *view, int image)
+{
+	(void) VerdictGetOrAsk(map, identity, view, image);
+}
+
+Verdict
+VerdictGetOrAsk(TransactionMap *map, Identity *identity, const View *view, int image)
+{
+	VerdictSet *set = FindSet(map, identity, view->relid, view->casts, true);
+	Verdict verdict = (Verdict) set->states[image];
+
+	if (verdict == VERDICT_UNKNOWN)
+		Ask(map, set, identity, view, image);
+	return verdict;
+}
+
+/* The verdicts that a question belongs to, if its map is still there. */
 static VerdictSet *
 SetOf(const Question *q)
 {
 	LogTransaction *transaction = PaceTransaction(q->number);
 
-	if (transaction == NULL || transaction->map == NULL)
+	if (transaction == NULL || transaction->map == NULL || transaction->map->serial != q->map)
 		return NULL;
-	return FindSet(transaction->map, q->identity, q->relid, q->casts, false);
+	return q->set;
 }
 
 static uint8 *
@@ -301,6 +333,9 @@ CompareQuestions(const void *a, const void *b)
 	const Question *x = a;
 	const Question *y = b;
 
+	/* Workers judge those of a role together. */
+	if (x->identity->info.role != y->identity->info.role)
+		return x->identity->info.role < y->identity->info.role ? -1 : 1;
 	if (x->identity->serial != y->identity->serial)
 		return x->identity->serial < y->identity->serial ? -1 : 1;
 	if (x->fingerprint != y->fingerprint)

@@ -99,11 +99,12 @@ export class Rig {
     this.connect_ms = us / 1000;
   }
 
-  // Some changes, to see how fast it is and to have everything ready, then as many as take three seconds, at most
-  // `most` of them.
-  async measure(table, most) {
-    const first = await this.write(table, Math.min(20, most));
-    return this.write(table, Math.max(Math.min(20, most), Math.min(most, Math.round(first.changes_per_s * 3))));
+  // Some changes, to see how fast it is and to have everything ready, then as many as take that many seconds, at most
+  // `changes` of them.
+  async measure(table, { changes, seconds }) {
+    const few = Math.min(20, changes);
+    const { changes_per_s: rate } = await this.write(table, few);
+    return this.write(table, Math.max(few, Math.min(changes, Math.round(rate * seconds))));
   }
 
   // Writes n changes as fast as one backend can, and waits until all that follows from them was delivered.
@@ -143,7 +144,6 @@ export class Rig {
       await sleep(5);
     }
     const after = cluster.cpu();
-    // Changes that nobody sees at the end are not waited for: there are none, since rows come in turn.
     for (const name of ['strays', 'errors', 'closed', 'resyncs', 'unknown']) {
       if (got[name] > 0) throw new WrongResult(`${table}, ${identities} identities: the counting program saw ${got[name]} ${name}`);
     }
@@ -164,7 +164,7 @@ export class Rig {
       feed_us_per_change: cpu.feed,
       query_us_per_change: cpu.query,
       written_per_s: n / ((written - began) / 1000),
-      changes: n, deliveries, connect_ms: this.connect_ms,
+      changes: n, deliveries: got.deliveries, expected: deliveries, connect_ms: this.connect_ms,
     };
   }
 

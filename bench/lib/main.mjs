@@ -26,6 +26,7 @@ for (let i = 2; i < process.argv.length; i += 1) {
 const unknown = options.only.filter((name) => !known.includes(name));
 if (unknown.length > 0) throw new Error(`there is no scenario ${unknown.join(', ')}; there are ${known.join(', ')}`);
 
+const began = performance.now();
 mkdirSync(options.out, { recursive: true });
 const results = [];
 const lines = [];
@@ -65,4 +66,16 @@ for (const result of results) {
 console.log('');
 for (const line of lines) console.log(line);
 if (!failed) finishProfile(options.only.join(', '));
+
+// The last line, for programs: what the targets are about, with how many were met
+const count = (met) => targets.filter(({ target }) => target.met === met).length;
+console.log(JSON.stringify({
+  benchmark: 'pg_changefeed', form: options.tiny ? 'tiny' : options.quick ? 'quick' : 'long', commit: results[0]?.commit ?? null,
+  seconds: Math.round((performance.now() - began) / 1000), met: count(true), missed: count(false), not_measured: count(null),
+  failed: results.filter((result) => result.failed !== undefined || result.wrong.length > 0).map(({ scenario }) => scenario),
+  targets: Object.fromEntries(targets.map(({ result, each, target }) => [
+    `${result.scenario}, ${each.name}: ${target.name}`,
+    { measured: target.measured === null ? null : Number(target.measured.toPrecision(3)), at_least: target.at_least, at_most: target.at_most, met: target.met },
+  ])),
+}));
 process.exitCode = failed ? 1 : 0;

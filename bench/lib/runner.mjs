@@ -89,6 +89,7 @@ function targetsOf(scenario, each, systems, ratios) {
     found.push({
       name: target.name, [above ? 'at_least' : 'at_most']: limit, measured,
       met: measured === null ? null : above ? measured >= limit : measured <= limit,
+      ratio: target.ratio, system: target.system, metric: target.metric,
     });
   }
   return found;

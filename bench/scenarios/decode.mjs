@@ -18,12 +18,12 @@ import { WrongResult } from '../lib/runner.mjs';
 
 export const title = 'decoding WAL, beside an output plugin that does nothing';
 export const unit = 'changes per second of CPU time of the process that decodes';
-export const metrics = { changes_per_cpu_s: '/s', changes_per_s: '/s', cpu_us_per_change: 'us', feed_us_per_change: 'us' };
+export const metrics = { changes_per_cpu_s: '/s', changes_per_s: '/s', cpu_us_per_change: 'µs', feed_us_per_change: 'µs' };
 
 export function cases({ quick, tiny, arguments: given = {} }) {
   const transactions = Number(given.transactions ?? (tiny ? 100 : quick ? 10000 : 30000));
   const bulk = Number(given.bulk ?? (tiny ? 1000 : quick ? 200000 : 1000000));
-  const repeats = tiny ? 1 : 3;
+  const repeats = tiny ? 1 : quick ? 2 : 3;
   const systems = ['pg_changefeed', 'noop plugin'];
   return [
     { name: 'nobody subscribed', changes: transactions, kind: 'single', subscribers: 0, repeats, systems },

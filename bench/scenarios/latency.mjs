@@ -18,7 +18,7 @@ import { quantile } from '../lib/stats.mjs';
 export const title = 'commit-to-client latency';
 export const unit = 'microseconds from just before the writer sends its one-statement transaction to its receipt by the client';
 export const metrics = {
-  p50_us: 'us', p99_us: 'us', p999_us: 'us', commit_p50_us: 'us', after_commit_p50_us: 'us', written_per_s: '/s',
+  p50_us: 'µs', p99_us: 'µs', p999_us: 'µs', commit_p50_us: 'µs', after_commit_p50_us: 'µs', written_per_s: '/s',
 };
 
 const WARM_UP = 0.1; // of the transactions of a repeat, at its start, are not counted
@@ -29,7 +29,7 @@ const SYSTEMS = ['pg_changefeed', 'with a policy', ...PEERS];
 
 export function cases({ quick, tiny, arguments: given = {} }) {
   const list = (text, otherwise) => text?.split(',').map(Number) ?? otherwise;
-  const count = { 1: 6, 100: 400, 1000: 3000, 5000: 10000 };
+  const count = { 1: 5, 100: 300, 1000: 2500, 5000: 8000 };
   const found = [];
   for (const rate of list(given.rates, tiny ? [200] : quick ? [100] : [1, 100, 1000, 5000])) {
     for (const subscribers of list(given.subscribers, tiny ? [1, 5] : quick || rate === 1 ? [1] : [1, 1000])) {
@@ -37,10 +37,10 @@ export function cases({ quick, tiny, arguments: given = {} }) {
         name: `${rate.toLocaleString('en')} commit${rate === 1 ? '' : 's'}/s, ${subscribers.toLocaleString('en')} subscriber${subscribers === 1 ? '' : 's'}`,
         rate,
         subscribers,
-        count: tiny ? 30 : count[rate] ?? rate * 3,
+        count: tiny ? 30 : quick ? 150 : count[rate] ?? rate * 3,
         // With a flush to disk for each, one writer does not come to a thousand.
         synchronous_commit: rate < 1000,
-        repeats: Number(given.repeats ?? (tiny ? 1 : rate === 1 ? 2 : 3)),
+        repeats: Number(given.repeats ?? (tiny ? 1 : rate === 1 || quick ? 2 : 3)),
         systems: SYSTEMS,
       });
     }
@@ -154,6 +154,8 @@ export async function measure({ keep }, each, system) {
   const tail = quantile(latencies, 0.999);
   return {
     samples: latencies.length,
+    deliveries: got.length,
+    expected: sent.length,
     p50_us: quantile(latencies, 0.5),
     p99_us: quantile(latencies, 0.99),
     // Of fewer samples it would be their maximum.

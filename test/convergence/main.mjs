@@ -18,7 +18,7 @@ import { Random } from './values.mjs';
 import { ANONYMOUS, channelName, parametersOf, randomWorld, RESET, ROLES, selectableColumns, SUBJECTS, worldSql } from './world.mjs';
 import { until } from '../integration/lib/client.mjs';
 import { canonical } from '../integration/lib/json.mjs';
-import { Session } from '../integration/lib/psql.mjs';
+import { reload, Session } from '../integration/lib/psql.mjs';
 
 const env = (name, value) => Number(process.env[name] ?? value);
 const SEED = env('SEED', Date.now() % 1000000007);
@@ -97,14 +97,21 @@ async function main() {
   const identities = randomIdentities(random);
   const channels = randomNames(random, world);
   const started = Date.now();
+  // Who evaluates policies that only compare columns with claims
+  const inline = process.env.CHANGEFEED_INLINE_POLICIES ?? (new Random(SEED, 'inline').chance(0.75) ? 'on' : 'off');
 
-  console.log(`SEED=${SEED} SECONDS=${SECONDS} CLIENTS=${CLIENTS} WRITERS=${WRITERS}: ${Object.keys(world.channels).length} channels, ${channels.size} names, ${identities.length} identities`);
+  console.log(`SEED=${SEED} SECONDS=${SECONDS} CLIENTS=${CLIENTS} WRITERS=${WRITERS}: ${Object.keys(world.channels).length} channels, ${channels.size} names, ${identities.length} identities, inline policies ${inline}`);
   const db = new Session();
   // The session of a run before this one may not have noticed yet that it is over.
   await until(() => db.exec(RESET).then(() => true, (error) => {
     if (!/is active|being accessed/.test(error.message)) throw error;
   }), 'what a run before left is removed');
   await db.exec(worldSql(world));
+  // Of its own, so that the rest of a seed's world stays what it is.
+  await reload(db, {
+    'changefeed.audience_index': new Random(SEED, 'index').chance(0.7) ? 'on' : 'off',
+    'changefeed.inline_policies': inline,
+  });
   const model = new Model(structuredClone(world));
   await model.start();
   const checker = new Checker(model, report);

@@ -28,6 +28,15 @@ const KINDS = {
     sql: (e, t) => `${t}.owner = ${SUB}`,
     value: (e, row, { sub }) => equal(row.owner, sub),
   },
+  owner_select: { // as one writes it so that it is evaluated once
+    columns: ['owner'],
+    sql: (e, t) => `(SELECT ${SUB}) = ${t}.owner`,
+    value: (e, row, { sub }) => equal(row.owner, sub),
+  },
+  claim: { // of the claims alone
+    sql: (e) => `${LEVEL} > ${e.than}`,
+    value: (e, row, { level }) => less(String(e.than), level),
+  },
   member: {
     columns: ['team'],
     reads: ['members'],
@@ -159,11 +168,11 @@ export const readsOf = (e) => [...(KINDS[e.kind].reads ?? []), ...(e.of ?? []).f
 function randomLeaf(random, columns) {
   for (;;) {
     const kind = random.weighted([
-      [4, 'owner'], [3, 'member'], [1, 'in_member'], [1, 'member_function'], [0.5, 'declared_member'], [1, 'not_banned'], [2, 'open'], [2, 'level'], [1, 'above'],
+      [2, 'owner'], [2, 'owner_select'], [1, 'claim'], [3, 'member'], [1, 'in_member'], [1, 'member_function'], [0.5, 'declared_member'], [1, 'not_banned'], [2, 'open'], [2, 'level'], [1, 'above'],
       [1, 'has_team'], [1, 'fits'], [1, 'listed'], [1, 'fits_slowly'], [1, 'may'], [1, 'tagged'], [1, 'attribute'], [1, 'true'],
     ]);
     const e = { kind };
-    if (kind === 'above') e.than = random.int(6);
+    if (kind === 'above' || kind === 'claim') e.than = random.int(6);
     if (kind === 'fits' || kind === 'fits_slowly') e.by = random.between(2, 4);
     if (kind === 'attribute') e.is = random.pick(['a', 'b']);
     if (columnsOf(e).every((name) => columns.includes(name))) return e;

@@ -213,9 +213,9 @@ ShowRecord(const char *data, Size length)
 			appendStringInfo(&line, "truncate %u", RecordReadTruncate(data, length));
 			break;
 		case RECORD_LOST:
-			appendStringInfo(&line, "lost %u %.*s", RecordReadLost(data, length),
-							 (int) (length - sizeof(RecordHeader) - 8),
-							 data + sizeof(RecordHeader) + 8);
+			appendStringInfo(&line, "lost %u %.*s", RecordReadLost(data, length, &told),
+							 (int) (length - sizeof(RecordHeader) - 9),
+							 data + sizeof(RecordHeader) + 9);
 			break;
 		case RECORD_BARRIER:
 			RecordReadBarrier(data, length, &kind, &relid, &state);
@@ -247,14 +247,6 @@ DecoderSend(shm_mq_iovec *iov, int iovcnt)
 		appendBinaryStringInfo(&record, iov[i].data, iov[i].len);
 	ShowRecord(record.data, record.len);
 	pfree(record.data);
-}
-
-void
-DecoderSendLast(const char *data, Size length)
-{
-	shm_mq_iovec iov = {.data = data, .len = length};
-
-	DecoderSend(&iov, 1);
 }
 
 void

@@ -1,0 +1,437 @@
+/*-------------------------------------------------------------------------
+ *
+ * demand.c
+ *		Who may be concerned by a row, by values that its columns have to have.
+ *
+ * Conditions of clients (audience.c) and policies (policy_rule.c) often demand
+ * that a column equals a constant or one of several.  Receivers (receivers.c)
+ * of which such a thing is known hang in an index of their instance and source
+ * under the hashes of these values, and a row finds them by the hash of its
+ * own value.  The hash function is that of the type's equality, so what is not
+ * found by it cannot pass.  Where both the conditions and the policy demand
+ * something the key is made of both, so that a row finds only those whose both
+ * it may meet.
+ *
+ * Of a value that is not known, or of another type than it was, everybody may
+ * be concerned.  With changefeed.audience_index off that is so for all values.
+ *
+ * Process: feed worker.  Memory: registry_context.  Needs a transaction.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "demand.h"
+
+#include "common/hashfn.h"
+#include "utils/memutils.h"
+#include "utils/typcache.h"
+
+/* Values of two demands together: beyond that the second one alone is used. */
+#define MAX_PAIRS 4096
+
+typedef enum LookupState
+{
+	LOOKUP_NONE, /* no image, or null: equals nothing */
+	LOOKUP_HASH,
+	LOOKUP_ALL /* not known, or of another type: try everybody */
+} LookupState;
+
+typedef struct Lookup
+{
+	LookupState state;
+	uint32 hash;
+} Lookup;
+
+struct DemandColumn
+{
+	int refcount;
+	int16 attno;
+	Oid column_type;
+	Oid type;
+	Oid collation;
+	TypeCacheEntry *cache;
+	uint64 run; /* of what was looked up last */
+	const MapEntry *entry;
+	bool has[2]; /* before, after */
+	Lookup lookups[2];
+};
+
+/* Members that demand values of the same columns. */
+typedef struct DemandIndex
+{
+	DemandColumn *first; /* NULL: only `second` */
+	DemandColumn *second;
+	HTAB *buckets; /* of Bucket */
+	int places;
+} DemandIndex;
+
+typedef struct Bucket
+{
+	uint32 hash;
+	dlist_head places; /* DemandPlace.node */
+} Bucket;
+
+typedef struct InstanceSource
+{
+	dlist_head tried; /* DemandPlace.node of those that no index has */
+	List *indexes;
+	List *columns;
+} InstanceSource;
+
+static uint64 last_visit;
+
+/* What was found; grows, and is used again. */
+static void **found;
+static int found_room;
+
+static InstanceSource *
+GetSource(Instance *instance, int source)
+{
+	if (instance->sources == NULL)
+	{
+		int n = Max(instance->channel->nsources, 1);
+		int i;
+
+		instance->sources = MemoryContextAllocZero(registry_context, sizeof(InstanceSource) * n);
+		for (i = 0; i < n; i++)
+			dlist_init(&instance->sources[i].tried);
+	}
+	return &instance->sources[source];
+}
+
+void
+DemandFree(Instance *instance)
+{
+	if (instance->sources != NULL)
+		pfree(instance->sources);
+	instance->sources = NULL;
+}
+
+/* ---- Columns ---- */
+
+DemandColumn *
+DemandColumnIntern(Instance *instance, int source, int16 attno, Oid column_type, Oid type,
+				   Oid collation)
+{
+	InstanceSource *is = GetSource(instance, source);
+	MemoryContext old;
+	DemandColumn *column;
+	ListCell *lc;
+
+	foreach(lc, is->columns)
+	{
+		column = lfirst(lc);
+		if (column->attno == attno && column->column_type == column_type && column->type == type &&
+			column->collation == collation)
+		{
+			column->refcount++;
+			return column;
+		}
+	}
+	old = MemoryContextSwitchTo(registry_context);
+	column = palloc0(sizeof(DemandColumn));
+	column->refcount = 1;
+	column->attno = attno;
+	column->column_type = column_type;
+	column->type = type;
+	column->collation = collation;
+	column->cache = lookup_type_cache(type, TYPECACHE_HASH_PROC_FINFO);
+	is->columns = lappend(is->columns, column);
+	MemoryContextSwitchTo(old);
+	return column;
+}
+
+void
+DemandColumnRelease(Instance *instance, int source, DemandColumn *column)
+{
+	InstanceSource *is = &instance->sources[source];
+
+	if (--column->refcount > 0)
+		return;
+	is->columns = list_delete_ptr(is->columns, column);
+	pfree(column);
+}
+
+static Lookup
+LookUpImage(const DemandColumn *column, TransactionMap *map, int number)
+{
+	MapImage *image = &map->images[number];
+	Lookup lookup = {LOOKUP_ALL, 0};
+	int attno = column->attno;
+
+	if (!setting_audience_index || attno > image->desc->tupdesc->natts ||
+		TupleDescAttr(image->desc->tupdesc, attno - 1)->atttypid != column->column_type ||
+		!OidIsValid(column->cache->hash_proc_finfo.fn_oid) || !MapKnows(map, number, (int16) attno))
+		return lookup;
+	lookup.state = LOOKUP_NONE;
+	if (image->isnull[attno - 1])
+		return lookup;
+	lookup.state = LOOKUP_HASH;
+	lookup.hash = DatumGetUInt32(FunctionCall1Coll(&column->cache->hash_proc_finfo,
+												   column->collation, image->values[attno - 1]));
+	return lookup;
+}
+
+static const Lookup *
+LookUp(DemandColumn *column, TransactionMap *map, MapEntry *entry, uint64 run, bool is_new)
+{
+	if (column->run != run || column->entry != entry)
+	{
+		column->run = run;
+		column->entry = entry;
+		column->has[0] = column->has[1] = false;
+	}
+	if (!column->has[is_new])
+	{
+		column->lookups[is_new] = LookUpImage(column, map,
+											  is_new ? entry->new_image : entry->old_image);
+		column->has[is_new] = true;
+	}
+	return &column->lookups[is_new];
+}
+
+bool
+DemandMayMeet(const Demand *demand, TransactionMap *map, MapEntry *entry, uint64 run, bool is_new)
+{
+	const Lookup *lookup = LookUp(demand->column, map, entry, run, is_new);
+	int i;
+
+	if (lookup->state != LOOKUP_HASH)
+		return lookup->state == LOOKUP_ALL;
+	for (i = 0; i < demand->nhashes; i++)
+		if (demand->hashes[i] == lookup->hash)
+			return true;
+	return false;
+}
+
+/* ---- Members ---- */
+
+static DemandIndex *
+IndexIntern(InstanceSource *is, DemandColumn *first, DemandColumn *second)
+{
+	DemandIndex *index;
+	ListCell *lc;
+	HASHCTL ctl;
+
+	foreach(lc, is->indexes)
+	{
+		index = lfirst(lc);
+		if (index->first == first && index->second == second)
+			return index;
+	}
+	index = palloc0(sizeof(DemandIndex));
+	index->first = first;
+	index->second = second;
+	if (first != NULL)
+		first->refcount++;
+	second->refcount++;
+	ctl.keysize = sizeof(uint32);
+	ctl.entrysize = sizeof(Bucket);
+	ctl.hcxt = registry_context;
+	index->buckets = hash_create("changefeed demands", 16, &ctl,
+								 HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+	is->indexes = lappend(is->indexes, index);
+	return index;
+}
+
+static void
+IndexFree(Instance *instance, int source, DemandIndex *index)
+{
+	InstanceSource *is = &instance->sources[source];
+
+	is->indexes = list_delete_ptr(is->indexes, index);
+	hash_destroy(index->buckets);
+	if (index->first != NULL)
+		DemandColumnRelease(instance, source, index->first);
+	DemandColumnRelease(instance, source, index->second);
+	pfree(index);
+}
+
+/* Nodes stay where they are, so places are not moved once they hang. */
+static void
+Place(InstanceSource *is, DemandMember *member, DemandIndex *index, uint32 hash)
+{
+	DemandPlace *place = &member->places[member->nplaces++];
+	dlist_head *places = &is->tried;
+
+	Assert(member->nplaces <= member->room);
+	place->member = member;
+	place->index = index;
+	place->hash = hash;
+	if (index != NULL)
+	{
+		bool exists;
+		Bucket *bucket = hash_search(index->buckets, &hash, HASH_ENTER, &exists);
+
+		if (!exists)
+			dlist_init(&bucket->places);
+		places = &bucket->places;
+		index->places++;
+	}
+	dlist_push_tail(places, &place->node);
+}
+
+/* Room for so many more places; those that hang are moved with their lists. */
+static void
+Reserve(DemandMember *member, int n)
+{
+	DemandPlace *places;
+	int i;
+
+	if (member->nplaces + n <= member->room)
+		return;
+	places = palloc(sizeof(DemandPlace) * (member->nplaces + n));
+	for (i = 0; i < member->nplaces; i++)
+	{
+		places[i] = member->places[i];
+		places[i].node.prev->next = &places[i].node;
+		places[i].node.next->prev = &places[i].node;
+	}
+	if (member->places != NULL)
+		pfree(member->places);
+	member->places = places;
+	member->room = member->nplaces + n;
+}
+
+void
+DemandEnter(Instance *instance, int source, DemandMember *member, const Demand *first,
+			const Demand *second)
+{
+	MemoryContext old = MemoryContextSwitchTo(registry_context);
+	InstanceSource *is = GetSource(instance, source);
+	bool both = first->column != NULL && second->column != NULL &&
+				first->nhashes * (int64) second->nhashes <= MAX_PAIRS;
+	const Demand *last = second->column != NULL ? second : first;
+	int n = both ? first->nhashes * second->nhashes : last->column != NULL ? last->nhashes : 1;
+	DemandIndex *index = NULL;
+	int i;
+	int k;
+
+	/* Nothing equals one of no values. */
+	if (n > 0)
+	{
+		Reserve(member, n);
+		if (last->column != NULL)
+			index = IndexIntern(is, both ? first->column : NULL, last->column);
+		for (i = 0; i < (both ? first->nhashes : 1); i++)
+			for (k = 0; k < (index != NULL ? last->nhashes : 1); k++)
+				Place(is, member, index,
+					  index == NULL ? 0
+					  : both		? hash_combine(first->hashes[i], last->hashes[k])
+									: last->hashes[k]);
+	}
+	MemoryContextSwitchTo(old);
+}
+
+void
+DemandLeave(Instance *instance, int source, DemandMember *member)
+{
+	int i;
+
+	for (i = 0; i < member->nplaces; i++)
+	{
+		DemandPlace *place = &member->places[i];
+		DemandIndex *index = place->index;
+		Bucket *bucket;
+
+		dlist_delete(&place->node);
+		if (index == NULL)
+			continue;
+		bucket = hash_search(index->buckets, &place->hash, HASH_FIND, NULL);
+		if (dlist_is_empty(&bucket->places))
+			hash_search(index->buckets, &place->hash, HASH_REMOVE, NULL);
+		if (--index->places == 0)
+			IndexFree(instance, source, index);
+	}
+	if (member->places != NULL)
+		pfree(member->places);
+	member->places = NULL;
+	member->nplaces = member->room = 0;
+}
+
+/* ---- Looking for them ---- */
+
+static int
+Add(int n, dlist_head *places)
+{
+	dlist_iter iter;
+
+	dlist_foreach(iter, places)
+	{
+		DemandMember *member = dlist_container(DemandPlace, node, iter.cur)->member;
+
+		if (member->visited == last_visit)
+			continue;
+		member->visited = last_visit;
+		if (n == found_room)
+		{
+			found_room = Max(256, found_room * 2);
+			found = found == NULL
+						? MemoryContextAllocHuge(feed_context, sizeof(void *) * found_room)
+						: repalloc_huge(found, sizeof(void *) * found_room);
+		}
+		found[n++] = member->owner;
+	}
+	return n;
+}
+
+static int
+AddFound(int n, DemandIndex *index, TransactionMap *map, MapEntry *entry, uint64 run, bool is_new)
+{
+	Bucket *bucket;
+	HASH_SEQ_STATUS status;
+	const Lookup *second = LookUp(index->second, map, entry, run, is_new);
+	Lookup lookup = *second;
+
+	if (index->first != NULL && lookup.state != LOOKUP_NONE)
+	{
+		const Lookup *first = LookUp(index->first, map, entry, run, is_new);
+
+		if (first->state != LOOKUP_HASH)
+			lookup.state = first->state;
+		else if (lookup.state == LOOKUP_HASH)
+			lookup.hash = hash_combine(first->hash, second->hash);
+	}
+	switch (lookup.state)
+	{
+		case LOOKUP_NONE:
+			break;
+		case LOOKUP_HASH:
+			bucket = hash_search(index->buckets, &lookup.hash, HASH_FIND, NULL);
+			if (bucket != NULL)
+				n = Add(n, &bucket->places);
+			break;
+		case LOOKUP_ALL:
+			hash_seq_init(&status, index->buckets);
+			while ((bucket = hash_seq_search(&status)) != NULL)
+				n = Add(n, &bucket->places);
+			break;
+	}
+	return n;
+}
+
+void **
+DemandCandidates(Instance *instance, TransactionMap *map, MapEntry *entry, uint64 run, bool before,
+				 bool after, int *n)
+{
+	InstanceSource *is;
+	ListCell *lc;
+
+	*n = 0;
+	if (instance->sources == NULL)
+		return NULL;
+	is = &instance->sources[entry->source->index];
+	last_visit++;
+	*n = Add(0, &is->tried);
+	foreach(lc, is->indexes)
+	{
+		DemandIndex *index = lfirst(lc);
+
+		if (before)
+			*n = AddFound(*n, index, map, entry, run, false);
+		if (after)
+			*n = AddFound(*n, index, map, entry, run, true);
+	}
+	return found;
+}
