@@ -757,35 +757,8 @@ Evaluate(const PolicyRule *rule, CompiledShape *compiled, const MapImage *image)
 	return !isnull && DatumGetBool(value);
 }
 
-/*
- * An error of the evaluation holds nothing that an abort would have to
- * release: built-in functions on values at hand.
- */
 static Verdict
-TryEvaluate(const PolicyRule *rule, CompiledShape *compiled, const MapImage *image)
-{
-	MemoryContext context = CurrentMemoryContext;
-	volatile Verdict verdict = VERDICT_UNKNOWN;
-
-	PG_TRY();
-	{
-		verdict = Evaluate(rule, compiled, image) ? VERDICT_VISIBLE : VERDICT_HIDDEN;
-	}
-	PG_CATCH();
-	{
-		int sqlerrcode = geterrcode();
-
-		MemoryContextSwitchTo(context);
-		if (sqlerrcode == ERRCODE_ADMIN_SHUTDOWN || sqlerrcode == ERRCODE_OUT_OF_MEMORY)
-			PG_RE_THROW();
-		FlushErrorState();
-	}
-	PG_END_TRY();
-	return verdict;
-}
-
-static Verdict
-JudgeImage(PolicyRule *rule, TransactionMap *map, int number)
+JudgeImage(const PolicyRule *rule, TransactionMap *map, int number)
 {
 	Shape *shape = rule->shape;
 	const MapImage *image = &map->images[number];
@@ -798,17 +771,36 @@ JudgeImage(PolicyRule *rule, TransactionMap *map, int number)
 		for (i = 0; i < shape->ncolumns; i++)
 			if (!MapKnows(map, number, shape->columns[i]->varattno))
 				return VERDICT_UNKNOWN;
-	if (shape->can_fail)
-		return TryEvaluate(rule, compiled, image);
 	return Evaluate(rule, compiled, image) ? VERDICT_VISIBLE : VERDICT_HIDDEN;
 }
 
+/*
+ * An error holds nothing that an abort would have to release: built-in functions
+ * on values at hand.  Even those that never fail can meet a value too large.
+ */
 Verdict
 PolicyRuleJudge(PolicyRule *rule, TransactionMap *map, int image)
 {
+	MemoryContext context = CurrentMemoryContext;
+	volatile Verdict verdict = VERDICT_UNKNOWN;
+
 	if (!setting_inline_policies)
 		return VERDICT_UNKNOWN;
 	if (rule->shape->always != VERDICT_UNKNOWN)
 		return rule->shape->always;
-	return JudgeImage(rule, map, image);
+	PG_TRY();
+	{
+		verdict = JudgeImage(rule, map, image);
+	}
+	PG_CATCH();
+	{
+		int sqlerrcode = geterrcode();
+
+		MemoryContextSwitchTo(context);
+		if (sqlerrcode == ERRCODE_ADMIN_SHUTDOWN || sqlerrcode == ERRCODE_OUT_OF_MEMORY)
+			PG_RE_THROW();
+		FlushErrorState();
+	}
+	PG_END_TRY();
+	return verdict;
 }
