@@ -321,6 +321,9 @@ describe('pacing', () => {
     assert.deepEqual([...ada.resyncs, ...eve.resyncs], []);
 
     // A lost membership is at once, whatever is put off.
+    await db.exec('INSERT INTO pace.judged VALUES (1, 2, 0) ON CONFLICT (id) DO UPDATE SET room = 2');
+    await eve.client.settle();
+    assert.notEqual(eve.rows().length, 0, 'she has rows to lose');
     await db.exec('UPDATE pace.judged SET v = v + 1');
     await db.exec("DELETE FROM pace.members WHERE uid = 'eve'");
     await until(() => eve.rows().length === 0 && eve.state === 'ready', 'eve has lost her rows');
