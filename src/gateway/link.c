@@ -387,6 +387,8 @@ Dispatch(LinkMessage *message)
 	uint32_t least;
 	uint32_t most;
 
+	if (message->type != LINK_TX_FRAGMENT)
+		FanoutPassMerged();
 	switch (message->type)
 	{
 		case LINK_CONFIG:
@@ -400,6 +402,10 @@ Dispatch(LinkMessage *message)
 			break;
 		case LINK_TLS:
 			TlsTake(&r, message->descriptor);
+			break;
+		case LINK_BALANCE:
+			BalanceTake(&r, message->descriptor);
+			message->descriptor = -1;
 			break;
 		case LINK_ASSET:
 			HttpSetAsset(&r);
