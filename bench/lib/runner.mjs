@@ -16,6 +16,7 @@
 //               function of the case }]
 //   targets     optional: [{ name, ratio (a name of the above) or metric and system, case?: as cases above,
 //               limit: number or function of the case, above?: true if it is a lower limit }]
+//   across(result)          optional: adds targets that compare cases
 //   async teardown(context) optional
 //   profiles    optional: 'load' if bench/profile is to look only while the load generator publishes or reconnects,
 //               and not at the whole of measure()
@@ -140,6 +141,7 @@ export async function runScenario(name, scenario, options) {
         targets: targetsOf(scenario, each, systems, ratios), measurements: repeats,
       });
     }
+    scenario.across?.(result);
   } finally {
     await scenario.teardown?.(context);
   }
