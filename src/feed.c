@@ -42,9 +42,13 @@
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
 
-/* Bytes taken from the queue and transactions published in one turn. */
+/*
+ * Bytes taken from the queue and transactions published in one turn, and after
+ * how many of these the gateways get what there is.
+ */
 #define RECEIVE_BUDGET (1024 * 1024)
 #define PUBLISH_BUDGET 500
+#define PUBLISH_STEP   25
 
 /* With more than this queued for a gateway nothing is published. */
 #define LINK_LIMIT ((Size) 8 * 1024 * 1024)
@@ -128,6 +132,28 @@ UpdateStatistics(void)
 	pg_atomic_write_u64(&feed_shared->feed_subscriptions, SubscriptionCount());
 }
 
+/*
+ * Publishes what others can see.  As LogPublish, but: 0 when there is more.
+ *
+ * The links are written on the way: a burst of commits reaches the clients while
+ * its end is still being worked on, and the gateways have work meanwhile.
+ */
+static long
+Publish(void)
+{
+	for (int done = 0; done < PUBLISH_BUDGET && GatewaysPending() < LINK_LIMIT;
+		 done += PUBLISH_STEP)
+	{
+		/* A backend's commit wakes us; the time-out is for what it cannot. */
+		long retry = LogPublish(DeliverPublish, PUBLISH_STEP);
+
+		if (retry >= 0 || !LogHasUnpublished())
+			return retry;
+		GatewaysFlush();
+	}
+	return 0;
+}
+
 /* One turn.  Returns how long to sleep: -1 for ever, 0 not at all. */
 static long
 Turn(XLogRecPtr start_lsn, bool *serving)
@@ -173,12 +199,12 @@ Turn(XLogRecPtr start_lsn, bool *serving)
 		Sooner(&wait, 50);
 	if (!events_catalog_stale && GatewaysPending() < LINK_LIMIT)
 	{
-		/* A backend's commit wakes us; the time-out is for what it cannot. */
-		long retry = LogPublish(DeliverPublish, PUBLISH_BUDGET);
+		long retry = Publish();
 
-		Sooner(&wait, retry);
-		if (retry < 0 && LogHasUnpublished())
+		if (retry == 0)
 			more = true;
+		else
+			Sooner(&wait, retry);
 	}
 
 	if (QueryPoolPoll())

@@ -26,6 +26,7 @@
 
 #include "policy_rule.h"
 #include "policy_safe.h"
+#include "wire_write.h"
 
 #include "access/transam.h"
 #include "catalog/pg_type.h"
@@ -97,14 +98,8 @@ struct PolicyRule
 	int refcount;
 	Shape *shape;
 
-	/* The last image that was judged, and the one on the change's other side. */
-	TransactionMap *map[2];
-	uint64 number[2]; /* PaceNumber */
-	int image[2];
-	uint8 verdict[2];
-
-	uint32 **hashes; /* of each demand */
-	int *nhashes;
+	/* Of each demand: number of hashes, hashes.  NULL: there are no demands. */
+	uint32 *hashes;
 
 	/* u32 place of each constant in here, and the constants, MAXALIGNed */
 	uint32 size;
@@ -478,9 +473,9 @@ Constant(const PolicyRule *rule, int i)
 	return rule->shape->byvals[i] ? *(const Datum *) place : PointerGetDatum(place);
 }
 
-/* Hashes of the values that a demand has; the lists are the rule's. */
+/* Appends the number of values that a demand has, and their hashes. */
 static void
-HashDemand(PolicyRule *rule, int number)
+HashDemand(const PolicyRule *rule, int number, StringInfo out)
 {
 	ShapeDemand *demand = &rule->shape->demands[number];
 	TypeCacheEntry *cache = lookup_type_cache(demand->demand.type, TYPECACHE_HASH_PROC_FINFO);
@@ -488,19 +483,38 @@ HashDemand(PolicyRule *rule, int number)
 	bool isnull = demand->param == 0 && demand->value->constisnull;
 	Datum *values = &value;
 	bool *nulls = &isnull;
-	uint32 *hashes;
+	int place = out->len;
+	uint32 count = 0;
 	int n = 1;
 	int i;
 
 	if (demand->is_array && !isnull)
 		deconstruct_array(DatumGetArrayTypeP(value), demand->demand.type, cache->typlen,
 						  cache->typbyval, cache->typalign, &values, &nulls, &n);
-	hashes = MemoryContextAlloc(registry_context, sizeof(uint32) * Max(n, 1));
+	WirePutU32(out, 0);
 	for (i = 0; i < n; i++)
-		if (!nulls[i])
-			hashes[rule->nhashes[number]++] = DatumGetUInt32(
-				FunctionCall1Coll(&cache->hash_proc_finfo, demand->demand.collation, values[i]));
-	rule->hashes[number] = hashes;
+	{
+		if (nulls[i])
+			continue;
+		WirePutU32(out, DatumGetUInt32(FunctionCall1Coll(&cache->hash_proc_finfo,
+														 demand->demand.collation, values[i])));
+		count++;
+	}
+	memcpy(out->data + place, &count, sizeof(count));
+}
+
+static void
+HashDemands(PolicyRule *rule)
+{
+	StringInfoData hashes;
+	int i;
+
+	initStringInfo(&hashes);
+	for (i = 0; i < rule->shape->ndemands; i++)
+		HashDemand(rule, i, &hashes);
+	rule->hashes = MemoryContextAlloc(registry_context, hashes.len);
+	memcpy(rule->hashes, hashes.data, hashes.len);
+	pfree(hashes.data);
 }
 
 /* The constants as a rule keeps them; false: they are not those of the shape. */
@@ -529,6 +543,9 @@ ReadConstants(const Shape *shape, WireReader *r, StringInfo out)
 		appendBinaryStringInfo(out, zeros, MAXALIGN(out->len) - out->len);
 		((uint32 *) out->data)[i] = (uint32) out->len;
 		appendBinaryStringInfo(out, value.data, (int) value.length);
+		if (shape->typlens[i] == -1 &&
+			VARSIZE_ANY(out->data + out->len - value.length) != value.length)
+			return false;
 	}
 	return WireAtEnd(r);
 }
@@ -542,7 +559,6 @@ RuleIntern(Shape *shape, const char *data, uint32 size)
 	HashedEntry *entry;
 	PolicyRule *rule;
 	bool found;
-	int i;
 
 	if (rules == NULL)
 		rules = MakeTable("changefeed rules");
@@ -562,12 +578,7 @@ RuleIntern(Shape *shape, const char *data, uint32 size)
 	rule->size = size;
 	memcpy(rule->data, data, size);
 	if (shape->ndemands > 0)
-	{
-		rule->hashes = MemoryContextAlloc(registry_context, sizeof(uint32 *) * shape->ndemands);
-		rule->nhashes = MemoryContextAllocZero(registry_context, sizeof(int) * shape->ndemands);
-		for (i = 0; i < shape->ndemands; i++)
-			HashDemand(rule, i);
-	}
+		HashDemands(rule);
 	entry = hash_search(rules, &hash, HASH_ENTER, &found);
 	rule->next = found ? entry->first : NULL;
 	entry->first = rule;
@@ -612,7 +623,6 @@ PolicyRuleRelease(PolicyRule *rule)
 {
 	HashedEntry *entry;
 	PolicyRule **link;
-	int i;
 
 	if (rule == NULL || --rule->refcount > 0)
 		return;
@@ -623,12 +633,7 @@ PolicyRuleRelease(PolicyRule *rule)
 	if (entry->first == NULL)
 		hash_search(rules, &rule->hash, HASH_REMOVE, NULL);
 	if (rule->hashes != NULL)
-	{
-		for (i = 0; i < rule->shape->ndemands; i++)
-			pfree(rule->hashes[i]);
 		pfree(rule->hashes);
-		pfree(rule->nhashes);
-	}
 	ShapeRelease(rule->shape);
 	pfree(rule);
 }
@@ -642,8 +647,13 @@ PolicyRuleDemands(const PolicyRule *rule)
 const PolicyDemand *
 PolicyRuleDemand(const PolicyRule *rule, int number, const uint32 **hashes, int *nhashes)
 {
-	*hashes = rule->hashes[number];
-	*nhashes = rule->nhashes[number];
+	const uint32 *place = rule->hashes;
+	int i;
+
+	for (i = 0; i < number; i++)
+		place += *place + 1;
+	*nhashes = (int) *place;
+	*hashes = place + 1;
 	return &rule->shape->demands[number].demand;
 }
 
@@ -747,35 +757,8 @@ Evaluate(const PolicyRule *rule, CompiledShape *compiled, const MapImage *image)
 	return !isnull && DatumGetBool(value);
 }
 
-/*
- * An error of the evaluation holds nothing that an abort would have to
- * release: built-in functions on values at hand.
- */
 static Verdict
-TryEvaluate(const PolicyRule *rule, CompiledShape *compiled, const MapImage *image)
-{
-	MemoryContext context = CurrentMemoryContext;
-	volatile Verdict verdict = VERDICT_UNKNOWN;
-
-	PG_TRY();
-	{
-		verdict = Evaluate(rule, compiled, image) ? VERDICT_VISIBLE : VERDICT_HIDDEN;
-	}
-	PG_CATCH();
-	{
-		int sqlerrcode = geterrcode();
-
-		MemoryContextSwitchTo(context);
-		if (sqlerrcode == ERRCODE_ADMIN_SHUTDOWN || sqlerrcode == ERRCODE_OUT_OF_MEMORY)
-			PG_RE_THROW();
-		FlushErrorState();
-	}
-	PG_END_TRY();
-	return verdict;
-}
-
-static Verdict
-JudgeImage(PolicyRule *rule, TransactionMap *map, int number)
+JudgeImage(const PolicyRule *rule, TransactionMap *map, int number)
 {
 	Shape *shape = rule->shape;
 	const MapImage *image = &map->images[number];
@@ -788,28 +771,36 @@ JudgeImage(PolicyRule *rule, TransactionMap *map, int number)
 		for (i = 0; i < shape->ncolumns; i++)
 			if (!MapKnows(map, number, shape->columns[i]->varattno))
 				return VERDICT_UNKNOWN;
-	if (shape->can_fail)
-		return TryEvaluate(rule, compiled, image);
 	return Evaluate(rule, compiled, image) ? VERDICT_VISIBLE : VERDICT_HIDDEN;
 }
 
+/*
+ * An error holds nothing that an abort would have to release: built-in functions
+ * on values at hand.  Even those that never fail can meet a value too large.
+ */
 Verdict
 PolicyRuleJudge(PolicyRule *rule, TransactionMap *map, int image)
 {
-	uint64 number = PaceNumber(map->transaction);
-	int side = image & 1;
-	Verdict verdict = rule->shape->always;
+	MemoryContext context = CurrentMemoryContext;
+	volatile Verdict verdict = VERDICT_UNKNOWN;
 
 	if (!setting_inline_policies)
 		return VERDICT_UNKNOWN;
-	if (verdict != VERDICT_UNKNOWN)
-		return verdict;
-	if (rule->map[side] == map && rule->number[side] == number && rule->image[side] == image)
-		return rule->verdict[side];
-	verdict = JudgeImage(rule, map, image);
-	rule->map[side] = map;
-	rule->number[side] = number;
-	rule->image[side] = image;
-	rule->verdict[side] = verdict;
+	if (rule->shape->always != VERDICT_UNKNOWN)
+		return rule->shape->always;
+	PG_TRY();
+	{
+		verdict = JudgeImage(rule, map, image);
+	}
+	PG_CATCH();
+	{
+		int sqlerrcode = geterrcode();
+
+		MemoryContextSwitchTo(context);
+		if (sqlerrcode == ERRCODE_ADMIN_SHUTDOWN || sqlerrcode == ERRCODE_OUT_OF_MEMORY)
+			PG_RE_THROW();
+		FlushErrorState();
+	}
+	PG_END_TRY();
 	return verdict;
 }

@@ -27,7 +27,6 @@
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
 #include "utils/lsyscache.h"
-#include "utils/pg_locale.h"
 #include "utils/regproc.h"
 
 /* They do not raise errors, whatever the values. */

@@ -76,6 +76,7 @@ struct InlinePolicy
 typedef struct PrepareContext
 {
 	Relation rel;
+	Oid type; /* of the part at hand, or of its elements */
 	List *parts;
 	char *reason;
 } PrepareContext;
@@ -236,16 +237,24 @@ IsColumnsType(PrepareContext *context, Oid type)
 	return false;
 }
 
-/* Types of users may change, or be made of code of theirs. */
-static bool
-TypeIsSteady(PrepareContext *context, Oid type)
+static Oid
+PlainType(Oid type)
 {
 	Oid element = get_element_type(type);
 
-	if (OidIsValid(element))
-		type = element;
-	return type < FirstNormalObjectId ||
-		   (get_typtype(type) == TYPTYPE_ENUM && IsColumnsType(context, type));
+	return OidIsValid(element) ? element : type;
+}
+
+/*
+ * Types of users may change, or be made of code of theirs.  Labels of an enum are
+ * looked at as long as it is a column's, which such a part is compared with.
+ */
+static bool
+TypeIsSteady(PrepareContext *context, Oid type)
+{
+	type = PlainType(type);
+	return type < FirstNormalObjectId || (get_typtype(type) == TYPTYPE_ENUM &&
+										  type == context->type && IsColumnsType(context, type));
 }
 
 /* That what is not immutable is steady has been found out for the whole. */
@@ -391,6 +400,7 @@ PartsMutator(Node *node, PrepareContext *context)
 		}
 		return expression_tree_mutator(node, PartsMutator, (void *) context);
 	}
+	context->type = PlainType(exprType(node));
 	if (PartWalker(node, context))
 		return node;
 

@@ -27,7 +27,8 @@
 #include "utils/guc.h"
 #include "utils/memutils.h"
 
-#define INLINE_BYTES (64 * 1024) /* in all; beyond it a file is used */
+#define INLINE_BYTES (64 * 1024)  /* in all; beyond it a file is used */
+#define WRITE_BYTES	 (256 * 1024) /* larger pages are not put behind what waits */
 
 static int spool_fd = -1;
 static char spool_path[MAXPGPATH]; /* empty: no file of ours */
@@ -157,7 +158,7 @@ QueryPageEnd(QueryPages *pages)
 	}
 	WirePutU32(&pages->buffer, pages->page.len);
 	WirePutU32(&pages->buffer, pages->source);
-	if (pages->spooled)
+	if (pages->spooled && pages->page.len > WRITE_BYTES)
 		SpoolWrite(pages);
 	appendBinaryStringInfo(&pages->buffer, pages->page.data, pages->page.len);
 	if (pages->spooled)

@@ -73,6 +73,8 @@
 #include "utils/timeout.h"
 #include "utils/timestamp.h"
 
+#define STAT_PAUSE_MS 500
+
 /* Code that ignores the limit of a trial ends the worker with the third. */
 #define TRIAL_REPEAT_MS 50
 
@@ -765,8 +767,8 @@ TakeJobs(void)
 		}
 		else
 		{
-			/* More may come soon; what is counted goes out once in a while. */
-			long ms = pgstat_report_stat(false);
+			/* More may come soon: what is counted goes out behind a pause. */
+			long ms = Min(pgstat_report_stat(false), STAT_PAUSE_MS);
 
 			if (ms <= 0)
 				(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_EXIT_ON_PM_DEATH, -1L, wait_event);

@@ -11,9 +11,10 @@
  * updated in turn.
  *
  *	writer --conninfo TEXT --table NAME --rate PER_SECOND --count N --out FILE
- *		[--rows 100]
+ *		[--rows 100] [--connections 1]
  *
- * The schedule is absolute: a transaction that takes longer than its interval
+ * With several connections, each in a thread of its own, transaction i is sent on
+ * connection i modulo their number.  The schedule is absolute: a transaction that takes longer than its interval
  * makes the next one late, not rarer.  With rate 0 there is none.  Prints as JSON
  * the CPU time of its backend for a transaction, in microseconds, which has to be
  * on this machine, and transactions per second.  Writes to --out a line for each
@@ -23,6 +24,7 @@
  *-------------------------------------------------------------------------
  */
 #include <errno.h>
+#include <pthread.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -79,22 +81,76 @@ Require(PGconn *connection, PGresult *result, ExecStatusType status)
 	PQclear(result);
 }
 
+static const char *conninfo;
+static const char *table;
+static double rate;
+static long count;
+static long rows = 100;
+static long nconnections = 1;
+static int64_t (*log_of)[3];
+static pthread_barrier_t barrier;
+static int64_t start;
+
+typedef struct Writer
+{
+	pthread_t thread;
+	long number;
+	double cpu; /* of its backend, nanoseconds */
+} Writer;
+
+static void *
+Write(void *argument)
+{
+	Writer *writer = argument;
+	PGconn *connection = PQconnectdb(conninfo);
+	char sql[512];
+	long i;
+
+	if (PQstatus(connection) != CONNECTION_OK)
+	{
+		fprintf(stderr, "writer: %s", PQerrorMessage(connection));
+		exit(1);
+	}
+	snprintf(sql, sizeof(sql),
+			 "UPDATE %s SET status = $1, sent_us = $2::bigint WHERE id = $3::bigint", table);
+	Require(connection, PQprepare(connection, "change", sql, 0, NULL), PGRES_COMMAND_OK);
+	writer->cpu = CpuOf(PQbackendPID(connection));
+
+	/* Who comes last sets the time at which all begin. */
+	if (pthread_barrier_wait(&barrier) == PTHREAD_BARRIER_SERIAL_THREAD)
+		start = Now() + (rate > 0 ? 10000 : 0);
+	pthread_barrier_wait(&barrier);
+
+	for (i = writer->number; i < count; i += nconnections)
+	{
+		int64_t due = rate > 0 ? start + (int64_t) (i * 1e6 / rate) : Now();
+		char sent[32];
+		char id[32];
+		const char *values[3] = {i / rows % 2 == 0 ? "open" : "shipped", sent, id};
+
+		if (rate > 0)
+			SleepUntil(due);
+		snprintf(id, sizeof(id), "%ld", i % rows + 1);
+		log_of[i][0] = Now();
+		snprintf(sent, sizeof(sent), "%lld", (long long) log_of[i][0]);
+		Require(connection, PQexecPrepared(connection, "change", 3, values, NULL, NULL, 0),
+				PGRES_COMMAND_OK);
+		log_of[i][1] = Now() - log_of[i][0];
+		log_of[i][2] = log_of[i][0] - due;
+	}
+	writer->cpu = CpuOf(PQbackendPID(connection)) - writer->cpu;
+	PQfinish(connection);
+	return NULL;
+}
+
 int
 main(int argc, char **argv)
 {
-	const char *conninfo = NULL;
-	const char *table = NULL;
 	const char *out_file = NULL;
-	double rate = 0;
-	long count = 0;
-	long rows = 100;
-	PGconn *connection;
 	FILE *out;
-	char sql[512];
-	int64_t start;
+	Writer *writers;
 	int64_t end;
-	double cpu;
-	int64_t(*log)[3];
+	double cpu = 0;
 	long i;
 	int a;
 
@@ -110,55 +166,42 @@ main(int argc, char **argv)
 			count = atol(argv[a + 1]);
 		else if (strcmp(argv[a], "--rows") == 0)
 			rows = atol(argv[a + 1]);
+		else if (strcmp(argv[a], "--connections") == 0)
+			nconnections = atol(argv[a + 1]);
 		else if (strcmp(argv[a], "--out") == 0)
 			out_file = argv[a + 1];
 		else
 			break;
 	}
 	if (a != argc || conninfo == NULL || table == NULL || out_file == NULL || rate < 0 ||
-		count < 1 || rows < 1)
+		count < 1 || rows < 1 || nconnections < 1)
 	{
 		fputs("writer: bad arguments; the head of writer.c lists them\n", stderr);
 		return 2;
 	}
 
-	connection = PQconnectdb(conninfo);
-	if (PQstatus(connection) != CONNECTION_OK)
-	{
-		fprintf(stderr, "writer: %s", PQerrorMessage(connection));
+	log_of = calloc((size_t) count, sizeof(*log_of));
+	writers = calloc((size_t) nconnections, sizeof(*writers));
+	if (log_of == NULL || writers == NULL ||
+		pthread_barrier_init(&barrier, NULL, (unsigned) nconnections) != 0)
 		return 1;
+	for (i = 0; i < nconnections; i++)
+	{
+		writers[i].number = i;
+		if (pthread_create(&writers[i].thread, NULL, Write, &writers[i]) != 0)
+		{
+			perror("writer: thread");
+			return 1;
+		}
 	}
-	snprintf(sql, sizeof(sql),
-			 "UPDATE %s SET status = $1, sent_us = $2::bigint WHERE id = $3::bigint", table);
-	Require(connection, PQprepare(connection, "change", sql, 0, NULL), PGRES_COMMAND_OK);
-	log = calloc((size_t) count, sizeof(*log));
-	if (log == NULL)
-		return 1;
-
-	cpu = CpuOf(PQbackendPID(connection));
-	start = Now() + (rate > 0 ? 10000 : 0);
-	for (i = 0; i < count; i++)
+	for (i = 0; i < nconnections; i++)
 	{
-		int64_t due = rate > 0 ? start + (int64_t) (i * 1e6 / rate) : Now();
-		char sent[32];
-		char id[32];
-		const char *values[3] = {i % 2 == 0 ? "open" : "shipped", sent, id};
-
-		if (rate > 0)
-			SleepUntil(due);
-		snprintf(id, sizeof(id), "%ld", i % rows + 1);
-		log[i][0] = Now();
-		snprintf(sent, sizeof(sent), "%lld", (long long) log[i][0]);
-		Require(connection, PQexecPrepared(connection, "change", 3, values, NULL, NULL, 0),
-				PGRES_COMMAND_OK);
-		log[i][1] = Now() - log[i][0];
-		log[i][2] = log[i][0] - due;
+		pthread_join(writers[i].thread, NULL);
+		cpu += writers[i].cpu;
 	}
 	end = Now();
-	cpu = CpuOf(PQbackendPID(connection)) - cpu;
 	printf("{\"backend_us\":%.3f,\"per_second\":%.1f}\n", cpu / 1000 / (double) count,
 		   (double) count * 1e6 / (double) (end - start));
-	PQfinish(connection);
 
 	out = fopen(out_file, "w");
 	if (out == NULL)
@@ -167,7 +210,7 @@ main(int argc, char **argv)
 		return 1;
 	}
 	for (i = 0; i < count; i++)
-		fprintf(out, "%lld %lld %lld\n", (long long) log[i][0], (long long) log[i][1],
-				(long long) log[i][2]);
+		fprintf(out, "%lld %lld %lld\n", (long long) log_of[i][0], (long long) log_of[i][1],
+				(long long) log_of[i][2]);
 	return fclose(out) == 0 ? 0 : 1;
 }

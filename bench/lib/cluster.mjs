@@ -7,6 +7,7 @@ import { readFileSync } from 'node:fs';
 import pg from 'pg';
 
 import { commandOf, cpuOf, family } from './proc.mjs';
+import { offer } from './profile.mjs';
 import { ROOT, atEnd } from './programs.mjs';
 
 const script = path.join(ROOT, 'scripts/cluster');
@@ -23,6 +24,8 @@ export class Cluster {
   // settings: names and values. Settings that are null are left at the product's default.
   // pgConfig: of another tree of programs, with everything installed; extension: whether the database gets it.
   constructor({ settings = {}, database = 'bench', pgConfig = null, extension = true } = {}) {
+    // Under a profiler it may be another one.
+    pgConfig ??= process.env.BENCH_PG_CONFIG ?? null;
     this.settings = Object.fromEntries(Object.entries({ ...SETTINGS, ...settings }).filter(([, value]) => value !== null));
     this.data = `/var/tmp/pg_changefeed-bench-${process.pid}-${made += 1}`;
     this.database = database;
@@ -40,6 +43,7 @@ export class Cluster {
     this.port = Number(env.PGPORT);
     this.user = env.PGUSER;
     this.feedPort = Number(new URL(env.WS_URL).port);
+    offer((kind) => (this.data === null ? [] : this.processes()[kind] ?? []));
     this.postmaster = Number(readFileSync(path.join(env.PGDATA, 'postmaster.pid'), 'utf8').split('\n')[0]);
   }
 
@@ -74,7 +78,7 @@ export class Cluster {
   // { feed: [pid], decoder: [pid], gateway: [pid, ...], query: [...], launcher: [...], other: [...] }
   processes() {
     const groups = { gateway: [], feed: [], decoder: [], query: [], launcher: [], other: [] };
-    const kinds = [['gateway', /^pg_changefeed_gateway/], ['feed', /changefeed feed worker/], ['decoder', /changefeed decoder/],
+    const kinds = [['gateway', /pg_changefeed_gateway --link-fd/], ['feed', /changefeed feed worker/], ['decoder', /changefeed decoder/],
       ['query', /changefeed (query|call|slow)/], ['launcher', /changefeed launcher/]];
     for (const pid of family(this.postmaster)) {
       const command = commandOf(pid);

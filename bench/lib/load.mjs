@@ -4,6 +4,7 @@ import path from 'node:path';
 import { createInterface } from 'node:readline';
 
 import { WrongResult } from './runner.mjs';
+import { profiled } from './profile.mjs';
 import { BIN, start } from './programs.mjs';
 
 // A share of one core beyond which the generator may have been the bottleneck
@@ -66,9 +67,11 @@ export class Load {
   }
 
   reopen(options) {
-    const answer = this.#expect('open', options.group ?? 'clients');
-    this.send({ do: 'reopen', group: 'clients', ...options });
-    return answer;
+    return profiled(() => {
+      const answer = this.#expect('open', options.group ?? 'clients');
+      this.send({ do: 'reopen', group: 'clients', ...options });
+      return answer;
+    });
   }
 
   close(group = 'clients') {
@@ -79,9 +82,11 @@ export class Load {
 
   // Options as in bench/load/publish.c; resolves when everybody has everything
   publish(options) {
-    const answer = this.#expect('published');
-    this.send({ do: 'publish', ...options });
-    return answer;
+    return profiled(() => {
+      const answer = this.#expect('published');
+      this.send({ do: 'publish', ...options });
+      return answer;
+    });
   }
 
   // No more of what is being published; publish() resolves when everybody has what was sent

@@ -4,6 +4,7 @@ import { mkdirSync, readdirSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
 
 import { machine, runScenario } from './runner.mjs';
+import { finishProfile } from './profile.mjs';
 import { ROOT } from './programs.mjs';
 import { printTable } from './table.mjs';
 
@@ -64,6 +65,7 @@ for (const result of results) {
 }
 console.log('');
 for (const line of lines) console.log(line);
+if (!failed) finishProfile(options.only.join(', '));
 
 // The last line, for programs: what the targets are about, with how many were met
 const count = (met) => targets.filter(({ target }) => target.met === met).length;

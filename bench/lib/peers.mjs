@@ -10,6 +10,7 @@ import { connect } from 'node:net';
 import path from 'node:path';
 
 import { family } from './proc.mjs';
+import { offer } from './profile.mjs';
 import { BIN, ROOT, freePort, scratch, start, stop, until } from './programs.mjs';
 import { Unavailable } from './runner.mjs';
 
@@ -104,13 +105,14 @@ export class Peer {
     peer.child = start(command, args, {
       cwd: peer.folder, stdio: ['ignore', 'ignore', 'pipe'], ...isRoot ? { uid: NOBODY, gid: NOBODY } : {},
     });
+    let hasEnded = false;
+    peer.child.ended.then(() => { hasEnded = true; });
+    offer((wanted) => (wanted === name && !hasEnded ? peer.pids() : []));
     let said = '';
     peer.child.stderr.on('data', (data) => { said = `${said}${data}`.slice(-2000); });
-    let ended = false;
-    peer.child.ended.then(() => { ended = true; });
     try {
       await until(`${name} listens`, async () => {
-        if (ended) throw new Error('it ended');
+        if (hasEnded) throw new Error('it ended');
         return await accepts(peer.port) && accepts(peer.publishPort);
       }, 10000);
     } catch (error) {

@@ -17,6 +17,8 @@
 //   targets     optional: [{ name, ratio (a name of the above) or metric and system, case?: as cases above,
 //               limit: number or function of the case, above?: true if it is a lower limit }]
 //   async teardown(context) optional
+//   profiles    optional: 'load' if bench/profile is to look only while the load generator publishes or reconnects,
+//               and not at the whole of measure()
 //   line(result)            optional: the line that is printed at the end
 //
 // context is { options, note(text), keep: {} }; a scenario keeps in keep what it likes. What it has to say
@@ -30,6 +32,7 @@
 import { execFileSync } from 'node:child_process';
 import os from 'node:os';
 
+import { profiled } from './profile.mjs';
 import { ratio, spread } from './stats.mjs';
 import { ROOT } from './programs.mjs';
 
@@ -112,7 +115,8 @@ export async function runScenario(name, scenario, options) {
         for (const system of i % 2 === 0 ? each.systems : [...each.systems].reverse()) {
           if (failures[system] !== undefined) continue;
           try {
-            row[system] = await scenario.measure(context, each, system, i);
+            const measure = () => scenario.measure(context, each, system, i);
+            row[system] = await (scenario.profiles === 'load' ? measure() : profiled(measure));
             const figures = Object.keys(scenario.metrics).filter((metric) => Number.isFinite(row[system][metric]))
               .map((metric) => `${metric} ${Number(row[system][metric].toPrecision(4))}`).join(', ');
             console.error(`bench: ${name}: ${each.name}, repeat ${i + 1}, ${system}: ${figures}`);

@@ -2,14 +2,14 @@
 
 // Where a scenario's figures are explained: profiles of the paths concerned, if they exist
 const EXPLANATIONS = {
-  authorization: ['profiles/authorization.md', 'profiles/inline.md', 'profiles/index.md', 'profiles/batch.md'],
-  policies: ['profiles/authorization.md', 'profiles/inline.md', 'profiles/index.md', 'profiles/batch.md'],
-  latency: ['profiles/latency.md', 'profiles/decoder.md'],
-  decode: ['profiles/decode.md', 'profiles/decoder.md'],
-  writers: ['profiles/writers.md', 'profiles/decoder.md'],
-  snapshot: ['profiles/snapshot.md', 'profiles/batch.md'],
+  authorization: ['profiles/inline.md', 'profiles/delivery.md', 'profiles/membership.md'],
+  policies: ['profiles/inline.md', 'profiles/delivery.md', 'profiles/membership.md'],
+  latency: ['profiles/latency.md'],
+  decode: ['profiles/decode.md'],
+  writers: ['profiles/writers.md'],
+  snapshot: ['profiles/snapshot.md'],
   fanout: ['profiles/fanout.md', 'profiles/gateway.md'],
-  channels: ['profiles/channels.md', 'profiles/index.md', 'profiles/gateway.md'],
+  channels: ['profiles/channels.md', 'profiles/delivery.md', 'profiles/gateway.md'],
   memory: ['profiles/memory.md', 'profiles/gateway.md'],
   storm: ['profiles/storm.md', 'profiles/memory.md'],
   idle: ['profiles/idle.md', 'profiles/gateway.md'],

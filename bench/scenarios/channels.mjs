@@ -11,6 +11,7 @@ import { generatorFigures } from '../lib/load.mjs';
 import { sleep } from '../lib/programs.mjs';
 import { Fleet, MESSAGING } from '../lib/systems.mjs';
 
+export const profiles = 'load';
 export const title = 'many channels with one subscriber each, random updates';
 export const unit = 'CPU time (user and system) in microseconds for each message that was published, and received by one client; server: who holds the connections; system: with this project also feed worker, decoder and query workers';
 export const metrics = {

@@ -13,6 +13,7 @@ import { Load, generatorFigures } from '../lib/load.mjs';
 import { sleep } from '../lib/programs.mjs';
 import { Changefeed, Fleet, MESSAGING } from '../lib/systems.mjs';
 
+export const profiles = 'load';
 export const title = 'fan-out of one channel: CPU per message and client, messages per second';
 export const unit = 'CPU time (user and system) in microseconds for each message that a client received; server: who holds the connections, the gateway or the peer; system: with this project also feed worker, decoder and query workers';
 export const metrics = {

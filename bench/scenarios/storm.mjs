@@ -3,7 +3,7 @@
 // The storm's clients close their connections (as a proxy or network that fails does it for them) and come back, with the
 // position that they have seen, or without one, for a snapshot. One change is committed while they are away. 100 other
 // subscribers of another channel get a message every 10 ms, before the storm and during it; they have a load generator of their
-// own, and that of the storm runs with a lower priority (nice 10), since its clients would not be on the server. In the third case
+// own, and that of the storm runs with a lower priority (nice 4), since its clients would not be on the server. In the third case
 // the gateway is killed, and everybody comes back as soon as he notices.
 //
 // Every client's sequence is verified, through the storm and after it.
@@ -20,6 +20,7 @@ import { Unavailable, WrongResult } from '../lib/runner.mjs';
 import { quantile } from '../lib/stats.mjs';
 import { MESSAGING, startSystem } from '../lib/systems.mjs';
 
+export const profiles = 'load';
 export const title = 'reconnect storm: time until all clients are ready, and latency of others meanwhile';
 export const unit = 'seconds from the moment at which the storm begins; CPU time of the server (who holds the connections) and the system (with feed worker and query workers) during it';
 export const metrics = {
@@ -66,7 +67,7 @@ export async function measure(context, { kind, clients, users }, name) {
   const ours = name === 'pg_changefeed';
   const { tiny } = context.options;
   if (system.version !== undefined) context.keep.versions[name] = system.version;
-  const storm = new Load({ nice: 10 });
+  const storm = new Load({ nice: 4 });
   const live = new Load();
   const publisher = new Load();
   try {

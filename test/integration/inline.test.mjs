@@ -118,6 +118,7 @@ describe('which policies are inline', () => {
     ['lt = t COLLATE inline.loose', /collation/],
     ["e > 'ok'", /enum/],
     ["w[1] = 'ok' OR w < '{ok}'", /enum/],
+    ["(auth.jwt()->>'mood')::inline.mood = 'ok' AND i = 1", /mood/],
     ["(auth.jwt()->>'mood')::inline.weather = 'ok' AND i = 1", /weather/],
     ['e::text = t', /mood/],
     ["pg_has_role('inline_admin', 'member') AND i = 1", /pg_has_role/],

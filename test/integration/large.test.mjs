@@ -50,11 +50,16 @@ describe('large transactions', () => {
     const client = await connect();
     const s = await client.open('large:1');
     const other = await client.open('other');
+    const sent = () => db.value('SELECT bytes FROM changefeed.stat_feed').then(Number);
+    const before = await sent();
     await db.exec('BEGIN; UPDATE large.item SET n = n + 1; UPDATE large.other SET n = n + 1; COMMIT');
     await client.settle(60000);
     client.check();
     assert.deepEqual(s.resyncs, ['transaction_too_large']);
     await same(s, 1);
+    // What would only be thrown away is not sent: the rows alone are 20 MB.
+    const bytes = await sent() - before;
+    assert.ok(bytes > 2e6 && bytes < 3e6, `${bytes} bytes`);
     // It is a part of the same transaction, and its rows are right, whichever way they came.
     assertSame(other.rows(), await db.rows('SELECT * FROM large.other'), 'other');
     await db.exec('UPDATE large.item SET n = n + 1 WHERE id = 1; UPDATE large.other SET n = n + 1');
