@@ -74,7 +74,11 @@ typedef struct Bucket
 
 typedef struct InstanceSource
 {
-	dlist_head tried; /* DemandPlace.node of those that no index has */
+	/* Those that no index has: each once, and nowhere else. */
+	int ntried;
+	int tried_room;
+	DemandMember **tried;
+	void **owners; /* of them, side by side */
 	List *indexes;
 	List *columns;
 } InstanceSource;
@@ -91,11 +95,8 @@ GetSource(Instance *instance, int source)
 	if (instance->sources == NULL)
 	{
 		int n = Max(instance->channel->nsources, 1);
-		int i;
 
 		instance->sources = MemoryContextAllocZero(registry_context, sizeof(InstanceSource) * n);
-		for (i = 0; i < n; i++)
-			dlist_init(&instance->sources[i].tried);
 	}
 	return &instance->sources[source];
 }
@@ -103,8 +104,22 @@ GetSource(Instance *instance, int source)
 void
 DemandFree(Instance *instance)
 {
-	if (instance->sources != NULL)
-		pfree(instance->sources);
+	int i;
+
+	if (instance->sources == NULL)
+		return;
+	for (i = 0; i < instance->channel->nsources; i++)
+	{
+		InstanceSource *is = &instance->sources[i];
+
+		Assert(is->ntried == 0 && is->indexes == NIL && is->columns == NIL);
+		if (is->tried != NULL)
+		{
+			pfree(is->tried);
+			pfree(is->owners);
+		}
+	}
+	pfree(instance->sources);
 	instance->sources = NULL;
 }
 
@@ -248,28 +263,59 @@ IndexFree(Instance *instance, int source, DemandIndex *index)
 	pfree(index);
 }
 
-/* Nodes stay where they are, so places are not moved once they hang. */
 static void
-Place(InstanceSource *is, DemandMember *member, DemandIndex *index, uint32 hash)
+Try(InstanceSource *is, DemandMember *member)
+{
+	if (is->ntried == is->tried_room)
+	{
+		is->tried_room = Max(2, is->tried_room * 2);
+		if (is->tried == NULL)
+		{
+			is->tried = palloc(sizeof(DemandMember *) * is->tried_room);
+			is->owners = palloc(sizeof(void *) * is->tried_room);
+		}
+		else
+		{
+			is->tried = repalloc_huge(is->tried, sizeof(DemandMember *) * is->tried_room);
+			is->owners = repalloc_huge(is->owners, sizeof(void *) * is->tried_room);
+		}
+	}
+	Assert(member->nplaces == 0);
+	member->places[member->nplaces].member = member;
+	member->places[member->nplaces].index = NULL;
+	member->places[member->nplaces++].hash = (uint32) is->ntried;
+	is->tried[is->ntried] = member;
+	is->owners[is->ntried++] = member->owner;
+}
+
+/* The last one takes its place. */
+static void
+TryNoMore(InstanceSource *is, const DemandPlace *place)
+{
+	uint32 at = place->hash;
+
+	is->ntried--;
+	is->tried[at] = is->tried[is->ntried];
+	is->owners[at] = is->owners[is->ntried];
+	is->tried[at]->places[0].hash = at;
+}
+
+static void
+Place(DemandMember *member, DemandIndex *index, uint32 hash)
 {
 	DemandPlace *place = &member->places[member->nplaces++];
-	dlist_head *places = &is->tried;
+	Bucket *bucket;
+	bool exists;
 
 	Assert(member->nplaces <= member->room);
 	place->member = member;
 	place->index = index;
 	place->hash = hash;
-	if (index != NULL)
-	{
-		bool exists;
-		Bucket *bucket = hash_search(index->buckets, &hash, HASH_ENTER, &exists);
-
-		if (!exists)
-			dlist_init(&bucket->places);
-		places = &bucket->places;
-		index->places++;
-	}
-	dlist_push_tail(places, &place->node);
+	bucket = hash_search(index->buckets, &hash, HASH_ENTER, &exists);
+	if (!exists)
+		dlist_init(&bucket->places);
+	index->places++;
+	dlist_push_tail(&bucket->places, &place->node);
 }
 
 /* Room for so many more places; those that hang are moved with their lists. */
@@ -314,12 +360,12 @@ DemandEnter(Instance *instance, int source, DemandMember *member, const Demand *
 		Reserve(member, n);
 		if (last->column != NULL)
 			index = IndexIntern(is, both ? first->column : NULL, last->column);
+		if (index == NULL)
+			Try(is, member);
 		for (i = 0; i < (both ? first->nhashes : 1); i++)
-			for (k = 0; k < (index != NULL ? last->nhashes : 1); k++)
-				Place(is, member, index,
-					  index == NULL ? 0
-					  : both		? hash_combine(first->hashes[i], last->hashes[k])
-									: last->hashes[k]);
+			for (k = 0; k < (index != NULL ? last->nhashes : 0); k++)
+				Place(member, index,
+					  both ? hash_combine(first->hashes[i], last->hashes[k]) : last->hashes[k]);
 	}
 	MemoryContextSwitchTo(old);
 }
@@ -335,9 +381,12 @@ DemandLeave(Instance *instance, int source, DemandMember *member)
 		DemandIndex *index = place->index;
 		Bucket *bucket;
 
-		dlist_delete(&place->node);
 		if (index == NULL)
+		{
+			TryNoMore(&instance->sources[source], place);
 			continue;
+		}
+		dlist_delete(&place->node);
 		bucket = hash_search(index->buckets, &place->hash, HASH_FIND, NULL);
 		if (dlist_is_empty(&bucket->places))
 			hash_search(index->buckets, &place->hash, HASH_REMOVE, NULL);
@@ -352,6 +401,16 @@ DemandLeave(Instance *instance, int source, DemandMember *member)
 
 /* ---- Looking for them ---- */
 
+static void
+MakeRoom(int n)
+{
+	if (n <= found_room)
+		return;
+	found_room = Max(256, n * 2);
+	found = found == NULL ? MemoryContextAllocHuge(feed_context, sizeof(void *) * found_room)
+						  : repalloc_huge(found, sizeof(void *) * found_room);
+}
+
 static int
 Add(int n, dlist_head *places)
 {
@@ -364,13 +423,7 @@ Add(int n, dlist_head *places)
 		if (member->visited == last_visit)
 			continue;
 		member->visited = last_visit;
-		if (n == found_room)
-		{
-			found_room = Max(256, found_room * 2);
-			found = found == NULL
-						? MemoryContextAllocHuge(feed_context, sizeof(void *) * found_room)
-						: repalloc_huge(found, sizeof(void *) * found_room);
-		}
+		MakeRoom(n + 1);
 		found[n++] = member->owner;
 	}
 	return n;
@@ -423,7 +476,12 @@ DemandCandidates(Instance *instance, TransactionMap *map, MapEntry *entry, uint6
 		return NULL;
 	is = &instance->sources[entry->source->index];
 	last_visit++;
-	*n = Add(0, &is->tried);
+	if (is->ntried > 0)
+	{
+		MakeRoom(is->ntried);
+		memcpy(found, is->owners, sizeof(void *) * is->ntried);
+		*n = is->ntried;
+	}
 	foreach(lc, is->indexes)
 	{
 		DemandIndex *index = lfirst(lc);

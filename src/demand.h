@@ -32,8 +32,8 @@ typedef struct DemandPlace
 {
 	dlist_node node;
 	struct DemandMember *member;
-	struct DemandIndex *index; /* NULL: in the list of those that are always tried */
-	uint32 hash;
+	struct DemandIndex *index; /* NULL: among those that are always tried */
+	uint32 hash;			   /* in the index; or the number among those */
 } DemandPlace;
 
 /* Somebody who is found; part of the caller's object. */

@@ -261,9 +261,7 @@ TakeBack(Check *check, uint64 until, HTAB *touched, List **held)
 					return EXTENSION_IMPOSSIBLE;
 				verdict = VerdictInline(map, view, entry->old_image);
 				if (verdict == VERDICT_UNKNOWN)
-					verdict = VerdictGet(map, check->identity, view, entry->old_image);
-				if (verdict == VERDICT_UNKNOWN)
-					VerdictAsk(map, check->identity, view, entry->old_image);
+					verdict = VerdictGetOrAsk(map, check->identity, view, entry->old_image);
 				if (verdict <= VERDICT_ASKED)
 					state = EXTENSION_WAITS; /* ask for the others, too */
 			}

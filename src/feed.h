@@ -642,19 +642,13 @@ typedef enum Verdict
 /* The verdict of the view's rule on an image; VERDICT_UNKNOWN: it has none. */
 extern Verdict VerdictInline(TransactionMap *map, const View *view, int image);
 
-/* The query workers' verdict for the identity. */
-extern Verdict VerdictGet(TransactionMap *map, Identity *identity, const View *view, int image);
-
 /* The JSON of a visible image's columns in view->casts, for this identity. */
 extern const char *const *
 VerdictTexts(TransactionMap *map, Identity *identity, const View *view, int image);
 
 extern const CastList *CastListIntern(const int16 *attnos, int n);
 
-/* Asks for it (idempotent); VerdictsAdvance submits. */
-extern void VerdictAsk(TransactionMap *map, Identity *identity, View *view, int image);
-
-/* VerdictGet, and if it gives VERDICT_UNKNOWN, VerdictAsk. */
+/* The query workers' for the identity.  They are asked if it is VERDICT_UNKNOWN (VerdictsAdvance). */
 extern Verdict
 VerdictGetOrAsk(TransactionMap *map, Identity *identity, const View *view, int image);
 

@@ -244,14 +244,6 @@ VerdictInline(TransactionMap *map, const View *view, int image)
 	return verdict == VERDICT_VISIBLE && view->casts != NULL ? VERDICT_UNKNOWN : verdict;
 }
 
-Verdict
-VerdictGet(TransactionMap *map, Identity *identity, const View *view, int image)
-{
-	VerdictSet *set = FindSet(map, identity, view->relid, view->casts, false);
-
-	return set != NULL ? (Verdict) set->states[image] : VERDICT_UNKNOWN;
-}
-
 const char *const *
 VerdictTexts(TransactionMap *map, Identity *identity, const View *view, int image)
 {
@@ -289,12 +281,6 @@ Ask(TransactionMap *map, VerdictSet *set, Identity *identity, const View *view, 
 	q->casts = view->casts;
 	q->map = map->serial;
 	q->set = set;
-}
-
-void
-VerdictAsk(TransactionMap *map, Identity *identity, View *view, int image)
-{
-	(void) VerdictGetOrAsk(map, identity, view, image);
 }
 
 Verdict
