@@ -33,10 +33,9 @@
 static const char too_big[] = "message larger than changefeed.max_message";
 static const char pong[] = "{\"type\":\"pong\"}";
 
-/* Open addressing, linear probing; the size is a power of two. */
-static Connection **table;
-static uint32_t table_size;
-static uint32_t table_used;
+ConnTable conn_table;
+
+static Pool connections = {.size = (sizeof(Connection) + 63) / 64 * 64};
 
 static uint32_t last_number;
 
@@ -50,32 +49,19 @@ void
 ConnStart(void)
 {
 	ListInit(&stopped_list);
-	table_size = 64;
-	table = GatewayAllocZero(table_size * sizeof(Connection *));
+	conn_table.mask = 63;
+	conn_table.slots = GatewayAllocZero(64 * sizeof(Connection *));
 }
 
 /* ---- the table ---- */
-
-Connection *
-ConnFind(uint32_t number)
-{
-	uint32_t i;
-
-	for (i = number & (table_size - 1); table[i] != NULL; i = (i + 1) & (table_size - 1))
-	{
-		if (table[i]->number == number)
-			return table[i];
-	}
-	return NULL;
-}
 
 /* Iterates in no particular order; *position starts at 0. */
 Connection *
 ConnNext(uint32_t *position)
 {
-	while (*position < table_size)
+	while (*position <= conn_table.mask)
 	{
-		Connection *conn = table[(*position)++];
+		Connection *conn = conn_table.slots[(*position)++];
 
 		if (conn != NULL)
 			return conn;
@@ -86,25 +72,25 @@ ConnNext(uint32_t *position)
 static void
 TablePut(Connection *conn)
 {
-	uint32_t i = conn->number & (table_size - 1);
+	uint32_t i = conn->number & conn_table.mask;
 
-	while (table[i] != NULL)
-		i = (i + 1) & (table_size - 1);
-	table[i] = conn;
+	while (conn_table.slots[i] != NULL)
+		i = (i + 1) & conn_table.mask;
+	conn_table.slots[i] = conn;
 }
 
 static void
 TableInsert(Connection *conn)
 {
-	if (table_used >= table_size / 2)
+	if (conn_table.used > conn_table.mask / 2)
 	{
-		Connection **old = table;
-		uint32_t old_size = table_size;
+		Connection **old = conn_table.slots;
+		uint32_t old_mask = conn_table.mask;
 		uint32_t i;
 
-		table_size *= 2;
-		table = GatewayAllocZero(table_size * sizeof(Connection *));
-		for (i = 0; i < old_size; i++)
+		conn_table.mask = old_mask * 2 + 1;
+		conn_table.slots = GatewayAllocZero(((size_t) conn_table.mask + 1) * sizeof(Connection *));
+		for (i = 0; i <= old_mask; i++)
 		{
 			if (old[i] != NULL)
 				TablePut(old[i]);
@@ -112,32 +98,40 @@ TableInsert(Connection *conn)
 		free(old);
 	}
 	TablePut(conn);
-	table_used++;
+	conn_table.used++;
 }
 
 /* Removes, and closes the gap so that probing needs no tombstones. */
 static void
 TableRemove(const Connection *conn)
 {
-	uint32_t mask = table_size - 1;
+	Connection **slots = conn_table.slots;
+	uint32_t mask = conn_table.mask;
 	uint32_t hole = conn->number & mask;
 	uint32_t i;
 
-	while (table[hole] != conn)
+	while (slots[hole] != conn)
 		hole = (hole + 1) & mask;
-	for (i = (hole + 1) & mask; table[i] != NULL; i = (i + 1) & mask)
+	for (i = (hole + 1) & mask; slots[i] != NULL; i = (i + 1) & mask)
 	{
-		uint32_t home = table[i]->number & mask;
+		uint32_t home = slots[i]->number & mask;
 
 		/* Does the hole lie between this one's home and its place? */
 		if (((i - home) & mask) >= ((i - hole) & mask))
 		{
-			table[hole] = table[i];
+			slots[hole] = slots[i];
 			hole = i;
 		}
 	}
-	table[hole] = NULL;
-	table_used--;
+	slots[hole] = NULL;
+	conn_table.used--;
+}
+
+/* Once a second. */
+void
+ConnTrim(void)
+{
+	PoolTrim(&connections);
 }
 
 /* ---- opening ---- */
@@ -145,13 +139,14 @@ TableRemove(const Connection *conn)
 Connection *
 ConnCreate(struct lws *wsi)
 {
-	Connection *conn = GatewayAllocZero(sizeof(Connection));
+	Connection *conn = memset(PoolTake(&connections), 0, sizeof(Connection));
 
 	/* Four thousand million connections take a while; still, never reuse. */
 	if (last_number == UINT32_MAX)
 		GatewayFatal(EXIT_DONE, "connection numbers are used up");
 
 	conn->wsi = wsi;
+	conn->fd = -1;
 	conn->number = ++last_number;
 	conn->cause = LINK_CAUSE_CLIENT;
 	memset(conn->tag, '0', sizeof(conn->tag));
@@ -170,6 +165,8 @@ ConnOpen(struct lws *wsi, const char *token, size_t length)
 	Connection *conn = ConnCreate(wsi);
 	char peer[64];
 
+	if (lws_get_ssl(wsi) == NULL)
+		conn->fd = lws_get_socket_fd(wsi);
 	conn->compressed = CompressIsNegotiated(wsi);
 	CompressForget();
 	VisitorText(wsi, peer, sizeof(peer));
@@ -512,7 +509,7 @@ ConnGone(Connection *conn)
 	LinkSayClosed(conn);
 	ListRemove(&conn->stopped);
 	TableRemove(conn);
-	free(conn);
+	PoolGive(&connections, conn);
 	gateway.open--;
 	GatewayConnectionGone();
 }

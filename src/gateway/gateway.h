@@ -108,15 +108,16 @@ ListAppendAll(ListNode *to, ListNode *from)
 
 /* ---- what a connection is sent ---- */
 
-/* One change or message, kept once for all who get it. */
+/* One change, several, or a message: kept once for all who get it. */
 typedef struct Fragment
 {
 	uint32_t references;
 	uint32_t length;
-	bool tried;				/* to compress it */
-	uint32_t n_packed;		/* 0: it is sent as it is */
 	char *packed;			/* see compress.c */
+	uint32_t n_packed;		/* 0: it is sent as it is */
 	uint32_t suffix_length; /* of a message of a transaction: of the position */
+	bool tried;				/* to compress it */
+	bool message;
 	bool no_position;
 	char data[]; /* the suffix comes first */
 } Fragment;
@@ -130,8 +131,35 @@ typedef struct Transaction
 	uint64_t committed_us; /* since 1970; 0: not known */
 	uint32_t before_length;
 	uint32_t after_length;
-	char text[]; /* before, then after */
+	struct Body *root; /* of frames that are empty yet; one reference until then */
+	char text[];	   /* before, then after */
 } Transaction;
+
+/* A part of a frame as it is sent, but for what differs; see join.c. */
+typedef struct Image Image;
+
+/*
+ * What some connections get of a transaction, kept once for all of them: what
+ * another body has, and some fragments more.  It does not change any more when
+ * it has several references.
+ */
+typedef struct Body
+{
+	uint32_t references; /* frames, and bodies that begin with this one */
+	uint32_t n;			 /* pieces, without those of the base */
+	uint32_t capacity;
+	uint32_t n_fragments; /* with those of the base */
+	uint32_t n_messages;
+	bool has_positions;		  /* some of the messages */
+	Transaction *transaction; /* one reference */
+	struct Body *base;		  /* likewise; NULL: the root */
+	struct Body *next;		  /* the last one that was made of this; no reference */
+	Fragment **pieces;		  /* one reference each; `one` while that is enough */
+	Fragment *one;
+	Fragment **all; /* fragments, then messages: made when it is joined */
+	Image **images; /* of parts */
+	uint32_t n_images;
+} Body;
 
 typedef enum ItemKind
 {
@@ -150,32 +178,26 @@ typedef enum ItemKind
 typedef struct Item
 {
 	struct Item *next;
-	ItemKind kind;
-	bool feed;	 /* counts as feed, may be dropped */
-	size_t size; /* bytes accounted and not yet sent */
+	size_t size;  /* bytes accounted and not yet sent */
+	uint8_t kind; /* ItemKind */
+	bool feed;	  /* counts as feed, may be dropped */
 } Item;
 
-#define FRAME_INLINE_FRAGMENTS 2
-
+/* One for each connection and transaction: so it is small. */
 typedef struct FrameItem
 {
 	Item item;
-	Transaction *transaction; /* one reference */
-	uint64_t seq;			  /* given when the first part is joined */
-	uint32_t n_fragments;
-	uint32_t capacity;
-	uint32_t n_sent;	  /* fragments of earlier parts */
-	uint32_t part;		  /* parts that are joined already */
-	Fragment **fragments; /* one reference each; `few` while they fit */
-	Fragment *few[FRAME_INLINE_FRAGMENTS];
-
-	/* messages, which follow the fragments */
-	uint32_t n_messages;
-	uint32_t messages_capacity;
-	uint32_t messages_sent;
-	bool has_positions; /* some of them */
-	Fragment **messages;
+	Body *body; /* one reference */
 } FrameItem;
+
+/* How far the first frame of a queue is: only that one can have begun. */
+typedef struct Progress
+{
+	uint64_t seq;			/* given when the first part is joined */
+	uint32_t part;			/* parts that are joined already */
+	uint32_t n_sent;		/* fragments of these */
+	uint32_t messages_sent; /* they follow the fragments */
+} Progress;
 
 typedef struct TextItem
 {
@@ -240,57 +262,59 @@ typedef struct WheelTimer
 
 /* ---- a WebSocket, or an HTTP request ---- */
 
+/*
+ * What every frame needs comes first, in the order in which it is needed: with
+ * many connections each line of the cache that is touched has to be fetched.
+ */
 typedef struct Connection
 {
-	struct lws *wsi;
-	Exchange *http;	  /* NULL for a WebSocket */
-	uint32_t number;  /* never reused in the life of a gateway */
-	uint8_t cause;	  /* LinkCause for LINK_CLOSED */
-	bool identified;  /* LINK_IDENTITY came */
-	bool behind;	  /* feed is dropped until LINK_RESUME */
-	bool drained_due; /* LINK_DRAINED has to be said */
-	bool ping_queued;
-	bool ping_dropped; /* one was left out while behind */
+	uint32_t number;   /* never reused in the life of a gateway */
+	int fd;			   /* -1: what is written has to go through lws */
+	bool behind;	   /* feed is dropped until LINK_RESUME */
 	bool close_queued; /* nothing more may be queued */
 	bool closing;	   /* nothing more may be written */
-	bool close_sent;   /* our close frame was written */
-	bool killed;	   /* lws was told to drop it */
-	bool in_message;   /* a client's message has begun */
 	bool compressed;   /* permessage-deflate was negotiated */
-	bool in_packed;	   /* the message that comes is compressed */
-	bool frame_ended;  /* the next piece of it begins a frame */
-	bool unread;	   /* lws was told not to read it */
-	char tag[LINK_TAG_LENGTH];
-
-	uint64_t seq;		  /* transaction frames joined so far */
-	uint64_t last_number; /* last transaction that is not STREAM */
-	uint64_t heard_ms;	  /* loop time of the last received data */
-	uint64_t sent_frames;
-	uint64_t sent_bytes;
-
-	/* the message that is being received, if it comes in pieces */
-	char *message;
-	size_t message_length;
-	size_t message_capacity;
-
-	/* the queue */
-	Item *head;
+	bool drained_due;  /* LINK_DRAINED has to be said */
+	bool ping_queued;
+	bool ping_dropped;		/* one was left out while behind */
+	uint8_t cause;			/* LinkCause for LINK_CLOSED */
+	uint32_t queued_frames; /* items that count as feed */
+	bool identified;		/* LINK_IDENTITY came */
+	bool close_sent;		/* our close frame was written */
+	bool killed;			/* lws was told to drop it */
+	bool unread;			/* lws was told not to read it */
+	Item *head;				/* the queue */
 	Item *tail;
 	FrameItem *open_frame; /* last frame, if its transaction is open */
 	size_t queued_feed;	   /* sum of sizes */
+	size_t pending_feed;   /* of the last write, if lws holds a part of it */
+
+	uint32_t listed_at; /* where in walk.c's array */
+	uint8_t listed;		/* in which of them; 0: none */
+	struct lws *wsi;
+	Exchange *http; /* NULL for a WebSocket */
+	char tag[LINK_TAG_LENGTH];
+	uint64_t seq;		  /* transaction frames joined so far */
+	uint64_t last_number; /* last transaction that is not STREAM */
+	uint64_t sent_frames;
+
+	Progress progress; /* of the first item, if that is a frame */
+	uint64_t sent_bytes;
 	size_t queued_other;
-	size_t queued_stream;	/* of queued_other: frames of replays */
-	size_t queued_casts;	/* likewise: casts */
-	uint32_t queued_frames; /* items that count as feed */
-
-	/* the last write, of which lws may still hold a part */
-	size_t pending_feed;
+	size_t queued_stream; /* of queued_other: frames of replays */
+	size_t queued_casts;  /* likewise: casts */
 	size_t pending_other;
-
 	SnapshotStream *snapshots; /* oldest first */
 	SnapshotStream *snapshots_tail;
 
-	ListNode dirty;	  /* in queue.c's lists */
+	/* the message that is being received, if it comes in pieces */
+	uint64_t heard_ms; /* loop time of the last received data */
+	char *message;
+	size_t message_length;
+	size_t message_capacity;
+	bool in_message;  /* it has begun */
+	bool in_packed;	  /* it is compressed */
+	bool frame_ended; /* its next piece begins a frame */
 	ListNode stopped; /* reading is stopped: in conn.c's list */
 
 	/* throttle.c */
@@ -389,6 +413,9 @@ extern void *GatewayAllocZero(size_t size);
 extern void *GatewayRealloc(void *p, size_t size);
 extern bool Utf8IsValid(const char *data, size_t length);
 
+/* Of a WebSocket frame that is not masked. */
+#define FRAME_HEADER_MAX 10
+
 /* A growing buffer of bytes. */
 typedef struct Buffer
 {
@@ -402,9 +429,28 @@ extern void BufferAppend(Buffer *buffer, const void *data, size_t n);
 extern void BufferAppendString(Buffer *buffer, const char *string);
 extern void BufferAppendJson(Buffer *buffer, const char *string);
 extern void BufferAppendFrameHeader(Buffer *buffer, size_t length, bool compressed);
+extern size_t BuildFrameHeader(unsigned char *header, size_t length, bool compressed);
 extern size_t
 BuildCloseFrame(unsigned char *frame, uint16_t code, const char *reason, size_t length);
 extern void BufferReset(Buffer *buffer, size_t keep);
+
+/* ---- pool.c ---- */
+
+typedef struct PoolRegion PoolRegion;
+
+/* Zero but for the size is an empty one. */
+typedef struct Pool
+{
+	size_t size;		/* of an element */
+	ListNode with_room; /* regions */
+	PoolRegion *spares; /* empty ones, linked by their nodes */
+	uint32_t n_spares;
+	uint32_t least_spares; /* since the last PoolTrim */
+} Pool;
+
+extern void *PoolTake(Pool *pool);
+extern void PoolGive(Pool *pool, void *element);
+extern void PoolTrim(Pool *pool);
 
 /* ---- main.c ---- */
 
@@ -443,14 +489,48 @@ extern void StatsNoteRefusal(const char *code);
 extern void StatsNoteCommitTime(uint64_t us);
 extern uint64_t StatsTakeCommitTime(void);
 extern void StatsNoteFrame(const FrameItem *frame);
+extern void StatsForgetClock(void);
 extern void StatsSay(void);
 extern void StatsSayConnections(WireReader *r);
 
 /* ---- conn.c ---- */
 
-extern Connection *ConnFind(uint32_t number);
+/* By number; open addressing, linear probing. */
+typedef struct ConnTable
+{
+	Connection **slots;
+	uint32_t mask; /* their number, a power of two, less one */
+	uint32_t used;
+} ConnTable;
+
+extern ConnTable conn_table;
+
+static inline Connection *
+ConnFind(uint32_t number)
+{
+	uint32_t i;
+
+	for (i = number & conn_table.mask; conn_table.slots[i] != NULL; i = (i + 1) & conn_table.mask)
+	{
+		if (conn_table.slots[i]->number == number)
+			return conn_table.slots[i];
+	}
+	return NULL;
+}
+
+/* It will be looked up soon: its first two lines, which most likely are these. */
+static inline void
+ConnPrefetch(uint32_t number)
+{
+	const char *conn = (const char *) conn_table.slots[number & conn_table.mask];
+
+	__builtin_prefetch(conn);
+	__builtin_prefetch(conn + 64);
+}
+
 extern Connection *ConnNext(uint32_t *position);
 extern void ConnStart(void);
+extern void ConnTrim(void);
 extern Connection *ConnCreate(struct lws *wsi);
 extern Connection *ConnOpen(struct lws *wsi, const char *token, size_t length);
 extern void ConnGone(Connection *conn);
@@ -480,7 +560,6 @@ typedef enum FlushResult
 	FLUSH_CLOSING /* no more writes: the connection closes */
 } FlushResult;
 
-extern void QueueStart(void);
 extern void QueueAdd(Connection *conn, Item *item);
 extern void QueueAddText(Connection *conn, ItemKind kind, const char *a, size_t a_length,
 						 const char *b, size_t b_length, const char *c, size_t c_length);
@@ -489,28 +568,60 @@ extern void QueueAddMark(Connection *conn, uint32_t mark);
 extern void QueueAddCast(Connection *conn, Fragment *text);
 extern void QueueAddShare(Connection *conn, Fragment *text);
 extern void QueueAddClose(Connection *conn, uint16_t code, const char *reason, size_t length);
+extern FrameItem *QueueNewFrame(void);
 extern void QueueGrew(Connection *conn, Item *item, size_t n);
 extern bool QueueHasRoomForFeed(Connection *conn, uint64_t number);
 extern void QueueResume(Connection *conn);
 extern void QueueDropAll(Connection *conn);
+extern void QueueTrim(void);
+extern FlushResult QueueSend(Connection *conn);
+extern bool ConnIsChoked(const Connection *conn);
+
+/* ---- walk.c ---- */
+
+extern void WalkStart(void);
+extern void WalkForget(Connection *conn);
 extern void QueueMarkDirty(Connection *conn);
 extern void QueueTransactionEnded(void);
 extern FlushResult QueueFlush(Connection *conn);
 extern void QueueFlushDirty(void);
-extern bool ConnIsChoked(const Connection *conn);
 
 /* ---- fanout.c ---- */
 
 extern void FanoutBegin(WireReader *r);
 extern void FanoutFragment(WireReader *r);
+extern void FanoutPassMerged(void);
 extern void FanoutMessage(WireReader *r);
 extern void FanoutCast(WireReader *r, void (*add)(Connection *conn, Fragment *text));
-extern void FanoutRelease(Fragment *fragment);
-extern bool FanoutIsSent(const FrameItem *frame);
 extern void FanoutEnd(void);
-extern size_t FanoutJoin(Connection *conn, FrameItem *frame, Buffer *buffer);
-extern size_t FanoutNextSize(const FrameItem *frame);
-extern void FanoutFreeFrame(FrameItem *frame);
+
+/* ---- body.c ---- */
+
+extern void FragmentRelease(Fragment *fragment);
+extern void TransactionRelease(Transaction *transaction);
+extern size_t FragmentSize(const Fragment *fragment);
+extern Body *BodyNew(Transaction *transaction);
+extern Body *BodyWith(Body *base, Fragment *piece);
+extern void BodyRelease(Body *body);
+extern Fragment **BodyPieces(Body *body);
+
+/* ---- join.c ---- */
+
+/* Accounted for a frame beside the pieces that the link gave us. */
+#define ENVELOPE_BYTES 96
+
+extern size_t JoinNext(Connection *conn, FrameItem *frame, Buffer *buffer);
+extern const char *JoinInPlace(Connection *conn, FrameItem *frame, size_t *length);
+extern size_t JoinNextSize(const Connection *conn, const FrameItem *frame);
+extern void ImageFree(Image *image);
+
+/* The connection's first frame. */
+static inline bool
+FrameIsSent(const Connection *conn, const Body *body)
+{
+	return conn->progress.n_sent == body->n_fragments &&
+		   conn->progress.messages_sent == body->n_messages;
+}
 
 /* ---- compress.c ---- */
 

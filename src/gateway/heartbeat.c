@@ -170,6 +170,8 @@ OnTick(uv_timer_t *handle)
 					   (uint32_t) (due.length / sizeof(uint32_t)));
 		BufferReset(&due, 64 * 1024);
 	}
+	QueueTrim();
+	ConnTrim();
 	if (n_timers == 0)
 		uv_timer_stop(&timer);
 }

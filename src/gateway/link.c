@@ -387,6 +387,8 @@ Dispatch(LinkMessage *message)
 	uint32_t least;
 	uint32_t most;
 
+	if (message->type != LINK_TX_FRAGMENT)
+		FanoutPassMerged();
 	switch (message->type)
 	{
 		case LINK_CONFIG:

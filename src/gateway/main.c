@@ -267,7 +267,7 @@ StartLoop(void)
 	uv_timer_init(&gateway.loop, &shutdown_timer);
 	uv_signal_init(&gateway.loop, &sigterm);
 	uv_signal_start(&sigterm, OnSigterm, SIGTERM);
-	QueueStart();
+	WalkStart();
 	ConnStart();
 	HeartbeatStart();
 	RequestStart();

@@ -5,10 +5,9 @@
  *
  * A connection has one queue for everything: messages, transactions, pings,
  * marks and its close, in the order in which the feed worker sent them.  While
- * the link is read, items are only queued and the connection is put on the
- * dirty list; afterwards the list is walked, and each connection gets all it
- * has in as few writes as possible: the system call is what costs, not the
- * message.  What a message looks like on the wire is stream.c's business for
+ * the link is read, items are only queued; afterwards walk.c goes over those that
+ * have something, and each connection gets all it has in as few writes as
+ * possible: the system call is what costs, not the message.  What a message looks like on the wire is stream.c's business for
  * event streams and polls.  Frames are written with LWS_WRITE_RAW, header included, outside
  * lws' WRITEABLE callback.  That is safe as long as
  * - the connection is established and not closing,
@@ -30,8 +29,10 @@
  *
  *-------------------------------------------------------------------------
  */
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 
 #include "gateway.h"
 
@@ -42,10 +43,6 @@
 #define FLUSH_BUDGET ((size_t) 256 * 1024)
 #define PAGE_BUDGET	 ((size_t) 128 * 1024)
 
-/* Bounds of one walk over the dirty list. */
-#define WALK_CONNECTIONS 256
-#define WALK_BYTES		 ((uint64_t) 4 * 1024 * 1024)
-
 /* Shorter messages for one client alone are not worth the work. */
 #define COMPRESS_BYTES 1024
 
@@ -54,32 +51,25 @@
 /* What is an object by itself. */
 static const MessageInfo whole_message = {.whole = true, .last = true};
 
-/* Connections that have something to send. */
-static ListNode dirty_list;
-
-/* Connections whose next item is a transaction that is still being built. */
-static ListNode open_list;
-
-/* Runs while the dirty list was too long for one turn. */
-static uv_idle_t idle;
-
 /* Where writes are put together; lws copies what it cannot send. */
 static Buffer scratch;
 
-static void
-OnIdle(uv_idle_t *handle)
+/* What is written next: most often that buffer. */
+static struct
 {
-	(void) handle;
-	QueueFlushDirty();
-}
+	const char *data;
+	size_t length;
+	size_t feed;   /* so much of it is feed */
+	size_t stream; /* and so much are replays */
+} outgoing;
 
-void
-QueueStart(void)
-{
-	ListInit(&dirty_list);
-	ListInit(&open_list);
-	uv_idle_init(&gateway.loop, &idle);
-}
+/* Items of a known size. */
+#define ITEM_BYTES 32
+static Pool items = {.size = ITEM_BYTES};
+
+_Static_assert(sizeof(FrameItem) <= ITEM_BYTES, "frames do not fit");
+_Static_assert(sizeof(CastItem) <= ITEM_BYTES, "casts do not fit");
+_Static_assert(sizeof(MarkItem) <= ITEM_BYTES, "marks do not fit");
 
 /* Does lws still hold a part of what we wrote? */
 bool
@@ -90,36 +80,49 @@ ConnIsChoked(const Connection *conn)
 	return lws_partial_buffered(conn->wsi) != 0;
 }
 
+/* Once a second: what a burst has needed goes back to the system. */
 void
-QueueMarkDirty(Connection *conn)
+QueueTrim(void)
 {
-	if (conn->closing || ListContains(&conn->dirty))
-		return;
-	if (ListIsEmpty(&dirty_list))
-		uv_idle_start(&idle, OnIdle);
-	ListAppend(&dirty_list, &conn->dirty);
+	PoolTrim(&items);
 }
 
-/* A transaction is complete: those who waited for it can be sent to. */
-void
-QueueTransactionEnded(void)
+/* Its body and its size are still to be set. */
+FrameItem *
+QueueNewFrame(void)
 {
-	if (ListIsEmpty(&open_list))
-		return;
-	if (ListIsEmpty(&dirty_list))
-		uv_idle_start(&idle, OnIdle);
-	ListAppendAll(&dirty_list, &open_list);
+	FrameItem *frame = PoolTake(&items);
+
+	memset(frame, 0, sizeof(FrameItem));
+	frame->item.kind = ITEM_FRAME;
+	return frame;
 }
 
 static void
 FreeItem(Item *item)
 {
-	if (item->kind == ITEM_CAST || item->kind == ITEM_SHARE)
-		FanoutRelease(((CastItem *) item)->text);
-	if (item->kind == ITEM_FRAME)
-		FanoutFreeFrame((FrameItem *) item);
-	else
-		free(item);
+	switch ((ItemKind) item->kind)
+	{
+		case ITEM_FRAME:
+			BodyRelease(((FrameItem *) item)->body);
+			PoolGive(&items, item);
+			break;
+		case ITEM_CAST:
+		case ITEM_SHARE:
+			FragmentRelease(((CastItem *) item)->text);
+			PoolGive(&items, item);
+			break;
+		case ITEM_MARK:
+			PoolGive(&items, item);
+			break;
+		case ITEM_TEXT:
+		case ITEM_PING:
+		case ITEM_SYNCED:
+		case ITEM_PART:
+		case ITEM_CLOSE:
+			free(item);
+			break;
+	}
 }
 
 /* A replay's frame: see CheckOther. */
@@ -169,6 +172,7 @@ Pop(Connection *conn)
 	conn->head = item->next;
 	if (conn->head == NULL)
 		conn->tail = NULL;
+	memset(&conn->progress, 0, sizeof(conn->progress));
 	Forget(conn, item);
 }
 
@@ -189,14 +193,14 @@ Drop(Connection *conn, bool everything, uint64_t number)
 	{
 		Item *item = *link;
 
-		if ((item->feed && ((FrameItem *) item)->part == 0) || item->kind == ITEM_PING ||
-			item->kind == ITEM_SYNCED || everything)
+		if ((item->feed && (item != conn->head || conn->progress.part == 0)) ||
+			item->kind == ITEM_PING || item->kind == ITEM_SYNCED || everything)
 		{
 			*link = item->next;
 			if (item->kind == ITEM_PING)
 				conn->ping_dropped = true;
-			if (item->feed && ((FrameItem *) item)->transaction->number < number)
-				number = ((FrameItem *) item)->transaction->number;
+			if (item->feed && ((FrameItem *) item)->body->transaction->number < number)
+				number = ((FrameItem *) item)->body->transaction->number;
 			Forget(conn, item);
 		}
 		else
@@ -213,15 +217,16 @@ void
 QueueDropAll(Connection *conn)
 {
 	(void) Drop(conn, true, 0);
+	memset(&conn->progress, 0, sizeof(conn->progress));
 	conn->drained_due = false;
-	ListRemove(&conn->dirty);
+	WalkForget(conn);
 }
 
 /* How much of the last write may still be with lws. */
 static size_t
 Pending(const Connection *conn, size_t written)
 {
-	return ConnIsChoked(conn) ? written : 0;
+	return written > 0 && ConnIsChoked(conn) ? written : 0;
 }
 
 static size_t
@@ -325,7 +330,7 @@ QueueAddText(Connection *conn, ItemKind kind, const char *a, size_t a_length, co
 		conn->ping_queued = true;
 	}
 	text = GatewayAlloc(sizeof(TextItem) + length);
-	text->item.kind = kind;
+	text->item.kind = (uint8_t) kind;
 	text->item.feed = false;
 	text->item.size = length;
 	text->length = length;
@@ -365,8 +370,9 @@ QueueAddPart(Connection *conn, WireReader *r)
 void
 QueueAddMark(Connection *conn, uint32_t mark)
 {
-	MarkItem *item = GatewayAllocZero(sizeof(MarkItem));
+	MarkItem *item = PoolTake(&items);
 
+	memset(item, 0, sizeof(MarkItem));
 	item->item.kind = ITEM_MARK;
 	item->item.size = sizeof(MarkItem);
 	item->mark = mark;
@@ -376,9 +382,10 @@ QueueAddMark(Connection *conn, uint32_t mark)
 static void
 AddShared(Connection *conn, ItemKind kind, Fragment *text)
 {
-	CastItem *item = GatewayAllocZero(sizeof(CastItem));
+	CastItem *item = PoolTake(&items);
 
-	item->item.kind = kind;
+	memset(item, 0, sizeof(CastItem));
+	item->item.kind = (uint8_t) kind;
 	item->item.size = text->length;
 	item->text = text;
 	text->references++;
@@ -480,16 +487,25 @@ QueueResume(Connection *conn)
 	conn->ping_dropped = false;
 }
 
+/* A frame that has one part, and is all there is to write: it needs no copy. */
+static bool
+GatherInPlace(Connection *conn, FrameItem *frame)
+{
+	if (conn->fd < 0 || conn->compressed ||
+		(frame->item.next != NULL && frame->item.size <= GATHER_BYTES))
+		return false;
+	outgoing.data = JoinInPlace(conn, frame, &outgoing.length);
+	return outgoing.data != NULL;
+}
+
 /*
- * Moves whole frames from the queue to the scratch buffer.  *feed gets the
- * share of it that is feed, *stream that of replays.  Stops before an item
- * that is not a message.
+ * Finds out what to write next: whole frames from the queue, put together in the
+ * scratch buffer.  Stops before an item that is not a message.
  */
 static void
-Gather(Connection *conn, size_t *feed, size_t *stream)
+Gather(Connection *conn)
 {
-	*feed = 0;
-	*stream = 0;
+	memset(&outgoing, 0, sizeof(outgoing));
 	while (conn->head != NULL)
 	{
 		Item *item = conn->head;
@@ -498,30 +514,39 @@ Gather(Connection *conn, size_t *feed, size_t *stream)
 		if (item->kind == ITEM_FRAME)
 		{
 			FrameItem *frame = (FrameItem *) item;
-			size_t n;
+			size_t *sum = item->feed ? &outgoing.feed : &outgoing.stream;
+			size_t n = 0;
 
-			if (!frame->transaction->complete)
-				return;
-			if (before > 0 && before + FanoutNextSize(frame) > GATHER_BYTES)
-				return;
-			n = FanoutJoin(conn, frame, &scratch);
-			if (frame->n_sent == frame->n_fragments)
-				StatsNoteFrame(frame);
-			if (item->feed)
-				*feed += scratch.length - before;
+			if (!frame->body->transaction->complete)
+				break;
+			if (before > 0 && before + JoinNextSize(conn, frame) > GATHER_BYTES)
+				break;
+			if (before == 0 && GatherInPlace(conn, frame))
+				*sum = outgoing.length;
 			else
-				*stream += scratch.length - before;
-			if (FanoutIsSent(frame))
+			{
+				n = JoinNext(conn, frame, &scratch);
+				*sum += scratch.length - before;
+			}
+			if (conn->progress.n_sent == frame->body->n_fragments)
+				StatsNoteFrame(frame);
+			if (FrameIsSent(conn, frame->body))
 				Pop(conn);
 			else
 				Account(conn, item, n);
+			if (outgoing.data != NULL)
+			{
+				gateway.frames++;
+				conn->sent_frames++;
+				return;
+			}
 		}
 		else if (item->kind == ITEM_TEXT || item->kind == ITEM_PING || item->kind == ITEM_SYNCED)
 		{
 			TextItem *text = (TextItem *) item;
 
 			if (before > 0 && before + text->length > GATHER_BYTES)
-				return;
+				break;
 			if (conn->compressed && text->length >= COMPRESS_BYTES)
 				CompressWhole(text->data, text->length, &scratch);
 			else
@@ -542,7 +567,7 @@ Gather(Connection *conn, size_t *feed, size_t *stream)
 			size_t start;
 
 			if (before > 0 && before + text->length > GATHER_BYTES)
-				return;
+				break;
 			start = MessageBegin(conn, &scratch, text->length);
 			BufferAppend(&scratch, text->data, text->length);
 			MessageEnd(conn, &scratch, start, &whole_message);
@@ -555,49 +580,75 @@ Gather(Connection *conn, size_t *feed, size_t *stream)
 			continue;
 		}
 		else
-			return;
+			break;
 		gateway.frames++;
 		conn->sent_frames++;
 	}
+	outgoing.data = scratch.data;
+	outgoing.length = scratch.length;
 }
 
 /*
- * Writes the scratch buffer, of which so much is feed and other things that
- * count; false if the connection is lost.
+ * Writes to a WebSocket; false if the connection is lost.  A plain one is written
+ * to directly, on the way that lws would take, too; what the socket does not take
+ * is lws' business, which copies it and calls back when it is gone.
  */
 static bool
-Write(Connection *conn, size_t feed, size_t other)
+WriteFrames(Connection *conn, const char *data, size_t length)
 {
-	size_t length = scratch.length;
-	int n;
+	if (conn->fd >= 0)
+	{
+		ssize_t n = send(conn->fd, data, length, MSG_DONTWAIT | MSG_NOSIGNAL);
+
+		if (n == (ssize_t) length)
+			return true;
+		if (n < 0 && errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR)
+			return false;
+		if (n > 0)
+		{
+			data += n;
+			length -= (size_t) n;
+		}
+	}
+	return lws_write(conn->wsi, (unsigned char *) data, length, LWS_WRITE_RAW) >= 0;
+}
+
+/* Writes what is outgoing; false if the connection is lost. */
+static bool
+Write(Connection *conn)
+{
+	size_t length = outgoing.length;
+	bool written;
 
 	if (conn->http != NULL)
-		n = StreamWrite(conn, &scratch) ? 0 : -1;
+		written = StreamWrite(conn, &scratch);
 	else
-		n = lws_write(conn->wsi, (unsigned char *) scratch.data, length, LWS_WRITE_RAW);
+		written = WriteFrames(conn, outgoing.data, length);
 	BufferReset(&scratch, SCRATCH_KEEP);
-	if (n < 0)
+	if (!written)
 	{
 		ConnKill(conn, LINK_CAUSE_CLIENT);
 		return false;
 	}
 	gateway.bytes += length;
 	conn->sent_bytes += length;
-	conn->pending_feed = feed;
-	conn->pending_other = other;
+	conn->pending_feed = outgoing.feed;
+	conn->pending_other = length - outgoing.feed - outgoing.stream;
 	return true;
 }
 
-static FlushResult
-FlushSome(Connection *conn)
+/*
+ * Sends what the connection has, as far as its socket and this turn's budget
+ * allow.  Only for walk.c: everybody else wants QueueFlush.
+ */
+FlushResult
+QueueSend(Connection *conn)
 {
 	size_t budget = FLUSH_BUDGET;
 	size_t pages = PAGE_BUDGET;
 
 	for (;;)
 	{
-		size_t feed;
-		size_t stream;
 		size_t length;
 
 		if (conn->closing)
@@ -626,12 +677,12 @@ FlushSome(Connection *conn)
 			return FLUSH_CLOSING;
 		}
 
-		Gather(conn, &feed, &stream);
-		length = scratch.length;
+		Gather(conn);
+		length = outgoing.length;
 		if (length > 0)
 		{
 			budget -= length < budget ? length : budget;
-			if (!Write(conn, feed, length - feed - stream))
+			if (!Write(conn))
 				return FLUSH_CLOSING;
 			continue;
 		}
@@ -650,50 +701,14 @@ FlushSome(Connection *conn)
 			return FLUSH_DONE;
 		if (!SnapshotNextPage(conn, &scratch))
 			continue; /* that stream was at its end */
-		length = scratch.length;
-		pages -= length < pages ? length : pages;
-		/* A page is paced by the socket; it has no bound to count to. */
-		if (!Write(conn, 0, 0))
+		outgoing.data = scratch.data;
+		outgoing.length = scratch.length;
+		pages -= outgoing.length < pages ? outgoing.length : pages;
+		if (!Write(conn))
 			return FLUSH_CLOSING;
+		/* A page is paced by the socket; it has no bound to count to. */
+		conn->pending_other = 0;
 		gateway.frames++;
 		conn->sent_frames++;
 	}
-}
-
-/*
- * Sends what the connection has, as far as its socket and this turn's budget
- * allow, and leaves it on the list where it belongs then.
- */
-FlushResult
-QueueFlush(Connection *conn)
-{
-	FlushResult result = FlushSome(conn);
-
-	ListRemove(&conn->dirty);
-	if (result == FLUSH_MORE)
-		QueueMarkDirty(conn);
-	else if (result == FLUSH_DONE && conn->head != NULL)
-		ListAppend(&open_list, &conn->dirty);
-	else if (result == FLUSH_DONE && conn->http != NULL)
-		StreamFlushed(conn);
-	return result;
-}
-
-/*
- * Sends to the connections on the dirty list.  With many receivers a walk
- * takes long, and meanwhile nobody is accepted or heard; so it is bounded and
- * goes on in the next turn of the loop.
- */
-void
-QueueFlushDirty(void)
-{
-	int connections = 0;
-	uint64_t start = gateway.bytes;
-
-	while (!ListIsEmpty(&dirty_list) && connections++ < WALK_CONNECTIONS &&
-		   gateway.bytes - start < WALK_BYTES)
-		QueueFlush(ListElement(dirty_list.next, Connection, dirty));
-
-	if (ListIsEmpty(&dirty_list))
-		uv_idle_stop(&idle);
 }

@@ -27,6 +27,9 @@ static struct
 static uint64_t lags[LINK_LAG_BUCKETS];
 static uint64_t lag_sum_us;
 
+/* The time, if somebody has asked for it since the last write; else 0. */
+static uint64_t clock_us;
+
 /* Of the transaction that begins next. */
 static uint64_t commit_us;
 
@@ -66,20 +69,30 @@ StatsTakeCommitTime(void)
 	return us;
 }
 
+/* Time goes on: behind each write. */
+void
+StatsForgetClock(void)
+{
+	clock_us = 0;
+}
+
 /* The last byte of a frame is on its way into the socket. */
 void
 StatsNoteFrame(const FrameItem *frame)
 {
-	const Transaction *transaction = frame->transaction;
-	struct timespec now;
-	uint64_t now_us;
+	const Transaction *transaction = frame->body->transaction;
 	uint64_t lag;
 
 	if (!frame->item.feed || transaction->committed_us == 0)
 		return;
-	clock_gettime(CLOCK_REALTIME, &now);
-	now_us = (uint64_t) now.tv_sec * 1000000 + (uint64_t) now.tv_nsec / 1000;
-	lag = now_us > transaction->committed_us ? now_us - transaction->committed_us : 0;
+	if (clock_us == 0)
+	{
+		struct timespec now;
+
+		clock_gettime(CLOCK_REALTIME, &now);
+		clock_us = (uint64_t) now.tv_sec * 1000000 + (uint64_t) now.tv_nsec / 1000;
+	}
+	lag = clock_us > transaction->committed_us ? clock_us - transaction->committed_us : 0;
 	lags[LinkLagBucket(lag)]++;
 	lag_sum_us += lag;
 }

@@ -148,7 +148,8 @@ TakePending(Stream *stream, const MessageInfo *info)
 	{
 		if (length > 0 && length + info->suffix_length <= LINK_POSITION_MAX)
 		{
-			memcpy(item.position + length, info->suffix, info->suffix_length);
+			if (info->suffix_length > 0)
+				memcpy(item.position + length, info->suffix, info->suffix_length);
 			item.position[length + info->suffix_length] = '\0';
 		}
 		SetPart(stream, &item);

@@ -148,39 +148,40 @@ BufferAppendJson(Buffer *buffer, const char *string)
 }
 
 /*
- * The header of an unfragmented WebSocket text message.  Servers do not mask,
- * so it depends on the length alone.
+ * The header of an unfragmented WebSocket text message; `header` has room for
+ * FRAME_HEADER_MAX bytes.  Servers do not mask, so it depends on the length alone.
  */
-void
-BufferAppendFrameHeader(Buffer *buffer, size_t length, bool compressed)
+size_t
+BuildFrameHeader(unsigned char *header, size_t length, bool compressed)
 {
-	unsigned char header[10];
-	size_t n;
+	int i;
 
 	/* Final fragment, text; RSV1 means permessage-deflate. */
 	header[0] = compressed ? 0xc1 : 0x81;
 	if (length < 126)
 	{
 		header[1] = (unsigned char) length;
-		n = 2;
+		return 2;
 	}
-	else if (length < 65536)
+	if (length < 65536)
 	{
 		header[1] = 126;
 		header[2] = (unsigned char) (length >> 8);
 		header[3] = (unsigned char) length;
-		n = 4;
+		return 4;
 	}
-	else
-	{
-		int i;
+	header[1] = 127;
+	for (i = 0; i < 8; i++)
+		header[2 + i] = (unsigned char) ((uint64_t) length >> (56 - 8 * i));
+	return 10;
+}
 
-		header[1] = 127;
-		for (i = 0; i < 8; i++)
-			header[2 + i] = (unsigned char) ((uint64_t) length >> (56 - 8 * i));
-		n = 10;
-	}
-	BufferAppend(buffer, header, n);
+void
+BufferAppendFrameHeader(Buffer *buffer, size_t length, bool compressed)
+{
+	unsigned char header[FRAME_HEADER_MAX];
+
+	BufferAppend(buffer, header, BuildFrameHeader(header, length, compressed));
 }
 
 /* A close frame; `frame` has room for CLOSE_FRAME_MAX bytes. */

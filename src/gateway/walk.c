@@ -1,0 +1,234 @@
+/*-------------------------------------------------------------------------
+ *
+ * walk.c
+ *		Connections that have something to send, and going over them.
+ *
+ * While the link is read, connections that get something are noted; afterwards
+ * they are gone over, and each is sent all it has.  With many receivers that
+ * takes long, and meanwhile nobody is accepted or heard: so a walk is bounded and
+ * goes on in the next turn of the loop.
+ *
+ * With thousands of connections none of what a connection needs is in the
+ * processor's caches, and the memory's answer would be waited for several times
+ * with each.  Hence arrays rather than linked lists: it is known who comes next,
+ * and what those need is asked for while others are written to.
+ *
+ * Process: gateway.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include <stdlib.h>
+#include <string.h>
+
+#include "gateway.h"
+
+/* Bounds of one walk. */
+#define WALK_CONNECTIONS 256
+#define WALK_BYTES		 ((uint64_t) 4 * 1024 * 1024)
+
+/* So many connections are looked at together before they are written to. */
+#define BLOCK 8
+
+/* An empty array keeps room for so many. */
+#define KEEP_SLOTS 4096
+
+/* Those between `first` and `end`; NULL: not any more. */
+typedef struct ConnArray
+{
+	Connection **slots;
+	uint32_t first;
+	uint32_t end;
+	uint32_t capacity;
+} ConnArray;
+
+/* Connection.listed is the place in here. */
+typedef enum ArrayName
+{
+	IN_NONE,
+	IN_DIRTY, /* they have something to send */
+	IN_OPEN	  /* their next item is a transaction that is still being built */
+} ArrayName;
+
+static ConnArray arrays[3];
+
+/* Runs while there were too many for one turn. */
+static uv_idle_t idle;
+
+static void
+OnIdle(uv_idle_t *handle)
+{
+	(void) handle;
+	QueueFlushDirty();
+}
+
+void
+WalkStart(void)
+{
+	uv_idle_init(&gateway.loop, &idle);
+}
+
+/* Forgets empty slots at the front, and at last the memory. */
+static void
+Tidy(ConnArray *array)
+{
+	while (array->first < array->end && array->slots[array->first] == NULL)
+		array->first++;
+	if (array->first < array->end)
+		return;
+	array->first = array->end = 0;
+	if (array->capacity > KEEP_SLOTS)
+	{
+		free(array->slots);
+		array->slots = NULL;
+		array->capacity = 0;
+	}
+}
+
+static void
+Enter(Connection *conn, ArrayName name)
+{
+	ConnArray *array = &arrays[name];
+
+	if (array->end == array->capacity && array->first > array->capacity / 2)
+	{
+		uint32_t i;
+
+		array->end -= array->first;
+		memmove(array->slots, array->slots + array->first, array->end * sizeof(Connection *));
+		array->first = 0;
+		for (i = 0; i < array->end; i++)
+			if (array->slots[i] != NULL)
+				array->slots[i]->listed_at = i;
+	}
+	else if (array->end == array->capacity)
+	{
+		array->capacity = array->capacity > 0 ? array->capacity * 2 : 64;
+		array->slots = GatewayRealloc(array->slots, array->capacity * sizeof(Connection *));
+	}
+	conn->listed = (uint8_t) name;
+	conn->listed_at = array->end;
+	array->slots[array->end++] = conn;
+}
+
+/* It has nothing to send any more. */
+void
+WalkForget(Connection *conn)
+{
+	if (conn->listed == IN_NONE)
+		return;
+	arrays[conn->listed].slots[conn->listed_at] = NULL;
+	conn->listed = IN_NONE;
+}
+
+void
+QueueMarkDirty(Connection *conn)
+{
+	if (conn->closing || conn->listed != IN_NONE)
+		return;
+	if (arrays[IN_DIRTY].end == 0)
+		uv_idle_start(&idle, OnIdle);
+	Enter(conn, IN_DIRTY);
+}
+
+/* A transaction is complete: those who waited for it can be sent to. */
+void
+QueueTransactionEnded(void)
+{
+	ConnArray *open = &arrays[IN_OPEN];
+
+	for (; open->first < open->end; open->first++)
+	{
+		Connection *conn = open->slots[open->first];
+
+		if (conn == NULL)
+			continue;
+		conn->listed = IN_NONE;
+		QueueMarkDirty(conn);
+	}
+	Tidy(open);
+}
+
+static FlushResult
+Flush(Connection *conn)
+{
+	FlushResult result = QueueSend(conn);
+
+	WalkForget(conn);
+	if (result == FLUSH_MORE)
+		QueueMarkDirty(conn);
+	else if (result == FLUSH_DONE && conn->head != NULL)
+		Enter(conn, IN_OPEN);
+	else if (result == FLUSH_DONE && conn->http != NULL)
+		StreamFlushed(conn);
+	return result;
+}
+
+/*
+ * Sends what the connection has, as far as its socket and this turn's budget
+ * allow, and notes it again if it is not done.
+ */
+FlushResult
+QueueFlush(Connection *conn)
+{
+	StatsForgetClock();
+	return Flush(conn);
+}
+
+/*
+ * Asks for what the next connections need, first for the connections, then for
+ * what they point to.  Only the processor could do better with lws' part: what we
+ * know of it is a function, so that is called for all of them in a row, where the
+ * waiting times overlap.
+ */
+static void
+PrefetchBlock(const ConnArray *array)
+{
+	Connection *const *slot = array->slots + array->first;
+	uint32_t n = array->end - array->first;
+	uint32_t i;
+
+	for (i = 0; i < 2 * BLOCK && i < n; i++)
+	{
+		const char *conn = (const char *) slot[i];
+
+		__builtin_prefetch(conn);
+		__builtin_prefetch(conn + 64);
+		__builtin_prefetch(conn + 128);
+	}
+	for (i = 0; i < BLOCK && i < n; i++)
+	{
+		if (slot[i] == NULL)
+			continue;
+		__builtin_prefetch(slot[i]->head);
+		(void) ConnIsChoked(slot[i]);
+	}
+}
+
+/* Sends to all that have something, up to the bounds of one walk. */
+void
+QueueFlushDirty(void)
+{
+	ConnArray *dirty = &arrays[IN_DIRTY];
+	uint64_t start = gateway.bytes;
+	uint32_t i;
+
+	for (i = 0; i < WALK_CONNECTIONS && gateway.bytes - start < WALK_BYTES; i++)
+	{
+		Connection *conn;
+
+		Tidy(dirty);
+		if (dirty->first == dirty->end)
+			break;
+		if (i % BLOCK == 0)
+		{
+			/* So few writes take no time that matters. */
+			StatsForgetClock();
+			PrefetchBlock(dirty);
+		}
+		conn = dirty->slots[dirty->first];
+		Flush(conn);
+	}
+	Tidy(dirty);
+	if (dirty->end == 0)
+		uv_idle_stop(&idle);
+}
