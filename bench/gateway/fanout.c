@@ -52,7 +52,7 @@ typedef struct Shared
 	_Atomic uint32_t open;
 } Shared;
 
-static Shared *shared; /* two */
+static Shared *shared; /* three: the last one is of those who come in a storm */
 
 static struct
 {
@@ -66,7 +66,8 @@ static struct
 	bool hold;		/* do nothing but be connected, until a key */
 	bool only;		/* no bare loop */
 	uint32_t idle;	/* seconds to look at while nothing happens */
-} options = {1000, 60, 1, 1, 10, 15, false, false, false, 0};
+	uint32_t storm; /* connections that come at once */
+} options = {1000, 60, 1, 1, 10, 15, false, false, false, 0, 0};
 
 static LinkFrame *feed_link;
 static pid_t gateway_pid;
@@ -197,10 +198,10 @@ ClientReadable(Client *client, Shared *mine)
 
 /* Connects, 200 at a time, and then reads for ever. */
 static void
-RunClients(uint16_t port, bool websocket, Shared *mine)
+RunClients(uint16_t port, bool websocket, uint32_t n_clients, Shared *mine)
 {
 	struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons(port)};
-	Client *clients = calloc(options.connections, sizeof(Client));
+	Client *clients = calloc(n_clients, sizeof(Client));
 	int epoll = epoll_create1(0);
 	uint32_t made = 0;
 
@@ -212,7 +213,7 @@ RunClients(uint16_t port, bool websocket, Shared *mine)
 		int n;
 		int i;
 
-		while (made < options.connections && made < atomic_load(&mine->open) + 200)
+		while (made < n_clients && made < atomic_load(&mine->open) + 200)
 		{
 			Client *client = &clients[made++];
 			struct epoll_event event = {.events = EPOLLIN, .data.ptr = client};
@@ -398,7 +399,8 @@ Step(int timeout_ms)
 		{
 			static const char text[] = "{\"type\":\"welcome\"}";
 
-			numbers[n_numbers++] = number;
+			if (n_numbers < options.connections)
+				numbers[n_numbers++] = number;
 			LinkFrameBegin(feed_link, LINK_IDENTITY);
 			LinkFramePutU32(feed_link, number);
 			LinkFramePutRaw(feed_link, "abcdefgh", LINK_TAG_LENGTH);
@@ -535,6 +537,58 @@ GatewayRound(uint32_t burst)
 	return bytes;
 }
 
+/* Frames for those who are there, one after the other, until `until` have come. */
+static void
+Live(const char *what, uint32_t until, uint32_t least)
+{
+	static double ms[100000];
+	uint32_t n = 0;
+	uint32_t n_live = options.connections;
+
+	while (n < 100000 && (n < least || atomic_load(&shared[2].open) < until))
+	{
+		uint64_t expected = atomic_load(&shared[0].received) +
+							(frame_bytes + Digits(++seq)) * n_live;
+		uint64_t start = NowNs();
+
+		SendTransaction(1000000 + n, numbers, n_live);
+		while (atomic_load(&shared[0].received) < expected)
+			Step(0);
+		ms[n++] = (double) (NowNs() - start) / 1e6;
+		start = NowNs();
+		while (NowNs() - start < 2000000)
+			Step(1);
+	}
+	qsort(ms, n, sizeof(double), Compare);
+	printf("%s: %u frames to %u, ms until all had it: p50 %.2f, p90 %.2f, p99 %.2f, most %.2f\n",
+		   what, n, n_live, ms[n / 2], ms[n * 9 / 10], ms[n * 99 / 100], ms[n - 1]);
+}
+
+static pid_t Fork(void);
+
+static void
+Storm(uint16_t port)
+{
+	uint64_t start = QuietBytes(&shared[0]);
+	uint64_t cpu;
+	uint32_t i;
+
+	GatewayRound(1);
+	frame_bytes = (QuietBytes(&shared[0]) - start) / n_numbers - 1;
+	for (i = 0; i < 3; i++)
+	{
+		Live("quiet", 0, 1000);
+		atomic_store(&shared[2].open, 0);
+		cpu = CpuOf(gateway_pid);
+		start = NowNs();
+		if (Fork() == 0)
+			RunClients(port, true, options.storm, &shared[2]);
+		Live("storm", options.storm, 0);
+		printf("%u came in %.2f s, %.2f s of CPU of the gateway\n", options.storm,
+			   (double) (NowNs() - start) / 1e9, (double) (CpuOf(gateway_pid) - cpu) / 1e9);
+	}
+}
+
 static void
 Measure(int orders)
 {
@@ -601,7 +655,7 @@ ReadOptions(int argc, char **argv)
 {
 	int c;
 
-	while ((c = getopt(argc, argv, "c:s:b:p:r:n:i:moH")) != -1)
+	while ((c = getopt(argc, argv, "c:s:b:p:r:n:i:S:moH")) != -1)
 	{
 		switch (c)
 		{
@@ -626,6 +680,9 @@ ReadOptions(int argc, char **argv)
 			case 'i':
 				options.idle = (uint32_t) atoi(optarg);
 				break;
+			case 'S':
+				options.storm = (uint32_t) atoi(optarg);
+				break;
 			case 'm':
 				options.channels = true;
 				break;
@@ -638,7 +695,8 @@ ReadOptions(int argc, char **argv)
 			default:
 				fprintf(stderr, "usage: fanout [-c connections] [-s bytes of a change] "
 								"[-b transactions at once] [-p changes of a transaction] "
-								"[-r rounds] [-n repeats] [-i idle seconds] [-m] [-o] gateway\n");
+								"[-r rounds] [-n repeats] [-i idle seconds] [-S storm] "
+								"[-m (many channels)] [-o (no bare loop)] gateway\n");
 				exit(2);
 		}
 	}
@@ -675,7 +733,7 @@ main(int argc, char **argv)
 	if (!options.only && (bare_pid = Fork()) == 0)
 		RunBare(bare_listening, orders[0]);
 	if (Fork() == 0)
-		RunClients(port, true, &shared[0]);
+		RunClients(port, true, options.connections, &shared[0]);
 	while (n_numbers < options.connections)
 		Step(10);
 	while (atomic_load(&shared[0].open) < options.connections)
@@ -702,8 +760,13 @@ main(int argc, char **argv)
 		for (;;)
 			Step(1000);
 	}
+	if (options.storm > 0)
+	{
+		Storm(port);
+		return 0;
+	}
 	if (!options.only && Fork() == 0)
-		RunClients(bare_port, false, &shared[1]);
+		RunClients(bare_port, false, options.connections, &shared[1]);
 	while (!options.only && atomic_load(&shared[1].open) < options.connections)
 		usleep(10000);
 	if (options.rounds > 0)

@@ -25,7 +25,7 @@
 #define MAX_LISTENERS 16
 
 /* Accepted in one turn of the loop, so that a storm leaves room for the rest. */
-#define ACCEPTS_PER_TURN 64
+#define ACCEPTS_PER_TURN 8
 
 /* Sockets beyond max_connections: HTTP, handshakes, refusals. */
 #define SPARE_SOCKETS 1024

@@ -17,7 +17,7 @@ static const struct
 } groups[] = {
 	{"link", TestLinkFrame},	{"start", TestStart},		  {"http", TestHttp},
 	{"upgrade", TestUpgrade},	{"oddities", TestOddities},	  {"noise", TestNoise},
-	{"messages", TestMessages}, {"fanout", TestFanout},		  {"parts", TestParts},
+	{"messages", TestMessages}, {"fanout", TestFanout},		  {"parts", TestParts}, {"shared", TestShared},
 	{"pings", TestPings},		{"timeouts", TestTimeouts},	  {"pressure", TestPressure},
 	{"pacing", TestPacing},		{"snapshots", TestSnapshots}, {"closing", TestClosing},
 	{"limit", TestLimit},		{"deaf", TestDeafWorker},	  {"many", TestMany},

@@ -55,6 +55,9 @@ extern void TestSnapshots(void);
 extern void TestMany(void);
 extern Client *OpenStalled(void); /* does not read */
 
+/* test_shared.c */
+extern void TestShared(void);
+
 /* test_txmessages.c */
 extern void TestTxMessages(void);
 extern void TestCastPressure(void);
