@@ -24,6 +24,7 @@
 #include <fcntl.h>
 #include <signal.h>
 #include <spawn.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -107,6 +108,34 @@ PutLimits(LinkFrame *link)
 	PutList(link, setting_trusted_proxies, "");
 	PutList(link, setting_allowed_addresses, "");
 	PutList(link, setting_denied_addresses, "");
+}
+
+/* Memory in which they tell each other how many clients they have. */
+static void
+SendBalance(Gateway *gateway)
+{
+	static int fd = -1;
+
+	if (gateway_count == 1)
+		return;
+	if (fd < 0)
+	{
+		fd = memfd_create("changefeed gateways", MFD_CLOEXEC);
+		if (fd < 0 || ftruncate(fd, gateway_count * sizeof(uint32)) < 0)
+		{
+			ereport(LOG, (errcode_for_file_access(),
+						  errmsg("could not make memory for the change feed's gateways: %m"),
+						  errdetail("They may have different numbers of clients.")));
+			if (fd >= 0)
+				close(fd);
+			fd = -1;
+			return;
+		}
+	}
+	LinkFrameBegin(gateway->link, LINK_BALANCE);
+	LinkFramePutU32(gateway->link, gateway_count);
+	LinkFramePutU32(gateway->link, gateway->index);
+	LinkFrameEndWithDescriptor(gateway->link, fd);
 }
 
 static void
@@ -227,6 +256,7 @@ Spawn(Gateway *gateway)
 	SendAssets(gateway);
 	HttpSendPaths(gateway->link);
 	TlsSend(gateway->link);
+	SendBalance(gateway);
 	for (rc = 0; rc < listener_count; rc++)
 	{
 		LinkFrameBegin(gateway->link, LINK_LISTEN);

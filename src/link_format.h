@@ -318,7 +318,14 @@ typedef enum LinkType
 	 * As LINK_CAST, but it is never left out: the feed worker sends a window of
 	 * it and waits for LINK_FLUSHED.
 	 */
-	LINK_SHARE = 79
+	LINK_SHARE = 79,
+
+	/*
+	 * With several gateways: u32 how many, u32 which of them this is, from 0 on.
+	 * The file that comes along is memory that they share, a u32 for each: how
+	 * many sockets it has.
+	 */
+	LINK_BALANCE = 80
 } LinkType;
 
 /* Its position is left out. */

@@ -726,6 +726,12 @@ extern void ListenerStart(void);
 extern void ListenerUpdate(void);
 extern void ListenerStop(void);
 
+/* ---- balance.c ---- */
+
+extern void BalanceTake(WireReader *r, int fd);
+extern void BalanceUpdate(void);
+extern bool BalanceIsAhead(void);
+
 /* ---- visitor.c ---- */
 
 extern void VisitorStart(void);

@@ -403,6 +403,10 @@ Dispatch(LinkMessage *message)
 		case LINK_TLS:
 			TlsTake(&r, message->descriptor);
 			break;
+		case LINK_BALANCE:
+			BalanceTake(&r, message->descriptor);
+			message->descriptor = -1;
+			break;
 		case LINK_ASSET:
 			HttpSetAsset(&r);
 			break;

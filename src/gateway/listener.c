@@ -33,6 +33,9 @@
 /* After the system could not give us a socket. */
 #define PAUSE_MS 250
 
+/* So long a client is left to gateways that have fewer. */
+#define YIELD_MS 5
+
 /*
  * Unsent bytes that the kernel keeps before it calls a socket full.  Without
  * it a slow client's buffer grows to megabytes of stale feed.
@@ -53,6 +56,7 @@ static bool paused;
 static bool watching;
 
 static void OnAcceptable(uv_poll_t *handle, int status, int events);
+static void OnPauseOver(uv_timer_t *handle);
 
 static bool
 HasRoom(void)
@@ -83,13 +87,6 @@ ListenerUpdate(void)
 	}
 }
 
-static void
-OnPauseOver(uv_timer_t *handle)
-{
-	(void) handle;
-	paused = false;
-	ListenerUpdate();
-}
 
 /* TLS is for the network: who may open a Unix socket is on this machine. */
 static void
@@ -118,14 +115,18 @@ Adopt(int fd, bool local, struct lws_vhost *vhost, Visitor *visitor)
 }
 
 static void
-OnAcceptable(uv_poll_t *handle, int status, int events)
+Pause(uint64_t ms)
 {
-	int listening = listeners[(intptr_t) handle->data].fd;
-	bool local = listeners[(intptr_t) handle->data].local;
+	paused = true;
+	uv_timer_start(&pause_timer, OnPauseOver, ms, 0);
+}
+
+/* Takes some of those who wait at that listening socket. */
+static void
+AcceptSome(int listening, bool local)
+{
 	int i;
 
-	(void) status;
-	(void) events;
 	for (i = 0; i < ACCEPTS_PER_TURN && HasRoom(); i++)
 	{
 		union
@@ -151,8 +152,7 @@ OnAcceptable(uv_poll_t *handle, int status, int events)
 		{
 			/* The connection stays in the queue and would wake us for ever. */
 			GatewayLog(LEVEL_WARNING, "could not accept a connection: %s", strerror(errno));
-			paused = true;
-			uv_timer_start(&pause_timer, OnPauseOver, PAUSE_MS, 0);
+			Pause(PAUSE_MS);
 			break;
 		}
 		if (errno == EAGAIN || errno == EWOULDBLOCK)
@@ -160,6 +160,32 @@ OnAcceptable(uv_poll_t *handle, int status, int events)
 		if (errno != EINTR && errno != ECONNABORTED)
 			break;
 	}
+}
+
+static void
+OnAcceptable(uv_poll_t *handle, int status, int events)
+{
+	intptr_t i = (intptr_t) handle->data;
+
+	(void) status;
+	(void) events;
+	if (BalanceIsAhead())
+		Pause(YIELD_MS);
+	else
+		AcceptSome(listeners[i].fd, listeners[i].local);
+	ListenerUpdate();
+}
+
+/* Who still waits has found nobody else. */
+static void
+OnPauseOver(uv_timer_t *handle)
+{
+	int i;
+
+	(void) handle;
+	paused = false;
+	for (i = 0; i < n_listeners && !paused && !LinkIsOverloaded(); i++)
+		AcceptSome(listeners[i].fd, listeners[i].local);
 	ListenerUpdate();
 }
 

@@ -173,9 +173,11 @@ OnEvent(struct lws *wsi, enum lws_callback_reasons reason, void *user, void *in,
 	{
 		case LWS_CALLBACK_WSI_CREATE:
 			gateway.open_sockets++;
+			BalanceUpdate();
 			return 0;
 		case LWS_CALLBACK_WSI_DESTROY:
 			gateway.open_sockets--;
+			BalanceUpdate();
 			Gone(wsi);
 			VisitorGone(wsi);
 			return 0;
