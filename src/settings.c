@@ -407,8 +407,9 @@ DefineNetworkSettings(void)
 	DefineCustomIntVariable(
 		"changefeed.gateways",
 		"Number of gateway processes that hold client connections of a database.",
-		"One serves thousands of connections on one processor core. Several share the port. "
-		"Takes effect when the feed worker starts.",
+		"One serves thousands of connections on one processor core. Several share the port and the clients "
+		"evenly: more than one helps when it is busy all the time and there are cores to spare. Takes effect "
+		"when the feed worker starts.",
 		&setting_gateways, 1, 1, 64, PGC_SUSET, 0, NULL, NULL, NULL);
 
 	DefineCustomIntVariable(

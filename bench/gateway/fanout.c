@@ -63,11 +63,10 @@ static struct
 	uint32_t rounds; /* of a repeat */
 	uint32_t repeats;
 	bool channels;	/* each transaction has one receiver */
-	bool hold;		/* do nothing but be connected, until a key */
 	bool only;		/* no bare loop */
 	uint32_t idle;	/* seconds to look at while nothing happens */
 	uint32_t storm; /* connections that come at once */
-} options = {1000, 60, 1, 1, 10, 15, false, false, false, 0, 0};
+} options = {1000, 60, 1, 1, 10, 15, false, false, 0, 0};
 
 static LinkFrame *feed_link;
 static pid_t gateway_pid;
@@ -75,8 +74,7 @@ static pid_t bare_pid;
 static uint32_t *numbers;
 static uint32_t n_numbers;
 
-static void __attribute__((format(printf, 1, 2), noreturn))
-Die(const char *format, ...)
+static void __attribute__((format(printf, 1, 2), noreturn)) Die(const char *format, ...)
 {
 	va_list args;
 
@@ -366,7 +364,8 @@ StartGateway(const char *program, int listening, uint16_t port)
 static void
 SendPing(const char *audience, uint32_t n)
 {
-	static const char before[] = "{\"type\":\"ping\",\"position\":\"0123456789abcdef0123456789abcdef";
+	static const char before[] =
+		"{\"type\":\"ping\",\"position\":\"0123456789abcdef0123456789abcdef";
 
 	LinkFrameBegin(feed_link, LINK_PING);
 	LinkFramePutU32(feed_link, n);
@@ -429,8 +428,7 @@ SendTransaction(uint64_t number, const uint32_t *audience, uint32_t n)
 		memset(change, 'c', sizeof(change));
 	clock_gettime(CLOCK_REALTIME, &now);
 	LinkFrameBegin(feed_link, LINK_TX_TIME);
-	LinkFramePutU64(feed_link,
-					(uint64_t) now.tv_sec * 1000000 + (uint64_t) now.tv_nsec / 1000);
+	LinkFramePutU64(feed_link, (uint64_t) now.tv_sec * 1000000 + (uint64_t) now.tv_nsec / 1000);
 	LinkFrameEnd(feed_link);
 	LinkFrameBegin(feed_link, LINK_TX_BEGIN);
 	LinkFramePutU64(feed_link, number);
@@ -537,6 +535,17 @@ GatewayRound(uint32_t burst)
 	return bytes;
 }
 
+/* How long is a frame? */
+static void
+LearnFrame(uint64_t start)
+{
+	GatewayRound(1);
+	while (atomic_load(&shared[0].received) == start ||
+		   (QuietBytes(&shared[0]) - start) % n_numbers != 0)
+		Step(1);
+	frame_bytes = (QuietBytes(&shared[0]) - start) / n_numbers - 1;
+}
+
 /* Frames for those who are there, one after the other, until `until` have come. */
 static void
 Live(const char *what, uint32_t until, uint32_t least)
@@ -573,8 +582,7 @@ Storm(uint16_t port)
 	uint64_t cpu;
 	uint32_t i;
 
-	GatewayRound(1);
-	frame_bytes = (QuietBytes(&shared[0]) - start) / n_numbers - 1;
+	LearnFrame(start);
 	for (i = 0; i < 3; i++)
 	{
 		Live("quiet", 0, 1000);
@@ -601,8 +609,7 @@ Measure(int orders)
 	uint32_t i;
 	uint32_t j;
 
-	GatewayRound(1);
-	frame_bytes = (QuietBytes(&shared[0]) - start) / n_numbers - 1;
+	LearnFrame(start);
 	for (i = 0; i < 2; i++)
 		order.length = (uint32_t) GatewayRound(options.burst);
 	for (i = 0; i < options.repeats; i++)
@@ -655,7 +662,7 @@ ReadOptions(int argc, char **argv)
 {
 	int c;
 
-	while ((c = getopt(argc, argv, "c:s:b:p:r:n:i:S:moH")) != -1)
+	while ((c = getopt(argc, argv, "c:s:b:p:r:n:i:S:mo")) != -1)
 	{
 		switch (c)
 		{
@@ -688,9 +695,6 @@ ReadOptions(int argc, char **argv)
 				break;
 			case 'o':
 				options.only = true;
-				break;
-			case 'H':
-				options.hold = true;
 				break;
 			default:
 				fprintf(stderr, "usage: fanout [-c connections] [-s bytes of a change] "
@@ -739,10 +743,11 @@ main(int argc, char **argv)
 	while (atomic_load(&shared[0].open) < options.connections)
 		Step(10);
 	QuietBytes(&shared[0]);
-	printf("%u connections in %.2f s, %.1f us of CPU each; %.0f bytes of PSS each (%ld kB before)\n",
-		   n_numbers, (double) (NowNs() - start) / 1e9,
-		   (double) (CpuOf(gateway_pid) - cpu) / 1e3 / n_numbers,
-		   (double) (PssOf(gateway_pid) - pss) * 1024 / n_numbers, pss);
+	printf(
+		"%u connections in %.2f s, %.1f us of CPU each; %.0f bytes of PSS each (%ld kB before)\n",
+		n_numbers, (double) (NowNs() - start) / 1e9,
+		(double) (CpuOf(gateway_pid) - cpu) / 1e3 / n_numbers,
+		(double) (PssOf(gateway_pid) - pss) * 1024 / n_numbers, pss);
 	fflush(stdout);
 	if (options.idle > 0)
 	{
@@ -752,13 +757,6 @@ main(int argc, char **argv)
 			Step(100);
 		printf("idle: %.3f %% of a core\n",
 			   (double) (CpuOf(gateway_pid) - cpu) * 100 / (double) (NowNs() - start));
-	}
-	if (options.hold)
-	{
-		printf("gateway %d\n", (int) gateway_pid);
-		fflush(stdout);
-		for (;;)
-			Step(1000);
 	}
 	if (options.storm > 0)
 	{
