@@ -28,6 +28,8 @@
 #include "presence.h"
 #include "publish.h"
 
+#include <malloc.h>
+
 #include "access/transam.h"
 #include "access/xact.h"
 #include "miscadmin.h"
@@ -60,7 +62,12 @@ TimestampTz feed_now;
 TimestampTz feed_started;
 MemoryState feed_memory = MEMORY_FINE;
 
+/* So much that is free is given back, or after so many who were not ready. */
+#define GIVE_BACK ((Size) 4 * 1024 * 1024)
+#define MANY	  500
+
 static MemoryContext turn_context;
+static int most_not_ready; /* since memory was given back */
 static bool shutdown_begun;
 
 /* The channel catalog is read again when all older transactions have ended. */
@@ -93,6 +100,25 @@ Shutdown(void)
 }
 
 /*
+ * What many clients at once have taken for a while is free, but the C library
+ * keeps it for us.
+ */
+static void
+GiveBackMemory(Size used)
+{
+#ifdef __GLIBC__
+	static Size most;
+
+	most = Max(most, used);
+	if (most - used < GIVE_BACK && (most_not_ready < MANY || SubscriptionsNotReady() > 0))
+		return;
+	(void) malloc_trim(0);
+	most = used;
+	most_not_ready = 0;
+#endif
+}
+
+/*
  * Everything that lives longer than a turn is below TopMemoryContext, but for
  * the links' buffers.  Adding up the contexts is not free, so now and then.
  */
@@ -108,6 +134,7 @@ CheckMemory(void)
 		return;
 	checked = feed_now;
 	used = MemoryContextMemAllocated(TopMemoryContext, true) + GatewaysPending();
+	GiveBackMemory(used);
 	feed_memory = used > limit			  ? MEMORY_OVER
 				  : used > limit / 10 * 9 ? MEMORY_FULL
 				  : used > limit / 10 * 8 ? MEMORY_SHORT
@@ -236,8 +263,7 @@ Turn(XLogRecPtr start_lsn, bool *serving)
 	CheckMemory();
 	Sooner(&wait, LogTrim());
 	PaceTrim();
-	if (dlist_is_empty(&all_connections_behind) && dlist_is_empty(&all_subscriptions_working) &&
-		!PaceIsBusy())
+	if (dlist_is_empty(&all_connections_behind) && SubscriptionsNotReady() == 0 && !PaceIsBusy())
 		MapFreeAll();
 	else
 		MapTrim();
@@ -247,6 +273,9 @@ Turn(XLogRecPtr start_lsn, bool *serving)
 	GatewaysFlush();
 	Sooner(&wait, PresenceWait());
 	UpdateStatistics();
+	most_not_ready = Max(most_not_ready, SubscriptionsNotReady());
+	if (most_not_ready >= MANY && SubscriptionsNotReady() == 0)
+		Sooner(&wait, 1000);
 	return more ? 0 : wait;
 }
 

@@ -167,6 +167,15 @@ QuerySubmit(QueryKind kind, const char *body, Size length, QueryPriority priorit
 	return job->id;
 }
 
+bool
+QueryMayJoin(uint64 id, const char *body, Size length)
+{
+	PoolJob *job = JobFind(id);
+
+	return job != NULL && job->in_list && !job->delivered && job->length == length &&
+		   memcmp(job->body, body, length) == 0;
+}
+
 uint64
 QuerySubmitVerdicts(const char *body, Size length, uint32 cost, QueryCallback callback, void *arg)
 {

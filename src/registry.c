@@ -27,6 +27,9 @@
 #include "utils/hsearch.h"
 #include "utils/memutils.h"
 
+/* Bytes of a block of objects: some hundred of them. */
+#define OBJECT_BLOCK (64 * 1024)
+
 typedef struct ConnectionKey
 {
 	uint32 gateway; /* Gateway's serial number */
@@ -58,10 +61,13 @@ typedef struct InstanceEntry
 } InstanceEntry;
 
 dlist_head all_connections_behind = DLIST_STATIC_INIT(all_connections_behind);
-dlist_head all_subscriptions_working = DLIST_STATIC_INIT(all_subscriptions_working);
 dlist_head all_identities = DLIST_STATIC_INIT(all_identities);
 
 MemoryContext registry_context;
+
+/* Connections and subscriptions: of exactly their size. */
+static MemoryContext connection_context;
+static MemoryContext subscription_context;
 static HTAB *connections;
 static HTAB *connection_ids;
 static HTAB *identities;
@@ -80,6 +86,10 @@ RegistryInit(void)
 
 	registry_context = AllocSetContextCreate(TopMemoryContext, "changefeed registry",
 											 ALLOCSET_DEFAULT_SIZES);
+	connection_context = SlabContextCreate(registry_context, "changefeed connection objects",
+										   OBJECT_BLOCK, sizeof(Connection));
+	subscription_context = SlabContextCreate(registry_context, "changefeed subscriptions",
+											 OBJECT_BLOCK, sizeof(Subscription));
 	ctl.hcxt = registry_context;
 	ctl.keysize = sizeof(ConnectionKey);
 	ctl.entrysize = sizeof(ConnectionEntry);
@@ -114,14 +124,14 @@ ConnectionCreate(struct Gateway *gateway, uint32 number, uint8 transport, const 
 	entry = hash_search(connections, &key, HASH_ENTER, &found);
 	if (found)
 		elog(ERROR, "gateway opened connection %u twice", number);
-	connection = MemoryContextAllocZero(registry_context, sizeof(Connection));
+	connection = MemoryContextAllocZero(connection_context, sizeof(Connection));
 	entry->connection = connection;
 	connection->id = ++next_connection_id;
 	connection->number = number;
 	connection->gateway = gateway;
 	connection->live = true;
 	connection->transport = transport;
-	strlcpy(connection->peer, peer, sizeof(connection->peer));
+	connection->peer = MemoryContextStrdup(registry_context, peer);
 	CountOpened(transport);
 	connection->opened = feed_now;
 	dlist_init(&connection->subscriptions);
@@ -179,10 +189,20 @@ ConnectionFree(Connection *connection)
 		pfree(connection->open_token);
 	if (connection->token_claims != NULL)
 		pfree(connection->token_claims);
+	if (connection->stats != NULL)
+		pfree(connection->stats);
+	pfree(connection->peer);
 	list_free_deep(connection->syncs);
 	HttpForget(connection);
 	pfree(connection);
 	connection_count--;
+}
+
+void
+ConnectionSetPeer(Connection *connection, const char *peer)
+{
+	pfree(connection->peer);
+	connection->peer = MemoryContextStrdup(registry_context, peer);
 }
 
 /* The subscriptions hold no views of the old identity any more. */
@@ -348,8 +368,7 @@ ViewIntern(Identity *identity, const View *view)
 
 		if (SameView(other, view))
 		{
-			other->refcount++;
-			identity->refcount++;
+			ViewKeep(identity, other);
 			return other;
 		}
 	}
@@ -368,6 +387,13 @@ ViewIntern(Identity *identity, const View *view)
 	identity->views = lcons(copy, identity->views);
 	MemoryContextSwitchTo(old);
 	return copy;
+}
+
+void
+ViewKeep(Identity *identity, View *view)
+{
+	view->refcount++;
+	identity->refcount++;
 }
 
 void
@@ -560,7 +586,7 @@ Subscription *
 SubscriptionCreate(Connection *connection, Instance *instance, const char *sql, const char *name,
 				   Size length)
 {
-	Subscription *s = MemoryContextAllocZero(registry_context, sizeof(Subscription));
+	Subscription *s = MemoryContextAllocZero(subscription_context, sizeof(Subscription));
 
 	s->id = ++next_subscription_id;
 	s->connection = connection;
@@ -569,7 +595,8 @@ SubscriptionCreate(Connection *connection, Instance *instance, const char *sql, 
 	s->subscribed_at = feed_now;
 	Count(s, 1);
 	dlist_push_tail(&connection->subscriptions, &s->connection_node);
-	dlist_push_tail(&all_subscriptions_working, &s->work_node);
+	SubscribeLoadBegin(s);
+	SubscribePlace(s);
 	connection->nsubscriptions++;
 	subscription_count++;
 	elog(DEBUG1, "connection " UINT64_FORMAT " subscribes to %.*s", connection->id,
@@ -622,20 +649,17 @@ SubscriptionSetState(Subscription *s, SubscriptionState state)
 	bool was_working = s->state != SUB_READY;
 	bool works = state != SUB_READY;
 
+	if (state != SUB_CATCHUP)
+		SubscriptionHolds(s, false);
 	if (was_working && !works)
 	{
-		dlist_delete(&s->work_node);
+		SubscribeLoadEnd(s);
 		s->connection->nready++;
 	}
 	else if (!was_working && works)
 	{
-		dlist_push_tail(&all_subscriptions_working, &s->work_node);
+		SubscribeLoadBegin(s);
 		s->connection->nready--;
-	}
-	if (s->holds && state != SUB_CATCHUP)
-	{
-		s->holds = false;
-		s->connection->held--;
 	}
 	if (works)
 		ReceiversLeave(s);
@@ -644,6 +668,7 @@ SubscriptionSetState(Subscription *s, SubscriptionState state)
 	Count(s, -1);
 	s->state = state;
 	Count(s, 1);
+	SubscribePlace(s);
 }
 
 /* Its channel has a new definition with the same template. */
@@ -668,19 +693,15 @@ SubscriptionFree(Subscription *s)
 
 	PresenceUnsubscribed(s);
 	SubscribeForget(s);
+	SubscriptionHolds(s, false);
+	SubscribeLoadEnd(s);
 	if (s->state == SUB_READY)
 		connection->nready--;
-	else
-		dlist_delete(&s->work_node);
-	if (s->holds)
-		connection->held--;
 	dlist_delete(&s->connection_node);
 	Count(s, -1);
 	Leave(s);
 	if (s->selection != NULL)
 		pfree(s->selection);
-	if (s->request_id != NULL)
-		pfree(s->request_id);
 	connection->nsubscriptions--;
 	subscription_count--;
 	pfree(s);
