@@ -62,12 +62,11 @@ TimestampTz feed_now;
 TimestampTz feed_started;
 MemoryState feed_memory = MEMORY_FINE;
 
-/* So much that is free is given back, or after so many who were not ready. */
+/* So much that is free is given back, or after so many who have become ready. */
 #define GIVE_BACK ((Size) 4 * 1024 * 1024)
 #define MANY	  500
 
 static MemoryContext turn_context;
-static int most_not_ready; /* since memory was given back */
 static bool shutdown_begun;
 
 /* The channel catalog is read again when all older transactions have ended. */
@@ -101,40 +100,47 @@ Shutdown(void)
 
 /*
  * What many clients at once have taken for a while is free, but the C library
- * keeps it for us.
+ * keeps it for us.  True: there is something to be given back, but not yet.
  */
-static void
+static bool
 GiveBackMemory(Size used)
 {
 #ifdef __GLIBC__
 	static Size most;
+	static uint64 given_back;
+	static uint64 seen;
+	bool quiet = SubscriptionsNotReady() == 0 && seen == subscriptions_loaded;
+	bool much = most >= used + GIVE_BACK || subscriptions_loaded >= given_back + MANY;
 
 	most = Max(most, used);
-	if (most - used < GIVE_BACK && (most_not_ready < MANY || SubscriptionsNotReady() > 0))
-		return;
+	seen = subscriptions_loaded;
+	if (!much || !quiet)
+		return much;
 	(void) malloc_trim(0);
 	most = used;
-	most_not_ready = 0;
+	given_back = subscriptions_loaded;
 #endif
+	return false;
 }
 
 /*
  * Everything that lives longer than a turn is below TopMemoryContext, but for
  * the links' buffers.  Adding up the contexts is not free, so now and then.
  */
-static void
+static bool
 CheckMemory(void)
 {
+	static bool again;
 	static TimestampTz checked;
 	Size limit = (Size) setting_worker_memory * 1024;
 	Size used;
 	MemoryState before = feed_memory;
 
 	if (!TimestampDifferenceExceeds(checked, feed_now, 500))
-		return;
+		return again;
 	checked = feed_now;
 	used = MemoryContextMemAllocated(TopMemoryContext, true) + GatewaysPending();
-	GiveBackMemory(used);
+	again = GiveBackMemory(used);
 	feed_memory = used > limit			  ? MEMORY_OVER
 				  : used > limit / 10 * 9 ? MEMORY_FULL
 				  : used > limit / 10 * 8 ? MEMORY_SHORT
@@ -150,6 +156,7 @@ CheckMemory(void)
 			LOG,
 			(errmsg("feed worker accepts new subscriptions again: it uses %zu of %d kB of memory",
 					used / 1024, setting_worker_memory)));
+	return again;
 }
 
 static void
@@ -260,7 +267,8 @@ Turn(XLogRecPtr start_lsn, bool *serving)
 	Sooner(&wait, ConsoleAdvance());
 	if (subscribe_again || calls_again)
 		more = true;
-	CheckMemory();
+	if (CheckMemory())
+		Sooner(&wait, 1000);
 	Sooner(&wait, LogTrim());
 	PaceTrim();
 	if (dlist_is_empty(&all_connections_behind) && SubscriptionsNotReady() == 0 && !PaceIsBusy())
@@ -273,9 +281,6 @@ Turn(XLogRecPtr start_lsn, bool *serving)
 	GatewaysFlush();
 	Sooner(&wait, PresenceWait());
 	UpdateStatistics();
-	most_not_ready = Max(most_not_ready, SubscriptionsNotReady());
-	if (most_not_ready >= MANY && SubscriptionsNotReady() == 0)
-		Sooner(&wait, 1000);
 	return more ? 0 : wait;
 }
 

@@ -115,6 +115,7 @@ typedef struct Connection
 	bool waits_verdict;	  /* transaction cursor + 1 has to be judged */
 	bool choked;		  /* the gateway said BEHIND */
 	bool postponed_waits; /* scratch: the first of its messages has to */
+	bool asks_sync;		  /* one of `syncs` has no answer yet */
 	uint64 cursor;		  /* only when not live */
 	uint64 group;		  /* the group it is moved with */
 	uint64 taken_out;	  /* the last run that it could not be part of */
@@ -161,22 +162,27 @@ typedef enum SubscriptionState
 
 typedef struct Spelling
 {
-	char *json; /* the name as the client wrote it, as JSON */
+	struct Spelling *next; /* of the audience */
 	int length;
 	int refcount;
 	struct Fragment *fragments; /* scratch of fragment.c: of the entry at hand, */
 	uint64 visit;				/* which this one tells */
+	char json[FLEXIBLE_ARRAY_MEMBER]; /* the name as the client wrote it, as JSON */
 } Spelling;
 
+/* In one piece with its key and the pointers into it. */
 typedef struct Instance
 {
-	char *key; /* channel's serial, NUL-separated parameters; hash key */
-	int key_length;
+	struct Instance *next; /* with the same hash */
+	uint64 hash;
 	Channel *channel;
-	char **params; /* NULL entries: any ("*") */
+	int key_length;
 	bool starred;
+	char *key;				  /* channel's serial, NUL-separated parameters; hash key */
+	char **params;			  /* within it; NULL entries: any ("*") */
 	dlist_head subscriptions; /* Subscription.instance_node */
 	int naudiences;
+	struct Audience *everything;	/* those without conditions, or NULL */
 	struct InstanceSource *sources; /* by index of source: demand.c; NULL until
 									 * somebody can be found */
 } Instance;
@@ -185,10 +191,10 @@ typedef struct Instance
 typedef struct Audience
 {
 	Instance *instance;
-	char *sql;				  /* conditions as SelectionParse gives them, "" for
+	const char *sql;		  /* conditions as SelectionParse gives them, "" for
 							   * none */
 	dlist_head subscriptions; /* Subscription.audience_node */
-	List *spellings;
+	Spelling *spellings;
 	struct AudienceSource *sources; /* by index of source: audience.c; NULL
 									 * without conditions */
 } Audience;
@@ -297,7 +303,8 @@ extern int ConnectionCount(void);
 extern int SubscriptionCount(void);
 extern dlist_head all_connections_behind; /* Connection.behind_node */
 extern int SubscriptionsNotReady(void);
-extern dlist_head all_identities; /* Identity.node */
+extern uint64 subscriptions_loaded; /* that have become ready, or ended before */
+extern dlist_head all_identities;	/* Identity.node */
 
 /* Walks all connections; `callback` must not free any. */
 extern void ConnectionForEach(void (*callback)(Connection *connection));

@@ -57,7 +57,7 @@ typedef struct IdentityEntry
 typedef struct InstanceEntry
 {
 	uint64 hash;
-	List *instances; /* of Instance with that hash: nearly always one */
+	Instance *first; /* with that hash: nearly always the only one */
 } InstanceEntry;
 
 dlist_head all_connections_behind = DLIST_STATIC_INIT(all_connections_behind);
@@ -415,6 +415,10 @@ ViewRelease(Identity *identity, View *view)
 
 /* ---- instances ---- */
 
+/* In a key "*" differs from every text by its first byte. */
+#define ANY_PARAM  '\001'
+#define TEXT_PARAM '\002'
+
 static char *
 InstanceKey(Channel *channel, char *const *params, int *length)
 {
@@ -425,12 +429,11 @@ InstanceKey(Channel *channel, char *const *params, int *length)
 	appendBinaryStringInfo(&s, (char *) &channel->serial, sizeof(channel->serial));
 	for (i = 0; i < channel->template->nparams; i++)
 	{
-		/* "*" differs from every text by its first byte. */
 		if (params[i] == NULL)
-			appendStringInfoChar(&s, '\001');
+			appendStringInfoChar(&s, ANY_PARAM);
 		else
 		{
-			appendStringInfoChar(&s, '\002');
+			appendStringInfoChar(&s, TEXT_PARAM);
 			appendStringInfoString(&s, params[i]);
 		}
 		appendStringInfoChar(&s, '\0');
@@ -440,103 +443,102 @@ InstanceKey(Channel *channel, char *const *params, int *length)
 }
 
 static Instance *
-Lookup(Channel *channel, const char *key, int length, InstanceEntry **entry)
+Lookup(Channel *channel, const char *key, int length, uint64 *hash)
 {
-	uint64 hash = hash_bytes_extended((const unsigned char *) key, length, 0);
-	ListCell *lc;
+	InstanceEntry *entry;
+	Instance *instance;
 
-	*entry = hash_search(instances, &hash, HASH_FIND, NULL);
-	if (*entry == NULL)
-		return NULL;
-	foreach(lc, (*entry)->instances)
-	{
-		Instance *instance = lfirst(lc);
-
+	*hash = hash_bytes_extended((const unsigned char *) key, length, 0);
+	entry = hash_search(instances, hash, HASH_FIND, NULL);
+	for (instance = entry != NULL ? entry->first : NULL; instance != NULL;
+		 instance = instance->next)
 		/* While a definition takes the place of another, both have instances. */
 		if (instance->channel == channel && instance->key_length == length &&
 			memcmp(instance->key, key, length) == 0)
-			return instance;
-	}
-	return NULL;
+			break;
+	return instance;
 }
 
 Instance *
 InstanceFind(Channel *channel, char *const *params)
 {
-	InstanceEntry *entry;
+	uint64 hash;
 	int length;
 	char *key = InstanceKey(channel, params, &length);
-	Instance *instance = Lookup(channel, key, length, &entry);
+	Instance *instance = Lookup(channel, key, length, &hash);
 
 	pfree(key);
 	return instance;
+}
+
+/* The parameters are in the key, each behind a byte that says which kind it is. */
+static void
+SetParams(Instance *instance)
+{
+	char *at = instance->key + sizeof(instance->channel->serial);
+	int i;
+
+	for (i = 0; i < instance->channel->template->nparams; i++)
+	{
+		if (*at == ANY_PARAM)
+			instance->starred = true;
+		else
+			instance->params[i] = at + 1;
+		at += strlen(at) + 1;
+	}
 }
 
 Instance *
 InstanceIntern(Channel *channel, char *const *params)
 {
 	InstanceEntry *entry;
+	uint64 hash;
 	int length;
 	char *key = InstanceKey(channel, params, &length);
-	Instance *instance = Lookup(channel, key, length, &entry);
-	MemoryContext old;
-	int i;
+	Instance *instance = Lookup(channel, key, length, &hash);
+	Size pointers = sizeof(char *) * channel->template->nparams;
+	bool found;
 
 	if (instance != NULL)
 		return instance;
 
-	old = MemoryContextSwitchTo(registry_context);
-	instance = palloc0(sizeof(Instance));
-	instance->key = Copy(key, length);
+	instance = MemoryContextAllocZero(registry_context, sizeof(Instance) + pointers + length);
+	instance->params = (char **) (instance + 1);
+	instance->key = (char *) (instance + 1) + pointers;
+	memcpy(instance->key, key, length);
 	instance->key_length = length;
+	instance->hash = hash;
 	instance->channel = channel;
+	SetParams(instance);
 	channel->counters->instances++;
-	instance->params = palloc0(sizeof(char *) * Max(channel->template->nparams, 1));
-	for (i = 0; i < channel->template->nparams; i++)
-	{
-		if (params[i] != NULL)
-			instance->params[i] = pstrdup(params[i]);
-		else
-			instance->starred = true;
-	}
 	dlist_init(&instance->subscriptions);
-	if (entry == NULL)
-	{
-		uint64 hash = hash_bytes_extended((const unsigned char *) key, length, 0);
-		bool found;
-
-		entry = hash_search(instances, &hash, HASH_ENTER, &found);
-		entry->instances = NIL;
-	}
-	entry->instances = lappend(entry->instances, instance);
+	entry = hash_search(instances, &hash, HASH_ENTER, &found);
+	instance->next = found ? entry->first : NULL;
+	entry->first = instance;
 	if (instance->starred)
+	{
+		MemoryContext old = MemoryContextSwitchTo(registry_context);
+
 		starred = lappend(starred, instance);
-	MemoryContextSwitchTo(old);
+		MemoryContextSwitchTo(old);
+	}
 	return instance;
 }
 
 static void
 InstanceFree(Instance *instance)
 {
-	uint64 hash = hash_bytes_extended((const unsigned char *) instance->key, instance->key_length,
-									  0);
-	InstanceEntry *entry = hash_search(instances, &hash, HASH_FIND, NULL);
-	int i;
+	InstanceEntry *entry = hash_search(instances, &instance->hash, HASH_FIND, NULL);
+	Instance **link;
 
-	if (entry != NULL)
-	{
-		entry->instances = list_delete_ptr(entry->instances, instance);
-		if (entry->instances == NIL)
-			hash_search(instances, &hash, HASH_REMOVE, NULL);
-	}
+	for (link = &entry->first; *link != instance; link = &(*link)->next)
+		;
+	*link = instance->next;
+	if (entry->first == NULL)
+		hash_search(instances, &instance->hash, HASH_REMOVE, NULL);
 	if (instance->starred)
 		starred = list_delete_ptr(starred, instance);
-	for (i = 0; i < instance->channel->template->nparams; i++)
-		if (instance->params[i] != NULL)
-			pfree(instance->params[i]);
 	instance->channel->counters->instances--;
-	pfree(instance->key);
-	pfree(instance->params);
 	pfree(instance);
 }
 
@@ -719,9 +721,10 @@ SubscriptionForEach(Channel *channel, void (*callback)(Subscription *s, void *ar
 	hash_seq_init(&status, instances);
 	while ((entry = hash_seq_search(&status)) != NULL)
 	{
-		foreach(lc, entry->instances)
+		Instance *instance;
+
+		for (instance = entry->first; instance != NULL; instance = instance->next)
 		{
-			Instance *instance = lfirst(lc);
 			dlist_iter iter;
 
 			if (channel != NULL && instance->channel != channel)

@@ -44,6 +44,7 @@ dlist_head all_subscriptions_catching_up = DLIST_STATIC_INIT(all_subscriptions_c
 
 static MemoryContext load_context;
 static int nloads;
+uint64 subscriptions_loaded;
 
 /* Everything of answers; NULL: there are none. */
 static MemoryContext answer_context;
@@ -87,6 +88,7 @@ SubscribeLoadEnd(Subscription *s)
 	pfree(load);
 	s->load = NULL;
 	nloads--;
+	subscriptions_loaded++;
 }
 
 void
