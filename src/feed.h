@@ -165,8 +165,8 @@ typedef struct Spelling
 	struct Spelling *next; /* of the audience */
 	int length;
 	int refcount;
-	struct Fragment *fragments; /* scratch of fragment.c: of the entry at hand, */
-	uint64 visit;				/* which this one tells */
+	struct Fragment *fragments;		  /* scratch of fragment.c: of the entry at hand, */
+	uint64 visit;					  /* which this one tells */
 	char json[FLEXIBLE_ARRAY_MEMBER]; /* the name as the client wrote it, as JSON */
 } Spelling;
 
