@@ -109,37 +109,47 @@ HashOf(const Instance *instance, const char *sql)
 Audience *
 AudienceIntern(Instance *instance, const char *sql)
 {
-	uint64 hash = HashOf(instance, sql);
-	bool found;
-	AudienceEntry *entry = hash_search(audiences, &hash, HASH_ENTER, &found);
+	AudienceEntry *entry = NULL;
 	Audience *audience;
 	ListCell *lc;
 	MemoryContext old;
 	int nsources = instance->channel->nsources;
 	int i;
 
-	if (!found)
-		entry->audiences = NIL;
-	foreach(lc, entry->audiences)
+	if (sql[0] == '\0' && instance->everything != NULL)
+		return instance->everything;
+	if (sql[0] != '\0')
 	{
-		audience = lfirst(lc);
-		if (audience->instance == instance && strcmp(audience->sql, sql) == 0)
-			return audience;
+		uint64 hash = HashOf(instance, sql);
+		bool found;
+
+		entry = hash_search(audiences, &hash, HASH_ENTER, &found);
+		if (!found)
+			entry->audiences = NIL;
+		foreach(lc, entry->audiences)
+		{
+			audience = lfirst(lc);
+			if (audience->instance == instance && strcmp(audience->sql, sql) == 0)
+				return audience;
+		}
 	}
 
 	old = MemoryContextSwitchTo(registry_context);
 	audience = palloc0(sizeof(Audience));
 	audience->instance = instance;
-	audience->sql = pstrdup(sql);
+	audience->sql = sql[0] != '\0' ? pstrdup(sql) : "";
 	dlist_init(&audience->subscriptions);
-	if (sql[0] != '\0')
+	if (sql[0] == '\0')
+		instance->everything = audience;
+	else
 	{
 		audience->sources = palloc0(sizeof(AudienceSource) * Max(nsources, 1));
 		for (i = 0; i < nsources; i++)
 			audience->sources[i].audience = audience;
 	}
 	instance->naudiences++;
-	entry->audiences = lappend(entry->audiences, audience);
+	if (entry != NULL)
+		entry->audiences = lappend(entry->audiences, audience);
 	MemoryContextSwitchTo(old);
 	return audience;
 }
@@ -178,21 +188,27 @@ static void
 Free(Audience *audience)
 {
 	Instance *instance = audience->instance;
-	uint64 hash = HashOf(instance, audience->sql);
-	AudienceEntry *entry = hash_search(audiences, &hash, HASH_FIND, NULL);
 	int i;
 
-	entry->audiences = list_delete_ptr(entry->audiences, audience);
-	if (entry->audiences == NIL)
-		hash_search(audiences, &hash, HASH_REMOVE, NULL);
+	if (instance->everything == audience)
+		instance->everything = NULL;
+	else
+	{
+		uint64 hash = HashOf(instance, audience->sql);
+		AudienceEntry *entry = hash_search(audiences, &hash, HASH_FIND, NULL);
+
+		entry->audiences = list_delete_ptr(entry->audiences, audience);
+		if (entry->audiences == NIL)
+			hash_search(audiences, &hash, HASH_REMOVE, NULL);
+		pfree(unconstify(char *, audience->sql));
+	}
 	if (audience->sources != NULL)
 	{
 		for (i = 0; i < instance->channel->nsources; i++)
 			ForgetDescription(&audience->sources[i], i);
 		pfree(audience->sources);
 	}
-	Assert(audience->spellings == NIL);
-	pfree(audience->sql);
+	Assert(audience->spellings == NULL);
 	pfree(audience);
 	if (--instance->naudiences == 0)
 		DemandFree(instance);
@@ -203,9 +219,7 @@ Free(Audience *audience)
 static Spelling *
 SpellingIntern(Audience *audience, const char *name, Size length, bool is_json)
 {
-	MemoryContext old = MemoryContextSwitchTo(registry_context);
 	StringInfoData json;
-	ListCell *lc;
 	Spelling *spelling;
 
 	initStringInfo(&json);
@@ -213,24 +227,34 @@ SpellingIntern(Audience *audience, const char *name, Size length, bool is_json)
 		appendBinaryStringInfo(&json, name, (int) length);
 	else
 		EncodeString(&json, name, length);
-	foreach(lc, audience->spellings)
-	{
-		spelling = lfirst(lc);
+	for (spelling = audience->spellings; spelling != NULL; spelling = spelling->next)
 		if (spelling->length == json.len && memcmp(spelling->json, json.data, json.len) == 0)
-		{
-			pfree(json.data);
-			spelling->refcount++;
-			MemoryContextSwitchTo(old);
-			return spelling;
-		}
+			break;
+	if (spelling == NULL)
+	{
+		spelling = MemoryContextAllocZero(registry_context,
+										  offsetof(Spelling, json) + json.len + 1);
+		memcpy(spelling->json, json.data, json.len);
+		spelling->length = json.len;
+		spelling->next = audience->spellings;
+		audience->spellings = spelling;
 	}
-	spelling = palloc0(sizeof(Spelling));
-	spelling->json = json.data;
-	spelling->length = json.len;
-	spelling->refcount = 1;
-	audience->spellings = lappend(audience->spellings, spelling);
-	MemoryContextSwitchTo(old);
+	spelling->refcount++;
+	pfree(json.data);
 	return spelling;
+}
+
+static void
+SpellingRelease(Audience *audience, Spelling *spelling)
+{
+	Spelling **link;
+
+	if (--spelling->refcount > 0)
+		return;
+	for (link = &audience->spellings; *link != spelling; link = &(*link)->next)
+		;
+	*link = spelling->next;
+	pfree(spelling);
 }
 
 void
@@ -251,12 +275,7 @@ AudienceLeave(Subscription *s)
 
 	dlist_delete(&s->instance_node);
 	dlist_delete(&s->audience_node);
-	if (--s->name->refcount == 0)
-	{
-		audience->spellings = list_delete_ptr(audience->spellings, s->name);
-		pfree(s->name->json);
-		pfree(s->name);
-	}
+	SpellingRelease(audience, s->name);
 	s->name = NULL;
 	if (dlist_is_empty(&audience->subscriptions))
 		Free(audience);

@@ -100,7 +100,7 @@ CountResync(Subscription *s, const char *reason)
 	counters.resyncs[i]++;
 	s->instance->channel->counters->resyncs[i]++;
 	s->resyncs++;
-	s->resync_reason = counter_resync_reasons[i];
+	s->resync_reason = (uint8) i;
 	pg_atomic_fetch_add_u64(&feed_shared->feed_resyncs, 1);
 }
 

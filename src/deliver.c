@@ -692,15 +692,13 @@ static void
 Publish(LogTransaction *transaction)
 {
 	Delivery d = {0};
-	dlist_iter iter;
 
 	/* What it does to subscriptions as a whole comes first. */
 	PublishApply(transaction);
 	EventsApply(transaction);
 
 	/* Connections that wait for one of their subscriptions stay behind. */
-	dlist_foreach(iter, &all_subscriptions_working)
-		HoldBack(dlist_container(Subscription, work_node, iter.cur)->connection);
+	SubscriptionsCatchingUp(HoldBack);
 
 	pg_atomic_fetch_add_u64(&feed_shared->feed_messages, transaction->nmessages);
 	if (SubscriptionCount() > 0 && (transaction->nmessages > 0 || HasSubscribers(transaction)))

@@ -28,6 +28,8 @@
 #include "presence.h"
 #include "publish.h"
 
+#include <malloc.h>
+
 #include "access/transam.h"
 #include "access/xact.h"
 #include "miscadmin.h"
@@ -59,6 +61,10 @@ MemoryContext feed_context;
 TimestampTz feed_now;
 TimestampTz feed_started;
 MemoryState feed_memory = MEMORY_FINE;
+
+/* So much that is free is given back, or after so many who have become ready. */
+#define GIVE_BACK ((Size) 4 * 1024 * 1024)
+#define MANY	  500
 
 static MemoryContext turn_context;
 static bool shutdown_begun;
@@ -93,21 +99,48 @@ Shutdown(void)
 }
 
 /*
+ * What many clients at once have taken for a while is free, but the C library
+ * keeps it for us.  True: there is something to be given back, but not yet.
+ */
+static bool
+GiveBackMemory(Size used)
+{
+#ifdef __GLIBC__
+	static Size most;
+	static uint64 given_back;
+	static uint64 seen;
+	bool quiet = SubscriptionsNotReady() == 0 && seen == subscriptions_loaded;
+	bool much = most >= used + GIVE_BACK || subscriptions_loaded >= given_back + MANY;
+
+	most = Max(most, used);
+	seen = subscriptions_loaded;
+	if (!much || !quiet)
+		return much;
+	(void) malloc_trim(0);
+	most = used;
+	given_back = subscriptions_loaded;
+#endif
+	return false;
+}
+
+/*
  * Everything that lives longer than a turn is below TopMemoryContext, but for
  * the links' buffers.  Adding up the contexts is not free, so now and then.
  */
-static void
+static bool
 CheckMemory(void)
 {
+	static bool again;
 	static TimestampTz checked;
 	Size limit = (Size) setting_worker_memory * 1024;
 	Size used;
 	MemoryState before = feed_memory;
 
 	if (!TimestampDifferenceExceeds(checked, feed_now, 500))
-		return;
+		return again;
 	checked = feed_now;
 	used = MemoryContextMemAllocated(TopMemoryContext, true) + GatewaysPending();
+	again = GiveBackMemory(used);
 	feed_memory = used > limit			  ? MEMORY_OVER
 				  : used > limit / 10 * 9 ? MEMORY_FULL
 				  : used > limit / 10 * 8 ? MEMORY_SHORT
@@ -123,6 +156,7 @@ CheckMemory(void)
 			LOG,
 			(errmsg("feed worker accepts new subscriptions again: it uses %zu of %d kB of memory",
 					used / 1024, setting_worker_memory)));
+	return again;
 }
 
 static void
@@ -233,11 +267,11 @@ Turn(XLogRecPtr start_lsn, bool *serving)
 	Sooner(&wait, ConsoleAdvance());
 	if (subscribe_again || calls_again)
 		more = true;
-	CheckMemory();
+	if (CheckMemory())
+		Sooner(&wait, 1000);
 	Sooner(&wait, LogTrim());
 	PaceTrim();
-	if (dlist_is_empty(&all_connections_behind) && dlist_is_empty(&all_subscriptions_working) &&
-		!PaceIsBusy())
+	if (dlist_is_empty(&all_connections_behind) && SubscriptionsNotReady() == 0 && !PaceIsBusy())
 		MapFreeAll();
 	else
 		MapTrim();

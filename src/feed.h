@@ -89,58 +89,66 @@ typedef struct Identity
 	dlist_head connections; /* Connection.identity_node */
 } Identity;
 
+/* What a gateway says of a connection when it is asked; gateway_stats.c. */
+typedef struct ConnectionStats
+{
+	uint32 number; /* of the answer */
+	uint64 queued_bytes;
+	uint64 sent_frames;
+	uint64 sent_bytes;
+	TimestampTz heard;
+} ConnectionStats;
+
 typedef struct Connection
 {
-	uint64 id;	   /* ours: never reused */
-	uint32 number; /* the gateway's */
-	struct Gateway *gateway;
-	struct Http *http;		  /* an HTTP request: http.h; NULL for a WebSocket */
-	dlist_node identity_node; /* only while identity is set */
-	Identity *identity;		  /* NULL before connect */
-	struct CountedUser *user; /* users.c; NULL: nobody's */
-	int64 expires;			  /* of the token, seconds since 1970, 0: never */
+	uint64 id;		 /* ours: never reused */
+	uint32 number;	 /* the gateway's */
+	uint8 transport; /* LinkTransport */
+	bool closing;	 /* LINK_CLOSE was sent: ignore it */
 	bool expiry_warned;
-	int64 issued;			  /* of the token, as in IdentityInfo */
-	char *token_claims;		  /* its claims that are not the identity's, or
-							   * NULL */
-	bool closing;			  /* LINK_CLOSE was sent: ignore it */
-	dlist_head subscriptions; /* Subscription.connection_node */
-	int nsubscriptions;
-	int nready;
-	char *open_token; /* token that came with the handshake, or NULL */
-	TimestampTz opened;
 
 	/*
 	 * Cursor of the ready subscriptions.  `live`: everything published was
 	 * sent.  Otherwise it is behind for one of these reasons.
 	 */
 	bool live;
-	uint64 cursor;			/* only when not live */
-	bool waits_verdict;		/* transaction cursor + 1 has to be judged */
-	bool choked;			/* the gateway said BEHIND */
-	uint32 mark;			/* a LINK_MARK is on its way (0: none) */
-	dlist_node behind_node; /* in the list of connections not live */
+	bool waits_verdict;	  /* transaction cursor + 1 has to be judged */
+	bool choked;		  /* the gateway said BEHIND */
+	bool postponed_waits; /* scratch: the first of its messages has to */
+	bool asks_sync;		  /* one of `syncs` has no answer yet */
+	uint64 cursor;		  /* only when not live */
+	uint64 group;		  /* the group it is moved with */
+	uint64 taken_out;	  /* the last run that it could not be part of */
+	struct Gateway *gateway;
+	Identity *identity;		  /* NULL before connect */
+	dlist_head subscriptions; /* Subscription.connection_node */
+	int nsubscriptions;
+	int nready;
 	int held;				/* subscriptions that keep it from advancing
-								 * until they have caught up */
+							 * until they have caught up */
+	uint32 mark;			/* a LINK_MARK is on its way (0: none) */
 	Size replayed;			/* bytes since it was last waited for */
-	uint64 group;			/* the group it is moved with */
-	uint64 taken_out;		/* the last run that it could not be part of */
-	List *syncs;			/* of PendingSync */
-	Size presence_sent;		/* bytes, without those that are known to have gone out */
-	Size presence_marked;	/* of them before MARK_PRESENCE; 0: there is none */
-	int npostponed;			/* messages of it that wait: postponed.c */
-	int npublishing;		/* likewise: publish.c */
-	bool postponed_waits;	/* scratch: the first of them has to */
+	dlist_node behind_node; /* in the list of connections not live */
+
+	dlist_node identity_node; /* only while identity is set */
+	struct Http *http;		  /* an HTTP request: http.h; NULL for a WebSocket */
+	struct CountedUser *user; /* users.c; NULL: nobody's */
+	int64 expires;			  /* of the token, seconds since 1970, 0: never */
+	int64 issued;			  /* of the token, as in IdentityInfo */
+	char *token_claims;		  /* its claims that are not the identity's, or
+							   * NULL */
+	char *open_token;		  /* token that came with the handshake, or NULL */
+	List *syncs;			  /* of PendingSync */
+	Size presence_sent;		  /* bytes, without those that are known to have gone out */
+	Size presence_marked;	  /* of them before MARK_PRESENCE; 0: there is none */
+	int npostponed;			  /* messages of it that wait: postponed.c */
+	int npublishing;		  /* likewise: publish.c */
 
 	/* for the statistics */
-	uint8 transport;	 /* LinkTransport */
-	char peer[64];		 /* its address */
-	const char *closed;	 /* the reason of our LINK_CLOSE, or NULL */
-	uint32 stats_number; /* of the answer that the rest is from, 0: none yet */
-	uint64 queued_bytes;
-	uint64 sent_frames;
-	uint64 sent_bytes;
-	TimestampTz heard;
+	TimestampTz opened;
+	char *peer;				/* its address */
+	const char *closed;		/* the reason of our LINK_CLOSE, or NULL */
+	ConnectionStats *stats; /* NULL: nobody has asked */
 } Connection;
 
 typedef enum SubscriptionState
@@ -154,22 +162,27 @@ typedef enum SubscriptionState
 
 typedef struct Spelling
 {
-	char *json; /* the name as the client wrote it, as JSON */
+	struct Spelling *next; /* of the audience */
 	int length;
 	int refcount;
-	struct Fragment *fragments; /* scratch of fragment.c: of the entry at hand, */
-	uint64 visit;				/* which this one tells */
+	struct Fragment *fragments;		  /* scratch of fragment.c: of the entry at hand, */
+	uint64 visit;					  /* which this one tells */
+	char json[FLEXIBLE_ARRAY_MEMBER]; /* the name as the client wrote it, as JSON */
 } Spelling;
 
+/* In one piece with its key and the pointers into it. */
 typedef struct Instance
 {
-	char *key; /* channel's serial, NUL-separated parameters; hash key */
-	int key_length;
+	struct Instance *next; /* with the same hash */
+	uint64 hash;
 	Channel *channel;
-	char **params; /* NULL entries: any ("*") */
+	int key_length;
 	bool starred;
+	char *key;				  /* channel's serial, NUL-separated parameters; hash key */
+	char **params;			  /* within it; NULL entries: any ("*") */
 	dlist_head subscriptions; /* Subscription.instance_node */
 	int naudiences;
+	struct Audience *everything;	/* those without conditions, or NULL */
 	struct InstanceSource *sources; /* by index of source: demand.c; NULL until
 									 * somebody can be found */
 } Instance;
@@ -178,37 +191,47 @@ typedef struct Instance
 typedef struct Audience
 {
 	Instance *instance;
-	char *sql;				  /* conditions as SelectionParse gives them, "" for
+	const char *sql;		  /* conditions as SelectionParse gives them, "" for
 							   * none */
 	dlist_head subscriptions; /* Subscription.audience_node */
-	List *spellings;
+	Spelling *spellings;
 	struct AudienceSource *sources; /* by index of source: audience.c; NULL
 									 * without conditions */
 } Audience;
 
+/*
+ * There may be very many: what most of them do not need for most of the time is
+ * in objects of its own.
+ */
 typedef struct Subscription
 {
 	uint32 id;
+	uint8 state;				 /* SubscriptionState */
+	bool window : 1;			 /* it has a limit: it need not hold a row that changes */
+	bool announced : 1;			 /* "subscribed" was sent */
+	bool announced_entities : 1; /* and the client knows the columns of now */
+	bool redefined : 1;			 /* it may not even know the entities of now */
+	bool no_snapshot : 1;		 /* "snapshot":false */
+	bool versions : 1;			 /* "versions":true */
+	bool told_rows : 1;			 /* the client has rows or a `ready` of it */
+	bool recovered : 1;			 /* by its position, without a snapshot */
+	bool paced : 1;				 /* ready, on a channel with min_interval: pace.c */
+	bool lags : 1;				 /* what was sent to others it has yet to get */
+	uint8 resync_reason;		 /* of the last one, in counter_resync_reasons */
+	uint64 since;				 /* ready: gets transactions with a greater number */
+	Instance *instance;
+	Audience *audience;
+	Connection *connection;
+	View **views; /* by index of source, NULL before described */
+	View *view;	  /* what `views` points to where there is one source */
 	dlist_node connection_node;
 	dlist_node instance_node;
 	dlist_node audience_node;
-	dlist_node work_node; /* in the list of those not ready */
-	Connection *connection;
-	Instance *instance;
-	Audience *audience;
 	Spelling *name;
-	char *selection;  /* what follows "?" in the name, or NULL */
-	int http_part;	  /* which channel of its HTTP request it is, from 0 */
-	bool window;	  /* it has a limit: it need not hold a row that changes */
-	char *request_id; /* JSON of the id to answer with, until
-								 * subscribed was sent */
-	SubscriptionState state;
-	bool announced;			 /* "subscribed" was sent */
-	bool announced_entities; /* and the client knows the columns of now */
-	bool redefined;			 /* it may not even know the entities of now */
-	bool no_snapshot;		 /* "snapshot":false */
-	bool versions;			 /* "versions":true */
-	View **views;			 /* by index of source, NULL before described */
+	char *selection;			   /* what follows "?" in the name, or NULL */
+	struct SubscriptionLoad *load; /* NULL when ready: subscribe.h */
+	struct Recheck *recheck;	   /* NULL: nothing has to be looked at again */
+	uint64 cursor;				   /* catching up, or paced: last transaction sent */
 
 	/* ready: those that get the same, and its place among the live ones, or -1 */
 	struct Receivers *receivers;
@@ -224,8 +247,6 @@ typedef struct Subscription
 	uint64 extended; /* the last one that brought new columns */
 
 	/* ready, on a channel with min_interval: pace.c */
-	bool paced;
-	bool lags;			   /* what was sent to others it has yet to get */
 	struct PaceStep *step; /* what it is about to be sent, or NULL */
 	dlist_node pace_node;  /* in the step's list, or that of who lags */
 	uint64 pace_missing;   /* scratch: the run that lacks a verdict */
@@ -234,57 +255,14 @@ typedef struct Subscription
 	struct Viewer *presence;
 	List *early; /* messages about its presence that came before */
 
-	/* ready: gets transactions with a greater number */
-	uint64 since;
 	uint64 concerned; /* scratch of dependencies.c */
 
-	/* not ready */
-	uint64 job;			  /* query job, 0: none */
-	TimestampTz retry_at; /* submit the job then (0: at once) */
-	int retry_delay;	  /* ms */
-	TimestampTz resynced_at;
-	int attempts;
-	uint64 start;	  /* LogPublished() when the job was submitted */
-	uint64 cursor;	  /* catching up, or paced: last transaction sent */
-	uint64 rows_from; /* the rows of those up to it are there already */
-	bool has_snapshot;
-	TransactionId xmin;
-	TransactionId xmax;
-	int nxip;
-	TransactionId *xip;
-	XLogRecPtr snapshot_lsn; /* N */
-	bool restart;			 /* what it has is not usable: ask again */
-	bool told_rows;			 /* the client has rows or a `ready` of it */
-	bool answered;			 /* the job is done, its result not yet used */
-	bool look_up;			 /* `position` has to be found in the log */
-	Position position;		 /* the client's `from` */
-	bool from_position;		 /* `from` is to be honoured if possible */
-	uint64 from;			 /* number of the transaction it names */
-	const char *refused;	 /* why it is not, until the client is told */
-
-	/*
-	 * Messages have no other repair than to be sent: those of transactions
-	 * behind `owed` are, although the rows came with a snapshot.  Of
-	 * `skip_number` the client has the rows, and messages up to `skip`.
-	 */
-	bool owes;
-	uint64 owed;
-	uint64 skip_number;
-	MessagePlace skip;
-	RowDigest digest;		 /* of the snapshot's rows */
-	struct Recheck *recheck; /* NULL: nothing has to be looked at again */
-	int npages;				 /* messages in `pages` */
-	bool holds;				 /* counted in connection->held */
-	char *file;				 /* spooled pages */
-	StringInfoData pages;	 /* small snapshot: u32 source, u32 length, rows */
-
 	/* for the statistics */
+	uint32 resyncs;
+	int http_part; /* which channel of its HTTP request it is, from 0 */
+	TimestampTz resynced_at;
 	TimestampTz subscribed_at;
-	TimestampTz asked_at; /* the job was submitted */
-	bool recovered;		  /* by its position, without a snapshot */
 	uint64 snapshot_rows; /* of the last one */
-	uint64 resyncs;
-	const char *resync_reason; /* of the last one, or NULL */
 } Subscription;
 
 /* feed.c */
@@ -313,6 +291,7 @@ extern Connection *
 ConnectionCreate(struct Gateway *gateway, uint32 number, uint8 transport, const char *peer);
 extern Connection *ConnectionFind(struct Gateway *gateway, uint32 number);
 extern Connection *ConnectionById(uint64 id);
+extern void ConnectionSetPeer(Connection *connection, const char *peer);
 extern void ConnectionFree(Connection *connection);
 extern void ConnectionSetIdentity(Connection *connection, Identity *identity);
 extern void ConnectionSetBehind(Connection *connection, uint64 cursor);
@@ -322,9 +301,10 @@ extern void ConnectionSetLive(Connection *connection);
 extern void ConnectionSetClosing(Connection *connection);
 extern int ConnectionCount(void);
 extern int SubscriptionCount(void);
-extern dlist_head all_connections_behind;	 /* Connection.behind_node */
-extern dlist_head all_subscriptions_working; /* Subscription.work_node */
-extern dlist_head all_identities;			 /* Identity.node */
+extern dlist_head all_connections_behind; /* Connection.behind_node */
+extern int SubscriptionsNotReady(void);
+extern uint64 subscriptions_loaded; /* that have become ready, or ended before */
+extern dlist_head all_identities;	/* Identity.node */
 
 /* Walks all connections; `callback` must not free any. */
 extern void ConnectionForEach(void (*callback)(Connection *connection));
@@ -332,6 +312,9 @@ extern void ConnectionForEach(void (*callback)(Connection *connection));
 extern Identity *IdentityIntern(const IdentityInfo *info);
 extern void IdentityRelease(Identity *identity);
 extern View *ViewIntern(Identity *identity, const View *view);
+
+/* One more reference. */
+extern void ViewKeep(Identity *identity, View *view);
 
 extern void ViewRelease(Identity *identity, View *view);
 
@@ -351,6 +334,9 @@ extern Subscription *SubscriptionFind(Connection *connection, const char *name, 
 /* What the gateway says of pages under its old number is not meant any more. */
 extern void SubscriptionRenumber(Subscription *subscription);
 extern Subscription *SubscriptionById(Connection *connection, uint32 id);
+
+/* It keeps its connection from advancing, or does not any more. */
+extern void SubscriptionHolds(Subscription *subscription, bool holds);
 extern void SubscriptionSetState(Subscription *subscription, SubscriptionState state);
 extern void SubscriptionMove(Subscription *subscription, Instance *instance);
 extern void SubscriptionFree(Subscription *subscription);
@@ -374,7 +360,21 @@ extern void SubscribeChannelChanged(Channel *channel);
 extern long SubscribeAdvance(void);
 extern bool subscribe_again;
 
-/* Lets go of views, pages and files: before a new start or the end. */
+/* It is not ready: what that takes, and the list where it belongs. */
+extern void SubscribeLoadBegin(Subscription *subscription);
+extern void SubscribeLoadEnd(Subscription *subscription);
+extern void SubscribePlace(Subscription *subscription);
+
+/* Walks the connections of those that have their rows and go on to `ready`. */
+extern void SubscriptionsCatchingUp(void (*callback)(Connection *connection));
+
+/* Is it coming back with a position, and not ready yet? */
+extern bool SubscribeResumes(const Subscription *subscription);
+
+/* What it has not got of the transaction is behind that place; NULL: all of it. */
+extern const MessagePlace *SubscribeSkips(const Subscription *subscription, uint64 number);
+
+/* Lets go of views and answers: before a new start or the end. */
 extern void SubscribeForget(Subscription *subscription);
 
 /* No page that the gateway still has comes behind what it is sent now. */

@@ -507,7 +507,7 @@ TellPosition(Delivery *d, const char *common)
 {
 	char position[POSITION_LENGTH + 1];
 
-	if (d->only == NULL || d->only->connection->http == NULL || !d->only->from_position)
+	if (d->only == NULL || d->only->connection->http == NULL || !SubscribeResumes(d->only))
 		return;
 	memcpy(position, common, POSITION_COMMON);
 	memcpy(position + POSITION_COMMON, d->only->connection->identity->tag, POSITION_TAG);

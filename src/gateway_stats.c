@@ -90,7 +90,7 @@ GatewayKnows(const GatewayQuestion *question, const Connection *connection)
 	int g = connection->gateway->index;
 
 	return question->serial[g] != 0 && question->serial[g] == connection->gateway->serial &&
-		   connection->stats_number >= question->number[g];
+		   connection->stats != NULL && connection->stats->number >= question->number[g];
 }
 
 void
@@ -177,10 +177,12 @@ GatewayReadConnections(Gateway *gateway, WireReader *r)
 
 		if (connection == NULL || r->failed)
 			continue;
-		connection->stats_number = gateway->stats_answered;
-		connection->queued_bytes = queued;
-		connection->sent_frames = frames;
-		connection->sent_bytes = bytes;
-		connection->heard = feed_now - (TimestampTz) silent * 1000;
+		if (connection->stats == NULL)
+			connection->stats = MemoryContextAlloc(registry_context, sizeof(ConnectionStats));
+		connection->stats->number = gateway->stats_answered;
+		connection->stats->queued_bytes = queued;
+		connection->stats->sent_frames = frames;
+		connection->stats->sent_bytes = bytes;
+		connection->stats->heard = feed_now - (TimestampTz) silent * 1000;
 	}
 }

@@ -42,6 +42,13 @@
 /* A link with more than this queued stops the publishing of transactions. */
 #define READ_BUDGET (256 * 1024)
 
+/*
+ * Messages of clients may take so long in a turn (us), which is looked at after
+ * so many of them: thousands may come back at the same time.
+ */
+#define HANDLE_SLICE 3000
+#define HANDLE_LOOK	 8
+
 Gateway gateways[MAX_GATEWAYS];
 int gateway_count;
 
@@ -245,6 +252,7 @@ Spawn(Gateway *gateway)
 	gateway->serial = ++next_serial;
 	gateway->pid = pid;
 	gateway->greeted = false;
+	gateway->unfinished = false;
 	gateway->started = feed_now;
 	memset(&gateway->stats, 0, sizeof(gateway->stats));
 	gateway->stats_asked = gateway->stats_answered = 0;
@@ -583,14 +591,30 @@ GatewayReceive(Gateway *gateway)
 	LinkStatus status;
 	uint32 serial = gateway->serial;
 
+	TimestampTz end = GetCurrentTimestamp() + HANDLE_SLICE;
+	int handled = 0;
+
 	if (gateway->link == NULL)
 		return false;
-	status = LinkFrameFill(gateway->link, READ_BUDGET);
+
+	/* What did not fit into the last turns comes before what waits in the socket. */
+	status = gateway->unfinished && LinkFrameWaiting(gateway->link) >= READ_BUDGET
+				 ? LINK_AGAIN
+				 : LinkFrameFill(gateway->link, READ_BUDGET);
+	gateway->unfinished = false;
 	for (;;)
 	{
 		LinkMessage message;
-		LinkStatus next = LinkFrameNext(gateway->link, &message);
+		LinkStatus next;
 
+		/* One after which the link ends must not be left behind. */
+		if (status != LINK_EOF && status != LINK_ERROR && ++handled % HANDLE_LOOK == 0 &&
+			GetCurrentTimestamp() >= end)
+		{
+			gateway->unfinished = true;
+			return true;
+		}
+		next = LinkFrameNext(gateway->link, &message);
 		if (next == LINK_OK)
 		{
 			Handle(gateway, &message);

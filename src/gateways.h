@@ -60,6 +60,7 @@ typedef struct Gateway
 	pid_t pid;		 /* 0: not running */
 	LinkFrame *link; /* NULL: not running */
 	bool greeted;	 /* LINK_HELLO came */
+	bool unfinished; /* messages that were read are yet to be handled */
 	TimestampTz started;
 	TimestampTz start_at; /* when not running: not before */
 	int failures;

@@ -205,7 +205,7 @@ HttpReceive(Connection *connection, WireReader *r)
 	request->proxied = (flags & LINK_REQUEST_PROXIED) != 0;
 	valid = TakeText(WireGetBytes(r), &request->path);
 	valid = TakeText(WireGetBytes(r), &request->peer) && valid;
-	strlcpy(connection->peer, request->peer, sizeof(connection->peer));
+	ConnectionSetPeer(connection, request->peer);
 	valid = TakeText(WireGetBytes(r), &request->token) && valid;
 	valid = TakeText(WireGetBytes(r), &request->last_event_id) && valid;
 	valid = TakeText(WireGetBytes(r), &request->if_none_match) && valid;

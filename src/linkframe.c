@@ -275,6 +275,12 @@ LinkFrameFill(LinkFrame *link, size_t budget)
 	return taken > 0 ? LINK_OK : LINK_AGAIN;
 }
 
+size_t
+LinkFrameWaiting(const LinkFrame *link)
+{
+	return link->in.end - link->in.start;
+}
+
 LinkStatus
 LinkFrameNext(LinkFrame *link, LinkMessage *message)
 {

@@ -55,6 +55,9 @@ extern int LinkFrameSocket(const LinkFrame *link);
  */
 extern LinkStatus LinkFrameFill(LinkFrame *link, size_t budget);
 
+/* Bytes that were read and not yet taken as messages. */
+extern size_t LinkFrameWaiting(const LinkFrame *link);
+
 /* The next whole message in the buffer, or LINK_AGAIN. */
 extern LinkStatus LinkFrameNext(LinkFrame *link, LinkMessage *message);
 

@@ -44,7 +44,9 @@ Suffix(const MessagePlace *place)
 static bool
 HasGot(const Delivery *d, const Subscription *s, const MessagePlace *place)
 {
-	return s->skip_number == d->transaction->number && MessagePlaceCompare(place, &s->skip) <= 0;
+	const MessagePlace *skip = SubscribeSkips(s, d->transaction->number);
+
+	return skip != NULL && MessagePlaceCompare(place, skip) <= 0;
 }
 
 TransactionMessage *
@@ -186,7 +188,7 @@ MessagesSend(Delivery *d, Gateway *gateway, const char *committed_at)
 	 * Nobody may come back with a position that he got before the rows of his
 	 * snapshot were complete.
 	 */
-	if (d->only != NULL && !d->only->from_position)
+	if (d->only != NULL && !SubscribeResumes(d->only))
 		flags = LINK_MESSAGE_NO_POSITION;
 	foreach(lc, d->messages)
 	{

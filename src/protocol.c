@@ -20,6 +20,7 @@
 #include "presence.h"
 #include "publish.h"
 #include "selection.h"
+#include "subscribe.h"
 #include "revocations.h"
 #include "users.h"
 
@@ -129,8 +130,8 @@ ProtocolChangeIdentity(Connection *connection, Identity *identity)
 		Subscription *s = dlist_container(Subscription, connection_node, iter.cur);
 
 		SubscribeResync(s, "identity_changed");
-		s->owes = false;
-		s->retry_at = 0;
+		s->load->owes = false;
+		s->load->retry_at = 0;
 	}
 	PresenceIdentityChanges(connection, identity);
 	ConnectionSetIdentity(connection, identity);
@@ -409,7 +410,7 @@ Subscribe(Connection *connection, JsonMessage *message, const char *id, const ch
 	s->window = selection != NULL && selection->limit > 0;
 	if (connection->http != NULL)
 		s->http_part = atoi(id) - 1;
-	s->request_id = MemoryContextStrdup(feed_context, id);
+	s->load->request_id = MemoryContextStrdup(feed_context, id);
 	s->versions = versions != NULL && versions->type == JSON_TOKEN_TRUE;
 	s->no_snapshot = from == NULL && snapshot != NULL && snapshot->type == JSON_TOKEN_FALSE;
 	SubscribeStart(s, from != NULL ? &position : NULL);
@@ -432,7 +433,7 @@ Unsubscribe(Connection *connection, JsonMessage *message, const char *id)
 	}
 	/* Its request is answered, too. */
 	if (!s->announced)
-		ProtocolError(connection, s->request_id, s->name, "57014",
+		ProtocolError(connection, s->load->request_id, s->name, "57014",
 					  psprintf("subscription to channel \"%s\" was ended by unsubscribe", name),
 					  NULL);
 	SubscriptionFree(s);

@@ -43,7 +43,12 @@ typedef struct PendingSync
 static uint64 settled_xid;
 static uint64 candidate_xid;
 static XLogRecPtr candidate_lsn;
-static int sync_count;
+
+/* Numbers of the connections with `asks_sync`. */
+static uint64 *asking;
+static int nasking;
+static int max_asking;
+
 static uint32 last_mark;
 static int64 next_expiry; /* seconds since 1970; 0: nobody's */
 
@@ -78,6 +83,22 @@ OldestRunning(void)
 	return TransactionIdIsValid(xid) ? LogFullXid(xid) : 0;
 }
 
+/* It has a sync to be answered. */
+static void
+NoteSync(Connection *connection)
+{
+	if (connection->asks_sync)
+		return;
+	if (nasking == max_asking)
+	{
+		max_asking = Max(max_asking * 2, 64);
+		asking = asking == NULL ? MemoryContextAlloc(feed_context, sizeof(uint64) * max_asking)
+								: repalloc(asking, sizeof(uint64) * max_asking);
+	}
+	connection->asks_sync = true;
+	asking[nasking++] = connection->id;
+}
+
 void
 ProtocolSync(Connection *connection, const char *id)
 {
@@ -97,8 +118,8 @@ ProtocolSync(Connection *connection, const char *id)
 	sync->settled = OldestRunning(); /* before the LSN */
 	sync->lsn = SharedInsertLsn();
 	connection->syncs = lappend(connection->syncs, sync);
-	sync_count++;
 	MemoryContextSwitchTo(old);
+	NoteSync(connection);
 }
 
 static void
@@ -227,17 +248,29 @@ ProtocolSyncsLost(Connection *connection)
 	foreach(lc, connection->syncs)
 		((PendingSync *) lfirst(lc))->mark = 0;
 	if (connection->syncs != NIL)
-		sync_count++;
+		NoteSync(connection);
 }
 
+/* They are answered in their order, so the last one tells whether all are. */
 static void
-CountSyncs(Connection *connection)
+AdvanceSyncs(void)
 {
-	ListCell *lc;
+	int kept = 0;
+	int i;
 
-	foreach(lc, connection->syncs)
-		if (((PendingSync *) lfirst(lc))->mark == 0)
-			sync_count++;
+	for (i = 0; i < nasking; i++)
+	{
+		Connection *connection = ConnectionById(asking[i]);
+
+		if (connection == NULL)
+			continue;
+		AnswerSyncs(connection);
+		if (connection->syncs != NIL && ((PendingSync *) llast(connection->syncs))->mark == 0)
+			asking[kept++] = asking[i];
+		else
+			connection->asks_sync = false;
+	}
+	nasking = kept;
 }
 
 static int64 expiry_now;
@@ -278,12 +311,7 @@ ProtocolAdvance(void)
 	AdvanceSettled();
 	PostponedAdvance();
 
-	if (sync_count > 0)
-	{
-		sync_count = 0;
-		ConnectionForEach(AnswerSyncs);
-		ConnectionForEach(CountSyncs);
-	}
+	AdvanceSyncs();
 
 	if (next_expiry == 0)
 		return -1;

@@ -250,6 +250,9 @@ extern long QueryPoolTimeout(void);
 extern uint64 QuerySubmit(QueryKind kind, const char *body, Size length, QueryPriority priority,
 						  QueryCallback callback, void *arg);
 
+/* Has the job that body, and has no worker begun with it? */
+extern bool QueryMayJoin(uint64 job, const char *body, Size length);
+
 /*
  * A job of verdicts.  `cost` is how many microseconds it is expected to take if
  * its identity is known to be slow, else 0.  The callback gets one

@@ -9,8 +9,8 @@
  * that happens twice, he gets an error, and the others their verdicts.  Which
  * worker runs what is query_pool.c's.
  *
- * Process: feed worker.  Locks: none.  Memory: jobs in pool_context, freed one
- * by one.
+ * Process: feed worker.  Locks: none.  Memory: jobs in a context below
+ * pool_context, freed one by one.
  *
  *-------------------------------------------------------------------------
  */
@@ -25,6 +25,9 @@
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
+/* After so many at a time their memory is given back. */
+#define MANY_JOBS 500
+
 typedef struct JobEntry
 {
 	uint64 id; /* hash key */
@@ -34,30 +37,41 @@ typedef struct JobEntry
 MemoryContext pool_context;
 dlist_head job_waiting[QUERY_SLOW + 1];
 
+/* Jobs and their table, given back when there are none; NULL: there are none. */
+static MemoryContext job_context;
 static HTAB *job_table;
+static long job_peak; /* jobs since it was made */
 static uint64 last_job;
 
 void
 JobsInit(void)
 {
-	HASHCTL ctl = {0};
 	int i;
 
 	pool_context = AllocSetContextCreate(TopMemoryContext, "changefeed query pool",
 										 ALLOCSET_DEFAULT_SIZES);
-	ctl.keysize = sizeof(uint64);
-	ctl.entrysize = sizeof(JobEntry);
-	ctl.hcxt = pool_context;
-	job_table = hash_create("changefeed query jobs", 256, &ctl,
-							HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
 	for (i = 0; i <= QUERY_SLOW; i++)
 		dlist_init(&job_waiting[i]);
+}
+
+static void
+MakeTable(void)
+{
+	HASHCTL ctl = {0};
+
+	job_context = AllocSetContextCreate(pool_context, "changefeed query jobs",
+										ALLOCSET_DEFAULT_SIZES);
+	ctl.keysize = sizeof(uint64);
+	ctl.entrysize = sizeof(JobEntry);
+	ctl.hcxt = job_context;
+	job_table = hash_create("changefeed query jobs", 256, &ctl,
+							HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
 }
 
 PoolJob *
 JobFind(uint64 id)
 {
-	JobEntry *entry = hash_search(job_table, &id, HASH_FIND, NULL);
+	JobEntry *entry = job_table != NULL ? hash_search(job_table, &id, HASH_FIND, NULL) : NULL;
 
 	return entry != NULL ? entry->job : NULL;
 }
@@ -68,6 +82,14 @@ JobFree(PoolJob *job)
 	(void) hash_search(job_table, &job->id, HASH_REMOVE, NULL);
 	pfree(job->body);
 	pfree(job);
+	job_peak = Max(job_peak, hash_get_num_entries(job_table) + 1);
+	if (hash_get_num_entries(job_table) > 0 || job_peak < MANY_JOBS)
+		return;
+
+	/* Thousands of clients have come at the same time. */
+	MemoryContextDelete(job_context);
+	job_table = NULL;
+	job_peak = 0;
 }
 
 void
@@ -139,10 +161,13 @@ static PoolJob *
 JobMake(QueryKind kind, const char *body, Size length, int priority, QueryCallback callback,
 		void *arg)
 {
-	PoolJob *job = MemoryContextAllocZero(pool_context, sizeof(PoolJob));
+	PoolJob *job;
 	JobEntry *entry;
 	bool found;
 
+	if (job_table == NULL)
+		MakeTable();
+	job = MemoryContextAllocZero(job_context, sizeof(PoolJob));
 	job->id = ++last_job;
 	job->kind = kind;
 	job->priority = priority;
@@ -150,7 +175,7 @@ JobMake(QueryKind kind, const char *body, Size length, int priority, QueryCallba
 	job->callback = callback;
 	job->arg = arg;
 	job->length = length;
-	job->body = MemoryContextAllocHuge(pool_context, Max(length, 1));
+	job->body = MemoryContextAllocHuge(job_context, Max(length, 1));
 	memcpy(job->body, body, length);
 	entry = hash_search(job_table, &job->id, HASH_ENTER, &found);
 	entry->job = job;
@@ -165,6 +190,15 @@ QuerySubmit(QueryKind kind, const char *body, Size length, QueryPriority priorit
 
 	JobEnqueue(job, false);
 	return job->id;
+}
+
+bool
+QueryMayJoin(uint64 id, const char *body, Size length)
+{
+	PoolJob *job = JobFind(id);
+
+	return job != NULL && job->in_list && !job->delivered && job->length == length &&
+		   memcmp(job->body, body, length) == 0;
 }
 
 uint64

@@ -174,13 +174,13 @@ RecheckBegin(Subscription *s)
 		return;
 	r = MemoryContextAllocZero(feed_context, sizeof(Recheck));
 	r->subscription = s;
-	r->digest = s->digest;
+	r->digest = s->load->answer->digest;
 
 	/*
 	 * A window does not hold every row that changes, and what is put off would
 	 * be in the snapshot that we compare with.
 	 */
-	r->exact = s->has_snapshot && !s->window && s->instance->channel->min_interval == 0;
+	r->exact = s->load->has_snapshot && !s->window && s->instance->channel->min_interval == 0;
 	Later(r);
 	next_due = Min(next_due, r->due);
 	dlist_push_tail(&rechecks, &r->node);

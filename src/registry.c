@@ -27,6 +27,9 @@
 #include "utils/hsearch.h"
 #include "utils/memutils.h"
 
+/* Bytes of a block of objects: some hundred of them. */
+#define OBJECT_BLOCK (64 * 1024)
+
 typedef struct ConnectionKey
 {
 	uint32 gateway; /* Gateway's serial number */
@@ -54,14 +57,17 @@ typedef struct IdentityEntry
 typedef struct InstanceEntry
 {
 	uint64 hash;
-	List *instances; /* of Instance with that hash: nearly always one */
+	Instance *first; /* with that hash: nearly always the only one */
 } InstanceEntry;
 
 dlist_head all_connections_behind = DLIST_STATIC_INIT(all_connections_behind);
-dlist_head all_subscriptions_working = DLIST_STATIC_INIT(all_subscriptions_working);
 dlist_head all_identities = DLIST_STATIC_INIT(all_identities);
 
 MemoryContext registry_context;
+
+/* Connections and subscriptions: of exactly their size. */
+static MemoryContext connection_context;
+static MemoryContext subscription_context;
 static HTAB *connections;
 static HTAB *connection_ids;
 static HTAB *identities;
@@ -80,6 +86,10 @@ RegistryInit(void)
 
 	registry_context = AllocSetContextCreate(TopMemoryContext, "changefeed registry",
 											 ALLOCSET_DEFAULT_SIZES);
+	connection_context = SlabContextCreate(registry_context, "changefeed connection objects",
+										   OBJECT_BLOCK, sizeof(Connection));
+	subscription_context = SlabContextCreate(registry_context, "changefeed subscriptions",
+											 OBJECT_BLOCK, sizeof(Subscription));
 	ctl.hcxt = registry_context;
 	ctl.keysize = sizeof(ConnectionKey);
 	ctl.entrysize = sizeof(ConnectionEntry);
@@ -114,14 +124,14 @@ ConnectionCreate(struct Gateway *gateway, uint32 number, uint8 transport, const 
 	entry = hash_search(connections, &key, HASH_ENTER, &found);
 	if (found)
 		elog(ERROR, "gateway opened connection %u twice", number);
-	connection = MemoryContextAllocZero(registry_context, sizeof(Connection));
+	connection = MemoryContextAllocZero(connection_context, sizeof(Connection));
 	entry->connection = connection;
 	connection->id = ++next_connection_id;
 	connection->number = number;
 	connection->gateway = gateway;
 	connection->live = true;
 	connection->transport = transport;
-	strlcpy(connection->peer, peer, sizeof(connection->peer));
+	connection->peer = MemoryContextStrdup(registry_context, peer);
 	CountOpened(transport);
 	connection->opened = feed_now;
 	dlist_init(&connection->subscriptions);
@@ -179,10 +189,20 @@ ConnectionFree(Connection *connection)
 		pfree(connection->open_token);
 	if (connection->token_claims != NULL)
 		pfree(connection->token_claims);
+	if (connection->stats != NULL)
+		pfree(connection->stats);
+	pfree(connection->peer);
 	list_free_deep(connection->syncs);
 	HttpForget(connection);
 	pfree(connection);
 	connection_count--;
+}
+
+void
+ConnectionSetPeer(Connection *connection, const char *peer)
+{
+	pfree(connection->peer);
+	connection->peer = MemoryContextStrdup(registry_context, peer);
 }
 
 /* The subscriptions hold no views of the old identity any more. */
@@ -348,8 +368,7 @@ ViewIntern(Identity *identity, const View *view)
 
 		if (SameView(other, view))
 		{
-			other->refcount++;
-			identity->refcount++;
+			ViewKeep(identity, other);
 			return other;
 		}
 	}
@@ -371,6 +390,13 @@ ViewIntern(Identity *identity, const View *view)
 }
 
 void
+ViewKeep(Identity *identity, View *view)
+{
+	view->refcount++;
+	identity->refcount++;
+}
+
+void
 ViewRelease(Identity *identity, View *view)
 {
 	if (--view->refcount == 0)
@@ -389,6 +415,10 @@ ViewRelease(Identity *identity, View *view)
 
 /* ---- instances ---- */
 
+/* In a key "*" differs from every text by its first byte. */
+#define ANY_PARAM  '\001'
+#define TEXT_PARAM '\002'
+
 static char *
 InstanceKey(Channel *channel, char *const *params, int *length)
 {
@@ -399,12 +429,11 @@ InstanceKey(Channel *channel, char *const *params, int *length)
 	appendBinaryStringInfo(&s, (char *) &channel->serial, sizeof(channel->serial));
 	for (i = 0; i < channel->template->nparams; i++)
 	{
-		/* "*" differs from every text by its first byte. */
 		if (params[i] == NULL)
-			appendStringInfoChar(&s, '\001');
+			appendStringInfoChar(&s, ANY_PARAM);
 		else
 		{
-			appendStringInfoChar(&s, '\002');
+			appendStringInfoChar(&s, TEXT_PARAM);
 			appendStringInfoString(&s, params[i]);
 		}
 		appendStringInfoChar(&s, '\0');
@@ -414,103 +443,102 @@ InstanceKey(Channel *channel, char *const *params, int *length)
 }
 
 static Instance *
-Lookup(Channel *channel, const char *key, int length, InstanceEntry **entry)
+Lookup(Channel *channel, const char *key, int length, uint64 *hash)
 {
-	uint64 hash = hash_bytes_extended((const unsigned char *) key, length, 0);
-	ListCell *lc;
+	InstanceEntry *entry;
+	Instance *instance;
 
-	*entry = hash_search(instances, &hash, HASH_FIND, NULL);
-	if (*entry == NULL)
-		return NULL;
-	foreach(lc, (*entry)->instances)
-	{
-		Instance *instance = lfirst(lc);
-
+	*hash = hash_bytes_extended((const unsigned char *) key, length, 0);
+	entry = hash_search(instances, hash, HASH_FIND, NULL);
+	for (instance = entry != NULL ? entry->first : NULL; instance != NULL;
+		 instance = instance->next)
 		/* While a definition takes the place of another, both have instances. */
 		if (instance->channel == channel && instance->key_length == length &&
 			memcmp(instance->key, key, length) == 0)
-			return instance;
-	}
-	return NULL;
+			break;
+	return instance;
 }
 
 Instance *
 InstanceFind(Channel *channel, char *const *params)
 {
-	InstanceEntry *entry;
+	uint64 hash;
 	int length;
 	char *key = InstanceKey(channel, params, &length);
-	Instance *instance = Lookup(channel, key, length, &entry);
+	Instance *instance = Lookup(channel, key, length, &hash);
 
 	pfree(key);
 	return instance;
+}
+
+/* The parameters are in the key, each behind a byte that says which kind it is. */
+static void
+SetParams(Instance *instance)
+{
+	char *at = instance->key + sizeof(instance->channel->serial);
+	int i;
+
+	for (i = 0; i < instance->channel->template->nparams; i++)
+	{
+		if (*at == ANY_PARAM)
+			instance->starred = true;
+		else
+			instance->params[i] = at + 1;
+		at += strlen(at) + 1;
+	}
 }
 
 Instance *
 InstanceIntern(Channel *channel, char *const *params)
 {
 	InstanceEntry *entry;
+	uint64 hash;
 	int length;
 	char *key = InstanceKey(channel, params, &length);
-	Instance *instance = Lookup(channel, key, length, &entry);
-	MemoryContext old;
-	int i;
+	Instance *instance = Lookup(channel, key, length, &hash);
+	Size pointers = sizeof(char *) * channel->template->nparams;
+	bool found;
 
 	if (instance != NULL)
 		return instance;
 
-	old = MemoryContextSwitchTo(registry_context);
-	instance = palloc0(sizeof(Instance));
-	instance->key = Copy(key, length);
+	instance = MemoryContextAllocZero(registry_context, sizeof(Instance) + pointers + length);
+	instance->params = (char **) (instance + 1);
+	instance->key = (char *) (instance + 1) + pointers;
+	memcpy(instance->key, key, length);
 	instance->key_length = length;
+	instance->hash = hash;
 	instance->channel = channel;
+	SetParams(instance);
 	channel->counters->instances++;
-	instance->params = palloc0(sizeof(char *) * Max(channel->template->nparams, 1));
-	for (i = 0; i < channel->template->nparams; i++)
-	{
-		if (params[i] != NULL)
-			instance->params[i] = pstrdup(params[i]);
-		else
-			instance->starred = true;
-	}
 	dlist_init(&instance->subscriptions);
-	if (entry == NULL)
-	{
-		uint64 hash = hash_bytes_extended((const unsigned char *) key, length, 0);
-		bool found;
-
-		entry = hash_search(instances, &hash, HASH_ENTER, &found);
-		entry->instances = NIL;
-	}
-	entry->instances = lappend(entry->instances, instance);
+	entry = hash_search(instances, &hash, HASH_ENTER, &found);
+	instance->next = found ? entry->first : NULL;
+	entry->first = instance;
 	if (instance->starred)
+	{
+		MemoryContext old = MemoryContextSwitchTo(registry_context);
+
 		starred = lappend(starred, instance);
-	MemoryContextSwitchTo(old);
+		MemoryContextSwitchTo(old);
+	}
 	return instance;
 }
 
 static void
 InstanceFree(Instance *instance)
 {
-	uint64 hash = hash_bytes_extended((const unsigned char *) instance->key, instance->key_length,
-									  0);
-	InstanceEntry *entry = hash_search(instances, &hash, HASH_FIND, NULL);
-	int i;
+	InstanceEntry *entry = hash_search(instances, &instance->hash, HASH_FIND, NULL);
+	Instance **link;
 
-	if (entry != NULL)
-	{
-		entry->instances = list_delete_ptr(entry->instances, instance);
-		if (entry->instances == NIL)
-			hash_search(instances, &hash, HASH_REMOVE, NULL);
-	}
+	for (link = &entry->first; *link != instance; link = &(*link)->next)
+		;
+	*link = instance->next;
+	if (entry->first == NULL)
+		hash_search(instances, &instance->hash, HASH_REMOVE, NULL);
 	if (instance->starred)
 		starred = list_delete_ptr(starred, instance);
-	for (i = 0; i < instance->channel->template->nparams; i++)
-		if (instance->params[i] != NULL)
-			pfree(instance->params[i]);
 	instance->channel->counters->instances--;
-	pfree(instance->key);
-	pfree(instance->params);
 	pfree(instance);
 }
 
@@ -560,7 +588,7 @@ Subscription *
 SubscriptionCreate(Connection *connection, Instance *instance, const char *sql, const char *name,
 				   Size length)
 {
-	Subscription *s = MemoryContextAllocZero(registry_context, sizeof(Subscription));
+	Subscription *s = MemoryContextAllocZero(subscription_context, sizeof(Subscription));
 
 	s->id = ++next_subscription_id;
 	s->connection = connection;
@@ -569,7 +597,8 @@ SubscriptionCreate(Connection *connection, Instance *instance, const char *sql, 
 	s->subscribed_at = feed_now;
 	Count(s, 1);
 	dlist_push_tail(&connection->subscriptions, &s->connection_node);
-	dlist_push_tail(&all_subscriptions_working, &s->work_node);
+	SubscribeLoadBegin(s);
+	SubscribePlace(s);
 	connection->nsubscriptions++;
 	subscription_count++;
 	elog(DEBUG1, "connection " UINT64_FORMAT " subscribes to %.*s", connection->id,
@@ -622,20 +651,17 @@ SubscriptionSetState(Subscription *s, SubscriptionState state)
 	bool was_working = s->state != SUB_READY;
 	bool works = state != SUB_READY;
 
+	if (state != SUB_CATCHUP)
+		SubscriptionHolds(s, false);
 	if (was_working && !works)
 	{
-		dlist_delete(&s->work_node);
+		SubscribeLoadEnd(s);
 		s->connection->nready++;
 	}
 	else if (!was_working && works)
 	{
-		dlist_push_tail(&all_subscriptions_working, &s->work_node);
+		SubscribeLoadBegin(s);
 		s->connection->nready--;
-	}
-	if (s->holds && state != SUB_CATCHUP)
-	{
-		s->holds = false;
-		s->connection->held--;
 	}
 	if (works)
 		ReceiversLeave(s);
@@ -644,6 +670,7 @@ SubscriptionSetState(Subscription *s, SubscriptionState state)
 	Count(s, -1);
 	s->state = state;
 	Count(s, 1);
+	SubscribePlace(s);
 }
 
 /* Its channel has a new definition with the same template. */
@@ -668,19 +695,15 @@ SubscriptionFree(Subscription *s)
 
 	PresenceUnsubscribed(s);
 	SubscribeForget(s);
+	SubscriptionHolds(s, false);
+	SubscribeLoadEnd(s);
 	if (s->state == SUB_READY)
 		connection->nready--;
-	else
-		dlist_delete(&s->work_node);
-	if (s->holds)
-		connection->held--;
 	dlist_delete(&s->connection_node);
 	Count(s, -1);
 	Leave(s);
 	if (s->selection != NULL)
 		pfree(s->selection);
-	if (s->request_id != NULL)
-		pfree(s->request_id);
 	connection->nsubscriptions--;
 	subscription_count--;
 	pfree(s);
@@ -698,9 +721,10 @@ SubscriptionForEach(Channel *channel, void (*callback)(Subscription *s, void *ar
 	hash_seq_init(&status, instances);
 	while ((entry = hash_seq_search(&status)) != NULL)
 	{
-		foreach(lc, entry->instances)
+		Instance *instance;
+
+		for (instance = entry->first; instance != NULL; instance = instance->next)
 		{
-			Instance *instance = lfirst(lc);
 			dlist_iter iter;
 
 			if (channel != NULL && instance->channel != channel)

@@ -184,10 +184,10 @@ PutConnection(StringInfo row, const Connection *connection, bool known)
 	StatPutNumber(row, Lag(connection));
 	if (known)
 	{
-		StatPutNumber(row, connection->queued_bytes);
-		StatPutNumber(row, connection->sent_frames);
-		StatPutNumber(row, connection->sent_bytes);
-		StatPutNumber(row, (uint64) connection->heard);
+		StatPutNumber(row, connection->stats->queued_bytes);
+		StatPutNumber(row, connection->stats->sent_frames);
+		StatPutNumber(row, connection->stats->sent_bytes);
+		StatPutNumber(row, (uint64) connection->stats->heard);
 		return;
 	}
 	StatPutNull(row);
@@ -242,7 +242,7 @@ PutSubscription(StringInfo row, const Subscription *s)
 	else
 		StatPutNull(row);
 	StatPutNumber(row, s->resyncs);
-	StatPutText(row, s->resync_reason);
+	StatPutText(row, s->resyncs > 0 ? counter_resync_reasons[s->resync_reason] : NULL);
 }
 
 RequestProgress

@@ -27,10 +27,7 @@
 #include "http.h"
 #include "receivers.h"
 
-#include <unistd.h>
-
 #include "access/transam.h"
-#include "utils/memutils.h"
 
 /* Bytes of catching up before the client has to have taken them. */
 #define CATCHUP_WINDOW (64 * 1024)
@@ -38,7 +35,28 @@
 /* So close to its connection, it makes it wait rather than chase it. */
 #define CHASE_LIMIT 1000
 
+/* Transactions between two looks at the clock. */
+#define CATCHUP_LOOK 64
+
+/* What is done for those who come may take so long in a turn (us). */
+#define SLICE 3000
+
 bool subscribe_again;
+
+static TimestampTz slice_end;
+
+static void
+SliceBegin(void)
+{
+	slice_end = GetCurrentTimestamp() + SLICE;
+}
+
+/* The rest comes in the next turn, behind what others are to be sent. */
+static bool
+SliceIsOver(void)
+{
+	return GetCurrentTimestamp() >= slice_end;
+}
 
 /*
  * A position that cannot be honoured costs the client a snapshot, and it is
@@ -51,13 +69,13 @@ SubscribeStart(Subscription *s, const Position *from)
 	if (from == NULL)
 		return;
 	if (LogIsForeign(from))
-		s->refused = "unknown_epoch";
+		s->load->refused = "unknown_epoch";
 	else if (memcmp(from->tag, s->connection->identity->tag, POSITION_TAG) != 0)
-		s->refused = "identity_changed";
+		s->load->refused = "identity_changed";
 	else
 	{
-		s->position = *from;
-		s->look_up = true;
+		s->load->position = *from;
+		s->load->look_up = true;
 	}
 }
 
@@ -65,23 +83,23 @@ SubscribeStart(Subscription *s, const Position *from)
 static bool
 LookUp(Subscription *s)
 {
-	if (!s->look_up)
+	if (!s->load->look_up)
 		return true;
-	if (LogHasToReach(&s->position))
+	if (LogHasToReach(&s->load->position))
 		return false;
-	s->from_position = LogFind(&s->position, &s->from, &s->refused);
-	s->look_up = false;
-	if (s->from_position && s->position.partial)
+	s->load->from_position = LogFind(&s->load->position, &s->load->from, &s->load->refused);
+	s->load->look_up = false;
+	if (s->load->from_position && s->load->position.partial)
 	{
-		s->skip_number = s->from;
-		s->skip = s->position.place;
+		s->load->skip_number = s->load->from;
+		s->load->skip = s->load->position.place;
 
 		/* The rest of it is not there any more. */
-		if (LogGet(s->from) == NULL)
+		if (LogGet(s->load->from) == NULL)
 		{
-			s->from_position = false;
-			s->skip_number = 0;
-			s->refused = "history_truncated";
+			s->load->from_position = false;
+			s->load->skip_number = 0;
+			s->load->refused = "history_truncated";
 		}
 	}
 	return true;
@@ -103,41 +121,13 @@ SubscribeStopPages(Subscription *s)
 void
 SubscribeForget(Subscription *s)
 {
-	int i;
-
 	ReceiversLeave(s);
 	RecheckForget(s);
 	CheckForget(s);
 	PaceForget(s);
-	if (s->job != 0)
-	{
-		QueryCancel(s->job);
-		s->job = 0;
-	}
-	if (s->views != NULL)
-	{
-		for (i = 0; i < s->instance->channel->nviews; i++)
-			if (s->views[i] != NULL)
-				ViewRelease(s->connection->identity, s->views[i]);
-		pfree(s->views);
-		s->views = NULL;
-	}
-	if (s->pages.data != NULL)
-		pfree(s->pages.data);
-	memset(&s->pages, 0, sizeof(s->pages));
-	s->npages = 0;
-	if (s->file != NULL)
-	{
-		unlink(s->file);
-		pfree(s->file);
-		s->file = NULL;
-	}
 	SubscribeStopPages(s);
-	if (s->xip != NULL)
-		pfree(s->xip);
-	s->xip = NULL;
-	s->has_snapshot = false;
-	s->answered = false;
+	SubscribeAnswerLeave(s);
+	SubscribeSetViews(s, NULL);
 }
 
 static void
@@ -167,20 +157,20 @@ NoteOwed(Subscription *s)
 	switch (s->state)
 	{
 		case SUB_READY:
-			s->owed = Max(sent, s->since);
+			s->load->owed = Max(sent, s->since);
 			break;
 		case SUB_CATCHUP:
-			s->owed = s->cursor;
+			s->load->owed = s->cursor;
 			break;
 		case SUB_LOADING:
-			if (s->owes)
+			if (s->load->owes)
 				return;
-			s->owed = s->start;
+			s->load->owed = s->load->start;
 			break;
 		default:
 			return;
 	}
-	s->owes = true;
+	s->load->owes = true;
 }
 
 /*
@@ -190,8 +180,8 @@ NoteOwed(Subscription *s)
 static void
 OweFrom(Subscription *s)
 {
-	s->owes = true;
-	s->owed = s->skip_number != 0 ? s->from - 1 : s->from;
+	s->load->owes = true;
+	s->load->owed = s->load->skip_number != 0 ? s->load->from - 1 : s->load->from;
 }
 
 /* Was the channel defined anew? */
@@ -220,19 +210,19 @@ LimitOwed(Subscription *s, uint64 until)
 {
 	uint64 number;
 
-	if (s->owes && RecheckNeeded(s))
-		s->owes = false;
-	if (!s->owes)
+	if (s->load->owes && RecheckNeeded(s))
+		s->load->owes = false;
+	if (!s->load->owes)
 		return;
-	s->owed = Max(s->owed, LogBase());
-	for (number = until; number > s->owed; number--)
+	s->load->owed = Max(s->load->owed, LogBase());
+	for (number = until; number > s->load->owed; number--)
 	{
 		LogTransaction *transaction = LogGet(number);
 
 		if (EventConcernsRights(s, transaction) ||
 			ChangesChannel(s->instance->channel, transaction))
 		{
-			s->owed = number - 1;
+			s->load->owed = number - 1;
 			break;
 		}
 	}
@@ -242,19 +232,20 @@ void
 SubscribeResync(Subscription *s, const char *reason)
 {
 	SubscribeStopPages(s);
+	SubscribeLoadBegin(s);
 	NoteOwed(s);
 
 	/* Told once per episode: until `ready` nothing is promised anyway. */
 	if (s->announced && (s->state == SUB_READY || s->told_rows))
 		TellResync(s, reason);
-	if (s->look_up || (s->from_position && !s->announced))
-		s->refused = reason;
-	s->look_up = false;
+	if (s->load->look_up || (s->load->from_position && !s->announced))
+		s->load->refused = reason;
+	s->load->look_up = false;
 	s->told_rows = false;
 	s->announced_entities = false;
 	SubscribeForget(s);
 	SubscriptionSetState(s, SUB_QUERYING);
-	s->from_position = false;
+	s->load->from_position = false;
 	subscribe_again = true;
 
 	/*
@@ -263,8 +254,8 @@ SubscribeResync(Subscription *s, const char *reason)
 	 */
 	if (TimestampDifferenceExceeds(s->resynced_at, feed_now, 5000))
 	{
-		s->retry_delay = 0;
-		s->retry_at = 0;
+		s->load->retry_delay = 0;
+		s->load->retry_at = 0;
 	}
 	else
 		SubscribeDelay(s);
@@ -279,7 +270,7 @@ SubscribeEnd(Subscription *s, const char *reason, const char *sqlstate, const ch
 
 	SubscribeStopPages(s);
 	if (!s->announced)
-		ProtocolSendError(s->connection, s->request_id, s->name, sqlstate, message, hint);
+		ProtocolSendError(s->connection, s->load->request_id, s->name, sqlstate, message, hint);
 	else
 	{
 		initStringInfo(&m);
@@ -328,7 +319,7 @@ MoveOrEnd(Subscription *s, void *arg)
 	SubscribeResync(s, "channel_changed");
 	s->redefined = true;
 	if (was_ready)
-		s->retry_at = 0;
+		s->load->retry_at = 0;
 	SubscriptionMove(s, InstanceIntern(replacement, s->instance->params));
 }
 
@@ -373,9 +364,8 @@ SubscribeSnapshotContains(const SubscribeSnapshot *snapshot, TransactionId xid)
 static bool
 InSnapshot(Subscription *s, LogTransaction *transaction)
 {
-	SubscribeSnapshot snapshot = {s->xmin, s->xmax, s->nxip, s->xip, s->snapshot_lsn};
-
-	return SubscribeSnapshotContains(&snapshot, (TransactionId) transaction->commit.xid);
+	return SubscribeSnapshotContains(&s->load->answer->snapshot,
+									 (TransactionId) transaction->commit.xid);
 }
 
 /*
@@ -388,26 +378,23 @@ UseAnswer(Subscription *s)
 	uint64 number;
 	uint64 until;
 
-	/* What may be read was found out at that moment, and counts from there. */
-	if (!LogReached(s->snapshot_lsn))
-		return;
-	if (s->from_position)
+	if (s->load->from_position)
 	{
 		/* A resume: nothing since the position may concern it as a whole. */
-		for (number = s->from + 1; number <= LogPublished(); number++)
+		for (number = s->load->from + 1; number <= LogPublished(); number++)
 		{
 			LogTransaction *transaction = LogGet(number);
 
 			/* The client's rows are those of the definition of then. */
-			s->refused = transaction == NULL ? "history_truncated"
-						 : ChangesChannel(s->instance->channel, transaction)
-							 ? "channel_changed"
-							 : EventConcerns(s, transaction, false);
-			if (s->refused != NULL)
+			s->load->refused = transaction == NULL ? "history_truncated"
+							   : ChangesChannel(s->instance->channel, transaction)
+								   ? "channel_changed"
+								   : EventConcerns(s, transaction, false);
+			if (s->load->refused != NULL)
 			{
 				SubscribeForget(s);
 				OweFrom(s);
-				s->from_position = false;
+				s->load->from_position = false;
 				subscribe_again = true;
 				return; /* asks for a snapshot in the next turn */
 			}
@@ -416,17 +403,17 @@ UseAnswer(Subscription *s)
 		/* What it has lost by the time would not be noticed. */
 		if (RecheckNeedsRows(s))
 		{
-			s->refused = "recheck";
+			s->load->refused = "recheck";
 			SubscribeForget(s);
-			s->from_position = false;
+			s->load->from_position = false;
 			subscribe_again = true;
 			return;
 		}
 		RecheckBegin(s);
-		s->rows_from = s->from;
-		s->cursor = s->skip_number != 0 ? s->from - 1 : s->from;
+		s->load->rows_from = s->load->from;
+		s->cursor = s->load->skip_number != 0 ? s->load->from - 1 : s->load->from;
 		s->since = s->cursor;
-		s->attempts = 0;
+		s->load->attempts = 0;
 		if (!s->announced)
 			SubscribeTellSubscribed(s, true);
 
@@ -437,31 +424,32 @@ UseAnswer(Subscription *s)
 		return;
 	}
 
-	until = LogNumberAt(s->snapshot_lsn);
-	for (number = s->start + 1; number <= until; number++)
+	until = LogNumberAt(s->load->answer->snapshot.lsn);
+	for (number = s->load->start + 1; number <= until; number++)
 	{
 		LogTransaction *transaction = LogGet(number);
 
 		if (transaction == NULL ||
-			EventConcerns(s, transaction, !s->has_snapshot || InSnapshot(s, transaction)) != NULL)
+			EventConcerns(s, transaction, !s->load->has_snapshot || InSnapshot(s, transaction)) !=
+				NULL)
 		{
 			SubscribeForget(s);
 			SubscribeDelay(s);
 			return;
 		}
 	}
-	s->since = s->has_snapshot ? until : s->start;
+	s->since = s->load->has_snapshot ? until : s->load->start;
 	RecheckBegin(s);
 	LimitOwed(s, until);
-	s->rows_from = s->start;
-	s->cursor = s->owes ? Min(s->owed, s->start) : s->start;
-	s->attempts = 0;
+	s->load->rows_from = s->load->start;
+	s->cursor = s->load->owes ? Min(s->load->owed, s->load->start) : s->load->start;
+	s->load->attempts = 0;
 	if (!s->announced)
 		SubscribeTellSubscribed(s, false);
-	if (s->refused != NULL)
+	if (s->load->refused != NULL)
 	{
-		TellResync(s, s->refused);
-		s->refused = NULL;
+		TellResync(s, s->load->refused);
+		s->load->refused = NULL;
 		s->announced_entities = false;
 	}
 	s->told_rows = true;
@@ -470,8 +458,9 @@ UseAnswer(Subscription *s)
 	if (s->redefined && !s->announced_entities)
 		SubscribeTellColumns(s);
 	s->redefined = false;
-	if (s->has_snapshot)
+	if (s->load->has_snapshot)
 	{
+		s->snapshot_rows = s->load->answer->rows;
 		counters.snapshots++;
 		counters.snapshot_rows += s->snapshot_rows;
 		s->instance->channel->counters->snapshots++;
@@ -505,7 +494,8 @@ ConcernedAhead(Subscription *s, uint64 cursor)
 	return NULL;
 }
 
-static void
+/* False: it has to wait for something. */
+static bool
 CatchUp(Subscription *s)
 {
 	Connection *connection = s->connection;
@@ -514,28 +504,24 @@ CatchUp(Subscription *s)
 	Size sent = 0;
 	bool rows;
 
-	if (target < s->since || target < s->cursor || target < s->skip_number)
+	if (target < s->since || target < s->cursor || target < s->load->skip_number)
 	{
 		/*
 		 * The connection is further back, or was thrown back, as its client is
 		 * slow: it has to come here first, and must not wait for us.  Ready
 		 * before that, positions of its frames would count for us, too.
 		 */
-		if (s->holds)
-		{
-			s->holds = false;
-			connection->held--;
-		}
-		return;
+		SubscriptionHolds(s, false);
+		return false;
 	}
 	if (connection->mark != 0)
-		return;
+		return false;
 
 	/* Where it is has no name any more that `ready` could give. */
 	if (s->cursor < LogBase())
 	{
 		SubscribeResync(s, "history_truncated");
-		return;
+		return true;
 	}
 
 	while (s->cursor < target)
@@ -545,18 +531,19 @@ CatchUp(Subscription *s)
 		if (transaction == NULL)
 		{
 			SubscribeResync(s, "history_truncated");
-			return;
+			return true;
 		}
-		rows = transaction->number > s->rows_from &&
-			   !(s->has_snapshot && transaction->number <= s->since && InSnapshot(s, transaction));
-		if (rows || s->owes || transaction->number == s->skip_number)
+		rows = transaction->number > s->load->rows_from &&
+			   !(s->load->has_snapshot && transaction->number <= s->since &&
+				 InSnapshot(s, transaction));
+		if (rows || s->load->owes || transaction->number == s->load->skip_number)
 		{
 			const char *reason = rows ? EventConcerns(s, transaction, false) : NULL;
 
 			if (reason != NULL)
 			{
 				SubscribeResync(s, reason);
-				return;
+				return true;
 			}
 			switch (DeliverTo(s, transaction, rows, &sent))
 			{
@@ -564,22 +551,21 @@ CatchUp(Subscription *s)
 					break;
 				case DELIVER_WAITS:
 					/* Close behind: the connection waits for it. */
-					if (!s->holds && target - s->cursor < CHASE_LIMIT)
-					{
-						s->holds = true;
-						connection->held++;
-					}
-					return;
+					if (target - s->cursor < CHASE_LIMIT)
+						SubscriptionHolds(s, true);
+					return false;
 				default:
-					return;
+					return true;
 			}
 		}
 		s->cursor++;
+		if (s->cursor % CATCHUP_LOOK == 0 && SliceIsOver())
+			return true;
 		if (sent > CATCHUP_WINDOW)
 		{
 			connection->mark = MARK_REPLAY;
 			GatewayMark(connection, MARK_REPLAY);
-			return;
+			return true;
 		}
 	}
 
@@ -587,50 +573,80 @@ CatchUp(Subscription *s)
 	if (concern != NULL)
 	{
 		SubscribeResync(s, concern);
-		return;
+		return true;
 	}
 
 	s->since = Max(s->since, s->cursor);
 	SubscribeTellReady(s);
 	s->told_rows = true;
-	s->retry_delay = 0;
-	s->owes = false;
-	s->skip_number = 0;
 	SubscriptionSetState(s, SUB_READY);
 	PaceBegin(s);
+	return true;
+}
+
+static bool
+AdvanceWorking(long *wait)
+{
+	dlist_mutable_iter iter;
+
+	dlist_foreach_modify(iter, &all_subscriptions_working)
+	{
+		Subscription *s = dlist_container(SubscriptionLoad, node, iter.cur)->subscription;
+		SubscriptionLoad *load = s->load;
+
+		if (s->connection->closing || s->connection->identity == NULL)
+			continue;
+		if (load->answered)
+		{
+			/* What may be read was found out at that moment, and counts from there. */
+			if (!LogReached(load->answer->snapshot.lsn))
+				continue;
+			UseAnswer(s);
+		}
+		else if (!LookUp(s))
+			continue;
+		else if (load->retry_at <= feed_now)
+			SubscribeAsk(s);
+		else
+		{
+			long ms = Max(TimestampDifferenceMilliseconds(feed_now, load->retry_at), 1);
+
+			*wait = *wait < 0 ? ms : Min(*wait, ms);
+			continue;
+		}
+		if (SliceIsOver())
+			return false;
+	}
+	return true;
+}
+
+static bool
+AdvanceCatchingUp(void)
+{
+	dlist_mutable_iter iter;
+
+	dlist_foreach_modify(iter, &all_subscriptions_catching_up)
+	{
+		Subscription *s = dlist_container(SubscriptionLoad, node, iter.cur)->subscription;
+
+		if (s->connection->closing || s->connection->identity == NULL)
+			continue;
+		if (CatchUp(s) && SliceIsOver())
+			return false;
+	}
+	return true;
 }
 
 long
 SubscribeAdvance(void)
 {
 	long wait = -1;
-	dlist_mutable_iter iter;
 
 	subscribe_again = false;
-	dlist_foreach_modify(iter, &all_subscriptions_working)
-	{
-		Subscription *s = dlist_container(Subscription, work_node, iter.cur);
+	SliceBegin();
 
-		if (s->connection->closing || s->connection->identity == NULL)
-			continue;
-		if (s->state == SUB_QUERYING)
-		{
-			if (s->answered)
-				UseAnswer(s);
-			else if (s->job == 0 && LookUp(s))
-			{
-				if (s->retry_at <= feed_now)
-					SubscribeAsk(s);
-				else
-				{
-					long ms = Max(TimestampDifferenceMilliseconds(feed_now, s->retry_at), 1);
-
-					wait = wait < 0 ? ms : Min(wait, ms);
-				}
-			}
-		}
-		if (s->state == SUB_CATCHUP)
-			CatchUp(s);
-	}
+	/* Those who have come far go first: they become ready, and need nothing more. */
+	if (!AdvanceCatchingUp() || !AdvanceWorking(&wait) || !AdvanceCatchingUp())
+		subscribe_again = true;
 	return wait;
 }

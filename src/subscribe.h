@@ -2,8 +2,8 @@
  *
  * subscribe.h
  *		What the parts of a subscription's life share: subscribe.c (states),
- *		subscribe_query.c (question and answer), subscribe_messages.c (what
- *		the client is told).
+ *		subscribe_load.c (what it has while it is not ready), subscribe_query.c
+ *		(question and answer), subscribe_messages.c (what the client is told).
  *
  * Process: feed worker.
  *
@@ -23,6 +23,92 @@ typedef struct SubscribeSnapshot
 	TransactionId *xip;
 	XLogRecPtr lsn; /* N */
 } SubscribeSnapshot;
+
+/*
+ * A question and what came of it.  Subscriptions that ask the same before a
+ * worker has begun with it have one answer: it is of a moment behind all of
+ * their questions.  It is there as long as one of them needs it.
+ */
+typedef struct SubscribeAnswer
+{
+	int refcount;
+	uint64 hash;
+	Instance *instance;
+	Identity *identity;
+	uint64 job;				  /* query job, 0: it is done */
+	dlist_head subscriptions; /* that wait for it: SubscriptionLoad.answer_node */
+
+	int nviews;
+	View **views; /* by index of source, NULL before described */
+	SubscribeSnapshot snapshot;
+	RowDigest digest; /* of the snapshot's rows */
+	uint64 rows;
+	int readers;		  /* that have not been told the rows */
+	StringInfoData pages; /* small snapshot: u32 source, u32 length, rows */
+	char *file;			  /* spooled pages */
+} SubscribeAnswer;
+
+/* What a subscription has as long as it is not ready. */
+typedef struct SubscriptionLoad
+{
+	dlist_node node; /* in a list of those that have to be looked at */
+	bool listed;
+	Subscription *subscription;
+	char *request_id; /* JSON of the id to answer with, until subscribed was sent */
+
+	SubscribeAnswer *answer;
+	dlist_node answer_node; /* waits for it */
+	bool asked;				/* does so; otherwise it is there, or there is none */
+	bool answered;			/* the answer is done, and not yet used */
+	bool has_snapshot;
+	bool reads; /* counted in answer->readers */
+
+	bool look_up;		  /* `position` has to be found in the log */
+	bool from_position;	  /* `from` is to be honoured if possible */
+	bool holds;			  /* counted in connection->held */
+	bool owes;			  /* see `owed` */
+	TimestampTz asked_at; /* the job was submitted */
+	TimestampTz retry_at; /* submit the job then (0: at once) */
+	int retry_delay;	  /* ms */
+	int attempts;
+	uint64 start;		 /* LogPublished() when the job was submitted */
+	uint64 rows_from;	 /* the rows of those up to it are there already */
+	Position position;	 /* the client's `from` */
+	uint64 from;		 /* number of the transaction it names */
+	const char *refused; /* why it is not, until the client is told */
+
+	/*
+	 * Messages have no other repair than to be sent: those of transactions
+	 * behind `owed` are, although the rows came with a snapshot.  Of
+	 * `skip_number` the client has the rows, and messages up to `skip`.
+	 */
+	uint64 owed;
+	uint64 skip_number;
+	MessagePlace skip;
+} SubscriptionLoad;
+
+/* subscribe_load.c: subscriptions with something to be asked or used, or to be sent */
+extern dlist_head all_subscriptions_working; /* SubscriptionLoad.node */
+extern dlist_head all_subscriptions_catching_up;
+
+/* Joins those who ask the same, or submits the job. */
+extern void SubscribeAnswerAsk(Subscription *subscription, const StringInfoData *body);
+
+/* It needs no answer any more. */
+extern void SubscribeAnswerLeave(Subscription *subscription);
+
+/* It has been told the rows. */
+extern void SubscribeAnswerRead(Subscription *subscription);
+
+/* References to them, in place of those that it has; NULL: none. */
+extern void SubscribeSetViews(Subscription *subscription, View **views);
+
+/* subscribe_query.c: reads results of the job. */
+extern void SubscribeReadAnswer(SubscribeAnswer *answer, QueryKind kind, WireReader *body);
+
+/* It was refused, for passing reasons or for good. */
+extern void SubscribeFailed(Subscription *subscription, const char *sqlstate, const char *message,
+							const char *hint);
 
 extern bool SubscribeSnapshotContains(const SubscribeSnapshot *snapshot, TransactionId xid);
 

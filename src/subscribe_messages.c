@@ -16,7 +16,6 @@
 #include "presence.h"
 
 #include <fcntl.h>
-#include <unistd.h>
 
 #include "storage/fd.h"
 #include "utils/memutils.h"
@@ -67,7 +66,7 @@ SubscribeTellSubscribed(Subscription *s, bool recovered)
 	StringInfoData m;
 
 	initStringInfo(&m);
-	appendStringInfo(&m, "{\"type\":\"subscribed\",\"id\":%s,\"channel\":", s->request_id);
+	appendStringInfo(&m, "{\"type\":\"subscribed\",\"id\":%s,\"channel\":", s->load->request_id);
 	appendBinaryStringInfo(&m, s->name->json, s->name->length);
 	appendStringInfo(&m, ",\"recovered\":%s,", recovered ? "true" : "false");
 	AppendEntities(s, &m);
@@ -77,8 +76,8 @@ SubscribeTellSubscribed(Subscription *s, bool recovered)
 	HttpAnnounced(s);
 	s->announced = true;
 	s->announced_entities = true;
-	pfree(s->request_id);
-	s->request_id = NULL;
+	pfree(s->load->request_id);
+	s->load->request_id = NULL;
 	PresenceSubscribed(s);
 }
 
@@ -99,38 +98,37 @@ void
 SubscribeTellPages(Subscription *s)
 {
 	Channel *channel = s->instance->channel;
+	SubscribeAnswer *answer = s->load->answer;
 	StringInfo prefixes = palloc(sizeof(StringInfoData) * Max(channel->nsources, 1));
 	int i;
 
 	for (i = 0; i < channel->nsources; i++)
 		PagePrefix(s, i, &prefixes[i]);
 
-	if (s->file != NULL)
+	if (answer->file != NULL)
 	{
-		int fd = OpenTransientFile(s->file, O_RDONLY | PG_BINARY);
+		int fd = OpenTransientFile(answer->file, O_RDONLY | PG_BINARY);
 
 		if (fd < 0)
 		{
 			ereport(LOG, (errcode_for_file_access(),
-						  errmsg("could not open snapshot file \"%s\": %m", s->file)));
+						  errmsg("could not open snapshot file \"%s\": %m", answer->file)));
 			SubscribeForget(s);
 			SubscriptionSetState(s, SUB_QUERYING);
 			SubscribeDelay(s);
 			return;
 		}
-		unlink(s->file);
+		SubscribeAnswerRead(s);
 		SubscriptionRenumber(s);
 		GatewaySnapshot(s->connection, s->id, channel->nsources, prefixes, fd);
 		CloseTransientFile(fd);
-		pfree(s->file);
-		s->file = NULL;
 		SubscriptionSetState(s, SUB_LOADING);
 		return;
 	}
 
-	if (s->pages.data != NULL)
+	if (answer->pages.data != NULL)
 	{
-		WireReader r = WireReaderInit(s->pages.data, s->pages.len);
+		WireReader r = WireReaderInit(answer->pages.data, answer->pages.len);
 
 		while (!WireAtEnd(&r))
 		{
@@ -147,9 +145,8 @@ SubscribeTellPages(Subscription *s)
 			ProtocolSend(s->connection, m.data, m.len);
 			pfree(m.data);
 		}
-		pfree(s->pages.data);
-		memset(&s->pages, 0, sizeof(s->pages));
 	}
+	SubscribeAnswerRead(s);
 	SubscriptionSetState(s, SUB_CATCHUP);
 }
 
@@ -183,15 +180,17 @@ SubscribeTellReady(Subscription *s)
 	appendStringInfoString(&m, "{\"type\":\"ready\",\"channel\":");
 	appendBinaryStringInfo(&m, s->name->json, s->name->length);
 	appendStringInfo(&m, ",\"position\":\"%s\"", position);
-	if (s->has_snapshot)
+	if (s->load->has_snapshot)
 	{
+		const SubscribeSnapshot *snapshot = &s->load->answer->snapshot;
+
 		appendStringInfo(&m,
 						 ",\"snapshot\":{\"xmin\":\"" UINT64_FORMAT "\",\"xmax\":\"" UINT64_FORMAT
 						 "\",\"xip\":[",
-						 LogFullXid(s->xmin), LogFullXid(s->xmax));
-		for (i = 0; i < s->nxip; i++)
+						 LogFullXid(snapshot->xmin), LogFullXid(snapshot->xmax));
+		for (i = 0; i < snapshot->nxip; i++)
 			appendStringInfo(&m, "%s\"" UINT64_FORMAT "\"", i > 0 ? "," : "",
-							 LogFullXid(s->xip[i]));
+							 LogFullXid(snapshot->xip[i]));
 		appendStringInfoString(&m, "]}");
 	}
 

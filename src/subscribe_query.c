@@ -24,8 +24,6 @@
 /* A snapshot that keeps failing for passing reasons is tried this often. */
 #define MAX_ATTEMPTS 30
 
-static void OnResult(void *arg, uint64 job, QueryKind kind, WireReader *body);
-
 /* ---- asking ---- */
 
 /*
@@ -133,7 +131,7 @@ SubscribeQuestion(Instance *instance, Identity *identity, const char *selection,
 void
 SubscribeAsk(Subscription *s)
 {
-	bool rows = !s->no_snapshot && !s->from_position;
+	bool rows = !s->no_snapshot && !s->load->from_position;
 	uint8 flags = rows ? QUERY_WITH_ROWS : QUERY_WITH_POSITION;
 	StringInfoData body;
 
@@ -141,11 +139,9 @@ SubscribeAsk(Subscription *s)
 		flags |= QUERY_WITH_VERSIONS;
 
 	SubscribeQuestion(s->instance, s->connection->identity, s->selection, flags, &body);
-	s->start = LogPublished();
-	s->answered = false;
-	s->asked_at = feed_now;
-	s->restart = false;
-	s->job = QuerySubmit(QUERY_SUBSCRIBE, body.data, body.len, QUERY_LATER, OnResult, s);
+	s->load->start = LogPublished();
+	s->load->asked_at = feed_now;
+	SubscribeAnswerAsk(s, &body);
 	pfree(body.data);
 }
 
@@ -272,14 +268,34 @@ SubscribeSameView(Subscription *s, WireReader *r)
 		   memcmp(view.columns, mine->columns, sizeof(int16) * view.ncolumns) == 0;
 }
 
-static void
-ReadDescribe(Subscription *s, WireReader *r)
+void
+SubscribeSetViews(Subscription *s, View **views)
 {
-	Channel *channel = s->instance->channel;
+	Identity *identity = s->connection->identity;
+	int n = s->instance->channel->nviews;
+	View **before = s->views;
+	int i;
 
-	if (s->views == NULL)
-		s->views = MemoryContextAllocZero(feed_context, sizeof(View *) * channel->nviews);
-	SubscribeReadView(s->connection->identity, channel, s->audience, s->views, r);
+	s->views = NULL;
+	if (views != NULL)
+	{
+		/* With one source, as nearly always, they need no memory of their own. */
+		Assert(before == NULL);
+		s->views = n == 1 ? &s->view : MemoryContextAlloc(feed_context, sizeof(View *) * n);
+		for (i = 0; i < n; i++)
+		{
+			s->views[i] = views[i];
+			if (views[i] != NULL)
+				ViewKeep(identity, views[i]);
+		}
+	}
+	if (before == NULL)
+		return;
+	for (i = 0; i < n; i++)
+		if (before[i] != NULL)
+			ViewRelease(identity, before[i]);
+	if (before != &s->view)
+		pfree(before);
 }
 
 void
@@ -299,24 +315,6 @@ SubscribeReadSnapshot(SubscribeSnapshot *snapshot, WireReader *r)
 	snapshot->lsn = WireGetU64(r);
 }
 
-static void
-ReadSnapshot(Subscription *s, WireReader *r)
-{
-	MemoryContext old = MemoryContextSwitchTo(feed_context);
-	SubscribeSnapshot snapshot;
-
-	SubscribeReadSnapshot(&snapshot, r);
-	MemoryContextSwitchTo(old);
-	s->xmin = snapshot.xmin;
-	s->xmax = snapshot.xmax;
-	s->nxip = snapshot.nxip;
-	s->xip = snapshot.xip;
-	s->snapshot_lsn = snapshot.lsn;
-
-	/* Without rows it says only of when the answer is. */
-	s->has_snapshot = !s->no_snapshot && !s->from_position;
-}
-
 /* Passing reasons: somebody's lock, a worker that died, a cancelled job. */
 bool
 SubscribeMayRetry(const char *sqlstate)
@@ -328,74 +326,69 @@ SubscribeMayRetry(const char *sqlstate)
 void
 SubscribeDelay(Subscription *s)
 {
-	s->retry_delay = s->retry_delay == 0 ? 20 : Min(s->retry_delay * 2, 2000);
-	s->retry_at = TimestampTzPlusMilliseconds(feed_now, s->retry_delay);
+	s->load->retry_delay = s->load->retry_delay == 0 ? 20 : Min(s->load->retry_delay * 2, 2000);
+	s->load->retry_at = TimestampTzPlusMilliseconds(feed_now, s->load->retry_delay);
 	subscribe_again = true;
 }
 
-static void
-OnResult(void *arg, uint64 job, QueryKind kind, WireReader *body)
+void
+SubscribeFailed(Subscription *s, const char *sqlstate, const char *message, const char *hint)
 {
-	Subscription *s = arg;
+	SubscribeForget(s);
+	if (SubscribeMayRetry(sqlstate) && ++s->load->attempts < MAX_ATTEMPTS)
+		SubscribeDelay(s);
+	else
+		SubscribeEnd(s, "error", sqlstate, message, hint);
+}
 
+void
+SubscribeReadAnswer(SubscribeAnswer *answer, QueryKind kind, WireReader *body)
+{
 	switch (kind)
 	{
 		case QUERY_DESCRIBE:
-			ReadDescribe(s, body);
-			break;
+		{
+			/* All who wait for it are on the instance, with the same conditions. */
+			SubscriptionLoad *load = dlist_head_element(SubscriptionLoad, answer_node,
+														&answer->subscriptions);
+			Channel *channel = answer->instance->channel;
+
+			if (answer->views == NULL)
+			{
+				answer->nviews = channel->nviews;
+				answer->views = palloc0(sizeof(View *) * channel->nviews);
+			}
+			SubscribeReadView(answer->identity, channel, load->subscription->audience,
+							  answer->views, body);
+		}
+		break;
 		case QUERY_SNAPSHOT:
-			ReadSnapshot(s, body);
+			SubscribeReadSnapshot(&answer->snapshot, body);
 			break;
 		case QUERY_DIGEST:
-			s->digest.a = WireGetU64(body);
-			s->digest.b = WireGetU64(body);
-			s->snapshot_rows = WireGetU64(body);
+			answer->digest.a = WireGetU64(body);
+			answer->digest.b = WireGetU64(body);
+			answer->rows = WireGetU64(body);
 			break;
 		case QUERY_PAGE:
 		{
 			uint16 index = WireGetU16(body);
 			WireBytes rows = WireGetBytes(body);
-			MemoryContext old = MemoryContextSwitchTo(feed_context);
 
-			if (s->pages.data == NULL)
-				initStringInfo(&s->pages);
-			WirePutU32(&s->pages, index);
-			WirePutU32(&s->pages, rows.length);
-			appendBinaryStringInfo(&s->pages, rows.data, (int) rows.length);
-			s->npages++;
-			MemoryContextSwitchTo(old);
+			if (answer->pages.data == NULL)
+				initStringInfo(&answer->pages);
+			WirePutU32(&answer->pages, index);
+			WirePutU32(&answer->pages, rows.length);
+			appendBinaryStringInfo(&answer->pages, rows.data, (int) rows.length);
 		}
 		break;
 		case QUERY_FILE:
 		{
 			WireBytes path = WireGetBytes(body);
 
-			s->file = MemoryContextAllocZero(feed_context, path.length + 1);
-			memcpy(s->file, path.data, path.length);
+			answer->file = pnstrdup(path.data, path.length);
 		}
 		break;
-		case QUERY_ERROR:
-		{
-			WireBytes sqlstate = WireGetBytes(body);
-			WireBytes message = WireGetBytes(body);
-			WireBytes hint = WireGetBytes(body);
-			char *state = pnstrdup(sqlstate.data, sqlstate.length);
-
-			s->job = 0;
-			SubscribeForget(s);
-			if (SubscribeMayRetry(state) && ++s->attempts < MAX_ATTEMPTS)
-				SubscribeDelay(s);
-			else
-				SubscribeEnd(s, "error", state, pnstrdup(message.data, message.length),
-							 hint.length > 0 ? pnstrdup(hint.data, hint.length) : NULL);
-		}
-		break;
-		case QUERY_DONE:
-			s->job = 0;
-			s->answered = true;
-			if (s->has_snapshot)
-				HistogramAdd(&counters.snapshot_time, feed_now - s->asked_at);
-			break;
 		default:
 			break;
 	}

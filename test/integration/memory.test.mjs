@@ -56,6 +56,33 @@ describe('memory of the feed worker', () => {
     await client.close();
   });
 
+  test('a client with one subscription takes less than 1 kB, and gives it back', async () => {
+    const log = `${process.env.CLUSTER_DATA}/log/server.log`;
+    const used = async () => {
+      const size = readFileSync(log, 'utf8').length;
+      await db.exec('SELECT pg_log_backend_memory_contexts(feed_worker_pid) FROM changefeed.stat_feed');
+      const said = await until(() => /Grand total: .* (\d+) used/.exec(readFileSync(log, 'utf8').slice(size)), 'logged');
+      return Number(said[1]);
+    };
+    const open = (n) => Promise.all(Array.from({ length: n }, async () => {
+      const client = await Client.connect({ token });
+      await client.open('memory:0');
+      return client;
+    }));
+    const some = await open(100);
+    const before = await used();
+    const many = await open(1000);
+    const each = (await used() - before) / many.length;
+    assert.ok(each < 1024, `${each} bytes`);
+    await Promise.all(many.map((client) => client.close()));
+    const left = await until(async () => {
+      const bytes = await used() - before;
+      return bytes < 150 * many.length ? { bytes } : null; // tables with places for as many stay
+    }, 'given back');
+    assert.ok(left.bytes < 150 * many.length);
+    await Promise.all(some.map((client) => client.close()));
+  });
+
   test('beyond it subscriptions are refused, those that are there go on, and later there is room again', async () => {
     first = await Client.connect({ token });
     const kept = await first.open('memory:0');
