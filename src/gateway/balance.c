@@ -58,6 +58,13 @@ BalanceUpdate(void)
 		atomic_store_explicit(&counts[mine], (uint32_t) gateway.open_sockets, memory_order_relaxed);
 }
 
+/* Are there others who accept from the same sockets? */
+bool
+BalanceIsShared(void)
+{
+	return counts != NULL && n_counts > 1;
+}
+
 bool
 BalanceIsAhead(void)
 {

@@ -730,6 +730,7 @@ extern void ListenerStop(void);
 
 extern void BalanceTake(WireReader *r, int fd);
 extern void BalanceUpdate(void);
+extern bool BalanceIsShared(void);
 extern bool BalanceIsAhead(void);
 
 /* ---- visitor.c ---- */

@@ -9,6 +9,11 @@
  * anything is allocated, and when there is no room the rest waits in the
  * kernel's queue, where another gateway may take it.
  *
+ * When thousands come at once, serving them has to leave room for everybody
+ * else, so only a few are adopted in a turn of the loop.  The others are taken
+ * out of the kernel's queue all the same, and wait here: the queue is short, and
+ * whoever finds it full tries again after one second, then two, four, and more.
+ *
  * Process: gateway.  Memory: listening sockets live as long as the program.
  *
  *-------------------------------------------------------------------------
@@ -16,6 +21,7 @@
 #include <errno.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -24,8 +30,11 @@
 
 #define MAX_LISTENERS 16
 
-/* Accepted in one turn of the loop, so that a storm leaves room for the rest. */
-#define ACCEPTS_PER_TURN 8
+/* Adopted in one turn of the loop, so that a storm leaves room for the rest. */
+#define ADOPTED_PER_TURN 8
+
+/* Accepted and not yet adopted.  With other gateways, who could, none. */
+#define MAX_ARRIVALS 16384
 
 /* Sockets beyond max_connections: HTTP, handshakes, refusals. */
 #define SPARE_SOCKETS 1024
@@ -50,6 +59,24 @@ static struct
 } listeners[MAX_LISTENERS];
 static int n_listeners;
 
+/* Those who wait to be adopted, in their order: a ring, allocated when there are any. */
+typedef struct Arrival
+{
+	int fd;
+	bool local;
+	union
+	{
+		struct sockaddr any;
+		struct sockaddr_in v4;
+		struct sockaddr_in6 v6;
+	} peer;
+} Arrival;
+
+static Arrival *arrivals;
+static size_t first_arrival;
+static size_t n_arrivals;
+static uv_idle_t idle; /* runs while there are some */
+
 static uv_timer_t pause_timer;
 static bool running; /* ListenerStart was called */
 static bool paused;
@@ -65,7 +92,7 @@ HasRoom(void)
 
 	if (limit > gateway.max_sockets)
 		limit = gateway.max_sockets;
-	return gateway.open_sockets < limit;
+	return gateway.open_sockets + n_arrivals < limit;
 }
 
 /* Watches the listening sockets if there is room for more, else not. */
@@ -121,31 +148,67 @@ Pause(uint64_t ms)
 	uv_timer_start(&pause_timer, OnPauseOver, ms, 0);
 }
 
-/* Takes some of those who wait at that listening socket. */
+/* A few of those who wait here, the first ones first. */
 static void
-AcceptSome(int listening, bool local)
+AdoptSome(void)
 {
 	int i;
 
-	for (i = 0; i < ACCEPTS_PER_TURN && HasRoom(); i++)
+	for (i = 0; i < ADOPTED_PER_TURN && n_arrivals > 0; i++)
 	{
-		union
-		{
-			struct sockaddr any;
-			struct sockaddr_storage storage;
-		} peer = {.any.sa_family = AF_UNSPEC};
-		socklen_t length = sizeof(peer);
-		int fd = accept4(listening, &peer.any, &length, SOCK_NONBLOCK | SOCK_CLOEXEC);
+		Arrival *arrival = &arrivals[first_arrival];
+		struct lws_vhost *vhost = arrival->local ? gateway.vhost : TlsVhost();
+		Visitor *visitor = VisitorAccept(&arrival->peer.any, vhost != gateway.vhost);
 
-		if (fd >= 0)
-		{
-			struct lws_vhost *vhost = local ? gateway.vhost : TlsVhost();
-			Visitor *visitor = VisitorAccept(&peer.any, vhost != gateway.vhost);
+		first_arrival = (first_arrival + 1) % MAX_ARRIVALS;
+		n_arrivals--;
+		if (visitor != NULL)
+			Adopt(arrival->fd, arrival->local, vhost, visitor);
+		else
+			close(arrival->fd);
+	}
+	if (n_arrivals > 0)
+		return;
+	uv_idle_stop(&idle);
+	free(arrivals);
+	arrivals = NULL;
+}
 
-			if (visitor != NULL)
-				Adopt(fd, local, vhost, visitor);
-			else
-				close(fd);
+static void
+OnIdle(uv_idle_t *handle)
+{
+	(void) handle;
+	AdoptSome();
+	ListenerUpdate();
+}
+
+/* Takes those who wait at that listening socket. */
+static void
+AcceptSome(int listening, bool local)
+{
+	size_t limit = BalanceIsShared() ? ADOPTED_PER_TURN : MAX_ARRIVALS;
+
+	while (n_arrivals < limit && HasRoom())
+	{
+		Arrival *arrival;
+		Arrival came = {.local = local, .peer.any.sa_family = AF_UNSPEC};
+		socklen_t length = sizeof(came.peer);
+
+		came.fd = accept4(listening, &came.peer.any, &length, SOCK_NONBLOCK | SOCK_CLOEXEC);
+		if (came.fd >= 0)
+		{
+			if (arrivals == NULL)
+			{
+				arrivals = calloc(MAX_ARRIVALS, sizeof(Arrival));
+				if (arrivals == NULL)
+				{
+					close(came.fd);
+					break;
+				}
+				uv_idle_start(&idle, OnIdle);
+			}
+			arrival = &arrivals[(first_arrival + n_arrivals++) % MAX_ARRIVALS];
+			*arrival = came;
 			continue;
 		}
 		if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM)
@@ -160,6 +223,8 @@ AcceptSome(int listening, bool local)
 		if (errno != EINTR && errno != ECONNABORTED)
 			break;
 	}
+	if (n_arrivals > 0)
+		AdoptSome();
 }
 
 static void
@@ -217,6 +282,7 @@ void
 ListenerStart(void)
 {
 	uv_timer_init(&gateway.loop, &pause_timer);
+	uv_idle_init(&gateway.loop, &idle);
 	running = true;
 	ListenerUpdate();
 }
@@ -232,4 +298,13 @@ ListenerStop(void)
 	for (i = 0; i < n_listeners; i++)
 		close(listeners[i].fd);
 	n_listeners = 0;
+
+	/* Nobody has told them anything: they may try another one. */
+	for (; n_arrivals > 0; n_arrivals--)
+	{
+		close(arrivals[first_arrival].fd);
+		first_arrival = (first_arrival + 1) % MAX_ARRIVALS;
+	}
+	if (arrivals != NULL)
+		AdoptSome();
 }

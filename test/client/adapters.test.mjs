@@ -49,7 +49,7 @@ describe('TanStack Query', () => {
   test('a query keeps up with the channel; it does not look fresh; a load in flight does not overwrite', async (t) => {
     const { QueryClient, QueryObserver } = await load('@tanstack/query-core');
     const client = start(t, { auth: token });
-    const queryClient = new QueryClient({ defaultOptions: { queries: { staleTime: Infinity, retry: false } } });
+    const queryClient = new QueryClient({ defaultOptions: { queries: { staleTime: Infinity, gcTime: Infinity, retry: false } } });
     t.after(() => queryClient.clear());
     const channel = client.channel('all');
     await channel.ready;
@@ -94,7 +94,7 @@ describe('TanStack Query', () => {
   test('append, remove, replace, transform, keys of a function, infinite queries, invalidate, resync', async (t) => {
     const { QueryClient } = await load('@tanstack/query-core');
     const client = start(t, { auth: token });
-    const queryClient = new QueryClient();
+    const queryClient = new QueryClient({ defaultOptions: { queries: { gcTime: Infinity } } });
     t.after(() => queryClient.clear());
     const channel = client.channel('all');
     await channel.ready;
@@ -209,12 +209,12 @@ for (const name of ['@tanstack/db', 'tanstack-db-oldest']) {
       const { createCollection } = await load(name);
       await db.exec('DELETE FROM orders WHERE id > 40');
       const client = start(t, { auth: token });
-      const collection = createCollection(changefeedCollectionOptions({
+      const collection = createCollection({ gcTime: 10, ...changefeedCollectionOptions({
         client, channel: 'all', getKey: (row) => row.id,
         onUpdate: async ({ transaction }) => Promise.all(transaction.mutations.map(({ key, changes }) => client.call('note', { id: key, note: changes.note }))),
         onInsert: async ({ transaction }) => Promise.all(transaction.mutations.map(({ modified }) => client.call('place', modified))),
         onDelete: async ({ transaction }) => Promise.all(transaction.mutations.map(({ key }) => client.call('drop_order', { id: key }))),
-      }));
+      }) });
       await collection.preload();
       assert.deepEqual(sorted(collection.state.values()), await truth());
       const batches = [];
