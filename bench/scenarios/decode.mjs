@@ -82,7 +82,8 @@ async function write(keep, each, repeat) {
   if (keep.written === `${each.name} ${repeat}`) return;
   keep.written = `${each.name} ${repeat}`;
   const { db } = keep;
-  await db.query('TRUNCATE rows');
+  // A subscriber that is still behind would not be told what came before.
+  if (each.subscribers === 0) await db.query('TRUNCATE rows');
   await db.query('CHECKPOINT');
   await db.query("SELECT pg_replication_slot_advance('noop', pg_current_wal_lsn())");
   await caughtUp(keep);
@@ -167,7 +168,7 @@ export const ratios = [
   { name: 'rate against the noop plugin, by the clock', metric: 'changes_per_s', of: 'pg_changefeed', to: 'noop plugin' },
 ];
 export const targets = [
-  { name: 'decoding, share of the noop plugin\'s rate', ratio: 'rate against the noop plugin', above: true, limit: 0.7, case: (each) => each.subscribers === 0 && each.bulk !== true },
+  { name: 'decoding, share of the noop plugin\'s rate', ratio: 'rate against the noop plugin', above: true, limit: 0.7, case: 'nobody subscribed' },
 ];
 
 export async function teardown({ keep }) {
