@@ -46,6 +46,9 @@
 #include "utils/rel.h"
 #include "utils/timestamp.h"
 
+/* So much WAL (bytes) cannot have used up 2^30 transaction ids. */
+#define NEAR_WAL ((uint64) 1024 * 1024 * 1024)
+
 /* It is said again after this time (ms) that changes of a source are lost. */
 #define LOST_INTERVAL 60000
 
@@ -517,15 +520,20 @@ PluginTruncate(LogicalDecodingContext *ctx, ReorderBufferTXN *txn, int nrelation
 }
 
 /*
- * Transaction ids in WAL have 32 bits.  The first one is not in the future; each
- * other one was in use together with the one before.
+ * Transaction ids in WAL have 32 bits.  One that is looked at alone is not in the
+ * future, which is asked for in shared memory; each other one is near the one
+ * before.  That is no longer so when much WAL lies between the two: other
+ * databases may have used up billions of ids, but each took some bytes of it.
  */
 static uint64
-WidenXid(TransactionId xid)
+WidenXid(TransactionId xid, XLogRecPtr lsn)
 {
 	static uint64 known = 0;
+	static XLogRecPtr known_lsn = InvalidXLogRecPtr;
+	bool near = known != 0 && lsn < known_lsn + NEAR_WAL;
 
-	if (known == 0)
+	known_lsn = Max(known_lsn, lsn);
+	if (!near)
 	{
 		FullTransactionId next = ReadNextFullTransactionId();
 		uint32 epoch = EpochFromFullTransactionId(next);
@@ -550,7 +558,7 @@ PluginCommit(LogicalDecodingContext *ctx, ReorderBufferTXN *txn, XLogRecPtr comm
 		char record[RECORD_COMMIT_SIZE];
 		RecordCommit commit;
 
-		commit.xid = WidenXid(txn->xid);
+		commit.xid = WidenXid(txn->xid, commit_lsn);
 		commit.lsn = commit_lsn;
 		commit.end_lsn = txn->end_lsn;
 		commit.time = txn->xact_time.commit_time;
@@ -586,8 +594,8 @@ PluginMessage(LogicalDecodingContext *ctx, ReorderBufferTXN *txn, XLogRecPtr mes
 	if (strcmp(prefix, MESSAGE_PREFIX) != 0)
 		return;
 	old_context = MemoryContextSwitchTo(callback_context);
-	if (OutputReadMessage(txn != NULL ? WidenXid(compat_toplevel_txn(txn)->xid) : 0, transactional,
-						  data, size, &message))
+	if (OutputReadMessage(txn != NULL ? WidenXid(compat_toplevel_txn(txn)->xid, message_lsn) : 0,
+						  transactional, data, size, &message))
 	{
 		record.counter = message.counter;
 		record.channel = message.channel;

@@ -38,6 +38,14 @@ typedef struct Part
 	size_t fragments; /* their bytes, with a comma behind each */
 } Part;
 
+/*
+ * All images together.  A body has its images until the last one of those who get
+ * it has read them, which may be never, and is not accounted for them: what two
+ * connections share would be kept once more for each such pair.  Beyond this
+ * every frame is put together by itself.
+ */
+#define IMAGES_BYTES ((size_t) 32 * 1024 * 1024)
+
 /* In front of an image: a WebSocket frame's header, and HEAD_MAX. */
 #define HEAD_MAX   ((size_t) ENVELOPE_BYTES)
 #define IMAGE_ROOM (FRAME_HEADER_MAX + HEAD_MAX)
@@ -52,9 +60,14 @@ struct Image
 	char data[]; /* room of IMAGE_ROOM bytes, then the text */
 };
 
+static size_t images_bytes;
+
 void
 ImageFree(Image *image)
 {
+	if (image == NULL)
+		return;
+	images_bytes -= image->end;
 	free(image);
 }
 
@@ -285,7 +298,7 @@ JoinObject(Connection *conn, Body *body, const Part *part, const char *head, siz
 
 /* ---- images ---- */
 
-/* The image of the frame's next part; NULL if nobody else would use it. */
+/* The image of the frame's next part; NULL if nobody else would use it, or there are too many. */
 static Image *
 FindImage(const Progress *progress, Body *body)
 {
@@ -299,14 +312,21 @@ FindImage(const Progress *progress, Body *body)
 		return image;
 	if (body->references == 1 || progress->part > body->n_images)
 		return NULL;
+	if (image != NULL)
+	{
+		body->images[progress->part] = NULL;
+		ImageFree(image);
+	}
 	NextPart(progress, body, &part);
 	length = TextLength(body, &part);
-	ImageFree(image);
+	if (images_bytes + IMAGE_ROOM + length > IMAGES_BYTES)
+		return NULL;
 	image = GatewayAlloc(sizeof(Image) + IMAGE_ROOM + length);
 	image->part = part;
 	image->seq = 0;
 	image->tag = (uint32_t) IMAGE_ROOM + body->transaction->before_length;
 	image->end = IMAGE_ROOM + length;
+	images_bytes += image->end;
 	PutText(image->data + IMAGE_ROOM, body, no_tag, &part);
 	if (progress->part == body->n_images)
 		body->images = GatewayRealloc(body->images, ++body->n_images * sizeof(Image *));

@@ -153,6 +153,9 @@ Flush(Connection *conn)
 {
 	FlushResult result = QueueSend(conn);
 
+	/* It may be asked for with each fragment: the array must not grow by that. */
+	if (result == FLUSH_DONE && conn->head != NULL && conn->listed == IN_OPEN)
+		return result;
 	WalkForget(conn);
 	if (result == FLUSH_MORE)
 		QueueMarkDirty(conn);

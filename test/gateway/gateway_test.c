@@ -18,6 +18,7 @@ static const struct
 	{"link", TestLinkFrame},	{"start", TestStart},		  {"http", TestHttp},
 	{"upgrade", TestUpgrade},	{"oddities", TestOddities},	  {"noise", TestNoise},
 	{"messages", TestMessages}, {"fanout", TestFanout},		  {"parts", TestParts}, {"shared", TestShared},
+	{"shared_memory", TestSharedMemory},
 	{"pings", TestPings},		{"timeouts", TestTimeouts},	  {"pressure", TestPressure},
 	{"pacing", TestPacing},		{"snapshots", TestSnapshots}, {"closing", TestClosing},
 	{"limit", TestLimit},		{"deaf", TestDeafWorker},	  {"many", TestMany},

@@ -234,3 +234,142 @@ TestShared(void)
 	}
 	Is((uint64_t) StopGateway(), 0, "it ends with 0");
 }
+
+/* Waits until the gateway has taken all that was sent to it; its memory in kB. */
+static long
+MemoryNow(void)
+{
+	SendPlain(LINK_STATS_ASK, NULL, 0);
+	(void) Take(LINK_STATS, 0);
+	return StatusField("VmRSS:");
+}
+
+#ifdef GATEWAY_DEBUG
+/* What is free is kept by the sanitizer. */
+#define MEMORY_FACTOR 1000
+#else
+#define MEMORY_FACTOR 1
+#endif
+
+/*
+ * Pairs of clients that share nearly all with all others, but not everything; of
+ * each pair one reads and one does not.  What is put together for a pair must not
+ * stay until the second one reads, or memory would grow by all of it for each.
+ */
+static void
+TestPairs(void)
+{
+	enum
+	{
+		PAIRS = 24,
+		PIECES = 100
+	};
+	static char piece[60000];
+	Settings settings = DefaultSettings();
+	Client *fast[PAIRS];
+	Client *slow[PAIRS];
+	uint32_t conns[2 * PAIRS];
+	long before;
+	bool right = true;
+	int i;
+
+	settings.send_buffer = 64 * 1024 * 1024;
+	settings.max_frame = 64 * 1024;
+	StartGateway(&settings);
+	for (i = 0; i < PAIRS; i++)
+	{
+		fast[i] = OpenIdentified();
+		slow[i] = OpenStalled();
+		conns[2 * i] = fast[i]->conn;
+		conns[2 * i + 1] = slow[i]->conn;
+	}
+	before = MemoryNow();
+	memset(piece, 'p', sizeof(piece) - 1);
+	TxBegin(1, 0);
+	for (i = 0; i < PIECES; i++)
+		TxFragment(conns, 2 * PAIRS, piece);
+	for (i = 0; i < PAIRS; i++)
+	{
+		char own[40];
+
+		sprintf(own, "{\"pair\":%d}", i);
+		TxFragment(&conns[2 * i], 2, own);
+	}
+	TxEnd();
+	for (i = 0; i < PAIRS; i++)
+	{
+		char end[40];
+		size_t pieces = 0;
+		Frame frame;
+
+		sprintf(end, "{\"pair\":%d}]}", i);
+		do
+		{
+			frame = ReadFrame(fast[i]);
+			pieces += frame.length / (sizeof(piece) - 1);
+		} while (frame.opcode == OPCODE_TEXT && strstr(frame.text, "\"last\":false") != NULL);
+		right = right && frame.opcode == OPCODE_TEXT && pieces == PIECES &&
+				strcmp(frame.text + frame.length - strlen(end), end) == 0;
+	}
+	Ok(right, "pairs of which one does not read: the other one gets all");
+	Ok(MemoryNow() - before < 64 * 1024L * MEMORY_FACTOR,
+	   "and what it was sent does not stay for each pair: %ld kB", MemoryNow() - before);
+	for (i = 0; i < PAIRS; i++)
+	{
+		Disconnect(fast[i]);
+		Disconnect(slow[i]);
+	}
+	Is((uint64_t) StopGateway(), 0, "it ends with 0");
+}
+
+/* A transaction of many fragments, for connections whose buffers are full of it. */
+static void
+TestOpen(void)
+{
+	enum
+	{
+		N = 100,
+		PIECES = 40000
+	};
+	Settings settings = DefaultSettings();
+	Client *clients[N];
+	uint32_t conns[N];
+	long before;
+	bool right = true;
+	int i;
+
+	settings.send_buffer = 64 * 1024;
+	StartGateway(&settings);
+	for (i = 0; i < N; i++)
+	{
+		clients[i] = OpenIdentified();
+		conns[i] = clients[i]->conn;
+	}
+	before = MemoryNow();
+	TxBegin(1, 0);
+	for (i = 0; i < PIECES; i++)
+	{
+		/* Another audience each time, so that they do not become one. */
+		TxFragment(conns, i % 2 == 0 ? N : N - 1, "{\"id\":1}");
+		if (i % 100 == 0)
+			Step(0);
+	}
+	Ok(MemoryNow() - before < 24 * 1024L * MEMORY_FACTOR,
+	   "an open transaction costs nothing for each fragment and receiver: %ld kB",
+	   MemoryNow() - before);
+	TxEnd();
+	for (i = 0; i < N; i++)
+	{
+		right = right && ReadFrame(clients[i]).opcode == OPCODE_TEXT;
+		Disconnect(clients[i]);
+	}
+	Ok(right, "and comes in the end");
+	Is((uint64_t) StopGateway(), 0, "it ends with 0");
+}
+
+void
+TestSharedMemory(void)
+{
+	TestPairs();
+	TestOpen();
+}

@@ -57,6 +57,7 @@ extern Client *OpenStalled(void); /* does not read */
 
 /* test_shared.c */
 extern void TestShared(void);
+extern void TestSharedMemory(void);
 
 /* test_txmessages.c */
 extern void TestTxMessages(void);
