@@ -28,6 +28,7 @@
 #include "policy_safe.h"
 #include "wire_write.h"
 
+#include "access/detoast.h"
 #include "access/transam.h"
 #include "catalog/pg_type.h"
 #include "common/hashfn.h"
@@ -48,11 +49,19 @@
 /* Columns of which one has to have a value: more are not worth looking at. */
 #define MAX_DEMANDS 8
 
+/*
+ * Bytes of a row that a shape may read, in all, and if what it does with them
+ * takes time in proportion to their product.  More is left to query workers.
+ */
+#define MAX_VALUES		(1024 * 1024)
+#define MAX_SLOW_VALUES (8 * 1024)
+
 typedef struct CompiledShape
 {
 	uint32 version;	  /* of the description */
 	ExprState *state; /* NULL: the shape does not fit it */
 	TupleTableSlot *slot;
+	ExprContext *econtext; /* what an evaluation keeps goes with `context` */
 	MemoryContext context;
 } CompiledShape;
 
@@ -60,9 +69,10 @@ typedef struct CompiledShape
 typedef struct ShapeDemand
 {
 	PolicyDemand demand;
-	int param;	   /* from 1; 0: `value` */
-	Const *value;  /* a constant of the expression */
-	bool is_array; /* of values, one of which it is */
+	int param;			   /* from 1; 0: `value` */
+	Const *value;		   /* a constant of the expression */
+	bool is_array;		   /* of values, one of which it is */
+	TypeCacheEntry *cache; /* of its type, which may be gone by now */
 } ShapeDemand;
 
 typedef struct Shape
@@ -77,6 +87,7 @@ typedef struct Shape
 	bool refused;	/* it is not evaluated here */
 	Verdict always; /* VERDICT_UNKNOWN: it depends on the row */
 	bool can_fail;
+	Size limit; /* of what it reads of a row */
 	Node *expr;
 	int ncolumns;
 	Var **columns; /* one of each */
@@ -96,15 +107,18 @@ struct PolicyRule
 	PolicyRule *next; /* with the same hash */
 	uint64 hash;
 	int refcount;
+	uint32 size; /* of `data` */
 	Shape *shape;
 
 	/* Of each demand: number of hashes, hashes.  NULL: there are no demands. */
 	uint32 *hashes;
 
 	/* u32 place of each constant in here, and the constants, MAXALIGNed */
-	uint32 size;
 	char data[FLEXIBLE_ARRAY_MEMBER];
 };
+
+/* Elements of an array are looked for at aligned addresses, not offsets. */
+StaticAssertDecl(offsetof(PolicyRule, data) % MAXIMUM_ALIGNOF == 0, "constants are aligned");
 
 /* Of shapes and of rules: those with that hash, nearly always one. */
 typedef struct HashedEntry
@@ -172,6 +186,7 @@ AddEquality(Shape *shape, Oid operator, Oid collation, List *args, bool is_array
 	demand->demand.type = type;
 	demand->demand.collation = collation;
 	demand->is_array = is_array;
+	demand->cache = cache;
 	if (IsA(right, Param))
 	{
 		demand->param = ((Param *) right)->paramid;
@@ -194,6 +209,7 @@ AddBoolean(Shape *shape, Var *var, bool value)
 	demand->demand.attno = var->varattno;
 	demand->demand.column_type = BOOLOID;
 	demand->demand.type = BOOLOID;
+	demand->cache = lookup_type_cache(BOOLOID, TYPECACHE_HASH_PROC_FINFO);
 	demand->value = (Const *) makeBoolConst(value, false);
 	return true;
 }
@@ -365,6 +381,7 @@ ReadShape(Shape *shape)
 		exprType(shape->expr) != BOOLOID)
 		return false;
 
+	shape->limit = PolicyTakesLong(shape->expr) ? MAX_SLOW_VALUES : MAX_VALUES;
 	shape->columns = palloc(sizeof(Var *) * Max(list_length(collect.columns), 1));
 	foreach(lc, collect.columns)
 		shape->columns[shape->ncolumns++] = lfirst(lc);
@@ -401,6 +418,7 @@ ReadShape(Shape *shape)
 	return true;
 }
 
+/* An error: a type or a collation of it is not there any more. */
 static Shape *
 ShapeIntern(Oid relid, const char *text, int length)
 {
@@ -432,7 +450,17 @@ ShapeIntern(Oid relid, const char *text, int length)
 	shape->text = pnstrdup(text, length);
 	shape->length = length;
 	shape->always = VERDICT_UNKNOWN;
-	shape->refused = !ReadShape(shape);
+	PG_TRY();
+	{
+		shape->refused = !ReadShape(shape);
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(old);
+		MemoryContextDelete(context);
+		PG_RE_THROW();
+	}
+	PG_END_TRY();
 	MemoryContextSwitchTo(old);
 	if (shape->refused)
 		ereport(LOG,
@@ -478,7 +506,7 @@ static void
 HashDemand(const PolicyRule *rule, int number, StringInfo out)
 {
 	ShapeDemand *demand = &rule->shape->demands[number];
-	TypeCacheEntry *cache = lookup_type_cache(demand->demand.type, TYPECACHE_HASH_PROC_FINFO);
+	TypeCacheEntry *cache = demand->cache;
 	Datum value = demand->param > 0 ? Constant(rule, demand->param - 1) : demand->value->constvalue;
 	bool isnull = demand->param == 0 && demand->value->constisnull;
 	Datum *values = &value;
@@ -585,17 +613,15 @@ RuleIntern(Shape *shape, const char *data, uint32 size)
 	return rule;
 }
 
-PolicyRule *
-PolicyRuleIntern(Oid relid, const char *bytes, int length)
+static PolicyRule *
+ReadRule(Oid relid, const char *bytes, int length)
 {
 	WireReader r = WireReaderInit(bytes, length);
-	WireBytes text;
+	WireBytes text = WireGetBytes(&r);
 	Shape *shape;
+	PolicyRule *rule;
 	StringInfoData constants;
 
-	if (length == 0)
-		return NULL;
-	text = WireGetBytes(&r);
 	if (r.failed)
 		ereport(ERROR, (errcode(ERRCODE_PROTOCOL_VIOLATION),
 						errmsg("malformed rule from a query worker")));
@@ -608,7 +634,39 @@ PolicyRuleIntern(Oid relid, const char *bytes, int length)
 	if (!ReadConstants(shape, &r, &constants))
 		ereport(ERROR, (errcode(ERRCODE_PROTOCOL_VIOLATION),
 						errmsg("malformed rule from a query worker")));
-	return RuleIntern(shape, constants.data, (uint32) constants.len);
+	rule = RuleIntern(shape, constants.data, (uint32) constants.len);
+	pfree(constants.data);
+	return rule;
+}
+
+/*
+ * What the rule is about may have been dropped since the query worker looked at
+ * it: then query workers are asked, until the feed comes to that.
+ */
+PolicyRule *
+PolicyRuleIntern(Oid relid, const char *bytes, int length)
+{
+	MemoryContext context = CurrentMemoryContext;
+	PolicyRule *volatile rule = NULL;
+
+	if (length == 0)
+		return NULL;
+	PG_TRY();
+	{
+		rule = ReadRule(relid, bytes, length);
+	}
+	PG_CATCH();
+	{
+		int sqlerrcode = geterrcode();
+
+		MemoryContextSwitchTo(context);
+		if (sqlerrcode == ERRCODE_ADMIN_SHUTDOWN || sqlerrcode == ERRCODE_OUT_OF_MEMORY ||
+			sqlerrcode == ERRCODE_PROTOCOL_VIOLATION)
+			PG_RE_THROW();
+		FlushErrorState();
+	}
+	PG_END_TRY();
+	return rule;
 }
 
 void
@@ -719,6 +777,7 @@ Compile(Shape *shape, const RecordDescription *desc)
 		convert_saop_to_hashed_saop(expr);
 		compiled->slot = MakeSingleTupleTableSlot(CreateTupleDescCopy(desc->tupdesc),
 												  &TTSOpsVirtual);
+		compiled->econtext = CreateStandaloneExprContext();
 		compiled->state = ExecInitExpr((Expr *) expr, NULL);
 		MemoryContextSwitchTo(old);
 	}
@@ -728,20 +787,13 @@ Compile(Shape *shape, const RecordDescription *desc)
 static bool
 Evaluate(const PolicyRule *rule, CompiledShape *compiled, const MapImage *image)
 {
-	static ExprContext *econtext;
+	ExprContext *econtext = compiled->econtext;
 	Shape *shape = rule->shape;
 	TupleTableSlot *slot = compiled->slot;
 	Datum value;
 	bool isnull;
 	int i;
 
-	if (econtext == NULL)
-	{
-		MemoryContext old = MemoryContextSwitchTo(TopMemoryContext);
-
-		econtext = CreateStandaloneExprContext();
-		MemoryContextSwitchTo(old);
-	}
 	for (i = 0; i < shape->nconstants; i++)
 		shape->params->params[i].value = Constant(rule, i);
 
@@ -755,6 +807,23 @@ Evaluate(const PolicyRule *rule, CompiledShape *compiled, const MapImage *image)
 	ResetExprContext(econtext);
 	value = ExecEvalExprSwitchContext(compiled->state, econtext, &isnull);
 	return !isnull && DatumGetBool(value);
+}
+
+/* Of what the shape reads of a row, in full length. */
+static bool
+IsTooLarge(const Shape *shape, const MapImage *image)
+{
+	Size size = 0;
+	int i;
+
+	for (i = 0; i < shape->ncolumns; i++)
+	{
+		int at = shape->columns[i]->varattno - 1;
+
+		if (!image->isnull[at] && TupleDescAttr(image->desc->tupdesc, at)->attlen == -1)
+			size += toast_raw_datum_size(image->values[at]);
+	}
+	return size > shape->limit;
 }
 
 static Verdict
@@ -771,6 +840,8 @@ JudgeImage(const PolicyRule *rule, TransactionMap *map, int number)
 		for (i = 0; i < shape->ncolumns; i++)
 			if (!MapKnows(map, number, shape->columns[i]->varattno))
 				return VERDICT_UNKNOWN;
+	if (IsTooLarge(shape, image))
+		return VERDICT_UNKNOWN;
 	return Evaluate(rule, compiled, image) ? VERDICT_VISIBLE : VERDICT_HIDDEN;
 }
 

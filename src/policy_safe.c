@@ -4,8 +4,9 @@
  *		What the feed worker may evaluate of policies.
  *
  * It is a list, and what is not on it is left to query workers: built-in
- * functions that are immutable, take time and memory in proportion to what they
- * are given, and look at no catalog and no setting.  Not on it are, for
+ * functions that are immutable, take memory in proportion to what they are given
+ * and time at most to the product of two of it (large values are left to query
+ * workers then: policy_rule.c), and look at no catalog and no setting.  Not on it are, for
  * example, regular expressions, what makes long values of short ones (repeat,
  * lpad), and what depends on the time zone.  Types are those that such functions
  * are safe for whatever they call through the type: an array of a user's type
@@ -470,6 +471,17 @@ static const Oid may_fail[] = {F_INT2PL,
 							   F_DATE_PART_TEXT_TIMESTAMP,
 							   F_DATE_TRUNC_TEXT_TIMESTAMP};
 
+/* Of these, they take time in proportion to the product of two values. */
+static const Oid slow[] = {
+	F_ARRAYCONTAINS,  F_ARRAYCONTAINED,	 F_ARRAYOVERLAP,	F_JSONB_EXISTS_ANY, F_JSONB_EXISTS_ALL,
+	F_JSONB_CONTAINS, F_JSONB_CONTAINED, F_BTRIM_TEXT_TEXT, F_LTRIM_TEXT_TEXT,	F_RTRIM_TEXT_TEXT,
+	F_STRPOS,		  F_SPLIT_PART,		 F_TEXTLIKE,		F_TEXTNLIKE,		F_TEXTICLIKE,
+	F_TEXTICNLIKE,	  F_BPCHARLIKE,		 F_BPCHARNLIKE,		F_BPCHARICLIKE,		F_BPCHARICNLIKE,
+	F_NAMELIKE,		  F_NAMENLIKE,		 F_NUMERIC_MUL,		F_NUMERIC_DIV,		F_NUMERIC_MOD};
+
+/* They look at a text's length first, so that many of them are no trouble. */
+static const Oid quick[] = {F_TEXTEQ, F_TEXTNE, F_BPCHAREQ, F_BPCHARNE};
+
 static const Oid types[] = {
 	BOOLOID,  INT2OID,	  INT4OID,		INT8OID,		FLOAT4OID,	 FLOAT8OID, NUMERICOID,
 	TEXTOID,  VARCHAROID, BPCHAROID,	NAMEOID,		CHAROID,	 UUIDOID,	DATEOID,
@@ -672,6 +684,33 @@ CheckNode(SafeContext *context, Node *node)
 	if (!PolicyTypeIsSafe(exprType(node)))
 		return Refuse(context, psprintf("type %s", format_type_be(exprType(node))));
 	return false;
+}
+
+static bool
+IsSlow(Oid function, void *context)
+{
+	return IsOneOf(function, slow, lengthof(slow));
+}
+
+static bool
+SlowWalker(Node *node, void *context)
+{
+	if (node == NULL)
+		return false;
+
+	/* A value against each of many. */
+	if (IsA(node, ScalarArrayOpExpr) &&
+		!IsOneOf(((ScalarArrayOpExpr *) node)->opfuncid, quick, lengthof(quick)) &&
+		get_typlen(exprType(linitial(((ScalarArrayOpExpr *) node)->args))) == -1)
+		return true;
+	return check_functions_in_node(node, IsSlow, context) ||
+		   expression_tree_walker(node, SlowWalker, context);
+}
+
+bool
+PolicyTakesLong(Node *expression)
+{
+	return SlowWalker(expression, NULL);
 }
 
 static bool

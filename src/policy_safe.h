@@ -21,6 +21,9 @@
  */
 extern char *PolicyUnsafe(Node *expression, bool *can_fail);
 
+/* May it take as long as the product of the lengths of two values? */
+extern bool PolicyTakesLong(Node *expression);
+
 /* May values of the type be in such an expression? */
 extern bool PolicyTypeIsSafe(Oid type);
 

@@ -147,7 +147,7 @@ SubscribeAsk(Subscription *s)
 
 /* ---- answers ---- */
 
-/* A description from a query worker, as a view in turn memory; its rule is referenced. */
+/* A description from a query worker, as a view in the current context; its rule is referenced. */
 static int
 ReadView(Channel *channel, Audience *audience, WireReader *r, View *result)
 {
@@ -217,6 +217,9 @@ void
 SubscribeReadView(Identity *identity, Channel *channel, Audience *audience, View **views,
 				  WireReader *r)
 {
+	MemoryContext work = AllocSetContextCreate(CurrentMemoryContext, "changefeed description",
+											   ALLOCSET_SMALL_SIZES);
+	MemoryContext old = MemoryContextSwitchTo(work);
 	View view;
 	int index = ReadView(channel, audience, r, &view);
 
@@ -225,6 +228,8 @@ SubscribeReadView(Identity *identity, Channel *channel, Audience *audience, View
 						errmsg("malformed description from a query worker")));
 	views[index] = ViewIntern(identity, &view);
 	PolicyRuleRelease(view.rule);
+	MemoryContextSwitchTo(old);
+	MemoryContextDelete(work);
 }
 
 int

@@ -196,7 +196,7 @@ describe('inline policies decide as SELECT does, and as query workers do', () =>
   const pick = (...list) => list[random(list.length)];
 
   const IDENTITIES = [
-    { role: 'inline_web', sub: ADA, num: 2, name: 'ada', teams: [1, 2], tags: ['a', 'b'], mood: 'ok', flag: true },
+    { role: 'inline_web', sub: ADA, num: 2, name: 'ada', teams: [1, 2, 4], tags: ['a', 'b'], mood: 'ok', flag: true },
     { role: 'inline_web', sub: BOB, num: '3', name: 'Bob', teams: [], tags: [null, 'b'], mood: 'sad', flag: false },
     { role: 'inline_admin', sub: ADA, num: 0, name: '', teams: [3], tags: [], mood: 'ok' },
     { role: 'inline_web', sub: BOB, num: null, name: null, mood: null, flag: null },
@@ -253,6 +253,8 @@ describe('inline policies decide as SELECT does, and as query workers do', () =>
     () => `ta[1] = ${NAME()}`,
     () => `cardinality(ia) > ${NUM('int')}`,
     () => `i ${pick('IN', 'NOT IN')} (SELECT jsonb_array_elements_text(${JWT()}->'teams')::int)`,
+    () => `b ${pick('IN', 'NOT IN')} (SELECT jsonb_array_elements_text(${JWT()}->'teams')::bigint)`,
+    () => `f = ANY (ARRAY(SELECT jsonb_array_elements_text(${JWT()}->'teams')::float8))`,
     () => `t = ANY (ARRAY(SELECT jsonb_array_elements_text(${JWT()}->'tags')))`,
     () => `t <> ALL (ARRAY(SELECT jsonb_array_elements_text(${JWT()}->'tags')))`,
     () => `e = ${pick("'ok'", `(${JWT()}->>'mood')::inline.mood`)}`,
@@ -382,6 +384,109 @@ describe('inline policies decide as SELECT does, and as query workers do', () =>
       assert.deepEqual(all[n], one, `INLINE_SEED=${seed}, not indexed: ${one.what}`);
     }
   });
+});
+
+describe('lists of claims', () => {
+  // By the width and the alignment of what is in them
+  const lists = ['int', 'bigint', 'smallint', 'float8', 'numeric', 'text', 'name', 'bool', 'oid', 'inet'];
+  const values = (type) => (type === 'bool' ? ['true', 'false'] : type === 'inet' ? [1, 2, 3, 4, 5, 6].map((i) => `10.0.0.${i}`) : [1, 2, 3, 4, 5, 6]);
+
+  for (const type of lists) {
+    test(type, async (t) => {
+      const list = `inline.list_${type}`;
+      await db.exec(`CREATE TABLE ${list} (id int PRIMARY KEY, v ${type}, n int); ALTER TABLE ${list} REPLICA IDENTITY FULL;
+        ALTER TABLE ${list} ENABLE ROW LEVEL SECURITY; GRANT SELECT ON ${list} TO inline_web;
+        CREATE POLICY p ON ${list} USING (v = ANY (ARRAY(SELECT jsonb_array_elements_text(auth.jwt()->'list')::${type})));
+        SELECT changefeed.create_channel('list_${type}', '${list}')`);
+      const all = values(type);
+      const claims = { role: 'inline_web', list: all.filter((_, i) => i % 3 !== 1) };
+      const client = await Client.connectSoon({ token: await db.token(claims) });
+      t.after(() => client.cut());
+      const s = await client.openSoon(`list_${type}`);
+      const asked = await verdicts('query_worker');
+      for (const index of [null, 'off']) {
+        await reload(db, { 'changefeed.audience_index': index });
+        await db.exec(`DELETE FROM ${list}; INSERT INTO ${list} SELECT i, v::${type} FROM unnest(${quote(`{${all}}`)}::text[]) WITH ORDINALITY x (v, i);
+          UPDATE ${list} SET n = id`);
+        await client.settle();
+        client.check();
+        assert.deepEqual(s.resyncs, []);
+        assertSame(s.rows(), await db.rowsAs(claims, `SELECT * FROM ${list}`), `${type}, index ${index}`);
+        assert.equal(s.rows().length, claims.list.length);
+      }
+      await reload(db, { 'changefeed.audience_index': null });
+      assert.equal(await verdicts('query_worker'), asked, 'all of them inline');
+    });
+  }
+});
+
+test('large values are left to query workers', async (t) => {
+  await db.exec(`CREATE TABLE inline.wide (id int PRIMARY KEY, ia int[], other text); ALTER TABLE inline.wide ENABLE ROW LEVEL SECURITY;
+    GRANT SELECT ON inline.wide TO inline_web; CREATE POLICY p ON inline.wide USING (ia && ARRAY[(auth.jwt()->>'num')::int, 5]);
+    SELECT changefeed.create_channel('wide', 'inline.wide', columns => '{id}')`);
+  const claims = { role: 'inline_web', num: 7 };
+  const client = await Client.connectSoon({ token: await db.token(claims) });
+  t.after(() => client.cut());
+  const s = await client.openSoon('wide');
+  const counted = async (sql) => {
+    const before = [await verdicts('inline'), await verdicts('query_worker')];
+    await db.exec(sql);
+    await client.settle();
+    return [await verdicts('inline') - before[0], await verdicts('query_worker') - before[1]];
+  };
+  const numbers = (n) => `ARRAY(SELECT i % 10 FROM generate_series(1, ${n}) i)`;
+  assert.deepEqual(await counted(`INSERT INTO inline.wide VALUES (1, ${numbers(1000)}, repeat('x', 100000))`), [1, 0]);
+  // It has few bytes before it is decompressed
+  assert.deepEqual(await counted(`INSERT INTO inline.wide VALUES (2, ${numbers(4000)})`), [0, 1]);
+  assertSame(s.rows(), await db.rowsAs(claims, 'SELECT id FROM inline.wide'));
+  assert.equal(s.rows().length, 2);
+
+  // Of one value alone it may be more
+  await db.exec(`ALTER POLICY p ON inline.wide USING (other = auth.jwt()->>'long' OR length(other) > (auth.jwt()->>'num')::int)`);
+  await client.settle();
+  assert.deepEqual(await counted(`INSERT INTO inline.wide VALUES (3, NULL, repeat('y', 500000))`), [1, 0]);
+  assert.deepEqual(await counted(`INSERT INTO inline.wide VALUES (4, NULL, repeat('y', 1100000))`), [0, 1]);
+  assertSame(s.rows(), await db.rowsAs(claims, 'SELECT id FROM inline.wide'));
+  assert.equal(s.rows().length, 3);
+});
+
+test('what a policy compares is dropped before the feed hears of the policy', async (t) => {
+  await db.exec(`CREATE TYPE inline.gone AS ENUM ('a', 'b'); CREATE TABLE inline.late (id int PRIMARY KEY, e inline.gone);
+    ALTER TABLE inline.late ENABLE ROW LEVEL SECURITY; GRANT SELECT ON inline.late TO inline_web;
+    CREATE POLICY p ON inline.late USING (e = 'a'); CREATE POLICY q ON inline.late USING (id > 10);
+    CREATE FUNCTION inline.slowly() RETURNS bool LANGUAGE plpgsql STABLE AS $$
+      BEGIN
+        LOOP
+          EXIT WHEN pg_try_advisory_xact_lock_shared(4711);
+          PERFORM pg_sleep(0.01);
+        END LOOP;
+        RETURN true;
+      END $$;
+    SELECT changefeed.create_channel('late', 'inline.late', join_check => 'inline.slowly()')`);
+  const client = await Client.connectSoon({ token: await db.token({ role: 'inline_web' }) });
+  const blocker = new Session();
+  t.after(() => { client.cut(); return blocker.close(); });
+  const busy = async (n) => Number(await db.value(`SELECT count(*) FROM pg_stat_activity
+    WHERE backend_type = 'changefeed query worker' AND datname = current_database() AND state = 'active'`)) === n;
+  const pid = Number(await db.value('SELECT feed_worker_pid FROM changefeed.stat_feed'));
+  await until(() => busy(0), 'no job');
+  await blocker.exec('BEGIN; SELECT pg_advisory_xact_lock(4711)');
+  const opened = client.openSoon('late');
+  await until(() => busy(1), 'the job has begun');
+  process.kill(pid, 'SIGSTOP');
+  try {
+    await blocker.exec('COMMIT');
+    await until(() => busy(0), 'the job is done');
+    await db.exec('DROP TYPE inline.gone CASCADE');
+  } finally {
+    process.kill(pid, 'SIGCONT');
+  }
+  const s = await opened;
+  await db.exec('INSERT INTO inline.late VALUES (1), (11)');
+  await client.settle();
+  client.check();
+  assert.equal(Number(await db.value('SELECT feed_worker_pid FROM changefeed.stat_feed')), pid, 'the feed worker has gone on');
+  assert.deepEqual(s.rows().map(({ id }) => number(id)), [11]);
 });
 
 test('a join_check that sets claims sets them for itself', async (t) => {
