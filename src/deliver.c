@@ -566,6 +566,12 @@ SendAll(Delivery *d)
 		if (IsMeant(d, &d->map->entries[i]))
 			VisitEntry(d, &d->map->entries[i]);
 	}
+
+	/* A turn has many runs. */
+	if (d->decisions != NULL)
+		pfree(d->decisions);
+	d->decisions = NULL;
+	d->ndecisions = d->maxdecisions = 0;
 }
 
 static void
@@ -589,6 +595,7 @@ OutText(OutReason reason)
 static void
 TakeOut(Delivery *d)
 {
+	List *subscriptions = NIL;
 	ListCell *lc;
 
 	foreach(lc, d->out)
@@ -596,9 +603,18 @@ TakeOut(Delivery *d)
 		OutSubscription *out = lfirst(lc);
 
 		/* Those who wait for a verdict come to it again. */
+		if (DeliverTakesPart(d, out->subscription))
+			subscriptions = lappend(subscriptions, out->subscription);
+	}
+	if (subscriptions == NIL)
+		return;
+	FragmentsTake(d, subscriptions);
+	foreach(lc, d->out)
+	{
+		OutSubscription *out = lfirst(lc);
+
 		if (!DeliverTakesPart(d, out->subscription))
 			continue;
-		FragmentsTake(d, out->subscription);
 		if (out->reason == OUT_FAILED)
 			End(out);
 		else

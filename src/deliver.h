@@ -125,8 +125,8 @@ extern void MessageAddReceiver(Delivery *d, TransactionMessage *message, Subscri
 /* Those of changefeed.publish. */
 extern void MessagesCollect(Delivery *d);
 
-/* None of this transaction for the subscription. */
-extern void MessagesTake(Delivery *d, Subscription *s);
+/* None of this transaction for those that are out. */
+extern void MessagesTake(Delivery *d);
 
 /* In their order; false: nobody gets any. */
 extern bool MessagesPrepare(Delivery *d);
@@ -182,8 +182,8 @@ extern bool FragmentAdd(Delivery *d, MapEntry *entry, Subscription *s, struct Re
 /* One more receiver for operations that are there as text already. */
 extern void FragmentAddText(Delivery *d, Subscription *s, const char *json, int length);
 
-/* No operation of this transaction for the subscription. */
-extern void FragmentsTake(Delivery *d, Subscription *s);
+/* No operation and no message of this transaction for the subscriptions: all that are out. */
+extern void FragmentsTake(Delivery *d, const List *subscriptions);
 
 /* Hands the fragments to the gateways. */
 extern void FragmentsSend(Delivery *d, uint8 flags);

@@ -167,6 +167,7 @@ typedef struct Spelling
 	int refcount;
 	struct Fragment *fragments;		  /* scratch of fragment.c: of the entry at hand, */
 	uint64 visit;					  /* which this one tells */
+	uint64 taken;					  /* scratch: the last run in which some were taken out */
 	char json[FLEXIBLE_ARRAY_MEMBER]; /* the name as the client wrote it, as JSON */
 } Spelling;
 

@@ -468,34 +468,66 @@ FragmentAdd(Delivery *d, MapEntry *entry, Subscription *s, Receivers *receivers,
 	return true;
 }
 
-/* A connection has each name once. */
-static void
-TakeReceiver(List *fragments, Subscription *s)
+/* A subscription as fragments know it: a connection has each name once. */
+typedef struct Receiver
 {
-	int g = s->connection->gateway->index;
+	Spelling *name;
+	uint32 gateway;
+	uint32 number;
+} Receiver;
+
+static void
+TakeReceivers(List *fragments, HTAB *receivers, uint64 run)
+{
 	ListCell *lc;
+	int g;
 	int i;
 
 	foreach(lc, fragments)
 	{
 		Fragment *f = lfirst(lc);
-		int n = 0;
 
-		if (f->name != s->name)
+		if (f->name->taken != run)
 			continue;
-		for (i = 0; i < f->count[g]; i++)
-			if (f->numbers[g][i] != s->connection->number)
-				f->numbers[g][n++] = f->numbers[g][i];
-		f->count[g] = n;
+		for (g = 0; g < gateway_count; g++)
+		{
+			int n = 0;
+
+			for (i = 0; i < f->count[g]; i++)
+			{
+				Receiver key = {f->name, (uint32) g, f->numbers[g][i]};
+
+				if (hash_search(receivers, &key, HASH_FIND, NULL) == NULL)
+					f->numbers[g][n++] = f->numbers[g][i];
+			}
+			f->count[g] = n;
+		}
 	}
 }
 
 void
-FragmentsTake(Delivery *d, Subscription *s)
+FragmentsTake(Delivery *d, const List *subscriptions)
 {
-	TakeReceiver(d->removes, s);
-	TakeReceiver(d->others, s);
-	MessagesTake(d, s);
+	HTAB *receivers;
+	HASHCTL ctl;
+	ListCell *lc;
+
+	ctl.keysize = sizeof(Receiver);
+	ctl.entrysize = sizeof(Receiver);
+	ctl.hcxt = CurrentMemoryContext;
+	receivers = hash_create("changefeed taken", 16, &ctl, HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+	foreach(lc, subscriptions)
+	{
+		Subscription *s = lfirst(lc);
+		Receiver key = {s->name, (uint32) s->connection->gateway->index, s->connection->number};
+
+		(void) hash_search(receivers, &key, HASH_ENTER, NULL);
+		s->name->taken = d->run;
+	}
+	TakeReceivers(d->removes, receivers, d->run);
+	TakeReceivers(d->others, receivers, d->run);
+	hash_destroy(receivers);
+	MessagesTake(d);
 }
 
 /*

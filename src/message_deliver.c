@@ -123,15 +123,24 @@ MessagesCollect(Delivery *d)
 }
 
 void
-MessagesTake(Delivery *d, Subscription *s)
+MessagesTake(Delivery *d)
 {
 	ListCell *lc;
+	ListCell *lc2;
 
 	foreach(lc, d->messages)
 	{
 		TransactionMessage *m = lfirst(lc);
+		List *kept = NIL;
 
-		m->receivers = list_delete_ptr(m->receivers, s);
+		foreach(lc2, m->receivers)
+		{
+			Subscription *s = lfirst(lc2);
+
+			if (hash_search(d->out_table, &s, HASH_FIND, NULL) == NULL)
+				kept = lappend(kept, s);
+		}
+		m->receivers = kept;
 	}
 }
 

@@ -60,6 +60,29 @@ describe('frames', () => {
       [['resync', undefined], ['transaction', ['plain']]]);
   });
 
+  test('of many who get a change, those who cannot start again, and the others go on', async () => {
+    await db.exec(`CREATE TABLE bh.mixed (id int PRIMARY KEY, n int, big text);
+      ALTER TABLE bh.mixed ALTER big SET STORAGE EXTERNAL;
+      SELECT changefeed.create_channel('mixed', 'bh.mixed', on_update => 'replace');
+      ALTER TABLE bh.mixed REPLICA IDENTITY USING INDEX mixed_pkey;
+      INSERT INTO bh.mixed VALUES (1, 1, 'small'), (2, 1, repeat('x', 10000)), (3, 1, 'small')`);
+    const names = [['mixed'], ['mixed?select=id,n'], ['mixed?select=id,n', 'mixed'], ['plain'], ['plain', 'mixed']];
+    const watched = [];
+    for (let i = 0; i < 15; i += 1) {
+      const client = await connect();
+      for (const name of names[i % names.length]) watched.push({ client, name, s: await client.openSoon(name, { loose: name !== 'plain' }) });
+    }
+    for (const { client } of watched) await client.settle();
+    await db.exec('BEGIN; UPDATE bh.mixed SET n = n + 1; UPDATE bh.plain SET n = n + 1; COMMIT');
+    for (const { client, name, s } of watched) {
+      await client.settle();
+      client.check();
+      const [table, columns] = name === 'plain' ? ['bh.plain', '*'] : ['bh.mixed', name === 'mixed' ? '*' : 'id, n'];
+      assertSame(s.rows(), await db.rows(`SELECT ${columns} FROM ${table}`), name);
+      assert.deepEqual(s.resyncs, name === 'mixed' ? ['value_not_in_wal'] : [], name);
+    }
+  });
+
   // wal2json does not at all, which is known before the map is made.
   test('a change that cannot be read, for whom it is still to come when he becomes ready', { skip: process.env.CHANGEFEED_DECODER === 'wal2json' && 'wal2json does not give such a change' }, async () => {
     await db.exec(`CREATE TABLE bh.slow (id int PRIMARY KEY);
