@@ -25,10 +25,17 @@
 
 #include "common/hashfn.h"
 #include "utils/memutils.h"
+#include "utils/syscache.h"
 #include "utils/typcache.h"
 
 /* Values of two demands together: beyond that the second one alone is used. */
 #define MAX_PAIRS 4096
+
+/*
+ * So many places are looked through.  A hash table takes kilobytes, and there may
+ * be very many instances of which each has one reader.
+ */
+#define FEW_PLACES 8
 
 typedef enum LookupState
 {
@@ -50,8 +57,8 @@ struct DemandColumn
 	Oid column_type;
 	Oid type;
 	Oid collation;
-	TypeCacheEntry *cache;
-	uint64 run; /* of what was looked up last */
+	TypeCacheEntry *cache; /* NULL: the type is gone */
+	uint64 run;			   /* of what was looked up last */
 	const MapEntry *entry;
 	bool has[2]; /* before, after */
 	Lookup lookups[2];
@@ -62,7 +69,8 @@ typedef struct DemandIndex
 {
 	DemandColumn *first; /* NULL: only `second` */
 	DemandColumn *second;
-	HTAB *buckets; /* of Bucket */
+	HTAB *buckets;	/* of Bucket; NULL: */
+	dlist_head few; /* DemandPlace.node */
 	int places;
 } DemandIndex;
 
@@ -151,7 +159,10 @@ DemandColumnIntern(Instance *instance, int source, int16 attno, Oid column_type,
 	column->column_type = column_type;
 	column->type = type;
 	column->collation = collation;
-	column->cache = lookup_type_cache(type, TYPECACHE_HASH_PROC_FINFO);
+
+	/* An enum may have been dropped since: an error would cost all clients. */
+	if (SearchSysCacheExists1(TYPEOID, ObjectIdGetDatum(type)))
+		column->cache = lookup_type_cache(type, TYPECACHE_HASH_PROC_FINFO);
 	is->columns = lappend(is->columns, column);
 	MemoryContextSwitchTo(old);
 	return column;
@@ -177,7 +188,8 @@ LookUpImage(const DemandColumn *column, TransactionMap *map, int number)
 
 	if (!setting_audience_index || attno > image->desc->tupdesc->natts ||
 		TupleDescAttr(image->desc->tupdesc, attno - 1)->atttypid != column->column_type ||
-		!OidIsValid(column->cache->hash_proc_finfo.fn_oid) || !MapKnows(map, number, (int16) attno))
+		column->cache == NULL || !OidIsValid(column->cache->hash_proc_finfo.fn_oid) ||
+		!MapKnows(map, number, (int16) attno))
 		return lookup;
 	lookup.state = LOOKUP_NONE;
 	if (image->isnull[attno - 1])
@@ -227,7 +239,6 @@ IndexIntern(InstanceSource *is, DemandColumn *first, DemandColumn *second)
 {
 	DemandIndex *index;
 	ListCell *lc;
-	HASHCTL ctl;
 
 	foreach(lc, is->indexes)
 	{
@@ -241,11 +252,7 @@ IndexIntern(InstanceSource *is, DemandColumn *first, DemandColumn *second)
 	if (first != NULL)
 		first->refcount++;
 	second->refcount++;
-	ctl.keysize = sizeof(uint32);
-	ctl.entrysize = sizeof(Bucket);
-	ctl.hcxt = registry_context;
-	index->buckets = hash_create("changefeed demands", 16, &ctl,
-								 HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+	dlist_init(&index->few);
 	is->indexes = lappend(is->indexes, index);
 	return index;
 }
@@ -256,7 +263,8 @@ IndexFree(Instance *instance, int source, DemandIndex *index)
 	InstanceSource *is = &instance->sources[source];
 
 	is->indexes = list_delete_ptr(is->indexes, index);
-	hash_destroy(index->buckets);
+	if (index->buckets != NULL)
+		hash_destroy(index->buckets);
 	if (index->first != NULL)
 		DemandColumnRelease(instance, source, index->first);
 	DemandColumnRelease(instance, source, index->second);
@@ -301,21 +309,47 @@ TryNoMore(InstanceSource *is, const DemandPlace *place)
 }
 
 static void
+PutIntoBucket(DemandIndex *index, DemandPlace *place)
+{
+	bool exists;
+	Bucket *bucket = hash_search(index->buckets, &place->hash, HASH_ENTER, &exists);
+
+	if (!exists)
+		dlist_init(&bucket->places);
+	dlist_push_tail(&bucket->places, &place->node);
+}
+
+/* There are not few any more. */
+static void
+MakeBuckets(DemandIndex *index)
+{
+	HASHCTL ctl;
+
+	ctl.keysize = sizeof(uint32);
+	ctl.entrysize = sizeof(Bucket);
+	ctl.hcxt = registry_context;
+	index->buckets = hash_create("changefeed demands", 16, &ctl,
+								 HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+	while (!dlist_is_empty(&index->few))
+		PutIntoBucket(index, dlist_container(DemandPlace, node, dlist_pop_head_node(&index->few)));
+}
+
+static void
 Place(DemandMember *member, DemandIndex *index, uint32 hash)
 {
 	DemandPlace *place = &member->places[member->nplaces++];
-	Bucket *bucket;
-	bool exists;
 
 	Assert(member->nplaces <= member->room);
 	place->member = member;
 	place->index = index;
 	place->hash = hash;
-	bucket = hash_search(index->buckets, &hash, HASH_ENTER, &exists);
-	if (!exists)
-		dlist_init(&bucket->places);
+	if (index->buckets == NULL && index->places == FEW_PLACES)
+		MakeBuckets(index);
 	index->places++;
-	dlist_push_tail(&bucket->places, &place->node);
+	if (index->buckets != NULL)
+		PutIntoBucket(index, place);
+	else
+		dlist_push_tail(&index->few, &place->node);
 }
 
 /* Room for so many more places; those that hang are moved with their lists. */
@@ -379,7 +413,6 @@ DemandLeave(Instance *instance, int source, DemandMember *member)
 	{
 		DemandPlace *place = &member->places[i];
 		DemandIndex *index = place->index;
-		Bucket *bucket;
 
 		if (index == NULL)
 		{
@@ -387,9 +420,13 @@ DemandLeave(Instance *instance, int source, DemandMember *member)
 			continue;
 		}
 		dlist_delete(&place->node);
-		bucket = hash_search(index->buckets, &place->hash, HASH_FIND, NULL);
-		if (dlist_is_empty(&bucket->places))
-			hash_search(index->buckets, &place->hash, HASH_REMOVE, NULL);
+		if (index->buckets != NULL)
+		{
+			Bucket *bucket = hash_search(index->buckets, &place->hash, HASH_FIND, NULL);
+
+			if (dlist_is_empty(&bucket->places))
+				hash_search(index->buckets, &place->hash, HASH_REMOVE, NULL);
+		}
 		if (--index->places == 0)
 			IndexFree(instance, source, index);
 	}
@@ -411,16 +448,18 @@ MakeRoom(int n)
 						  : repalloc_huge(found, sizeof(void *) * found_room);
 }
 
+/* Those that have that hash; NULL: all. */
 static int
-Add(int n, dlist_head *places)
+Add(int n, dlist_head *places, const uint32 *hash)
 {
 	dlist_iter iter;
 
 	dlist_foreach(iter, places)
 	{
-		DemandMember *member = dlist_container(DemandPlace, node, iter.cur)->member;
+		DemandPlace *place = dlist_container(DemandPlace, node, iter.cur);
+		DemandMember *member = place->member;
 
-		if (member->visited == last_visit)
+		if (member->visited == last_visit || (hash != NULL && place->hash != *hash))
 			continue;
 		member->visited = last_visit;
 		MakeRoom(n + 1);
@@ -446,6 +485,8 @@ AddFound(int n, DemandIndex *index, TransactionMap *map, MapEntry *entry, uint64
 		else if (lookup.state == LOOKUP_HASH)
 			lookup.hash = hash_combine(first->hash, second->hash);
 	}
+	if (index->buckets == NULL && lookup.state != LOOKUP_NONE)
+		return Add(n, &index->few, lookup.state == LOOKUP_HASH ? &lookup.hash : NULL);
 	switch (lookup.state)
 	{
 		case LOOKUP_NONE:
@@ -453,12 +494,12 @@ AddFound(int n, DemandIndex *index, TransactionMap *map, MapEntry *entry, uint64
 		case LOOKUP_HASH:
 			bucket = hash_search(index->buckets, &lookup.hash, HASH_FIND, NULL);
 			if (bucket != NULL)
-				n = Add(n, &bucket->places);
+				n = Add(n, &bucket->places, NULL);
 			break;
 		case LOOKUP_ALL:
 			hash_seq_init(&status, index->buckets);
 			while ((bucket = hash_seq_search(&status)) != NULL)
-				n = Add(n, &bucket->places);
+				n = Add(n, &bucket->places, NULL);
 			break;
 	}
 	return n;

@@ -83,6 +83,57 @@ describe('memory of the feed worker', () => {
     await Promise.all(some.map((client) => client.close()));
   });
 
+  describe('with policies', () => {
+    const log = `${process.env.CLUSTER_DATA}/log/server.log`;
+    const used = async (context) => {
+      const size = readFileSync(log, 'utf8').length;
+      await db.exec('SELECT pg_log_backend_memory_contexts(feed_worker_pid) FROM changefeed.stat_feed');
+      const said = await until(() => new RegExp(`${context}: .* (\\d+) used`).exec(readFileSync(log, 'utf8').slice(size)), 'logged');
+      return Number(said[1]);
+    };
+
+    test('what was made of a policy is given back with its last reader', async (t) => {
+      await db.exec(`CREATE TABLE memory.listed (id int PRIMARY KEY); GRANT SELECT ON memory.listed TO memory_web;
+        ALTER TABLE memory.listed ENABLE ROW LEVEL SECURITY;
+        CREATE POLICY p ON memory.listed USING (id IN (${Array.from({ length: 1000 }, (_, i) => i)}));
+        SELECT changefeed.create_channel('memory_listed', 'memory.listed')`);
+      const client = await Client.connectSoon({ token });
+      t.after(() => client.cut());
+      let row = 0;
+      const cycles = async (n) => {
+        for (let i = 0; i < n; i += 1) {
+          const s = await client.openSoon('memory_listed');
+          await db.exec(`INSERT INTO memory.listed VALUES (${row++})`);
+          await client.settle();
+          assert.equal(s.rows().length, row);
+          await client.unsubscribe('memory_listed');
+        }
+      };
+      await cycles(10);
+      const before = await used('TopMemoryContext');
+      await cycles(30);
+      const grown = await used('TopMemoryContext') - before;
+      t.diagnostic(`${grown} bytes`);
+      assert.ok(grown < 100000, `${grown} bytes`);
+    });
+
+    test('an instance with one reader takes little', async (t) => {
+      await db.exec(`CREATE TABLE memory.owned (id int PRIMARY KEY, owner text); GRANT SELECT ON memory.owned TO memory_web;
+        ALTER TABLE memory.owned ENABLE ROW LEVEL SECURITY; ALTER TABLE memory.owned REPLICA IDENTITY FULL;
+        CREATE POLICY p ON memory.owned USING (owner = current_setting('request.jwt.claims', true)::jsonb->>'sub');
+        SELECT changefeed.create_channel('memory_owned:{owner}', 'memory.owned')`);
+      const client = await Client.connectSoon({ token: await db.token({ role: 'memory_web', sub: 'ada' }) });
+      t.after(() => client.cut());
+      await client.openSoon('memory_owned:ada');
+      const before = await used('Grand total');
+      for (let i = 0; i < 800; i += 100) await Promise.all(Array.from({ length: 100 }, (_, k) => client.openSoon(`memory_owned:${i + k}`)));
+      await client.settle();
+      const each = (await used('Grand total') - before) / 800;
+      t.diagnostic(`${each} bytes`);
+      assert.ok(each < 2500, `${each} bytes`);
+    });
+  });
+
   test('beyond it subscriptions are refused, those that are there go on, and later there is room again', async () => {
     first = await Client.connect({ token });
     const kept = await first.open('memory:0');
