@@ -15,6 +15,10 @@
 
 #include "gateways.h"
 
+/* Of snapshots on their way to one gateway: files, and bytes of anything. */
+#define MAX_DESCRIPTORS 32
+#define MAX_BYTES		((Size) 8 * 1024 * 1024)
+
 /* ---- messages to one connection ---- */
 
 static void
@@ -150,6 +154,15 @@ GatewaySnapshot(Connection *connection, uint32 subscription, int nprefixes, Stri
 	for (i = 0; i < nprefixes; i++)
 		LinkFramePutBytes(link, prefixes[i].data, prefixes[i].len);
 	LinkFrameEndWithDescriptor(link, fd);
+}
+
+bool
+GatewaySnapshotsWait(const Connection *connection)
+{
+	const LinkFrame *link = connection->gateway->link;
+
+	return link != NULL &&
+		   (LinkFrameDescriptors(link) >= MAX_DESCRIPTORS || LinkFramePending(link) >= MAX_BYTES);
 }
 
 void

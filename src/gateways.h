@@ -121,6 +121,9 @@ extern void GatewaySnapshot(Connection *connection, uint32 subscription, int npr
 							StringInfo prefixes, int fd);
 extern void GatewaySnapshotStop(Connection *connection, uint32 subscription);
 
+/* Descriptors and memory are few: there is enough that the gateway has not taken. */
+extern bool GatewaySnapshotsWait(const Connection *connection);
+
 extern void GatewayTransactionTime(Gateway *gateway, TimestampTz committed);
 extern void
 GatewayTransactionBegin(Gateway *gateway, uint64 number, uint8 flags, const char *before,

@@ -219,7 +219,8 @@ LinkFrameFill(LinkFrame *link, size_t budget)
 	if (budget == 0)
 		budget = 1;
 
-	while (taken < budget)
+	/* There is room for what comes with one more; the messages take them first. */
+	while (taken < budget && (taken == 0 || link->n_received < MAX_RECEIVED - 8))
 	{
 		union
 		{
@@ -533,7 +534,8 @@ LinkFrameFlush(LinkFrame *link)
 		{
 			if (errno == EINTR)
 				continue;
-			if (errno == EAGAIN || errno == EWOULDBLOCK)
+			/* The last: the receiver has yet to take descriptors. */
+			if (errno == EAGAIN || errno == EWOULDBLOCK || errno == ETOOMANYREFS)
 				return LINK_AGAIN;
 			return (errno == EPIPE || errno == ECONNRESET) ? LINK_EOF : LINK_ERROR;
 		}
@@ -561,4 +563,10 @@ size_t
 LinkFramePending(const LinkFrame *link)
 {
 	return link->committed - link->out.start;
+}
+
+size_t
+LinkFrameDescriptors(const LinkFrame *link)
+{
+	return link->n_outgoing;
 }

@@ -84,4 +84,7 @@ extern LinkStatus LinkFrameFlush(LinkFrame *link);
 /* Bytes that are queued and not written. */
 extern size_t LinkFramePending(const LinkFrame *link);
 
+/* Descriptors among them. */
+extern size_t LinkFrameDescriptors(const LinkFrame *link);
+
 #endif /* CHANGEFEED_LINKFRAME_H */

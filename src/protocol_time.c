@@ -28,11 +28,11 @@
 
 typedef struct PendingSync
 {
-	char *id; /* JSON */
 	XLogRecPtr lsn;
-	uint64 settled; /* all smaller xids had ended when it came */
-	uint32 mark;	/* behind its answer, of which the gateway has not said that
+	uint64 settled;					/* all smaller xids had ended when it came */
+	uint32 mark;					/* behind its answer, of which the gateway has not said that
 					 * it went out; 0: none was sent */
+	char id[FLEXIBLE_ARRAY_MEMBER]; /* JSON; with it, as it goes with its connection */
 } PendingSync;
 
 /*
@@ -113,8 +113,8 @@ ProtocolSync(Connection *connection, const char *id)
 	}
 	old = MemoryContextSwitchTo(feed_context);
 
-	sync = palloc0(sizeof(PendingSync));
-	sync->id = pstrdup(id);
+	sync = palloc0(offsetof(PendingSync, id) + strlen(id) + 1);
+	strcpy(sync->id, id);
 	sync->settled = OldestRunning(); /* before the LSN */
 	sync->lsn = SharedInsertLsn();
 	connection->syncs = lappend(connection->syncs, sync);
@@ -235,7 +235,6 @@ ProtocolSyncsFlushed(Connection *connection, uint32 mark)
 		if (sync->mark == 0 || (int32) (sync->mark - mark) > 0)
 			break;
 		connection->syncs = list_delete_first(connection->syncs);
-		pfree(sync->id);
 		pfree(sync);
 	}
 }

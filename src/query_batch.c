@@ -238,6 +238,6 @@ VerdictsBatch(VerdictJob *job, uint32 first, StringInfo message, bool *alone)
 	}
 	PG_END_TRY();
 	pfree(answer.data);
-	*alone = failed;
+	*alone = failed && index < job->nidentities;
 	return index;
 }

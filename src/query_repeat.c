@@ -57,6 +57,7 @@ typedef struct TreeFacts
 {
 	bool reads_row;
 	Bitmapset *subplans; /* plan_id of those that it uses */
+	Bitmapset **hashed;	 /* and of those with hash tables, in all trees */
 } TreeFacts;
 
 /* ----------------------------------------------------------------------
@@ -132,8 +133,22 @@ FindForeign(Node *node, TreeFacts *facts)
 				return true;
 			break;
 		case T_SubPlan:
-			facts->subplans = bms_add_member(facts->subplans, ((SubPlan *) node)->plan_id);
-			break;
+		{
+			SubPlan *subplan = (SubPlan *) node;
+
+			/*
+			 * Each partition's scan has a copy of its table's conditions, with a hash
+			 * table of its own, but there is one plan below all of them: the first
+			 * that looks takes back that it has changed, and the others would keep
+			 * what they have.
+			 */
+			if (subplan->useHashTable && bms_is_member(subplan->plan_id, *facts->hashed))
+				return true;
+			if (subplan->useHashTable)
+				*facts->hashed = bms_add_member(*facts->hashed, subplan->plan_id);
+			facts->subplans = bms_add_member(facts->subplans, subplan->plan_id);
+		}
+		break;
 		case T_RangeTblFunction:
 		{
 			ListCell *lc;
@@ -175,6 +190,15 @@ ExamineTree(Plan *plan, TreeFacts *facts)
 		case T_TidRangeScan:
 			/* Rare, and so not worth a thought. */
 			return false;
+		case T_IndexScan:
+			/* Also what the executor has twice. */
+			if (FindForeign((Node *) ((IndexScan *) plan)->indexqual, facts))
+				return false;
+			break;
+		case T_IndexOnlyScan:
+			if (FindForeign((Node *) ((IndexOnlyScan *) plan)->recheckqual, facts))
+				return false;
+			break;
 		default:
 			break;
 	}
@@ -250,10 +274,15 @@ MakeRepeated(PlannedStmt *original)
 	RepeatedPlan *repeated = palloc0(sizeof(RepeatedPlan));
 	int n = list_length(plan->subplans) + 1;
 	TreeFacts *facts = palloc0(sizeof(TreeFacts) * n);
+	Bitmapset *hashed = NULL;
 	ListCell *lc;
-	int i = 1;
+	int i;
+
+	for (i = 0; i < n; i++)
+		facts[i].hashed = &hashed;
 
 	/* The first is the main tree; plan_id counts from one. */
+	i = 1;
 	if (plan->commandType != CMD_SELECT || plan->rowMarks != NIL ||
 		!ExamineTree(plan->planTree, &facts[0]))
 		return NULL;

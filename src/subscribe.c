@@ -560,7 +560,11 @@ CatchUp(Subscription *s)
 		}
 		s->cursor++;
 		if (s->cursor % CATCHUP_LOOK == 0 && SliceIsOver())
+		{
+			/* Others, who may have less before them, go on first. */
+			SubscribePlace(s);
 			return true;
+		}
 		if (sent > CATCHUP_WINDOW)
 		{
 			connection->mark = MARK_REPLAY;
@@ -601,6 +605,13 @@ AdvanceWorking(long *wait)
 			/* What may be read was found out at that moment, and counts from there. */
 			if (!LogReached(load->answer->snapshot.lsn))
 				continue;
+
+			/* Thousands may have the same answer, at the same time. */
+			if (load->has_snapshot && GatewaySnapshotsWait(s->connection))
+			{
+				*wait = 1;
+				continue;
+			}
 			UseAnswer(s);
 		}
 		else if (!LookUp(s))
@@ -641,12 +652,17 @@ long
 SubscribeAdvance(void)
 {
 	long wait = -1;
+	bool done;
 
 	subscribe_again = false;
 	SliceBegin();
 
 	/* Those who have come far go first: they become ready, and need nothing more. */
-	if (!AdvanceCatchingUp() || !AdvanceWorking(&wait) || !AdvanceCatchingUp())
+	done = AdvanceCatchingUp();
+
+	/* Whoever has a long way to go does not keep others from being asked. */
+	SliceBegin();
+	if (!AdvanceWorking(&wait) || !done || !AdvanceCatchingUp())
 		subscribe_again = true;
 	return wait;
 }

@@ -303,10 +303,7 @@ OnResult(void *arg, uint64 job, QueryKind kind, WireReader *body)
 
 	if (kind != QUERY_DONE && kind != QUERY_ERROR)
 	{
-		MemoryContext old = MemoryContextSwitchTo(answer_context);
-
 		SubscribeReadAnswer(answer, kind, body);
-		MemoryContextSwitchTo(old);
 		return;
 	}
 	answer->job = 0;

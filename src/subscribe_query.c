@@ -349,6 +349,8 @@ SubscribeFailed(Subscription *s, const char *sqlstate, const char *message, cons
 void
 SubscribeReadAnswer(SubscribeAnswer *answer, QueryKind kind, WireReader *body)
 {
+	MemoryContext turn = MemoryContextSwitchTo(GetMemoryChunkContext(answer));
+
 	switch (kind)
 	{
 		case QUERY_DESCRIBE:
@@ -363,6 +365,9 @@ SubscribeReadAnswer(SubscribeAnswer *answer, QueryKind kind, WireReader *body)
 				answer->nviews = channel->nviews;
 				answer->views = palloc0(sizeof(View *) * channel->nviews);
 			}
+
+			/* What it leaves behind goes with the turn, not with the last answer. */
+			MemoryContextSwitchTo(turn);
 			SubscribeReadView(answer->identity, channel, load->subscription->audience,
 							  answer->views, body);
 		}
@@ -397,4 +402,5 @@ SubscribeReadAnswer(SubscribeAnswer *answer, QueryKind kind, WireReader *body)
 		default:
 			break;
 	}
+	MemoryContextSwitchTo(turn);
 }

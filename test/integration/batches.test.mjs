@@ -36,6 +36,7 @@ const POLICIES = {
   deep: `EXISTS (SELECT FROM batch.rooms r WHERE r.id = t.room AND EXISTS (SELECT FROM batch.members m WHERE m.room = r.id AND m.usr = ${UID} AND m.usr IN (SELECT usr FROM batch.members WHERE room <> t.room)))`,
   recursive: `room IN (WITH RECURSIVE up(r) AS (${MINE} UNION SELECT r + 1 FROM up WHERE r < 3) SELECT r FROM up)`,
   partitioned: `room IN (SELECT room FROM batch.parts WHERE usr = ${UID})`,
+  halves: `EXISTS (SELECT FROM batch.split h WHERE h.room = t.room AND (h.open OR h.room + 0 IN (${MINE})))`,
   guarded_table: 'room IN (SELECT room FROM batch.own_members)',
   view: 'room IN (SELECT room FROM batch.mine)',
   enumerated: `EXISTS (SELECT FROM batch.rooms r WHERE r.id = t.room AND r.state = (${CLAIMS}->>'state')::batch.state)`,
@@ -71,10 +72,14 @@ describe('identities judged together', () => {
       CREATE TABLE batch.parts (room int, usr int, PRIMARY KEY (usr, room)) PARTITION BY RANGE (usr);
       CREATE TABLE batch.parts1 PARTITION OF batch.parts FOR VALUES FROM (0) TO (4);
       CREATE TABLE batch.parts2 PARTITION OF batch.parts FOR VALUES FROM (4) TO (1000);
+      CREATE TABLE batch.split (room int, open bool, half int) PARTITION BY LIST (half);
+      CREATE INDEX ON batch.split (room); CREATE TABLE batch.split1 PARTITION OF batch.split FOR VALUES IN (0);
+      CREATE TABLE batch.split2 PARTITION OF batch.split FOR VALUES IN (1);
       CREATE TABLE batch.own_members (room int, usr int, PRIMARY KEY (room, usr));
       CREATE VIEW batch.mine AS ${MINE};
       INSERT INTO batch.rooms SELECT r, CASE WHEN r % 2 = 0 THEN 'open' ELSE 'closed' END, CASE WHEN r < 2 THEN 'old' ELSE 'new' END::batch.state FROM generate_series(0, 5) r;
       INSERT INTO batch.members SELECT DISTINCT r, u FROM generate_series(1, ${PEOPLE}) u, generate_series(0, 5) r WHERE (u * 7 + r * 5) % 4 = 0 OR r = u;
+      INSERT INTO batch.split SELECT id, false, id / 3 FROM batch.rooms;
       INSERT INTO batch.parts TABLE batch.members; INSERT INTO batch.own_members TABLE batch.members;
       GRANT SELECT ON ALL TABLES IN SCHEMA batch TO batch_web;
       ALTER TABLE batch.own_members ENABLE ROW LEVEL SECURITY; CREATE POLICY p ON batch.own_members USING (usr = ${UID});

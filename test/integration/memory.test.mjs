@@ -6,7 +6,7 @@ import { readFileSync } from 'node:fs';
 import { after, before, describe, test } from 'node:test';
 
 import { Client, until } from './lib/client.mjs';
-import { Session } from './lib/psql.mjs';
+import { reload, Session } from './lib/psql.mjs';
 
 describe('memory of the feed worker', () => {
   let db;
@@ -54,6 +54,63 @@ describe('memory of the feed worker', () => {
     const grown = await used() - before;
     assert.ok(grown < 10000, `${grown} bytes`);
     await client.close();
+  });
+
+  /** Bytes that the feed worker uses in a context. */
+  async function usedIn(context) {
+    const log = `${process.env.CLUSTER_DATA}/log/server.log`;
+    const size = readFileSync(log, 'utf8').length;
+    await db.exec('SELECT pg_log_backend_memory_contexts(feed_worker_pid) FROM changefeed.stat_feed');
+    const said = await until(() => {
+      const text = readFileSync(log, 'utf8').slice(size);
+      return /Grand total/.test(text) && text;
+    }, 'logged');
+    return Number(new RegExp(`${context}:.* (\\d+) used`).exec(said)[1]);
+  }
+
+  test('what was found out for a subscription is given back while another one is loading', async (t) => {
+    t.after(() => reload(db, { 'changefeed.heartbeat': null }));
+    await reload(db, { 'changefeed.heartbeat': '120s' }); // who does not read does not answer
+    await db.exec(`CREATE TABLE memory.big (id int PRIMARY KEY, pad text); INSERT INTO memory.big SELECT i, repeat('x', 1000) FROM generate_series(1, 30000) i;
+      CREATE TABLE memory.own (id int PRIMARY KEY, name text); ALTER TABLE memory.own ENABLE ROW LEVEL SECURITY;
+      CREATE POLICY p ON memory.own USING (name = current_setting('request.jwt.claims', true)::json->>'role');
+      GRANT SELECT ON memory.big, memory.own TO memory_web;
+      SELECT changefeed.create_channel('memory_big', 'memory.big'); SELECT changefeed.create_channel('memory_own', 'memory.own')`);
+    const client = await Client.connect({ token });
+    await client.openSoon('memory_own');
+    await client.unsubscribe('memory_own');
+    const slow = await Client.connect({ token });
+    await slow.subscribe('memory_big');
+    slow.socket.pause();
+    const many = async () => {
+      for (let i = 0; i < 200; i += 1) {
+        await client.open('memory_own');
+        await client.unsubscribe('memory_own');
+      }
+    };
+    await many();
+    const before = await usedIn('changefeed answers');
+    await many();
+    const grown = await usedIn('changefeed answers') - before;
+    assert.ok(grown < 10000, `${grown} bytes`);
+    await slow.cut();
+    await client.close();
+  });
+
+  test('connections that end while their syncs wait leave nothing behind', async () => {
+    const many = async () => {
+      for (let i = 0; i < 50; i += 1) {
+        const client = await Client.connect({ token });
+        for (let k = 0; k < 50; k += 1) client.send({ type: 'sync', id: String(k).padStart(240, 'x') });
+        await client.cut();
+      }
+      await until(async () => Number(await db.value('SELECT count(*) FROM changefeed.stat_connections')) === 0, 'all are gone');
+    };
+    await many();
+    const before = await usedIn('changefeed feed worker');
+    await many();
+    const grown = await usedIn('changefeed feed worker') - before;
+    assert.ok(grown < 10000, `${grown} bytes`);
   });
 
   test('a client with one subscription takes less than 1 kB, and gives it back', async () => {

@@ -192,6 +192,29 @@ describe('resuming', () => {
     await later.close();
   });
 
+  test('whoever comes back from far away does not keep others waiting', async () => {
+    await set({ 'changefeed.history_size': '128MB' });
+    try {
+      await db.exec(`CREATE TABLE res.far (id int PRIMARY KEY, room int); SELECT changefeed.create_channel('far:{room}', 'res.far')`);
+      const client = await connect();
+      const held = await client.openSoon('far:1');
+      await client.close();
+      await db.exec('SET synchronous_commit = off');
+      await db.exec('DO $$ BEGIN FOR i IN 1..50000 LOOP INSERT INTO res.far VALUES (i, 2); COMMIT; END LOOP; END $$');
+      const newcomer = await connect();
+      await newcomer.sync();
+      const far = await (await connect()).subscribe('far:1', { from: held.position, cache: held });
+      const order = [];
+      await Promise.all([far.ready().then(() => order.push('far')), newcomer.open('item').then(() => order.push('newcomer'))]);
+      assert.deepEqual(order, ['newcomer', 'far']);
+      assert.ok(far.recovered);
+      assert.deepEqual(far.resyncs, []);
+    } finally {
+      await db.exec('RESET synchronous_commit');
+      await set({ 'changefeed.history_size': null });
+    }
+  });
+
   test('history_size: positions resume up to an edge, and beyond are told to be too old', async () => {
     await set({ 'changefeed.history_size': '2MB' });
     try {

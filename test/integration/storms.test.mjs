@@ -3,7 +3,7 @@
 
 import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
-import { readFileSync, writeFileSync } from 'node:fs';
+import { readdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { after, before, describe, test } from 'node:test';
 
 import { assertSame, Client, until } from './lib/client.mjs';
@@ -28,10 +28,13 @@ describe('many clients at the same time', () => {
       CREATE FUNCTION storm.slowly(id int) RETURNS bool STABLE LANGUAGE plpgsql AS
         $$ BEGIN IF id = 0 THEN PERFORM pg_sleep(0.1); RAISE LOG 'storm looks for %', storm.me(); END IF; RETURN true; END $$;
       CREATE TABLE storm.shared (id int PRIMARY KEY, owner text);
+      CREATE TABLE storm.large (id int PRIMARY KEY, pad text);
       CREATE TABLE storm.rooms (id int PRIMARY KEY, room int, n int);
       CREATE TABLE storm.own (id int PRIMARY KEY, owner text, n int);
       ALTER TABLE storm.shared ENABLE ROW LEVEL SECURITY; ALTER TABLE storm.own ENABLE ROW LEVEL SECURITY;
       CREATE POLICY p ON storm.shared USING ((owner = storm.me() OR owner = '*') AND storm.slowly(id));
+      ALTER TABLE storm.large ENABLE ROW LEVEL SECURITY; CREATE POLICY p ON storm.large USING (storm.slowly(id));
+      INSERT INTO storm.large SELECT i, repeat('x', 1000) FROM generate_series(0, 199) i;
       CREATE POLICY p ON storm.own USING (owner = storm.me());
       GRANT SELECT ON ALL TABLES IN SCHEMA storm TO storm_web;
       INSERT INTO storm.shared VALUES (0, '*'), (1, 'a'), (2, 'b');
@@ -39,6 +42,7 @@ describe('many clients at the same time', () => {
       INSERT INTO storm.own SELECT i, 'u' || i % ${USERS}, 0 FROM generate_series(1, ${USERS * 4}) i;
       SELECT changefeed.allow_role('storm_web');
       SELECT changefeed.create_channel('storm_shared', 'storm.shared');
+      SELECT changefeed.create_channel('storm_large', 'storm.large');
       SELECT changefeed.create_channel('storm_room:{room}', 'storm.rooms');
       SELECT changefeed.create_channel('storm_own', 'storm.own')`);
   });
@@ -102,6 +106,18 @@ describe('many clients at the same time', () => {
       assert.ok((await open[i]).rows().some(({ id }) => number(id) === 0));
       await client.close();
     }
+  });
+
+  test('a snapshot in a file that hundreds wait for takes few descriptors', async () => {
+    const token = await db.token(claims('e'));
+    const clients = await Promise.all(Array.from({ length: 400 }, () => Client.connect({ token })));
+    const pid = await db.value('SELECT feed_worker_pid FROM changefeed.stat_feed');
+    const limit = readdirSync(`/proc/${pid}/fd`).length + 70;
+    await db.exec(`COPY (SELECT) TO PROGRAM 'prlimit --pid ${pid} --nofile=${limit}:'`); // as the server's user
+    const open = await Promise.all(clients.map((client) => client.open('storm_large')));
+    for (const subscription of open) assert.equal(subscription.rows().length, 200);
+    await Promise.all(clients.map((client) => client.close()));
+    assert.equal(await db.value('SELECT feed_worker_pid FROM changefeed.stat_feed'), pid);
   });
 
   test(`${CLIENTS} clients lose their gateway under load and come back: each has what SELECT says`, async (t) => {
