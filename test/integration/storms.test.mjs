@@ -127,6 +127,7 @@ describe('many clients at the same time', () => {
       if (!/ECONNREFUSED|ECONNRESET|hang up|connection closed|503/.test(`${error.code} ${error.message}`)) throw error;
     }), 'a connection', 60000).then((client) => client.open(channel(i), options));
     let caches = await Promise.all(Array.from({ length: CLIENTS }, (_, i) => connect(i)));
+    t.after(() => Promise.all(caches.map((cache) => cache.client.cut())));
 
     const script = `${process.env.CLUSTER_DATA}/storm.sql`;
     writeFileSync(script, `\\set i random(1, ${ROOMS * 4})
@@ -147,6 +148,8 @@ describe('many clients at the same time', () => {
     await until(() => caches.filter((cache) => cache.changes > 0).length > CLIENTS / 2, 'changes again');
     load.kill('SIGINT');
     await new Promise((resolve) => { load.on('close', resolve); });
+    // Its last statements may still be under way in the server.
+    await until(async () => await db.value("SELECT count(*) FROM pg_stat_activity WHERE application_name = 'pgbench'") === '0', 'the end of the load');
 
     const rooms = await db.rows('SELECT * FROM storm.rooms');
     const own = await db.rows('SELECT * FROM storm.own');
