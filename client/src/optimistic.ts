@@ -1,0 +1,190 @@
+/**
+ * Optimistic writes: shown at once, confirmed when the own transaction comes back, rolled back when the database refuses.
+ *
+ * What is pending lies over the channel's rows; the rows themselves are always what the server said. With the row's version
+ * (a channel that was asked for with `versions`) somebody else's change is noticed before the call runs, and a policy decides.
+ */
+import { ChangefeedError } from './error.js';
+import type { AnyRow, CallResult, Channel, ChannelTypes, Readable } from './types.js';
+import { createEmitter, createScheduler } from './util.js';
+
+/**
+ * - `server`: the call fails, and the row is what the server says
+ * - `merge`: columns that only one side has changed are taken from that side, and the call is made again; if both changed one, it fails
+ * - `manual`: `resolve` says what to do
+ */
+export type ConflictPolicy = 'server' | 'merge' | 'manual';
+
+export interface Conflict<R> {
+  /** The row as it was when it was changed here; as it was to be; and as it is on the server, null if it is gone. */
+  readonly base: R | null;
+  readonly mine: R | null;
+  readonly theirs: R | null;
+}
+
+export interface Mutation<R extends object> {
+  key: object;
+  /** Columns to change. */
+  set?: Partial<R>;
+  /** A whole row: a new one. */
+  row?: R;
+  /** The row goes. */
+  remove?: boolean;
+  /** The call that does it: a function's name and its arguments, made of what is to be written. */
+  call(columns: Partial<R>): readonly [name: string, args: object];
+  conflict?: ConflictPolicy;
+  /** Columns to write instead, or null to give up. For `manual`. */
+  resolve?(conflict: Conflict<R>): Partial<R> | null | Promise<Partial<R> | null>;
+  /** How long to wait for the answer and for the transaction: 10 seconds each if it is left out. */
+  timeoutMs?: number;
+}
+
+export type SyncStatus = 'synced' | 'syncing' | 'waiting';
+
+export interface Optimistic<R extends object> extends Readable<readonly R[]> {
+  /** The row with what is pending on it. */
+  get(key: object): R | undefined;
+  isPending(key: object): boolean;
+  /** Mutations under way. */
+  readonly pending: number;
+  /** `waiting`: there is something to send and no connection. */
+  readonly status: SyncStatus;
+  /** Resolves when the transaction is in the rows; rejects when it was rolled back. */
+  mutate(mutation: Mutation<R>): Promise<CallResult<unknown>>;
+  close(): void;
+}
+
+interface Calls {
+  call(name: string, args: never, options?: { expect?: never; timeoutMs?: number }): Promise<CallResult<unknown>>;
+  readonly connection: Readable<{ readonly status: string }>;
+}
+
+interface Layer<R> {
+  key: AnyRow;
+  set?: Partial<R>;
+  row?: R;
+  remove?: boolean;
+}
+
+/** Attempts of one mutation against others who are faster each time. */
+const ATTEMPTS = 5;
+
+/** Columns of `mine` that can be written over `theirs`; null if both sides have changed one of them. */
+export const mergeColumns = <R extends object>(base: R | null, mine: Partial<R>, theirs: R | null): Partial<R> | null => {
+  if (!theirs) return null;
+  const same = (a: unknown, b: unknown) => a === b || JSON.stringify(a) === JSON.stringify(b);
+  const result: Partial<R> = {};
+  for (const column of Object.keys(mine) as (keyof R)[]) {
+    if (same(mine[column], theirs[column])) continue;
+    if (base && !same(base[column], theirs[column])) return null;
+    result[column] = mine[column] as R[keyof R];
+  }
+  return result;
+};
+
+/** The rows of a channel's entity with pending mutations over them. */
+export const optimistic = <R extends object = AnyRow, C extends ChannelTypes = ChannelTypes>(
+  client: Calls, source: Channel<C>, entity?: keyof C['entities'] & string,
+): Optimistic<R> => {
+  const channel = source as unknown as Channel;
+  const { on, emit } = createEmitter();
+  const layers = new Set<Layer<R>>();
+  let shown: readonly R[] | null = null;
+  const changed = createScheduler('microtask', () => emit('change'));
+  const touch = () => {
+    shown = null;
+    changed();
+  };
+  const offs = [channel.subscribe(touch), client.connection.subscribe(changed)];
+
+  const names = (key: object): readonly string[] => channel.entities[entity ?? Object.keys(channel.entities)[0] ?? '']?.key ?? Object.keys(key);
+  const textOf = (key: object) => {
+    const columns = names(key);
+    return columns.map((name) => String((key as AnyRow)[name])).join('\u0000');
+  };
+  const over = (row: R | undefined, layer: Layer<R>): R | undefined =>
+    layer.remove ? undefined : layer.row ?? (row && layer.set ? { ...row, ...layer.set } : row);
+
+  const build = (): readonly R[] => {
+    const rows = channel.rows(entity) as readonly R[];
+    if (layers.size === 0) return rows;
+    const byKey = new Map<string, R | undefined>(rows.map((row) => [textOf(row), row]));
+    for (const layer of layers) {
+      const at = textOf(layer.key);
+      byKey.set(at, over(byKey.get(at), layer));
+    }
+    return [...byKey.values()].filter((row) => row !== undefined);
+  };
+  const get = (key: object): R | undefined => {
+    let row = channel.get(key as never, entity) as R | undefined;
+    const at = textOf(key);
+    for (const layer of layers) if (textOf(layer.key) === at) row = over(row, layer);
+    return row;
+  };
+
+  const mutate = async (mutation: Mutation<R>): Promise<CallResult<unknown>> => {
+    const { key, call, conflict: policy = 'server', resolve, timeoutMs = 10_000 } = mutation;
+    let base = (channel.get(key as never, entity) as R | undefined) ?? null;
+    let version = channel.version(key as never, entity);
+    let columns: Partial<R> = mutation.row ?? mutation.set ?? {};
+    const layer: Layer<R> = {
+      key: key as AnyRow, ...(mutation.remove ? { remove: true } : mutation.row ? { row: mutation.row } : { set: columns }),
+    };
+    layers.add(layer);
+    touch();
+    try {
+      for (let attempt = 1; ; attempt += 1) {
+        try {
+          const [name, args] = call(columns);
+          const expect = version !== undefined && !mutation.row ? { expect: [{ channel: channel.name, ...(entity && { entity }), key, version }] as never } : {};
+          const answer = await client.call(name, args as never, { timeoutMs, ...expect });
+          if (answer.txid) await channel.seen(answer.txid, { timeoutMs });
+          return answer;
+        } catch (error) {
+          const found = error instanceof ChangefeedError ? error.conflict : undefined;
+          if (!found || policy === 'server' || attempt === ATTEMPTS) throw error;
+          const theirs = found.row as R | null;
+          const mine = mutation.remove ? null : { ...(base as R), ...columns };
+          let next: Partial<R> | null;
+          if (policy === 'manual') next = (await resolve?.({ base, mine, theirs })) ?? null;
+          else next = mutation.remove ? null : mergeColumns(base, columns, theirs);
+          if (next === null) throw error;
+          columns = next;
+          base = theirs;
+          version = found.version;
+          if (!mutation.remove) {
+            layer.set = columns;
+            delete layer.row;
+          }
+          touch();
+        }
+      }
+    } finally {
+      layers.delete(layer);
+      touch();
+    }
+  };
+
+  return {
+    get current() {
+      return (shown ??= build());
+    },
+    subscribe: (listener) => on('change', listener),
+    get,
+    isPending(key) {
+      const at = textOf(key);
+      return [...layers].some((layer) => textOf(layer.key) === at);
+    },
+    get pending() {
+      return layers.size;
+    },
+    get status() {
+      if (layers.size === 0) return 'synced';
+      return ['connected', 'polling'].includes(client.connection.current.status) ? 'syncing' : 'waiting';
+    },
+    mutate,
+    close() {
+      offs.forEach((off) => off());
+    },
+  };
+};

@@ -1,0 +1,228 @@
+// client/: optimistic writes, the offline queue, kept rows, live text, against the real server.
+
+import assert from 'node:assert/strict';
+import { createRequire } from 'node:module';
+import { after, before, describe, test } from 'node:test';
+import { pathToFileURL } from 'node:url';
+
+import { createOfflineQueue, createStore, withStore } from '../../client/dist/offline.js';
+import { mergeColumns, optimistic } from '../../client/dist/optimistic.js';
+import { createYjsProvider, fromBytea, toBytea } from '../../client/dist/yjs.js';
+import { until } from '../integration/lib/client.mjs';
+import { Session } from '../integration/lib/psql.mjs';
+import { Proxy } from './lib/proxy.mjs';
+import { same, start, when } from './lib/page.mjs';
+
+const library = createRequire(new URL('../../client/package.json', import.meta.url));
+const load = (name) => import(pathToFileURL(library.resolve(name)));
+
+let db;
+let token;
+let indexedDB;
+
+before(async () => {
+  ({ indexedDB } = await load('fake-indexeddb'));
+  db = new Session();
+  await db.exec(`CREATE ROLE web;
+    CREATE TABLE tasks (id int PRIMARY KEY, title text NOT NULL CHECK (title <> 'bad'), done boolean NOT NULL DEFAULT false, owner text);
+    GRANT SELECT, INSERT, UPDATE, DELETE ON tasks TO web;
+    INSERT INTO tasks SELECT i, 'task ' || i FROM generate_series(1, 10) i;
+    CREATE TABLE made (n int);
+    GRANT INSERT ON made TO web;
+    CREATE TABLE doc_updates (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, doc text NOT NULL, update bytea NOT NULL);
+    GRANT SELECT, INSERT ON doc_updates TO web;
+    SELECT changefeed.allow_role('web');
+    SELECT changefeed.create_channel('tasks', 'tasks');
+    SELECT changefeed.create_channel('doc:{doc}', 'doc_updates', presence => '{}');
+    CREATE FUNCTION change_task(id int, title text DEFAULT NULL, done boolean DEFAULT NULL, owner text DEFAULT NULL) RETURNS void LANGUAGE sql AS $$
+        UPDATE tasks t SET title = coalesce(change_task.title, t.title), done = coalesce(change_task.done, t.done), owner = coalesce(change_task.owner, t.owner) WHERE t.id = change_task.id $$;
+    CREATE FUNCTION add_task(id int, title text) RETURNS void LANGUAGE sql AS 'INSERT INTO tasks (id, title) VALUES (id, title)';
+    CREATE FUNCTION drop_task(id int) RETURNS void LANGUAGE sql AS 'DELETE FROM tasks WHERE tasks.id = drop_task.id';
+    CREATE FUNCTION make(n int) RETURNS void LANGUAGE sql AS 'INSERT INTO made VALUES (n)';
+    CREATE FUNCTION add_update(doc text, update bytea) RETURNS void LANGUAGE sql AS 'INSERT INTO doc_updates (doc, update) VALUES (doc, update)';
+    SELECT changefeed.expose_function(f) FROM unnest('{change_task,add_task,drop_task,make,add_update}'::regproc[]) f;`);
+  token = await db.token({ role: 'web', sub: 'ada' });
+});
+after(() => db.close());
+
+const change = (id) => (columns) => ['change_task', { id, ...columns }];
+
+describe('optimistic writes', () => {
+  test('shown at once, confirmed by the own transaction, never flickering', async (t) => {
+    const client = start(t, { auth: token });
+    const channel = client.channel('tasks', { versions: true });
+    await channel.ready;
+    const tasks = optimistic(client, channel);
+    t.after(() => tasks.close());
+    const seen = [];
+    tasks.subscribe(() => seen.push(tasks.get({ id: 1 })?.title));
+    const writing = tasks.mutate({ key: { id: 1 }, set: { title: 'mine' }, call: change(1) });
+    assert.equal(tasks.get({ id: 1 }).title, 'mine');
+    assert.equal(tasks.current.find(({ id }) => id === 1).title, 'mine');
+    assert.equal(tasks.pending, 1);
+    assert.equal(tasks.isPending({ id: 1 }), true);
+    assert.equal(tasks.status, 'syncing');
+    await writing;
+    assert.equal(tasks.pending, 0);
+    assert.equal(tasks.status, 'synced');
+    assert.deepEqual([...new Set(seen)], ['mine']);
+    await tasks.mutate({ key: { id: 20 }, row: { id: 20, title: 'new', done: false, owner: null }, call: ({ id, title }) => ['add_task', { id, title }] });
+    const removing = tasks.mutate({ key: { id: 20 }, remove: true, call: () => ['drop_task', { id: 20 }] });
+    assert.equal(tasks.get({ id: 20 }), undefined);
+    await removing;
+    await same(client, channel, db, 'SELECT * FROM tasks', 'behind the writes');
+  });
+
+  test('refused: rolled back, with the error', async (t) => {
+    const client = start(t, { auth: token });
+    const channel = client.channel('tasks', { versions: true });
+    await channel.ready;
+    const tasks = optimistic(client, channel);
+    const before = tasks.get({ id: 2 });
+    const writing = tasks.mutate({ key: { id: 2 }, set: { title: 'bad' }, call: change(2) });
+    assert.equal(tasks.get({ id: 2 }).title, 'bad');
+    await assert.rejects(writing, { code: '23514' });
+    assert.deepEqual(tasks.get({ id: 2 }), before);
+    assert.equal(tasks.pending, 0);
+  });
+
+  test('somebody else was faster: server, merge, manual', async (t) => {
+    const proxy = await Proxy.start(process.env.WS_URL);
+    t.after(() => proxy.close());
+    const client = start(t, { url: proxy.url, auth: token });
+    const channel = client.channel('tasks', { versions: true });
+    await channel.ready;
+    const tasks = optimistic(client, channel);
+    /** Writes while another's change is on its way. */
+    const race = async (id, theirs, mutation) => {
+      client.disconnect();
+      await db.exec(`UPDATE tasks SET ${theirs} WHERE id = ${id}`);
+      const writing = tasks.mutate({ key: { id }, call: change(id), ...mutation });
+      assert.equal(tasks.status, 'waiting');
+      client.connect();
+      return writing;
+    };
+    await assert.rejects(race(3, "title = 'theirs'", { set: { title: 'mine' } }), (error) => error.code === '40001' && error.conflict.row.title === 'theirs');
+    await race(4, 'done = true', { set: { title: 'mine' }, conflict: 'merge' });
+    assert.deepEqual(channel.get({ id: 4 }), { id: 4, title: 'mine', done: true, owner: null });
+    await assert.rejects(race(5, "title = 'theirs'", { set: { title: 'mine' }, conflict: 'merge' }), { code: '40001' });
+    await race(6, "title = 'theirs'", {
+      set: { title: 'mine' }, conflict: 'manual', resolve: ({ base, mine, theirs }) => ({ title: `${base.title}, ${mine.title}, ${theirs.title}` }),
+    });
+    assert.equal(channel.get({ id: 6 }).title, 'task 6, mine, theirs');
+    await same(client, channel, db, 'SELECT * FROM tasks', 'behind the conflicts');
+  });
+
+  test('columns of both sides', () => {
+    const base = { a: 1, b: 2, c: 3 };
+    assert.deepEqual(mergeColumns(base, { a: 9 }, { a: 1, b: 5, c: 3 }), { a: 9 });
+    assert.equal(mergeColumns(base, { a: 9 }, { a: 8, b: 2, c: 3 }), null);
+    assert.deepEqual(mergeColumns(base, { a: 9, b: 5 }, { a: 9, b: 2, c: 3 }), { b: 5 });
+    assert.equal(mergeColumns(base, { a: 9 }, null), null);
+  });
+});
+
+describe('offline', () => {
+  test('50 calls without a network: each runs once, in order, behind cuts; what is refused is set aside', async (t) => {
+    await db.exec('TRUNCATE made');
+    const proxy = await Proxy.start(process.env.WS_URL);
+    t.after(() => proxy.close());
+    const client = start(t, { url: proxy.url, auth: token });
+    await client.channel('tasks').ready;
+    proxy.refuse = true;
+    proxy.cut();
+    const queue = await createOfflineQueue(client, { name: 'fifty', indexedDB, backoff: { minMs: 20, maxMs: 200 } });
+    const done = [];
+    for (let i = 0; i < 50; i += 1) {
+      if (i === 20) done.push((await queue.call('change_task', { id: 1, title: 'bad' })).done.catch((error) => error));
+      else done.push((await queue.call('make', { n: i })).done);
+    }
+    assert.equal(queue.current.waiting.length, 50);
+    // The page is left and comes again.
+    queue.close();
+    const again = await createOfflineQueue(client, { name: 'fifty', indexedDB, backoff: { minMs: 20, maxMs: 200 } });
+    t.after(() => again.close());
+    assert.equal(again.current.waiting.length, 50);
+    proxy.refuse = false;
+    for (let i = 0; i < 6 && again.current.waiting.length; i += 1) {
+      proxy.budget = 300 + Math.floor(Math.random() * 1500);
+      const { connects } = client.metrics();
+      await Promise.race([until(() => client.metrics().connects > connects, 'again'), again.drained()]);
+    }
+    proxy.budget = Infinity;
+    await again.drained();
+    assert.deepEqual((await db.value('SELECT string_agg(n::text, \',\' ORDER BY ctid) FROM made')).split(',').map(Number), Array.from({ length: 50 }, (_, i) => i).filter((i) => i !== 20));
+    assert.equal(again.current.failed.length, 1);
+    assert.equal(again.current.failed[0].failed.code, '23514');
+    const [{ id }] = again.current.failed;
+    await again.retry(id, { id: 1, title: 'good' });
+    await again.drained();
+    assert.equal(await db.value('SELECT title FROM tasks WHERE id = 1'), 'good');
+    assert.deepEqual(again.current, { waiting: [], failed: [] });
+  });
+
+  test('rows and positions are there at once behind a reload, and gone behind a sign-out', async (t) => {
+    const first = start(t, { auth: token });
+    const store = await createStore(first, { name: 'rows', indexedDB });
+    const channel = first.channel('tasks');
+    t.after(store.keep(channel, 10));
+    await channel.ready;
+    await until(async () => (await store.load('tasks'))?.position === channel.position, 'kept');
+    const { length } = channel.rows();
+    first.disconnect();
+    await db.exec(`UPDATE tasks SET owner = 'kept' WHERE id = 7`);
+    const second = start(t, { auth: token });
+    const other = await createStore(second, { name: 'rows', indexedDB });
+    const again = second.channel('tasks', await withStore(other, 'tasks'));
+    assert.equal(again.rows().length, length);
+    let snapshots = 0;
+    again.on('snapshot', () => { snapshots += 1; });
+    await again.ready;
+    await same(second, again, db, 'SELECT * FROM tasks', 'gone on');
+    assert.equal(snapshots, 0);
+    second.setAuth(null);
+    await until(async () => (await other.load('tasks')) === undefined, 'cleared');
+  });
+});
+
+test('Yjs: two people write in one document, one of them offline for a while; cursors', async (t) => {
+  const Y = await load('yjs');
+  const { Awareness } = await load('y-protocols/awareness');
+  const proxy = await Proxy.start(process.env.WS_URL);
+  t.after(() => proxy.close());
+  const people = await Promise.all(['ada', 'bob'].map(async (sub, i) => {
+    const client = start(t, { auth: await db.token({ role: 'web', sub }), ...(i === 0 && { url: proxy.url }) });
+    const channel = client.channel('doc:7');
+    const doc = new Y.Doc();
+    const awareness = new Awareness(doc);
+    const provider = createYjsProvider(client, {
+      doc, Y, channel, awareness, call: (update) => ['add_update', { doc: '7', update }], collectMs: 10,
+    });
+    t.after(() => { provider.destroy(); awareness.destroy(); });
+    await channel.ready;
+    return { client, channel, doc, awareness, provider, text: doc.getText('t') };
+  }));
+  const [a, b] = people;
+  a.text.insert(0, 'Hello world');
+  await until(() => b.text.toString() === 'Hello world', 'the text on the other side');
+  b.text.insert(5, ' dear');
+  await until(() => a.text.toString() === 'Hello dear world', 'and back');
+  a.awareness.setLocalState({ name: 'Ada', cursor: 3 });
+  await until(() => b.awareness.getStates().get(a.doc.clientID)?.cursor === 3, 'a cursor');
+  proxy.refuse = true;
+  proxy.cut();
+  a.text.insert(0, 'Offline: ');
+  b.text.insert(b.text.length, '!');
+  proxy.refuse = false;
+  await until(() => a.text.toString() === b.text.toString() && a.text.toString() === 'Offline: Hello dear world!' && a.provider.unsaved === 0, 'one text');
+  const late = new Y.Doc();
+  const client = start(t, { auth: token });
+  const channel = client.channel('doc:7');
+  const provider = createYjsProvider(client, { doc: late, Y, channel, call: () => ['add_update', {}] });
+  t.after(() => provider.destroy());
+  await channel.ready;
+  await until(() => late.getText('t').toString() === 'Offline: Hello dear world!', 'a third one has it all');
+  const bytes = Uint8Array.from([0, 1, 255, 16]);
+  assert.equal(toBytea(bytes), '\\x0001ff10');
+  assert.deepEqual(fromBytea('\\x0001ff10'), bytes);
+});
