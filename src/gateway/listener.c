@@ -84,6 +84,7 @@ static bool watching;
 
 static void OnAcceptable(uv_poll_t *handle, int status, int events);
 static void OnPauseOver(uv_timer_t *handle);
+static void OnIdle(uv_idle_t *handle);
 
 static bool
 HasRoom(void)
@@ -95,13 +96,20 @@ HasRoom(void)
 	return gateway.open_sockets + n_arrivals < limit;
 }
 
-/* Watches the listening sockets if there is room for more, else not. */
+/*
+ * Watches the listening sockets if there is room for more, else not; and goes on
+ * with those who wait here, unless the feed worker is behind.
+ */
 void
 ListenerUpdate(void)
 {
 	bool watch = running && !paused && !gateway.ending && HasRoom() && !LinkIsOverloaded();
 	int i;
 
+	if (n_arrivals > 0 && running && !LinkIsOverloaded())
+		uv_idle_start(&idle, OnIdle);
+	else
+		uv_idle_stop(&idle);
 	if (watch == watching)
 		return;
 	watching = watch;
@@ -113,7 +121,6 @@ ListenerUpdate(void)
 			uv_poll_stop(&listeners[i].poll);
 	}
 }
-
 
 /* TLS is for the network: who may open a Unix socket is on this machine. */
 static void
@@ -167,11 +174,11 @@ AdoptSome(void)
 		else
 			close(arrival->fd);
 	}
-	if (n_arrivals > 0)
-		return;
-	uv_idle_stop(&idle);
-	free(arrivals);
-	arrivals = NULL;
+	if (n_arrivals == 0)
+	{
+		free(arrivals);
+		arrivals = NULL;
+	}
 }
 
 static void
@@ -205,7 +212,6 @@ AcceptSome(int listening, bool local)
 					close(came.fd);
 					break;
 				}
-				uv_idle_start(&idle, OnIdle);
 			}
 			arrival = &arrivals[(first_arrival + n_arrivals++) % MAX_ARRIVALS];
 			*arrival = came;
@@ -223,8 +229,6 @@ AcceptSome(int listening, bool local)
 		if (errno != EINTR && errno != ECONNABORTED)
 			break;
 	}
-	if (n_arrivals > 0)
-		AdoptSome();
 }
 
 static void
@@ -305,6 +309,6 @@ ListenerStop(void)
 		close(arrivals[first_arrival].fd);
 		first_arrival = (first_arrival + 1) % MAX_ARRIVALS;
 	}
-	if (arrivals != NULL)
-		AdoptSome();
+	free(arrivals);
+	arrivals = NULL;
 }

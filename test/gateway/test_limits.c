@@ -6,6 +6,7 @@
  *-------------------------------------------------------------------------
  */
 #include <poll.h>
+#include <signal.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -512,4 +513,64 @@ TestFloods(void)
 	Disconnect(busy);
 	Disconnect(burst);
 	Is((uint64_t) StopGateway(), 0, "the gateway ends in order");
+}
+
+/* Many who come in one moment wait in the gateway for their turn. */
+void
+TestArrivals(void)
+{
+	enum
+	{
+		N = 300
+	};
+	static Client *clients[N];
+	Settings settings = DefaultSettings();
+	char text[512];
+	Client *live;
+	Frame frame;
+	int n = 0;
+	int i;
+
+	settings.max_connections = 2 * N;
+	StartGateway(&settings);
+	snprintf(text, sizeof(text),
+			 "GET /v1/socket HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nUpgrade: websocket\r\n"
+			 "Connection: Upgrade\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+			 "Sec-WebSocket-Version: 13\r\n\r\n",
+			 worker.port);
+	live = OpenIdentified();
+	kill(worker.pid, SIGSTOP);
+	for (i = 0; i < N; i++)
+	{
+		clients[i] = Connect();
+		SendRaw(clients[i], text, strlen(text));
+	}
+	SendTransaction(1, 0, &live->conn, 1, "{\"n\":1}");
+	kill(worker.pid, SIGCONT);
+	frame = ReadFrame(live);
+	Ok(frame.opcode == OPCODE_TEXT, "a frame comes while %d clients arrive", N);
+	for (i = 0; i < N; i++)
+		n += StatusIs(ReadHttp(clients[i]), 101);
+	Is((uint64_t) n, N, "and all of them are served");
+	for (i = 0; i < N; i++)
+		Take(LINK_OPEN, 0);
+	Ok(SpentTicks(500) < 15, "nothing is spent behind that");
+
+	/* Those who wait when it ends. */
+	kill(worker.pid, SIGSTOP);
+	for (i = 0; i < N; i++)
+	{
+		Disconnect(clients[i]);
+		clients[i] = Connect();
+	}
+	SendShutdown("shutdown", 1000, 3000);
+	kill(worker.pid, SIGCONT);
+	for (i = n = 0; i < N; i++)
+	{
+		while (!clients[i]->ended)
+			ReceiveSome(clients[i]);
+		n++;
+	}
+	Is((uint64_t) n, N, "who waits at the end is let go");
+	Is((uint64_t) WaitExit(), 0, "and the gateway ends in order");
 }

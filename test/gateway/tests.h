@@ -45,6 +45,7 @@ extern void TestPerAddress(void);
 extern void TestHandshakeRates(void);
 extern void TestSlowRequests(void);
 extern void TestFloods(void);
+extern void TestArrivals(void);
 
 /* test_fanout.c */
 extern void TestFanout(void);
