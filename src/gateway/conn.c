@@ -510,7 +510,8 @@ ConnEndTurn(void)
 {
 	int i;
 
-	for (i = 0; i < DROPPED_PER_TURN && !ListIsEmpty(&doomed_list); i++)
+	/* A shutdown has its time, and nobody who would wait for it. */
+	for (i = 0; (i < DROPPED_PER_TURN || gateway.ending) && !ListIsEmpty(&doomed_list); i++)
 	{
 		Connection *conn = ListElement(doomed_list.next, Connection, stopped);
 

@@ -8,6 +8,7 @@
 #include <poll.h>
 #include <signal.h>
 #include <sys/socket.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "tests.h"
@@ -596,6 +597,17 @@ DropClient(Client *client)
 	Disconnect(client);
 }
 
+/* It does nothing more until SIGCONT. */
+static void
+HoldGateway(void)
+{
+	siginfo_t info;
+
+	kill(worker.pid, SIGSTOP);
+	if (waitid(P_PID, (id_t) worker.pid, &info, WSTOPPED) != 0)
+		Die("the gateway cannot be held");
+}
+
 /* What many others cause at the same time is not waited for. */
 void
 TestTurns(void)
@@ -623,7 +635,7 @@ TestTurns(void)
 	}
 
 	/* Something for all, then something for one; who is written to first? */
-	kill(worker.pid, SIGSTOP);
+	HoldGateway();
 	SendTransaction(1, 0, numbers, N, "{\"n\":1}");
 	SendTransaction(2, 0, &live->conn, 1, "{\"n\":2}");
 	SendMark(live->conn, 1);
@@ -644,7 +656,7 @@ TestTurns(void)
 	Is((uint64_t) i, N, "as all the others have theirs");
 
 	/* All but one are cut, and are ready in epoll before the link is. */
-	kill(worker.pid, SIGSTOP);
+	HoldGateway();
 	for (i = 0; i < N; i++)
 		DropClient(clients[i]);
 	SendTransaction(3, 0, &live->conn, 1, "{\"n\":3}");
@@ -668,7 +680,7 @@ TestTurns(void)
 		numbers[i] = clients[i]->conn;
 	}
 	DropKept();
-	kill(worker.pid, SIGSTOP);
+	HoldGateway();
 	SendTransaction(4, 0, numbers, N, "{\"n\":4}");
 	SendTransaction(5, 0, numbers, N, "{\"n\":5}");
 	for (i = 0; i < N; i++)
