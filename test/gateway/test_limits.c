@@ -573,6 +573,7 @@ TestArrivals(void)
 		n++;
 	}
 	Is((uint64_t) n, N, "who waits at the end is let go");
+	Disconnect(live);
 	Is((uint64_t) WaitExit(), 0, "and the gateway ends in order");
 }
 
@@ -692,5 +693,6 @@ TestTurns(void)
 	for (i = 0; i < N; i++)
 		Take(LINK_CLOSED, numbers[i]);
 	Ok(SpentTicks(300) < 15, "nothing is spent behind that");
+	Disconnect(live);
 	Is((uint64_t) StopGateway(), 0, "and the gateway ends in order");
 }
