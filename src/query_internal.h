@@ -128,23 +128,47 @@ extern void QueryTransactionEnd(void);
 
 /*
  * A transaction that may write, as a session of the role would begin it, and its
- * commit.  Whatever is not ours has to have happened before QueryLeaveIdentity,
- * which also takes back its settings.
+ * commit.  Whatever is not ours has to have happened before QueryLeaveIdentity.
  */
 extern void QueryTransactionBeginWriting(Oid role, int64 time_limit);
-extern void QueryEnterCaller(Oid role, const char *claims);
-extern void QueryEnterOperator(Oid role, const char *claims);
-extern void QueryLeaveIdentity(void);
 extern void QueryTransactionCommit(void);
 
 /* Did a time limit interrupt the transaction?  Until the next one begins. */
 extern bool QueryTimedOut(void);
+
+/* What a function can leave in the session in spite of a transaction's end. */
+extern void QueryForgetSession(void);
+
+/* Gives what is under way that much time from now (ms). */
+extern void QueryTimeLimit(int64 time_limit);
+
+/*
+ * The same for what will be tried again alone if that was not enough: whoever
+ * ignores it is not found guilty.
+ */
+extern void QueryTrialLimit(int time_limit);
+
+/* ---- query_identity.c ---- */
+
+/* In a query worker, before its first transaction. */
+extern void QueryIdentityInit(void);
 
 /*
  * Become that role with those claims until the transaction's end.  Refuses
  * roles that are above the law (ERRCODE_INSUFFICIENT_PRIVILEGE).
  */
 extern void QueryEnterIdentity(Oid role, const char *claims);
+
+/*
+ * The same in a transaction that may write, without the restrictions that keep
+ * deferred triggers and temporary tables away; and as a session of the role,
+ * which can become what it is a member of.
+ */
+extern void QueryEnterCaller(Oid role, const char *claims);
+extern void QueryEnterOperator(Oid role, const char *claims);
+
+/* Runs what a commit would run of others, takes back settings, leaves the role. */
+extern void QueryLeaveIdentity(void);
 
 /*
  * Another identity of the same role in the same transaction.  Only if nothing
@@ -159,26 +183,18 @@ extern void QueryChangeClaims(const char *claims);
 extern bool QueryIdentityIsIntact(void);
 extern void QueryNoteIdentity(Oid role, const char *claims);
 
-/* What a function can leave in the session in spite of a transaction's end. */
-extern void QueryForgetSession(void);
+/* A setting, until the end of the transaction. */
+extern void QuerySetLocal(const char *name, const char *value);
 
 /* The search_path that sessions of the role have; valid in the transaction. */
 extern const char *QuerySearchPath(Oid role);
+extern void QueryForgetSearchPath(void); /* a transaction begins or has ended */
 
 /* A setting that ALTER ROLE or ALTER DATABASE made for the role, or NULL. */
 extern char *QueryRoleSetting(Oid role, const char *name);
 
 /* For a backend that explains instead of a worker; once per call. */
 extern void QueryInitBackend(MemoryContext context);
-
-/* Gives what is under way that much time from now (ms). */
-extern void QueryTimeLimit(int64 time_limit);
-
-/*
- * The same for what will be tried again alone if that was not enough: whoever
- * ignores it is not found guilty.
- */
-extern void QueryTrialLimit(int time_limit);
 
 /* ---- query_reads.c ---- */
 
