@@ -532,6 +532,21 @@ extern char *InlineRule(const Policy *policy, StringInfo out);
 /* The rule as SQL; what depends on the identity are parameters. */
 extern char *InlineText(const Policy *policy, Relation rel);
 
+/* ---- query_reduce.c ---- */
+
+/* The value of a part of a policy that depends on claims and role alone. */
+typedef struct PartValue
+{
+	Datum value;
+	bool isnull;
+} PartValue;
+
+/*
+ * A copy of the expression with the values of its parameters as far as they
+ * shorten it.  It may be false where the expression is null.
+ */
+extern Node *InlineReduce(Node *node, const PartValue *values);
+
 /* ---- query_narrow.c ---- */
 
 /*
