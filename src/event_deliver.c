@@ -212,6 +212,27 @@ Run(const CompiledEvent *compiled, Layout *layout, const MapImage *old_row, cons
 	return happens;
 }
 
+/* Errors of it are noted, and it goes on. */
+static EventResult
+TryRun(const SourceEvent *event, const CompiledEvent *compiled, Layout *layout,
+	   const MapImage *old_row, const MapImage *new_row, char **payload)
+{
+	MemoryContext context = CurrentMemoryContext;
+	volatile EventResult result = EVENT_FAILED;
+
+	PG_TRY();
+	{
+		result = Run(compiled, layout, old_row, new_row, payload) ? EVENT_HAPPENS : EVENT_DOES_NOT;
+	}
+	PG_CATCH();
+	{
+		NoteError(event, Catch(context));
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(context);
+	return result;
+}
+
 static EventResult
 Evaluate(Delivery *d, MapEntry *entry, const SourceEvent *event, const CompiledEvent *compiled,
 		 char **payload)
@@ -219,8 +240,7 @@ Evaluate(Delivery *d, MapEntry *entry, const SourceEvent *event, const CompiledE
 	TransactionMap *map = d->map;
 	MapImage *old_row = entry->old_image >= 0 ? &map->images[entry->old_image] : NULL;
 	MapImage *new_row = entry->new_image >= 0 ? &map->images[entry->new_image] : NULL;
-	MemoryContext context = CurrentMemoryContext;
-	volatile EventResult result = EVENT_FAILED;
+	EventResult result;
 
 	/* Of an older type of row the columns may be others. */
 	if (old_row != NULL && old_row->desc != entry->layout->desc)
@@ -229,17 +249,7 @@ Evaluate(Delivery *d, MapEntry *entry, const SourceEvent *event, const CompiledE
 		(new_row != NULL && !AllKnown(map, entry->new_image, compiled->columns.of_new)))
 		return EVENT_UNKNOWN;
 
-	PG_TRY();
-	{
-		result = Run(compiled, entry->layout, old_row, new_row, payload) ? EVENT_HAPPENS
-																		 : EVENT_DOES_NOT;
-	}
-	PG_CATCH();
-	{
-		NoteError(event, Catch(context));
-	}
-	PG_END_TRY();
-	MemoryContextSwitchTo(context);
+	result = TryRun(event, compiled, entry->layout, old_row, new_row, payload);
 	if (result != EVENT_HAPPENS || *payload == NULL)
 		return result;
 	if (strlen(*payload) > (Size) setting_max_payload * 1024)

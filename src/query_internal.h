@@ -253,7 +253,7 @@ extern JoinCheckResult
 JoinCheckEvaluate(JoinCheck *check, bool last_attempt, MemoryContext context);
 
 /* The error that whoever is denied gets. */
-extern void JoinCheckRefuse(void) pg_attribute_noreturn();
+pg_noreturn extern void JoinCheckRefuse(void);
 
 /* ---- query_source.c ---- */
 
