@@ -274,6 +274,19 @@ describe('structure', () => {
       }
     }
 
+    for (const [what, first] of Object.entries({
+      inserted: "INSERT INTO st.@ (id, v, n) VALUES (40, 'new', 2)",
+      updated: "UPDATE st.@ SET v = 'before' WHERE id = 1",
+      replaced: "DELETE FROM st.@ WHERE id = 2; INSERT INTO st.@ (id, v, n) VALUES (2, 'again', 2)",
+    })) {
+      test(`rows ${what} before it in the same transaction do not have it`, async () => {
+        const name = `earlier_${what}`;
+        const t = await table(name);
+        await step(t, `BEGIN; ${first.replaceAll('@', name)}; ALTER TABLE st.${name} ADD COLUMN c text DEFAULT 'five', ADD COLUMN d int; COMMIT`, ['schema_changed']);
+        await step(t, `UPDATE st.${name} SET d = 1; INSERT INTO st.${name} (id) VALUES (90)`);
+      });
+    }
+
     test('one that nobody may read, or that is not published', async () => {
       const t = await table('hidden', { setup: 'REVOKE SELECT ON st.hidden FROM st_staff; GRANT SELECT (id, v) ON st.hidden TO st_staff', args: ", columns => '{id,v,n}'" });
       t.select = 'SELECT id, v, n FROM st.hidden';
