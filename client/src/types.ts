@@ -96,7 +96,7 @@ export interface EntityInfo {
   readonly columns: readonly string[];
 }
 
-interface ChangeOf<K, E extends Entity> {
+export interface ChangeOf<K, E extends Entity> {
   readonly channel: string;
   readonly entity: K;
   readonly key: E['Key'];
@@ -277,6 +277,8 @@ export interface ClientOptions {
   /** How long a channel goes on behind its last `unsubscribe()`: 1 second if it is left out. */
   lingerMs?: number;
   /** Gets everything that happens; `true` for the console. */
+  /** False: without live updates until `setLive(true)`. */
+  live?: boolean;
   debug?: boolean | ((event: string, data?: unknown) => void);
   WebSocket?: typeof WebSocket;
   fetch?: typeof fetch;
