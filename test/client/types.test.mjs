@@ -192,6 +192,10 @@ describe('every type', () => {
     const exact = await received(t, 2000, { codec: lossless() });
     assert.equal(exact.find(({ id }) => id === 2).int8, 9223372036854775807n);
     assert.equal(exact.find(({ id }) => id === 2).numeric, '1.10');
+    assert.equal(exact.find(({ id }) => id === 3).float8, 5e-324, 'a double is a number, however small');
+    assert.equal(exact.find(({ id }) => id === 4).float4, 1e-30);
+    assert.equal(exact.find(({ id }) => id === 6).numeric, 1e-8);
+    assert.equal(exact.find(({ id }) => id === 3).numeric, '12345678901234567890.123456789');
     write('values-lossless.ts', source('lossless', exact));
     assert.deepEqual(compile(['values-double.ts', 'values-finite.ts', 'values-lossless.ts']), []);
   });
