@@ -369,6 +369,34 @@ describe('structure', () => {
       await step(t, "UPDATE st.typed SET p = (5, 'rouge', 8) WHERE id = 2");
     });
 
+    test('what the constants of filters, conditions and policies mean', async () => {
+      const swap = "BEGIN; ALTER TYPE st.level RENAME VALUE 'low' TO 'x'; ALTER TYPE st.level RENAME VALUE 'high' TO 'low'; ALTER TYPE st.level RENAME VALUE 'x' TO 'high'; COMMIT";
+      await db.exec(`CREATE TYPE st.level AS ENUM ('low', 'mid', 'high');
+        CREATE COLLATION st.loose (provider = icu, locale = 'und-u-ks-level2', deterministic = false);
+        CREATE FUNCTION st.is_low(l st.level) RETURNS bool LANGUAGE sql STABLE AS $$ SELECT l = 'low' $$;
+        CREATE TABLE st.judged_level (id int PRIMARY KEY, l st.level); ALTER TABLE st.judged_level ENABLE ROW LEVEL SECURITY;
+        CREATE POLICY p ON st.judged_level USING (st.is_low(l)); SELECT changefeed.create_channel('judged_level', 'st.judged_level')`);
+      const t = await table('constants', { columns: "id int PRIMARY KEY, v text, l st.level DEFAULT 'low'",
+        rows: "(1, 'a'), (2, 'A'), (3, 'b')" });
+      await db.exec("SELECT changefeed.create_channel('low', 'st.constants', filter => 'l = ''low''')");
+      const of = { low: "l = 'low'", 'constants?l=eq.low': "l = 'low'", 'constants?l=neq.low': "l <> 'low'", 'constants?l=in.(mid,low)': "l IN ('mid', 'low')",
+        'constants?l=gt.low': "l > 'low'", 'constants?v=eq.a': "v = 'a'", 'constants?v=neq.a': "v <> 'a'" };
+      const opened = [];
+      for (const [name, where] of Object.entries(of)) opened.push([await ada.openSoon(name), `SELECT * FROM st.constants WHERE ${where}`]);
+      opened.push([await ada.openSoon('judged_level'), 'SELECT * FROM st.judged_level']);
+      let id = 10;
+      for (const sql of ['SELECT 1', swap, 'ALTER TABLE st.constants ALTER v TYPE text COLLATE st.loose', swap, 'ALTER TABLE st.constants ALTER v TYPE text COLLATE "C"']) {
+        await db.exec(sql);
+        for (const l of ['low', 'mid', 'high']) {
+          await db.exec(`INSERT INTO st.constants VALUES (${id += 1}, 'a', '${l}'), (${id += 1}, 'A', '${l}'); INSERT INTO st.judged_level VALUES (${id}, '${l}')`);
+        }
+        await db.exec("UPDATE st.constants SET l = CASE l WHEN 'low' THEN 'high' WHEN 'mid' THEN 'low' ELSE 'mid' END::st.level WHERE id % 2 = 0");
+        await same(t, sql);
+        for (const [s, select] of opened) assertSame(s.rows(), await db.rowsAs(ADA, select), `${s.name}: ${sql}`);
+      }
+      for (const [s] of opened) await ada.unsubscribe(s.name);
+    });
+
     test('columns that the channel needs', async () => {
       for (const [name, definition, sql] of [
         ['key', {}, 'ALTER TABLE st.needs_key RENAME COLUMN id TO id2'],
