@@ -287,6 +287,19 @@ describe('structure', () => {
       });
     }
 
+    test('rows are followed through a transaction that alters the table', async () => {
+      const t = await table('followed');
+      let id = 40;
+      for (const alter of ['ADD COLUMN c text DEFAULT \'five\'', 'RENAME TO followed_too', 'RENAME TO followed', 'ADD COLUMN d int']) {
+        const name = alter === 'RENAME TO followed_too' ? 'followed_too' : 'followed';
+        const before = alter === 'RENAME TO followed' ? 'followed_too' : 'followed';
+        t.select = `SELECT * FROM st.${name}`;
+        await step(t, `BEGIN; INSERT INTO st.${before} (id, v, n) VALUES (${id += 1}, 'gone', 2), (${id += 1}, 'changed', 2), (${id += 1}, 'moved', 2);
+          DELETE FROM st.${before} WHERE id = 1; INSERT INTO st.${before} (id, v, n) VALUES (1, 'again', 2); ALTER TABLE st.${before} ${alter};
+          DELETE FROM st.${name} WHERE id = ${id - 2}; UPDATE st.${name} SET n = 3 WHERE id IN (1, ${id - 1}); UPDATE st.${name} SET id = id + 100 WHERE id = ${id}; COMMIT`);
+      }
+    });
+
     test('one that nobody may read, or that is not published', async () => {
       const t = await table('hidden', { setup: 'REVOKE SELECT ON st.hidden FROM st_staff; GRANT SELECT (id, v) ON st.hidden TO st_staff', args: ", columns => '{id,v,n}'" });
       t.select = 'SELECT id, v, n FROM st.hidden';
