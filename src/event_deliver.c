@@ -105,7 +105,7 @@ Compile(Layout *layout, const SourceEvent *event)
 	MemoryContext context = CurrentMemoryContext;
 	CompiledEvent *compiled;
 
-	MemoryContextSwitchTo(GetMemoryChunkContext(layout));
+	MemoryContextSwitchTo(layout->events_context);
 	compiled = palloc0(sizeof(CompiledEvent));
 	PG_TRY();
 	{
@@ -136,8 +136,12 @@ static CompiledEvent *
 GetCompiled(Layout *layout, Source *source, int i)
 {
 	if (layout->events == NULL)
-		layout->events = MemoryContextAllocZero(GetMemoryChunkContext(layout),
+	{
+		layout->events_context = AllocSetContextCreate(GetMemoryChunkContext(layout),
+													   "changefeed events", ALLOCSET_SMALL_SIZES);
+		layout->events = MemoryContextAllocZero(layout->events_context,
 												sizeof(CompiledEvent *) * source->nevents);
+	}
 	if (layout->events[i] == NULL)
 		layout->events[i] = Compile(layout, &source->events[i]);
 	return layout->events[i];

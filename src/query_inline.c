@@ -440,6 +440,9 @@ KnownReason(const Policy *policy)
 		return psprintf("they depend on %s", policy->recheck);
 	if (policy->declared != NIL)
 		return psprintf("they call function %s", format_procedure(linitial_oid(policy->declared)));
+	/* A domain without constraints, of which nothing is left here, may get one. */
+	if (policy->domains)
+		return "they convert to a domain";
 	if (!policy->reusable)
 		return "they call a function of a user's that is declared IMMUTABLE";
 	if (policy->whole_row)

@@ -207,6 +207,7 @@ typedef struct Reads
 	List *declared;	 /* Oid: those of them whose tables were declared */
 	List *unknown;	 /* Oid: those that may read anything */
 	List *unsteady;	 /* char *: what changes without a trace in the WAL */
+	bool domains;	 /* values are checked by domains, which may get other constraints */
 } Reads;
 
 /* Adds what the expression, or the rewritten query, depends on. */
@@ -477,6 +478,7 @@ typedef struct Policy
 	List *declared;				 /* as in Reads */
 	List *unknown;
 	char *recheck; /* as ReadsRecheckReason gives it */
+	bool domains;  /* as in Reads */
 
 	/* POLICY_JUDGED: what the feed worker could do itself, or why not. */
 	struct InlinePolicy *inlined;
