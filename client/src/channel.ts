@@ -24,7 +24,8 @@ const contains = (snapshot: Snapshot, txid: string): boolean => {
   return id < BigInt(snapshot.xmin) || (id < BigInt(snapshot.xmax) && !snapshot.xip.includes(txid));
 };
 
-export const createFeed = (core: Core, name: string, options: ChannelOptions) => {
+export const createFeed = (core: Core, name: string, first: ChannelOptions) => {
+  const options = { ...first };
   const cache = createCache(name, core.codec);
   const events = createEmitter();
   const pending = new Map<string, Change>();
@@ -41,6 +42,7 @@ export const createFeed = (core: Core, name: string, options: ChannelOptions) =>
   let snapshot: Snapshot | null = null;
   let seen: string[] = [];
   let handles = 0;
+  let members: AnyRow | null = null;
 
   const renewReady = () => {
     ready = new Promise((yes, no) => {
@@ -70,6 +72,7 @@ export const createFeed = (core: Core, name: string, options: ChannelOptions) =>
     initial = undefined;
     position = null;
     snapshot = null;
+    members = null;
     reset = true;
     touch();
   };
@@ -90,7 +93,24 @@ export const createFeed = (core: Core, name: string, options: ChannelOptions) =>
       if (next && !cache.staging()) position = next;
     },
     handles: () => handles,
-
+    /** Somebody else asks for it, and may want more than those before. True if it has to be asked for again. */
+    extend({ snapshot: wanted, versions, initial: given }: ChannelOptions): boolean {
+      const rows = options.snapshot === false && wanted !== false;
+      const more = rows || (versions === true && !options.versions);
+      if (rows) {
+        delete options.snapshot;
+        drop();
+      }
+      if (versions) options.versions = true;
+      if (state === 'error' || state === 'closed') return false;
+      if (given && !raw && !cache.filled) {
+        if (rows || !self.asked) initial = given;
+        raw = given.rows as unknown as typeof raw;
+        setState('stale');
+        touch();
+      }
+      return more && self.asked;
+    },
     /** What `subscribe` has beside the name. */
     request(): AnyRow {
       if (initial && !position) position = initial.position ?? null;
@@ -103,6 +123,7 @@ export const createFeed = (core: Core, name: string, options: ChannelOptions) =>
     },
     lost() {
       self.live = self.asked = false;
+      members = null;
       if (state === 'live') setState('stale');
     },
     fail(failure: ChangefeedError) {
@@ -210,6 +231,16 @@ export const createFeed = (core: Core, name: string, options: ChannelOptions) =>
       events.emit('message', told);
       events.emit(`message ${message.event}`, told.payload, told);
     },
+    /** The server says the whole list only once; who asks later gets it from here. */
+    presence(message: AnyRow) {
+      if (message.full || message.count !== undefined || !members) members = { ...message, joined: {}, meta: {}, full: true };
+      for (const user in message.left) delete members.joined[user];
+      for (const user in message.joined) delete members.meta[user];
+      Object.assign(members.joined, message.joined);
+      Object.assign(members.meta, message.meta);
+      members.more = message.more;
+      events.emit('presence', message);
+    },
     /** Is it known that the transaction is in the rows, or has no part in them? */
     knows: (txid: string, settled: bigint): boolean =>
       self.live && (seen.includes(txid) || BigInt(txid) < settled || (snapshot !== null && contains(snapshot, txid))),
@@ -238,6 +269,8 @@ export const createFeed = (core: Core, name: string, options: ChannelOptions) =>
       const on = (event: string, listener: (...values: never[]) => void) => {
         const off = events.on(event, listener as () => void);
         own.push(off);
+        const list = event === 'presence' && members && { ...members, left: {} };
+        if (list) (listener as (message: AnyRow) => void)(list);
         return off;
       };
       handles += 1;

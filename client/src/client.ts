@@ -319,7 +319,7 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
       feed?.message(message);
     },
     presence(message, feed) {
-      if (!answer(message)) feed?.events.emit('presence', message);
+      if (!answer(message)) feed?.presence(message);
     },
     columns(message, feed) {
       if (feed) feed.cache.entities = message.entities;
@@ -651,6 +651,7 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
       if (feed) {
         clearTimeout(unusedSince.get(feed));
         unusedSince.delete(feed);
+        if (feed.extend(how)) refresh(feed, 'options');
       } else {
         feeds.set(name, (feed = createFeed(core, name, how)));
         if (connection.status === 'closed') feed.close();
