@@ -73,6 +73,7 @@ export const presence = <C extends ChannelTypes>(client: Requests, channel: Chan
   let next: Map<string, Member<P>> | null = null;
   let own: Own<P> | null = null;
   let told = false;
+  let asking = 0;
 
   const set = (state: PresenceState<P>) => {
     current = state;
@@ -89,7 +90,7 @@ export const presence = <C extends ChannelTypes>(client: Requests, channel: Chan
       told = false;
       next = null;
       if (current !== NOBODY) set(NOBODY);
-    } else if (own && !told) {
+    } else if (own && !told && !asking) {
       told = true;
       const mine = own;
       track(mine).catch((error: unknown) => {
@@ -128,12 +129,15 @@ export const presence = <C extends ChannelTypes>(client: Requests, channel: Chan
       const before = own;
       // What lies over it for a while is not said again.
       if (expiresIn === undefined) own = { state, ...options };
-      told = connected();
+      asking += 1;
       try {
         await track({ state, ...options }, expiresIn);
+        if (expiresIn === undefined) told = connected();
       } catch (error) {
         if (expiresIn === undefined) own = before;
         throw error;
+      } finally {
+        asking -= 1;
       }
     },
     async untrack() {
