@@ -15,5 +15,6 @@ export const load = async (name) => {
     path = ours.resolve(name);
   }
   const module = await import(pathToFileURL(path));
+  if (module.default?.__esModule) return module.default;
   return module.default && typeof module.default === 'object' ? { ...module.default, ...module } : module;
 };
