@@ -9,7 +9,7 @@ import { createFeed, type Core, type Feed } from './channel.js';
 import { ChangefeedError, errorOf } from './error.js';
 import { webSocket } from './socket.js';
 import type {
-  AnyRow, CallOptions, Change, ChannelOptions, Client, ClientOptions, Codec, ConnectionState, Link, Metrics, Schema, AnySchema, Status,
+  AnyRow, CallOptions, Change, ChannelOptions, Client, ClientOptions, Codec, ConnectionState, Link, Schema, AnySchema, Status,
   WaitOptions,
 } from './types.js';
 import { createEmitter, createScheduler, createTimer, jitter } from './util.js';
@@ -66,10 +66,10 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
   const retryTimer = createTimer();
   const tickTimer = createTimer();
   const tokenTimer = createTimer();
-  const hiddenTimer = createTimer();
   const ending = new AbortController();
-  const debug = (event: string, data?: unknown) =>
-    options.debug === true ? console.debug('changefeed', event, data) : options.debug && options.debug(event, data);
+  /** For the application's log, and for metrics. */
+  const debug = (event: string, data?: unknown) => emit('debug', event, data);
+  if (options.debug) on('debug', options.debug);
 
   let auth = options.auth;
   let live = options.live !== false;
@@ -77,6 +77,7 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
   let link: Link | null = null;
   let epoch = 0;
   let open = false;
+  let once = false;
   let wanted = false;
   let hidden = false;
   let taking = false;
@@ -95,11 +96,9 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
   let nextSeq = 1;
   let parts: AnyRow[] = [];
   let settled = 0n;
-  let recent: string[] = [];
+  /** The transactions of frames for all channels. */
+  const common = { _seen: [] as string[] };
 
-  const counts = { connects: 0, received: 0, sent: 0, errors: 0, resyncs: 0, hits: 0, misses: 0 };
-  let lagMs = 0;
-  let latencies: number[] = [];
 
   // ---- State ----
 
@@ -112,7 +111,6 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
     emit('connection');
   };
   const report = (error: ChangefeedError) => {
-    counts.errors += 1;
     debug('error', error);
     emit('error', error);
   };
@@ -126,7 +124,6 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
   const transmit = (id: number | undefined, message: AnyRow, request?: Request) => {
     try {
       if (request) request._sentAt = now();
-      counts.sent += 1;
       debug('send', message.token ? { ...message, token: '…' } : message);
       link!.send({ ...message, id });
     } catch (error) {
@@ -165,21 +162,19 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
   const leave = (feed: Feed) => {
     const asked = feed._asked;
     feed._lost();
-    if (!open || !asked) return;
-    if (link!.changed) link!.changed();
-    else ask({ type: 'unsubscribe', channel: feed._name }).catch(() => {});
+    if (!link || !asked) return;
+    ask({ type: 'unsubscribe', channel: feed._name }).catch(() => {});
   };
   const subscribe = (feed: Feed) => {
-    if (!open || feed._asked || feed._waits || feed._state() === 'error') return;
+    if (!link || feed._asked || feed._waits || feed._state === 'error') return;
     const id = (feed._asked = nextId);
-    if (link!.changed) return link!.changed();
-    ask({ type: 'subscribe', ...feed._request() }, { timeoutMs: MAX_TIMER_MS }).catch((error) => feed._asked === id && notSubscribed(feed, error));
+    ask({ type: 'subscribe', ...feed._request() }, { timeoutMs: MAX_TIMER_MS, _hello: true }).catch((error) => feed._asked === id && notSubscribed(feed, error));
   };
   const notSubscribed = (feed: Feed, error: ChangefeedError) => {
     feed._asked = 0;
     if (error.code === '22023' && feed._position()) {
       // A position that the server does not take: begin again.
-      feed._resync('position_refused');
+      feed.resync({ reason: 'position_refused' });
       return subscribe(feed);
     }
     report(error);
@@ -201,59 +196,49 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
   const refresh = (feed: Feed, reason = 'refresh', error?: ChangefeedError) => {
     feed._revive();
     leave(feed);
-    feed._resync(reason);
+    feed.resync({ reason });
     // What goes wrong again and again must not do so without a pause.
     if (error) later(feed, error);
-    else if (open) subscribe(feed);
+    else if (link) subscribe(feed);
     else begin();
   };
 
   // ---- Receiving ----
 
   /** Where all channels are that are ready, or the one that is named. */
-  const moved = (position: string | undefined, only?: Feed) => {
+  const moved = (position: string | null | undefined, only?: Feed) => {
     for (const feed of only ? [only] : feeds.values()) if (only || (feed._live && !feed._paced)) feed._setPosition(position);
   };
 
   const apply = (frames: AnyRow[]) => {
-    const frame = frames.at(-1)!;
-    const only = feeds.get(frame.channel);
+    const { channel, txid, position = null, committed_at: committedAt = null } = frames.at(-1)!;
     const byFeed = new Map<Feed, AnyRow[]>();
     const done: [Feed, Change[]][] = [];
-    for (const { changes } of frames) {
-      for (const change of changes) {
-        const feed = feeds.get(change.channel);
-        if (!feed?._on) continue;
-        const list = byFeed.get(feed);
-        if (list) list.push(change);
-        else byFeed.set(feed, [change]);
-      }
+    for (const change of frames.flatMap(({ changes }) => changes as AnyRow[])) {
+      const feed = feeds.get(change.channel);
+      if (!feed?._on) continue;
+      const list = byFeed.get(feed);
+      if (list) list.push(change);
+      else byFeed.set(feed, [change]);
     }
     for (const [feed, changes] of byFeed) {
       try {
-        done.push([feed, feed._change(changes, frame.txid)]);
+        done.push([feed, feed._change(changes, txid)]);
       } catch (error) {
         misfit(feed, error);
       }
     }
     // A frame with a channel of its own counts for that channel only.
-    if (frame.channel === undefined) {
-      moved(frame.position);
-      recent = [...recent.slice(-99), frame.txid];
-      if (frame.committed_at) lagMs = Date.now() - Date.parse(frame.committed_at);
-    } else if (only?._on) {
-      moved(frame.position, only);
-      if (!byFeed.has(only)) done.push([only, []]);
+    const only = feeds.get(channel);
+    const holder = channel === undefined ? common : only?._on ? only : undefined;
+    if (holder) {
+      moved(position, channel && only);
+      holder._seen = [...holder._seen.slice(-99), txid];
     }
-    const phase = frame.channel === undefined || only?._paced ? 'live' : 'replay';
-    for (const [feed, changes] of done) feed._transaction(frame, changes);
     const changes = done.flatMap(([, each]) => each);
-    if (changes.length) {
-      emit('transaction', {
-        phase, txid: frame.txid ?? null, position: frame.position ?? null, committedAt: frame.committed_at ?? null, changes,
-      });
-    }
-    check();
+    const told = { phase: channel === undefined || only?._live ? 'live' : 'replay', txid, position, committedAt };
+    for (const [feed, own] of done) if (own.length) feed._emit('transaction', { ...told, changes: own });
+    if (changes.length) emit('transaction', { ...told, changes });
   };
 
   /** Never wrong without a word: the rows are asked for again, or given up. */
@@ -268,8 +253,6 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
   const answer = (message: AnyRow): boolean => {
     const request = requests.get(message.id);
     if (!request) return false;
-    // Of a call the time says more about the function.
-    if (request._message.type !== 'call') latencies = [...latencies.slice(-99), now() - request._sentAt];
     if (message.type === 'error') request._failed(errorOf(message));
     else request._done(message);
     return true;
@@ -282,7 +265,6 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
     moved(message.position);
     if (message.settled_txid) settled = BigInt(message.settled_txid);
     for (const feed of feeds.values()) if (feed._live) feed._attempts = 0;
-    check();
     answer(message);
   };
 
@@ -291,10 +273,9 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
       open = true;
       openedAt = now();
       refused = undefined;
-      counts.connects += 1;
+      once = true;
       heartbeatMs = message.heartbeat_ms ?? heartbeatMs;
       accept(message);
-      for (const feed of feeds.values()) subscribe(feed);
       setConnection(link!.name === 'poll' ? 'polling' : 'connected', { error: null });
       for (const [id, request] of [...requests]) if (!request._sentAt && !request._check) transmit(id, request._message, request);
     },
@@ -304,12 +285,7 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
       const feed = feeds.get(message.channel);
       answer(message);
       // Of one that was ended before it was answered nothing counts.
-      if (feed?._asked && (link!.changed || feed._asked === message.id)) feed._subscribed(message);
-    },
-    snapshot: (message, feed) => feed?._rows(message),
-    ready(message, feed) {
-      feed?._ready(message);
-      check();
+      if (feed?._asked === message.id) feed!._subscribed(message);
     },
     transaction(message) {
       const { seq, part = 1, last } = message;
@@ -325,18 +301,14 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
     },
     message(message, feed) {
       if (message.position) moved(message.position, feed?._live && !feed._paced ? undefined : feed);
-      feed?._message(message);
+      feed?.message(message);
     },
     presence(message, feed) {
-      if (!answer(message)) feed?._emit('presence', message);
-    },
-    columns(message, feed) {
-      if (feed) feed._cache._entities = message.entities;
+      if (!answer(message)) feed?.presence(message);
     },
     resync(message, feed) {
-      counts.resyncs += 1;
-      recent = [];
-      feed?._resync(message.reason);
+      common._seen = [];
+      feed?.resync(message);
     },
     revoked(message, feed) {
       const error = errorOf({ code: message.reason.startsWith('perm') ? '42501' : '28000', ...message });
@@ -350,13 +322,10 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
     },
     synced: passed,
     error(message) {
-      const feed = feeds.get(message.channel);
-      const error = errorOf(message);
       if (answer(message)) return;
       // A minute before the token expires.
       if (message.expires_at && typeof auth === 'function') renewToken();
-      else if (feed && link!.changed) notSubscribed(feed, error);
-      else report(error);
+      else report(errorOf(message));
     },
     closing(message) {
       floorMs = message.retry_after_ms ?? 0;
@@ -365,14 +334,17 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
 
   const take = (message: AnyRow) => {
     const feed = feeds.get(message.channel);
-    counts.received += 1;
     heardAt = now();
     debug('receive', message);
     // Nobody is called in the middle of a transaction.
     taking = true;
     try {
       // What is not subscribed to any more gets nothing, whatever is still on its way.
-      handlers[message.type]?.(message, feed?._on ? feed : undefined);
+      const its = feed?._on ? feed : undefined;
+      const { type } = message;
+      if (type === 'snapshot' || type === 'ready' || type === 'columns') its?.[type as 'ready'](message);
+      else handlers[type]?.(message, its);
+      check();
     } catch (error) {
       try {
         if (!feed) throw error;
@@ -462,7 +434,7 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
     heardAt = now();
     tickedAt = Date.now();
     tickTimer(tick, TICK_MS);
-    setConnection(counts.connects ? 'reconnecting' : 'connecting');
+    setConnection(once ? 'reconnecting' : 'connecting');
     try {
       const next = given ?? (typeof auth === 'function' ? await auth(refused === undefined ? 'connect' : 'refresh') : auth) ?? null;
       if (epoch !== from) return;
@@ -476,17 +448,13 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
         codec,
         WebSocket: options.WebSocket ?? globalThis.WebSocket,
         fetch: options.fetch ?? ((...args) => globalThis.fetch(...args)),
-        wanted: () => [...feeds.values()].filter((feed) => !feed._waits && feed._state() !== 'error').map((feed) => {
-          feed._asked ||= 1;
-          return feed._request();
-        }),
         message: (message) => epoch === from && take(message),
         closed: (code, error, again) => epoch === from && lost(code, error, again),
       });
-      if (!link.changed) {
-        ask({ type: 'connect', client: 'pg-changefeed-js', ...(next && { token: next }) }, { timeoutMs: MAX_TIMER_MS, _hello: true }).catch(
-          (error: ChangefeedError) => epoch === from && lost(error.type === 'auth' ? 4003 : 1006, error));
-      }
+      ask({ type: 'connect', client: 'pg-changefeed-js', ...(next && { token: next }) }, { timeoutMs: MAX_TIMER_MS, _hello: true }).catch(
+        (error: ChangefeedError) => epoch === from && lost(error.type === 'auth' ? 4003 : 1006, error));
+      // Right behind it, and not a round trip later.
+      for (const feed of feeds.values()) subscribe(feed);
     } catch (error) {
       if (epoch === from) lost(0, asError(error));
     }
@@ -502,8 +470,7 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
     const wall = Date.now();
     tickedAt = wall;
     tickTimer(tick, TICK_MS);
-    // Over HTTP each answer has its own limit.
-    if (!link?.changed && now() - heardAt > (open ? heartbeatMs + GRACE_MS : CONNECT_MS)) lost(4000, noAnswer('nothing was heard of the server'));
+    if (now() - heardAt > (open ? heartbeatMs + GRACE_MS : CONNECT_MS)) lost(4000, noAnswer('nothing was heard of the server'));
     // No event tells everywhere that the machine has slept; a timer that comes far too late does.
     else if (Math.abs(wall - since - TICK_MS) > TICK_MS) wake();
   };
@@ -513,43 +480,34 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
     if (connection.retryAt) {
       attempt = 0;
       void start();
-    } else if (open && link!.changed) link!.changed();
-    else if (open) {
+    } else if (open) {
       const from = epoch;
       const heard = heardAt;
       ask({ type: 'sync' }, { timeoutMs: 5000 }).catch((error) => epoch === from && heardAt === heard && lost(4000, error));
     }
   };
-  const pause = (status: Status) => {
-    hidden = true;
-    if (!wanted || connection.status === 'unauthorized') return;
-    stop();
-    setConnection(status);
-  };
-  const resume = () => {
-    hiddenTimer();
-    if (!hidden) return wake();
-    hidden = false;
-    if (connection.status !== 'unauthorized') void start();
-  };
   const listen = (target: EventTarget | undefined, event: string, listener: () => void) =>
     target?.addEventListener?.(event, listener, { signal: ending.signal });
   const page = globalThis as unknown as EventTarget;
-  const { pauseWhenHiddenMs } = options;
   listen(page, 'online', wake);
   // The page may come back out of the browser's cache.
-  listen(page, 'pagehide', () => pause('reconnecting'));
-  listen(page, 'pageshow', resume);
-  listen(globalThis.document, 'visibilitychange', () => {
-    if (document.visibilityState === 'visible') resume();
-    else if (pauseWhenHiddenMs !== undefined) hiddenTimer(() => pause('disconnected'), pauseWhenHiddenMs);
+  listen(page, 'pagehide', () => {
+    hidden = true;
+    if (connection.status === 'unauthorized' || !wanted) return;
+    stop();
+    setConnection('reconnecting');
   });
+  listen(page, 'pageshow', () => {
+    if (hidden && connection.status !== 'unauthorized') void start();
+    hidden = false;
+  });
+  listen(globalThis.document, 'visibilitychange', wake);
 
   // ---- Tokens ----
 
   /** A token for the connection: in place if it is the same user's, else with another connection. */
   const use = async (next: string) => {
-    if (!open || link!.changed || who(next) !== who(token)) return start(next);
+    if (!open || who(next) !== who(token)) return start(next);
     setToken(next);
     await ask({ type: 'token', token: next });
     for (const feed of feeds.values()) {
@@ -578,8 +536,8 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
   const core: Core = {
     _codec: codec,
     _flush: () => taking || schedule(),
-    _counted: (found) => (counts[found ? 'hits' : 'misses'] += 1),
-    _passed: (txid, paced) => BigInt(txid) < settled || (!paced && recent.includes(txid)),
+    _debug: debug,
+    _passed: (txid, paced) => BigInt(txid) < settled || (!paced && common._seen.includes(txid)),
     _publish: (...args) => self.publish(...args),
     _wait: (_check, type, how) => ask({ type }, { timeoutMs: 5000, ...how, _check }),
     _refresh: refresh,
@@ -603,17 +561,7 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
       },
       subscribe: (listener) => on('connection', listener),
     },
-    metrics(): Metrics {
-      const sorted = [...latencies].sort((a, b) => a - b);
-      return {
-        ...counts, uptimeMs: open ? now() - openedAt : 0, lagMs, channels: feeds.size,
-        rows: [...feeds.values()].reduce((sum, feed) => sum + feed._cache._size(), 0),
-        latencyMs: {
-          last: latencies.at(-1) ?? 0, p95: sorted[Math.floor(sorted.length * 0.95)] ?? 0,
-          avg: sorted.reduce((sum, value) => sum + value, 0) / (sorted.length || 1),
-        },
-      };
-    },
+    channels: () => [...feeds.values()].map((feed) => ({ name: feed._name, state: feed._state, rows: feed._cache._size() })),
     connect() {
       const { status } = connection;
       if (status === 'closed' || !live || (wanted && status !== 'unauthorized')) return;
@@ -653,7 +601,6 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
       self.disconnect();
       setConnection('closed');
       ending.abort();
-      hiddenTimer();
       for (const timer of lingers.values()) timer();
       for (const request of [...requests.values()]) request._failed(new ChangefeedError('closed', 'the client is closed'));
       for (const feed of feeds.values()) feed._close();
@@ -670,11 +617,11 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
         if (connection.status === 'closed') feed._close();
         else {
           feeds.set(name, feed);
-          if (open) subscribe(feed);
+          if (link) subscribe(feed);
           else begin();
         }
       }
-      return feed._handle(how) as never;
+      return feed._handle() as never;
     },
     async publish(channel, event, payload = null, how) {
       await ask({ type: 'publish', channel, event, payload, ...how });

@@ -44,10 +44,10 @@ export class ChangefeedError extends Error {
 
   constructor(code: string, message: string, info: AnyRow = {}) {
     super(message);
-    const { hint, detail, channel, conflict, retry_after_ms: retryAfterMs } = info;
-    const retryable = !conflict && RETRYABLE.test(code);
-    Object.assign(this, {
-      name: 'ChangefeedError', code, hint, detail, channel, conflict, retryAfterMs, info, retryable,
+    const retryable = !info.conflict && RETRYABLE.test(code);
+    // What the server has said beside it, such as a hint, is told by the same names.
+    Object.assign(this, info, {
+      name: 'ChangefeedError', message, code, info, retryable, retryAfterMs: info.retry_after_ms,
       type: TYPES.find(([, codes]) => codes.test(code))?.[0] ?? 'server',
       // The warning that the token expires soon, and what heals by loading again.
       severity: info.expires_at || code === 'inconsistent' ? 'warning' : retryable ? 'error' : 'fatal',

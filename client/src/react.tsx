@@ -10,6 +10,7 @@ import {
 } from 'react';
 
 import { ChangefeedError } from './error.js';
+import { metrics as metricsOf } from './extras.js';
 import { lock, presence, type Presence, type PresenceState, type TrackOptions } from './presence.js';
 import type {
   AnyRow, AnySchema, CallOptions, CallResult, Channel, ChannelName, ChannelOf, ChannelOptions, ChannelState, ChannelTypes, Client, ConnectionState,
@@ -92,9 +93,9 @@ export const useConnection = (): ConnectionState => {
 /** Figures of the client, looked at every so often. */
 export const useMetrics = (everyMs = 1000): Metrics => {
   const client = useClient();
-  const [metrics, setMetrics] = useState(() => client.metrics());
+  const [metrics, setMetrics] = useState(() => metricsOf(client)());
   useEffect(() => {
-    const timer = setInterval(() => setMetrics(client.metrics()), everyMs);
+    const timer = setInterval(() => setMetrics(metricsOf(client)()), everyMs);
     return () => clearInterval(timer);
   }, [client, everyMs]);
   return metrics;
