@@ -9,7 +9,7 @@ import { ChangefeedError } from './error.js';
 import type {
   AnyRow, Change, Channel, ChannelOptions, ChannelState, Codec, Message, WaitOptions,
 } from './types.js';
-import { createEmitter } from './util.js';
+import { createEmitter, createTimer } from './util.js';
 
 /** What feeds need of their client. */
 export interface Core {
@@ -95,6 +95,8 @@ export const createFeed = (core: Core, name: string, options: ChannelOptions) =>
     /** A time to wait before it is asked for again. */
     _waits: false,
     _attempts: 0,
+    /** The time until it ends, when nobody has a handle any more. */
+    _linger: createTimer(),
     /** The transactions of frames that were for this channel only. */
     _seen: [] as string[],
     _state: (initial ? 'stale' : 'subscribing') as ChannelState,
@@ -219,8 +221,8 @@ export const createFeed = (core: Core, name: string, options: ChannelOptions) =>
       emit('flush');
     },
     _close() {
-      if (self._state === 'closed') return;
-      end('closed', new ChangefeedError('closed', `channel "${name}" was closed`, { channel: name }));
+      self._linger();
+      end('closed', new ChangefeedError('closed', `"${name}" was closed`));
       self._flush();
     },
 
@@ -262,7 +264,7 @@ export const createFeed = (core: Core, name: string, options: ChannelOptions) =>
         message: (event, listener) => listen(`message ${event}`, listener as () => void),
         publish: (event, payload, how) => core._publish(name.split('?', 1)[0]!, event, payload, how),
         seen: async (txid: string, how?: WaitOptions) => {
-          await core._wait(() => self._knows(txid), `transaction ${txid} did not come`, how);
+          await core._wait(() => self._knows(txid), `transaction ${txid}`, how);
         },
         refresh: () => core._refresh(self),
         dump: () => ({

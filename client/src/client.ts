@@ -41,8 +41,9 @@ const REFRESH_MS = 60_000;
 const MAX_TIMER_MS = 2 ** 31 - 1;
 
 const noAnswer = (what: string) => new ChangefeedError('no_answer', what);
-const noToken = (why: unknown) => new ChangefeedError('28000', `no token: ${String(why)}`);
-const asError = (error: unknown) => (error instanceof ChangefeedError ? error : new ChangefeedError('no_connection', String(error)));
+const noConnection = (what: unknown) => new ChangefeedError('no_connection', String(what));
+const isClosed = () => new ChangefeedError('closed', 'closed');
+const asError = (error: unknown) => (error instanceof ChangefeedError ? error : noConnection(error));
 /** Not by the wall's clock, which may be set. */
 const now = () => performance.now();
 
@@ -62,7 +63,6 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
   const { on, emit } = createEmitter();
   const feeds = new Map<string, Feed>();
   const requests = new Map<number, Request>();
-  const lingers = new Map<Feed, ReturnType<typeof createTimer>>();
   const retryTimer = createTimer();
   const tickTimer = createTimer();
   const tokenTimer = createTimer();
@@ -146,7 +146,7 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
       };
       const aborted = () => request._failed(noAnswer(`${message.type}: aborted`));
       if (signal?.aborted) return aborted();
-      if (connection.status === 'closed') return request._failed(new ChangefeedError('closed', 'the client is closed'));
+      if (connection.status === 'closed') return request._failed(isClosed());
       signal?.addEventListener('abort', aborted);
       timer(() => request._failed(noAnswer(`${message.type}: no answer within ${timeoutMs} ms`)), timeoutMs);
       requests.set(id, request);
@@ -225,6 +225,7 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
       try {
         done.push([feed, feed._change(changes, txid)]);
       } catch (error) {
+        if (!(error instanceof ChangefeedError)) throw error;
         misfit(feed, error);
       }
     }
@@ -242,8 +243,7 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
   };
 
   /** Never wrong without a word: the rows are asked for again, or given up. */
-  const misfit = (feed: Feed, error: unknown) => {
-    if (!(error instanceof ChangefeedError)) throw error;
+  const misfit = (feed: Feed, error: ChangefeedError) => {
     report(error);
     if (error.code === 'inconsistent') return refresh(feed, error.code, error);
     leave(feed);
@@ -290,7 +290,7 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
     transaction(message) {
       const { seq, part = 1, last } = message;
       if ((seq ?? nextSeq) !== nextSeq || part !== parts.length + 1) {
-        throw new ChangefeedError('inconsistent', `part ${parts.length + 1} of frame ${nextSeq} is missing: ${part} of ${seq} came`);
+        return broken(new ChangefeedError('inconsistent', `frame ${nextSeq} is missing: ${seq} came`));
       }
       parts.push(message);
       if (last === false) return;
@@ -311,7 +311,7 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
       feed?.resync(message);
     },
     revoked(message, feed) {
-      const error = errorOf({ code: message.reason.startsWith('perm') ? '42501' : '28000', ...message });
+      const error = errorOf({ code: /^(tok|rev)/.test(message.reason) ? '28000' : '42501', ...message });
       report(error);
       feed?._fail(error);
       flushNow();
@@ -332,13 +332,15 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
     },
   };
 
-  const take = (message: AnyRow) => {
-    const feed = feeds.get(message.channel);
+  const take = (said: AnyRow | string) => {
+    let feed: Feed | undefined;
     heardAt = now();
-    debug('receive', message);
     // Nobody is called in the middle of a transaction.
     taking = true;
     try {
+      const message = typeof said === 'string' ? (codec.parse(said) as AnyRow) : said;
+      debug('receive', message);
+      feed = feeds.get(message.channel);
       // What is not subscribed to any more gets nothing, whatever is still on its way.
       const its = feed?._on ? feed : undefined;
       const { type } = message;
@@ -346,14 +348,8 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
       else handlers[type]?.(message, its);
       check();
     } catch (error) {
-      try {
-        if (!feed) throw error;
-        misfit(feed, error);
-      } catch {
-        // What cannot be followed here is asked for again over another connection.
-        report(asError(error));
-        lost(1006, asError(error));
-      }
+      if (feed && error instanceof ChangefeedError) misfit(feed, error);
+      else broken(asError(error));
     }
     taking = false;
     schedule();
@@ -378,13 +374,19 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
       if (!request._sentAt) continue;
       // What was too large will be again.
       if (request._resend && code !== 1009) request._sentAt = 0;
-      else request._failed(new ChangefeedError('no_connection', `${request._message.type}: the connection was lost before the answer`));
+      else request._failed(noConnection(`${request._message.type}: the connection was lost`));
     }
     schedule();
   };
 
+  /** What cannot be followed here is asked for again over another connection. */
+  const broken = (error: ChangefeedError) => {
+    report(error);
+    lost(1006, error);
+  };
+
   /** The end of a connection that nobody asked for. */
-  const lost = (code: number, error = new ChangefeedError('no_connection', `the connection was lost (${code})`), again?: boolean) => {
+  const lost = (code: number, error = noConnection(`the connection was lost (${code})`), again?: boolean) => {
     const held = open && now() - openedAt > STABLE_MS;
     stop(code);
     if (!wanted) return;
@@ -398,7 +400,7 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
     if (held || again) attempt = 0;
     // Who has sent or wants too much had better wait.
     const slow = error.type === 'limit' || code === 1013 || (code > 4004 && code < 4008);
-    const delay = again ? 0 : Math.max(floorMs, error.retryAfterMs ?? 0, slow ? maxMs / 2 + jitter(0, maxMs / 2, maxMs) : jitter(attempt, minMs, maxMs));
+    const delay = again ? 0 : Math.max(floorMs, error.retryAfterMs ?? 0, jitter(slow ? 99 : attempt, minMs, maxMs));
     attempt += 1;
     floorMs = 0;
     setConnection('reconnecting', { retryAt: Date.now() + delay, error });
@@ -415,7 +417,7 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
     for (const feed of feeds.values()) feed._purge();
     // What one user has asked for is not done in the name of another.
     for (const request of [...requests.values()]) {
-      if (request._generation <= tokenGeneration) request._failed(new ChangefeedError('28000', `${request._message.type}: the identity has changed`));
+      if (request._generation <= tokenGeneration) request._failed(new ChangefeedError('28000', `${request._message.type}: another identity`));
     }
     emit('purge');
     flushNow();
@@ -440,14 +442,15 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
       if (epoch !== from) return;
       if (next === refused) return unauthorized(connection.error!);
       setToken(next);
-      if (given !== undefined || refused !== undefined) for (const feed of feeds.values()) feed._revive();
+      // What was refused may be granted now.
+      for (const feed of feeds.values()) feed._revive();
       const address = new URL(typeof options.url === 'function' ? options.url() : options.url, globalThis.location?.href);
       link = (options.transport ?? webSocket)({
         base: address.href.replace(/^ws/, 'http').replace(/\/+$/, ''),
         token: next,
         codec,
-        WebSocket: options.WebSocket ?? globalThis.WebSocket,
-        fetch: options.fetch ?? ((...args) => globalThis.fetch(...args)),
+        WebSocket: options.WebSocket,
+        fetch: options.fetch,
         message: (message) => epoch === from && take(message),
         closed: (code, error, again) => epoch === from && lost(code, error, again),
       });
@@ -470,7 +473,7 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
     const wall = Date.now();
     tickedAt = wall;
     tickTimer(tick, TICK_MS);
-    if (now() - heardAt > (open ? heartbeatMs + GRACE_MS : CONNECT_MS)) lost(4000, noAnswer('nothing was heard of the server'));
+    if (now() - heardAt > (open ? heartbeatMs + GRACE_MS : CONNECT_MS)) lost(4000, noAnswer('no answer'));
     // No event tells everywhere that the machine has slept; a timer that comes far too late does.
     else if (Math.abs(wall - since - TICK_MS) > TICK_MS) wake();
   };
@@ -518,7 +521,7 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
   const expires = (at: string) => {
     const left = Date.parse(at) - Date.now();
     // With a clock that is wrong the server's warning has to do.
-    if (left > 0 && typeof auth === 'function') tokenTimer(renewToken, Math.min(MAX_TIMER_MS, Math.max(1000, left > 2 * REFRESH_MS ? left - REFRESH_MS : left / 2)));
+    if (left > 0 && typeof auth === 'function') tokenTimer(renewToken, Math.min(MAX_TIMER_MS, Math.max(1000, left - REFRESH_MS, left / 2)));
   };
   const renewToken = async () => {
     const from = epoch;
@@ -527,7 +530,7 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
       if (epoch === from && next) await use(next);
     } catch (error) {
       // The connection goes on with the old one; when that expires the server says so.
-      if (epoch === from) report(error instanceof ChangefeedError ? error : noToken(error));
+      if (epoch === from) report(asError(error));
     }
   };
 
@@ -543,10 +546,7 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
     _refresh: refresh,
     _unused(feed) {
       if (connection.status === 'closed') return;
-      const timer = createTimer();
-      lingers.set(feed, timer);
-      timer(() => {
-        lingers.delete(feed);
+      feed._linger(() => {
         feeds.delete(feed._name);
         leave(feed);
         feed._close();
@@ -567,7 +567,6 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
       if (status === 'closed' || !live || (wanted && status !== 'unauthorized')) return;
       wanted = true;
       refused = undefined;
-      for (const feed of feeds.values()) feed._revive();
       void start();
     },
     disconnect() {
@@ -586,13 +585,9 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
       auth = next;
       refused = undefined;
       generation += 1;
-      if (typeof next === 'function' || (next && open)) {
-        for (const feed of feeds.values()) feed._revive();
-        if (typeof next === 'function') void start();
-        else use(next!).catch((error) => lost(4003, error));
-      } else {
-        setToken(next ?? null);
-        for (const feed of feeds.values()) feed._revive();
+      if (open && next && typeof next === 'string') use(next).catch((error) => lost(4003, error));
+      else {
+        if (typeof next !== 'function') setToken(next ?? null);
         void start();
       }
     },
@@ -601,16 +596,14 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
       self.disconnect();
       setConnection('closed');
       ending.abort();
-      for (const timer of lingers.values()) timer();
-      for (const request of [...requests.values()]) request._failed(new ChangefeedError('closed', 'the client is closed'));
+      for (const request of [...requests.values()]) request._failed(isClosed());
       for (const feed of feeds.values()) feed._close();
       feeds.clear();
     },
     channel(name, how: ChannelOptions = {}) {
       let feed = feeds.get(name);
       if (feed) {
-        lingers.get(feed)?.();
-        lingers.delete(feed);
+        feed._linger();
         if (feed._needs(how)) refresh(feed);
       } else {
         feed = createFeed(core, name, how);

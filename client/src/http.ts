@@ -136,7 +136,7 @@ const overHttp = (name: string, run: Run): Transport => (context) => {
       async get(path, more, Accept) {
         // Each begins its own numbers.
         seq = 1;
-        const response = await context.fetch(address(context, path, list, more), { headers: { ...headers(), Accept }, signal });
+        const response = await (context.fetch ?? fetch)(address(context, path, list, more), { headers: { ...headers(), Accept }, signal });
         if (response.ok || response.status === 304) {
           if (path === 'poll') connected();
           return response;
@@ -177,7 +177,7 @@ const overHttp = (name: string, run: Run): Transport => (context) => {
     const { type, id, function: called, args = {}, key, ...rest } = message;
     for (let attempt = 0; ; attempt += 1) {
       try {
-        const response = await context.fetch(`${context.base}/v1/${type === 'call' ? `call/${encodeURIComponent(called)}` : 'publish'}`, {
+        const response = await (context.fetch ?? fetch)(`${context.base}/v1/${type === 'call' ? `call/${encodeURIComponent(called)}` : 'publish'}`, {
           method: 'POST', signal: whole.signal,
           headers: { ...headers(), 'Content-Type': 'application/json', ...(key && { 'Idempotency-Key': key }) },
           body: context.codec.stringify(type === 'call' ? args : rest),
@@ -282,6 +282,15 @@ const open = (transport: Transport, context: TransportContext): Link => {
   }
 };
 
+/** What cannot be read is left to the client. */
+const read = ({ codec }: TransportContext, said: AnyRow | string): AnyRow => {
+  try {
+    return typeof said === 'string' ? (codec.parse(said) as AnyRow) : said;
+  } catch {
+    return {};
+  }
+};
+
 export interface AutomaticOptions {
   /** In the order in which they are tried. */
   transports?: readonly Transport[];
@@ -319,8 +328,8 @@ export const automatic = ({ transports = [webSocket, eventStream, longPoll], fai
       };
       probe = open(transports[0]!, {
         ...context,
-        message(message) {
-          if (over || message.type !== 'connected') return;
+        message(said) {
+          if (over || read(context, said).type !== 'connected') return;
           stop();
           index = failures = 0;
           wait = probeMs;
@@ -334,13 +343,14 @@ export const automatic = ({ transports = [webSocket, eventStream, longPoll], fai
     };
     const link = open(transports[mine]!, {
       ...context,
-      message(message) {
+      message(said) {
+        const message: AnyRow = worked ? {} : read(context, said);
         // Without a channel nothing has gone over HTTP yet.
-        if (!worked && (message.type === 'subscribed' || message.session !== undefined)) {
+        if (message.type === 'subscribed' || message.session !== undefined) {
           worked = true;
           failures = 0;
         }
-        context.message(message);
+        context.message(said);
       },
       closed(code, error, retry) {
         stop();

@@ -299,10 +299,10 @@ export interface TransportContext {
   base: string;
   token: string | null;
   codec: Codec;
-  WebSocket: typeof WebSocket;
-  fetch: typeof fetch;
-  /** A message of the server. */
-  message(message: AnyRow): void;
+  WebSocket?: typeof WebSocket;
+  fetch?: typeof fetch;
+  /** A message of the server, or its text. */
+  message(message: AnyRow | string): void;
   /**
    * The connection has ended, or could not be made. `code` is that of WebSockets, or the HTTP status. `again`: come back
    * at once, without counting it as a failure.
