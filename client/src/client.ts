@@ -454,13 +454,19 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
         message: (message) => epoch === from && take(message),
         closed: (code, error, again) => epoch === from && lost(code, error, again),
       });
-      ask({ type: 'connect', client: 'pg-changefeed-js', ...(next && { token: next }) }, { timeoutMs: MAX_TIMER_MS, _hello: true }).catch(
-        (error: ChangefeedError) => epoch === from && lost(error.type === 'auth' ? 4003 : 1006, error));
+      ask({ type: 'connect', client: 'pg-changefeed-js', ...(next && { token: next }) }, { timeoutMs: MAX_TIMER_MS, _hello: true }).catch(notTaken());
       // Right behind it, and not a round trip later.
       for (const feed of feeds.values()) subscribe(feed);
     } catch (error) {
       if (epoch === from) lost(0, asError(error));
     }
+  };
+  /** What to do if the server does not take the token. */
+  const notTaken = () => {
+    const from = epoch;
+    return (error: ChangefeedError) => {
+      if (epoch === from) lost(error.type === 'auth' ? 4003 : 1006, error);
+    };
   };
   /** What needs a connection makes one, unless the application has said otherwise. */
   const begin = () => {
@@ -585,7 +591,7 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
       auth = next;
       refused = undefined;
       generation += 1;
-      if (open && next && typeof next === 'string') use(next).catch((error) => lost(4003, error));
+      if (open && next && typeof next === 'string') use(next).catch(notTaken());
       else {
         if (typeof next !== 'function') setToken(next ?? null);
         void start();
@@ -593,10 +599,10 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
     },
     close() {
       if (connection.status === 'closed') return;
+      for (const request of [...requests.values()]) request._failed(isClosed());
       self.disconnect();
       setConnection('closed');
       ending.abort();
-      for (const request of [...requests.values()]) request._failed(isClosed());
       for (const feed of feeds.values()) feed._close();
       feeds.clear();
     },
