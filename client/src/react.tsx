@@ -10,12 +10,13 @@ import {
 } from 'react';
 
 import type { ChangefeedError } from './error.js';
+import { metrics, type Metrics } from './extras.js';
 import { optimistic, type Mutation, type Optimistic, type SyncStatus } from './optimistic.js';
 import type { Presence, PresenceState, TrackOptions } from './presence.js';
 import { channels, createShelf, mayShow, messages, rooms, stable, type Room, type RoomState, type Shelf, type View } from './shared.js';
 import type {
   AnyRow, AnySchema, CallOptions, CallResult, Channel, ChannelName, ChannelOf, ChannelOptions, ChannelState, ChannelTypes, Client, ConnectionState,
-  Message, Metrics, Schema,
+  Message, Schema,
 } from './types.js';
 
 const Context = /* @__PURE__ */ createContext<Client | null>(null);
@@ -96,17 +97,18 @@ const NO_METRICS: Metrics = /* @__PURE__ */ Object.freeze({
   channels: 0, rows: 0, hits: 0, misses: 0,
 });
 
-/** Figures of the client, looked at every so often. */
+/** Figures of the client since they were asked for first, looked at every so often. */
 export const useMetrics = (everyMs = 1000): Metrics => {
   const client = useClient();
-  const [metrics, setMetrics] = useState(NO_METRICS);
+  const [figures, setFigures] = useState(NO_METRICS);
   useEffect(() => {
-    const look = () => setMetrics(client.metrics());
+    const read = metrics(client);
+    const look = () => setFigures(read());
     look();
     const timer = setInterval(look, everyMs);
     return () => clearInterval(timer);
   }, [client, everyMs]);
-  return metrics;
+  return figures;
 };
 
 const NOBODY: RoomState | Omit<RoomState, 'presence'> & { presence: null } = /* @__PURE__ */ Object.freeze({

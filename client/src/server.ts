@@ -2,7 +2,6 @@
  * For server rendering: a channel's rows and position in one answer, for `initial` of the same channel in the browser. No
  * connection stays behind.
  */
-import { createCache } from './cache.js';
 import { ChangefeedError, errorOf } from './error.js';
 import type { AnyRow, Codec, Initial } from './types.js';
 
@@ -29,14 +28,20 @@ export const loadInitial = async (channel: string, { url, token, codec = JSON, f
   }
   const answer = codec.parse(await response.text()) as AnyRow;
   if (!response.ok) throw errorOf({ ...answer, channel });
-  const cache = createCache(channel, codec);
+  const rows: Record<string, Map<string, AnyRow>> = {};
+  const keys: Record<string, { key: readonly string[] }> = {};
+  const at = (entity: string, row: AnyRow) => codec.stringify((keys[entity]?.key ?? Object.keys(row)).map((name) => row[name]));
   for (const message of answer.messages as AnyRow[]) {
-    if (message.type === 'subscribed') cache.entities = message.entities;
-    if (message.type === 'subscribed' || message.type === 'resync') cache.stage();
-    else if (message.type === 'snapshot') cache.add(message.entity, message.rows);
-    else if (message.type === 'transaction') cache.apply(message.changes, message.txid);
-    else if (message.type === 'ready') cache.swap();
-    else if (message.type === 'revoked' || message.type === 'error') throw errorOf({ ...message, channel });
+    if (message.type === 'subscribed') Object.assign(keys, message.entities);
+    if (message.type === 'subscribed' || message.type === 'resync') for (const entity in keys) rows[entity] = new Map();
+    else if (message.type === 'snapshot') for (const row of message.rows) rows[message.entity]?.set(at(message.entity, row), row);
+    else if (message.type === 'transaction') {
+      for (const { entity, op, key, row, set } of message.changes) {
+        const text = at(entity, key);
+        if (op === 'remove') rows[entity]?.delete(text);
+        else rows[entity]?.set(text, op === 'merge' ? { ...rows[entity].get(text) ?? key, ...set } : row);
+      }
+    } else if (message.type === 'revoked' || message.type === 'error') throw errorOf({ ...message, channel });
   }
-  return { rows: Object.fromEntries(Object.keys(cache.entities).map((entity) => [entity, cache.rows(entity) as AnyRow[]])), position: answer.position };
+  return { rows: Object.fromEntries(Object.entries(rows).map(([entity, map]) => [entity, [...map.values()]])), position: answer.position };
 };

@@ -125,8 +125,7 @@ export const channels = /* @__PURE__ */ createShelf<SharedChannel, ChannelOption
     if (initial && !own.of.has(initial)) own.of.set(initial, own.age);
     if (initial && !mayShow(client, initial)) initial = undefined;
     if (initial) given.push(initial);
-    // Rows that came another way have no versions, so they are loaded as well.
-    return client.channel(name, { ...options, initial: options?.versions && initial ? { rows: initial.rows } : initial }) as unknown as Channel;
+    return client.channel(name, { ...options, initial }) as unknown as Channel;
   };
   const channel = open(first);
   const views = new Map<string, { source: readonly AnyRow[]; view: View; fresh: boolean }>();

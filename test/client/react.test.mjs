@@ -126,7 +126,7 @@ describe('rows', () => {
     assert.deepEqual(drawn, { 2: 1 });
 
     unmount();
-    await until(() => client.metrics().channels === 0, 'the end of the subscription');
+    await until(() => client.channels().length === 0, 'the end of the subscription');
     assert.equal(sent(client, 'unsubscribe').length, 2, 'for the refresh and for the end');
   });
 
@@ -164,7 +164,7 @@ describe('rows', () => {
       }
     }
     for (const { rows, customer } of seen) assert.ok(rows.every((row) => row.customer_id === customer));
-    await until(() => client.metrics().channels === 1, 'the end of the other one');
+    await until(() => client.channels().length === 1, 'the end of the other one');
   });
 
   test('an error takes the rows away and says why', async (t) => {
@@ -203,7 +203,7 @@ describe('rows', () => {
     client.setAuth(null);
     await until(() => last().rows.length === 0, 'nothing');
     page.again(h('p'));
-    await until(() => client.metrics().channels === 0, 'the end of the channel');
+    await until(() => client.channels().length === 0, 'the end of the channel');
     page.again(h(Spy));
     assert.deepEqual(last().rows, []);
     await until(() => client.connection.current.status === 'unauthorized', 'nobody is let in');
@@ -246,7 +246,7 @@ describe('rows', () => {
     await act(async () => { page = show(client, h(Suspense, { fallback: 'wait' }, h(Never))); });
     assert.equal(page.container.textContent, 'wait');
     page.unmount();
-    assert.equal(client.metrics().channels, 0);
+    assert.equal(client.channels().length, 0);
     assert.equal(client.connection.current.status, 'idle');
   });
 });
