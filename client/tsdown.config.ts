@@ -1,15 +1,20 @@
+import { existsSync, readFileSync } from 'node:fs';
+
 import { transform } from 'esbuild';
 import { defineConfig } from 'tsdown';
 
-/** Entries are the files of src/ that package.json exports. */
-const entries = ['index', 'extras', 'http', 'lossless', 'presence', 'query', 'swr', 'db', 'optimistic', 'offline', 'yjs', 'server'];
+/** What package.json exports: one file of src/ for each entry. */
+const { exports } = JSON.parse(readFileSync('package.json', 'utf8')) as { exports: Record<string, string> };
+const entries = Object.values(exports).map((path) => /^\.\/dist\/(.*)\.js$/.exec(path)?.[1]).filter((name) => name !== undefined);
 
 export default defineConfig({
-  entry: [...entries.map((name) => `src/${name}.ts`), 'src/react.tsx'],
+  entry: entries.map((name) => [`src/${name}.ts`, `src/${name}.tsx`].find((path) => existsSync(path)) ?? `src/${name}.ts`),
   format: 'esm',
   platform: 'neutral',
   target: 'es2022',
   dts: true,
+  // Libraries are the application's own, in types as well.
+  deps: { neverBundle: /^[^./]/ },
   sourcemap: true,
   fixedExtension: false,
   logLevel: 'warn',

@@ -44,7 +44,6 @@ export const createFeed = (core: Core, name: string, options: ChannelOptions) =>
   let reset = false;
   let touched = false;
   let handles = 0;
-  let members: AnyRow | null = null;
   let ends!: [resolve: () => void, reject: (error: Error) => void];
   let ready!: Promise<void>;
 
@@ -71,7 +70,7 @@ export const createFeed = (core: Core, name: string, options: ChannelOptions) =>
   const drop = () => {
     cache._clear();
     raw = undefined;
-    position = snapshot = members = null;
+    position = snapshot = null;
     reset = true;
     touch();
   };
@@ -116,7 +115,6 @@ export const createFeed = (core: Core, name: string, options: ChannelOptions) =>
     _lost() {
       self._on = self._live = self._waits = false;
       self._asked = 0;
-      members = null;
       cache._stage(false);
       if (self._state === 'live') setState('stale');
     },
@@ -137,30 +135,22 @@ export const createFeed = (core: Core, name: string, options: ChannelOptions) =>
       error = null;
       setState('subscribing');
     },
-    /** Does the one who asks with these options need more than was asked for? */
-    _needs(how: ChannelOptions) {
-      const given = cache._filled && (whole !== false || how.snapshot === false) ? undefined : how.initial;
-      const more = self._more(how);
-      if (given && !raw && (self._state === 'subscribing' || self._state === 'stale')) {
-        raw = given.rows;
-        // Once it is asked for, they are only shown.
-        if (!self._asked) position ??= given.position ?? null;
-        setState('stale');
-        touch();
-      }
-      // Before it is asked for there is nothing to ask for again.
-      return more && self._asked !== 0;
-    },
-    _more(how: ChannelOptions) {
-      if ((whole !== false || how.snapshot === false) && (versions || !how.versions)) return false;
-      if (whole === false && how.snapshot !== false) {
+    /** Does the one who asks with these options need more than was asked for? Rows that he has are shown until there are others. */
+    _needs({ snapshot: rows, versions: theirs, initial: given }: ChannelOptions) {
+      const more = (whole === false && rows !== false) || (!versions && theirs);
+      versions ||= theirs;
+      if (whole === false && rows !== false) {
         whole = true;
         renewReady();
-        drop();
-        setState('subscribing');
+        self._purge();
       }
-      versions ||= how.versions;
-      return true;
+      if (given && !raw && !cache._filled && self._state !== 'error') {
+        raw = given.rows;
+        if (!self._asked) position = given.position ?? null;
+        setState('stale');
+      }
+      // Before it is asked for there is nothing to ask for again.
+      return more && self._asked;
     },
 
     _subscribed(message: AnyRow) {
@@ -178,16 +168,7 @@ export const createFeed = (core: Core, name: string, options: ChannelOptions) =>
     columns({ entities }: AnyRow) {
       cache._entities = entities;
     },
-    /** The server says the whole list only once; who asks later gets it from here. */
-    presence(message: AnyRow) {
-      if (message.full || message.count !== undefined || !members) members = { ...message, joined: {}, meta: {}, left: {}, full: true };
-      for (const user in message.left) delete members.joined[user];
-      for (const user in message.joined) delete members.meta[user];
-      Object.assign(members.joined, message.joined);
-      Object.assign(members.meta, message.meta);
-      members.more = message.more;
-      emit('presence', message);
-    },
+    presence: (message: AnyRow) => emit('presence', message),
     /** Applies what a transaction did to this channel. */
     _change(changes: AnyRow[], txid: string | null): Change[] {
       const done = cache._apply(changes, txid);
@@ -256,7 +237,6 @@ export const createFeed = (core: Core, name: string, options: ChannelOptions) =>
       const listen = (event: string, listener: (...values: never[]) => void) => {
         const off = on(event, listener as () => void);
         own.push(off);
-        if (event === 'presence' && members) (listener as (message: AnyRow) => void)({ ...members });
         return off;
       };
       handles += 1;

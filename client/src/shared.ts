@@ -93,6 +93,8 @@ export interface SharedChannel {
   readonly channel: Channel;
   /** What there is to show, the same object until it is something else. */
   view(entity?: string): View;
+  /** All members, as the server would say them. */
+  members(): AnyRow | null;
 }
 
 const equal = (a: unknown, b: unknown): boolean => {
@@ -138,9 +140,23 @@ export const channels = /* @__PURE__ */ createShelf<SharedChannel, ChannelOption
   channel.on('error', () => {
     for (const initial of given) own.of.set(initial, -1);
   });
+  // The server says the whole list only once; who asks later gets it from here.
+  let members: AnyRow | null = null;
+  channel.on('presence', (message) => {
+    if (message.full || message.count !== undefined || !members) members = { ...message, joined: {}, meta: {}, left: {}, full: true };
+    for (const user in message.left) delete members.joined[user];
+    for (const user in message.joined) delete members.meta[user];
+    Object.assign(members.joined, message.joined);
+    Object.assign(members.meta, message.meta);
+    members.more = message.more;
+  });
+  channel.on('state', (state) => {
+    if (state !== 'live') members = null;
+  });
   return {
     value: {
       channel,
+      members: () => members,
       view(entity) {
         const which = entity ?? '';
         const kept = views.get(which);
@@ -198,13 +214,23 @@ const isRecord = (value: unknown): value is AnyRow => typeof value === 'object' 
 
 export const rooms = /* @__PURE__ */ createShelf<Room>((client, name) => {
   const channel = client.channel(name, { snapshot: false }) as unknown as Channel;
-  const members = presence(client, channel) as unknown as Presence<AnyRow>;
+  const on = channel.on as (event: string, listener: (message: AnyRow) => void) => () => void;
+  const told = channels.peek(client, name)?.members();
+  const members = presence(client, Object.create(channel, {
+    on: {
+      value(event: string, listener: (message: AnyRow) => void) {
+        const off = on(event, listener);
+        if (event === 'presence' && told) listener({ ...told });
+        return off;
+      },
+    },
+  }) as Channel) as unknown as Presence<AnyRow>;
   const parts = new Map<object, Part>();
-  const { on, emit } = createEmitter();
+  const { on: listen, emit } = createEmitter();
   let error: ChangefeedError | null = null;
   let current: RoomState | null = null;
   /** What the server knows; null: that has to be found out. */
-  let told: string | null = 'null';
+  let known: string | null = 'null';
 
   const changed = () => {
     current = null;
@@ -225,13 +251,13 @@ export const rooms = /* @__PURE__ */ createShelf<Room>((client, name) => {
   const tell = async () => {
     const all = whole();
     const text = JSON.stringify(all);
-    if (text === told) return;
-    told = text;
+    if (text === known) return;
+    known = text;
     try {
       if (all) await members.track(all.state, all.options);
       else await members.untrack();
     } catch (failure) {
-      told = null;
+      known = null;
       throw failure;
     }
     if (error) {
@@ -248,7 +274,7 @@ export const rooms = /* @__PURE__ */ createShelf<Room>((client, name) => {
     members.subscribe(changed),
     members.onRefused((failure) => {
       // Somebody else has got a key meanwhile; the rest is said without it.
-      told = null;
+      known = null;
       if (failure.code === '55P03') {
         for (const [who, { exclusive, ...rest }] of parts) {
           if (!exclusive?.includes(failure.info.key)) continue;
@@ -261,7 +287,7 @@ export const rooms = /* @__PURE__ */ createShelf<Room>((client, name) => {
     }),
     // What was on its way when the connection was lost.
     client.connection.subscribe(() => {
-      if (told === null && client.connection.current.status === 'connected') tellSoon();
+      if (known === null && client.connection.current.status === 'connected') tellSoon();
     }),
   ];
   return {
@@ -269,7 +295,7 @@ export const rooms = /* @__PURE__ */ createShelf<Room>((client, name) => {
       get current() {
         return (current ??= { ...members.current, presence: members, error });
       },
-      subscribe: (listener) => on('change', listener),
+      subscribe: (listener) => listen('change', listener),
       say(who, part) {
         if (part) parts.set(who, part);
         else parts.delete(who);

@@ -391,16 +391,19 @@ describe('presence', () => {
     assert.equal(last().error.type, 'request');
   });
 
-  test('presence for somebody who asks when the list has been told already', async (t) => {
-    const { presence } = await import('../../client/dist/presence.js');
+  test('members for a component that comes when the list has been told already', async (t) => {
     const [ada, bob] = await two(t);
-    const room = ada.channel('room:42');
-    await presence(ada, room).track({ name: 'Ada' });
-    const channel = bob.channel('room:42');
-    const first = presence(bob, channel);
-    await until(() => first.current.count === 1, 'the list');
-    const second = presence(bob, channel);
-    assert.deepEqual([...second.current.members], [...first.current.members]);
+    const [Ada, , there] = spy(() => usePresence('room:42', { name: 'Ada' }, { kind: 'editor' }));
+    show(ada, h(Ada));
+    await until(() => there()?.count === 1, 'Ada');
+    const [Rows, , rows] = spy(() => useRows('room:42'));
+    const page = show(bob, h(Rows));
+    await until(() => rows()?.state === 'live', 'rows');
+    const [Late, , late] = spy(() => usePresence('room:42'));
+    page.again(h(Rows), h(Late));
+    await until(() => late()?.count === 1, 'the list');
+    assert.deepEqual([late().kinds, late().members.get('ada').states], [{ editor: 1 }, [{ name: 'Ada' }]]);
+    assert.equal(sent(bob, 'subscribe').length, 1);
   });
 
   test('typing: shown to others, for a while, ended by stop', async (t) => {

@@ -7,7 +7,9 @@
 //   ```sql test=NAME             psql runs it; an error fails
 //   ```sh test=NAME              bash runs it, in the project's directory; an error fails
 //   ```conf test=NAME            settings of the cluster; before anything else of NAME
-//   ```js test=NAME              a module that runs on in the background until NAME ends
+//   ```js test=NAME              a module that runs on in the background until NAME's next one;
+//                                it has WebSocket and, as a page has, IndexedDB, and may import
+//                                pg-changefeed as it was built last, and what that is tested with
 //   ```json test=NAME send       sends each line as a message on NAME's WebSocket
 //   ```json test=NAME send new   the same on a new connection, in place of the old one
 //   ```json test=NAME receive    waits for these messages, in this order
@@ -24,7 +26,7 @@
 // not shown.
 
 import { execFileSync, spawn } from 'node:child_process';
-import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import os from 'node:os';
 import path from 'node:path';
@@ -78,6 +80,11 @@ function matches(expected, actual) {
 // ---- running ----
 
 const scratch = mkdtempSync(path.join(os.tmpdir(), 'changefeed-docs.'));
+const packages = path.join(scratch, 'node_modules');
+mkdirSync(packages);
+symlinkSync(path.join(ROOT, 'client'), path.join(packages, 'pg-changefeed'));
+const installed = path.join(ROOT, 'client/node_modules');
+if (existsSync(installed)) for (const name of readdirSync(installed)) if (!name.startsWith('.')) symlinkSync(path.join(installed, name), path.join(packages, name));
 
 class Runner {
   constructor(name) {
@@ -154,8 +161,10 @@ class Runner {
     this.start();
     await this.serving();
     const file = path.join(scratch, `${this.name}-${block.line}.mjs`);
-    const prelude = `import WebSocket from ${JSON.stringify(WS)};\nglobalThis.prompt = () => ${JSON.stringify(this.token)};\n`;
-    writeFileSync(file, prelude + this.fill(block.lines.join('\n')));
+    const text = block.lines.join('\n');
+    const prelude = `import WebSocket from ${JSON.stringify(WS)};\nglobalThis.prompt = () => ${JSON.stringify(this.token)};\nglobalThis.WebSocket ??= WebSocket;\n`
+      + (text.includes('pg-changefeed/offline') ? "import 'fake-indexeddb/auto';\n" : '');
+    writeFileSync(file, prelude + this.fill(text));
     this.child?.kill();
     this.child = spawn(process.execPath, [file], { env: this.env, stdio: ['ignore', 'pipe', 'inherit'] });
     this.child.on('exit', (code) => { this.failed = code !== null && code !== 0; });
