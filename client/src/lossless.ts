@@ -10,6 +10,10 @@ const TOKEN = /"(?:[^"\\]|\\.)*"|-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?/g;
 /** No text of jsonb has this character. */
 const MARK = '\u0000';
 
+/** What JavaScript writes with an exponent PostgreSQL writes without: 1e-7 is 0.0000001. */
+const written = (value: number): string =>
+  String(value).replace(/^(-?)(\d)\.?(\d*)e-(\d+)$/, (_, sign, first, rest, zeros) => `${sign}0.${'0'.repeat(zeros - 1)}${first}${rest}`);
+
 export interface LosslessOptions {
   /** `auto`: only those beyond 2^53; `bigint`: all whole numbers. */
   integers?: 'auto' | 'bigint';
@@ -24,7 +28,7 @@ export const lossless = ({ integers = 'auto', decimals = 'auto' }: LosslessOptio
     const safe = text.replace(TOKEN, (token) => {
       if (token[0] === '"') return token;
       const whole = /^-?\d+$/.test(token);
-      if ((whole ? integers : decimals) === 'auto' && String(Number(token)) === token && (!whole || Number.isSafeInteger(Number(token)))) return token;
+      if ((whole ? integers : decimals) === 'auto' && written(Number(token)) === token && (!whole || Number.isSafeInteger(Number(token)))) return token;
       marked = true;
       return `"\\u0000${token}"`;
     });

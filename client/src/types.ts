@@ -18,6 +18,8 @@ export interface Entity {
 }
 
 export interface ChannelTypes {
+  /** What `channel()` takes; if it is left out, the name that it has in the schema. */
+  name?: string;
   entities: Record<string, Entity>;
   events: Record<string, unknown>;
   presence: unknown;
@@ -28,7 +30,7 @@ export interface FunctionTypes {
   Result: unknown;
 }
 
-/** What `changefeed.typescript_types()` writes, and the type parameter of `createClient`. */
+/** The type parameter of `createClient`: what `changefeed.typescript_types()` writes has it, and more. */
 export interface Schema {
   channels: Record<string, ChannelTypes>;
   functions: Record<string, FunctionTypes>;
@@ -44,11 +46,43 @@ export interface AnySchema {
 /** A channel's name without what follows "?", to find its types by. */
 export type Base<N extends string> = N extends `${infer B}?${string}` ? B : N;
 
+/** The names of a channel of the schema. */
+type NamesOf<S extends Schema, K extends keyof S['channels']> = S['channels'][K] extends { name: infer N extends string } ? N : K & string;
+type Names<S extends Schema> = { [K in keyof S['channels'] & string]: NamesOf<S, K> }[keyof S['channels'] & string];
+
+/** Where channels with that name stand in the schema, and of several the one with the narrowest names: `a:${string}` has `a:1:b:2`, too. */
+type Matching<S extends Schema, N extends string> = {
+  [K in keyof S['channels'] & string]: N extends NamesOf<S, K> ? K : never;
+}[keyof S['channels'] & string];
+type Narrower<S extends Schema, K extends keyof S['channels'], Other extends keyof S['channels']> = Other extends unknown
+  ? NamesOf<S, Other> extends NamesOf<S, K> ? NamesOf<S, K> extends NamesOf<S, Other> ? never : Other : never
+  : never;
+type Narrowest<S extends Schema, K extends keyof S['channels'], All extends keyof S['channels'] = K> = K extends unknown
+  ? [Narrower<S, K, All>] extends [never] ? K : never
+  : never;
+
+/** The columns of `select=` in a channel's name, or never. */
+type Selection<N extends string> = N extends `${string}?${infer Q}`
+  ? `&${Q}` extends `${string}&select=${infer L}` ? (L extends `${infer C}&${string}` ? C : L) : never
+  : never;
+type Columns<L extends string> = L extends `${infer C},${infer R}` ? C | Columns<R> : L;
+/** A row with these columns and the key; with all, perhaps, where the selection is not known. */
+type SelectedRow<E extends Entity, C extends string> = string extends keyof E['Row'] ? E['Row']
+  : [C] extends [keyof E['Row']] ? Pick<E['Row'], C | (keyof E['Key'] & keyof E['Row'])>
+    : string extends C ? Pick<E['Row'], keyof E['Key'] & keyof E['Row']> & Partial<E['Row']>
+      : '*' extends C ? E['Row']
+        : Pick<E['Row'], keyof E['Key'] & keyof E['Row']> & Partial<E['Row']>;
+type Selected<C extends ChannelTypes, L extends string> = [L] extends [never] ? C : {
+  entities: { [K in keyof C['entities']]: { Row: SelectedRow<C['entities'][K], Columns<L>>; Key: C['entities'][K]['Key'] } };
+  events: C['events'];
+  presence: C['presence'];
+};
+
 /** The types of the channel with that name. */
-export type ChannelOf<S extends Schema, N extends string> = Base<N> extends keyof S['channels'] ? S['channels'][Base<N>] : never;
+export type ChannelOf<S extends Schema, N extends string> = Selected<S['channels'][Narrowest<S, Matching<S, Base<N>>>], Selection<N>>;
 
 /** A name that `channel()` takes: one of the schema's, with or without conditions. */
-export type ChannelName<S extends Schema> = (keyof S['channels'] & string) | `${keyof S['channels'] & string}?${string}`;
+export type ChannelName<S extends Schema> = Names<S> | `${Names<S>}?${string}`;
 
 /**
  * - `idle`: nothing was asked for yet
