@@ -135,17 +135,22 @@ export const createFeed = (core: Core, name: string, options: ChannelOptions) =>
       error = null;
       setState('subscribing');
     },
-    /** Does the one who asks with these options need more than was asked for? */
-    _needs(how: ChannelOptions) {
-      if ((whole !== false || how.snapshot === false) && (versions || !how.versions)) return false;
-      if (whole === false && how.snapshot !== false) {
+    /** Does the one who asks with these options need more than was asked for? Rows that he has are shown until there are others. */
+    _needs({ snapshot: rows, versions: theirs, initial: given }: ChannelOptions) {
+      const more = (whole === false && rows !== false) || (!versions && theirs);
+      versions ||= theirs;
+      if (whole === false && rows !== false) {
         whole = true;
         renewReady();
-        drop();
-        setState('subscribing');
+        self._purge();
       }
-      versions ||= how.versions;
-      return true;
+      if (given && !raw && !cache._filled && self._state !== 'error') {
+        raw = given.rows;
+        if (!self._asked) position = given.position ?? null;
+        setState('stale');
+      }
+      // Before it is asked for there is nothing to ask for again.
+      return more && self._asked;
     },
 
     _subscribed(message: AnyRow) {

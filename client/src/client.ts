@@ -163,7 +163,8 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
     const asked = feed._asked;
     feed._lost();
     if (!link || !asked) return;
-    ask({ type: 'unsubscribe', channel: feed._name }).catch(() => {});
+    // In the order in which they are said, also before the connection is open.
+    ask({ type: 'unsubscribe', channel: feed._name }, { _hello: true }).catch(() => {});
   };
   const subscribe = (feed: Feed) => {
     if (!link || feed._asked || feed._waits || feed._state === 'error') return;
