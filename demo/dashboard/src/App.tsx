@@ -8,7 +8,7 @@ import { Toaster } from 'sonner';
 import { City } from './City';
 import { Finance } from './Finance';
 import { Badge, Link } from './Link';
-import { notices, notify } from './notices';
+import { forgetNotices, notices, notify } from './notices';
 import { Orders, useOrders } from './Orders';
 import { openSession, type Session } from './session';
 import { useReadable } from './store';
@@ -93,7 +93,7 @@ export const App = () => {
       wanted = false;
       opened?.close();
       setSession(null);
-      notices.set([]);
+      forgetNotices();
     };
   }, [sub]);
   const choose = useCallback((next: string) => {

@@ -9,13 +9,14 @@ import { useReadable } from './store';
 import type { Courier, Driver, Job } from './schema';
 import type { Session } from './session';
 
+const VIEW = '-3 -3 126 78';
 const STREET = 6;
 /** Blocks that are green, by column and row. */
 const PARKS = [[6, 1], [7, 1], [6, 2], [7, 2], [18, 2], [19, 2], [13, 5], [13, 6], [14, 6], [13, 7], [16, 9], [17, 9], [-4, 4], [23, 7], [9, -3], [3, 14]] as const;
 
 /** The streets go on beyond what drivers serve, so that any window is full of city. */
 const Ground = memo(() => (
-  <g>
+  <svg viewBox={VIEW} aria-hidden="true">
     <defs>
       <pattern id="blocks" width={STREET} height={STREET} patternUnits="userSpaceOnUse"><rect className="block" x="0.75" y="0.75" width="4.5" height="4.5" rx="0.7" /></pattern>
     </defs>
@@ -23,7 +24,7 @@ const Ground = memo(() => (
     {PARKS.map(([x, y]) => <rect key={`${x} ${y}`} className="block park" x={x * STREET + 0.75} y={y * STREET + 0.75} width="4.5" height="4.5" rx="0.7" />)}
     <path className="river" d="M-200 51H-4C 14 50, 22 38, 40 39 S 66 55, 84 47 S 106 24, 124 27H320" />
     <path className="bridge" d="M-18 46v10M18 36v12M42 34v12M66 42v12M90 36v12M108 22v12M138 22v10" />
-  </g>
+  </svg>
 ));
 
 /** Form and colour both say what a driver does. */
@@ -60,8 +61,8 @@ export const City = ({ session, jobs }: { session: Session; jobs: readonly Job[]
   return (
     <Panel id="city" title={title} aside={<><Legend /><span className="figure" data-testid="rate">{perSecond} updates/s</span></>}>
       <div className={`map ${state}`}>
-        <svg viewBox="-3 -3 126 78" role="img" aria-label="Map of the city with all drivers; the table below has the same in words" preserveAspectRatio="xMidYMid meet">
-          <Ground />
+        <Ground />
+        <svg viewBox={VIEW} role="img" aria-label="Map of the city with all drivers; the table below has the same in words">
           {jobs.filter(({ status, from_x }) => status === 'new' && from_x !== undefined).map((job) => <Stop key={job.id} job={job} />)}
           {drivers.map((driver) => <Mark key={driver.id} driver={driver} mine={isCustomer} />)}
         </svg>

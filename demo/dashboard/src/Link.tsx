@@ -38,7 +38,7 @@ const words = (trip: Trip) =>
     : `${number(trip.replayed)} ${trip.replayed === 1 ? 'transaction' : 'transactions'} replayed, ${trip.reloaded.length ? `${trip.reloaded.join(', ')} loaded again` : 'nothing loaded again'}`;
 
 const COMMANDS: Record<string, string> = {
-  claim_order: 'Claim order', release_order: 'Release order', send_driver: 'Send a driver for order', set_note: 'Note of order', place_delivery: 'A new order',
+  claim_order: 'Claim order', release_order: 'Release order', send_driver: 'Driver for order', set_note: 'Note of order', place_delivery: 'A new order',
 };
 const nameOf = ({ name, args }: QueuedCall) => `${COMMANDS[name] ?? name} ${(args as { id?: number }).id ?? ''}`.trim();
 
@@ -54,7 +54,7 @@ const Queue = ({ session }: { session: Session }) => {
           <li key={call.id} data-state="failed">
             <span>{nameOf(call)}<em>{call.failed!.message}</em></span>
             <span className="actions">
-              <button type="button" className="quiet" onClick={() => session.queue.retry(call.id)} aria-label={`Try again: ${nameOf(call)}`}>Again</button>
+              <button type="button" className="quiet" onClick={() => session.queue.retry(call.id)} aria-label={`Again: ${nameOf(call)}`}>Again</button>
               <button type="button" className="quiet" onClick={() => session.queue.discard(call.id)} aria-label={`Discard: ${nameOf(call)}`}>Discard</button>
             </span>
           </li>

@@ -65,7 +65,7 @@ const Actions = ({ session, shown: { job, pending, queued }, onNote }: { session
       {job.claimed_by === me ? (
         <>
           <button type="button" className="quiet" disabled={waits} onClick={() => run('release_order')} aria-label={`Release order ${job.id}`}>Release</button>
-          <button type="button" className="primary" disabled={pending} onClick={() => run('send_driver')} aria-label={`Send a driver for order ${job.id}`}>Send driver</button>
+          <button type="button" className="primary" disabled={pending} onClick={() => run('send_driver')} aria-label={`Send driver for order ${job.id}`}>Send driver</button>
         </>
       ) : job.claimed_by ? <span className="tag">{job.claimed_by[0]!.toUpperCase() + job.claimed_by.slice(1)}</span>
         : <button type="button" disabled={waits} onClick={() => run('claim_order')} aria-label={`Claim order ${job.id}`}>Claim</button>}

@@ -1,6 +1,7 @@
 /**
- * Notices: a list of the latest, and a toast for those that matter now. At most one toast in two seconds, so that neither a
- * screen nor a screen reader is flooded; what comes too fast, or from the time of an interruption, is in the list alone.
+ * Notices: a list of the latest, and a toast for those that matter now. What the user has asked for is answered at once; of news
+ * there is at most one toast in two seconds, so that neither a screen nor a screen reader is flooded. News of the time of an
+ * interruption is in the list alone.
  */
 import { toast } from 'sonner';
 
@@ -23,18 +24,41 @@ export const notices = createStore<readonly Notice[]>([]);
 
 let lastToast = 0;
 let nextId = 1;
+let waiting: Notice[] = [];
 
 export interface NoticeOptions {
   detail?: string;
   tone?: Tone;
-  /** `answer`: what the user has just asked for, and always shown; `news`: if there is room; `quiet`: in the list alone. */
+  /** `answer`: what the user has just asked for; `news`: in its turn; `quiet`: in the list alone. */
   as?: 'answer' | 'news' | 'quiet';
 }
 
-export const notify = (text: string, { detail, tone = 'info', as = 'news' }: NoticeOptions = {}) => {
-  const at = Date.now();
-  notices.set([{ id: nextId++, at, tone, text, detail }, ...notices.current].slice(0, KEPT));
-  if (as === 'quiet' || (as === 'news' && at - lastToast < QUIET_MS)) return;
-  lastToast = at;
+const show = ({ text, detail, tone }: Notice) => {
+  lastToast = Date.now();
   (tone === 'good' ? toast.success : tone === 'bad' ? toast.error : toast)(text, { description: detail });
+};
+
+/** The latest of what has come since the last toast, and how many there were. */
+const showNews = () => {
+  const [latest] = waiting;
+  if (!latest) return;
+  const others = waiting.length - 1;
+  waiting = [];
+  show(others ? { ...latest, detail: `${latest.detail ? `${latest.detail}, ` : ''}and ${others} more` } : latest);
+};
+
+export const notify = (text: string, { detail, tone = 'info', as = 'news' }: NoticeOptions = {}) => {
+  const notice: Notice = { id: nextId++, at: Date.now(), tone, text, detail };
+  notices.set([notice, ...notices.current].slice(0, KEPT));
+  if (as === 'answer') show(notice);
+  if (as !== 'news') return;
+  waiting = [notice, ...waiting];
+  if (waiting.length === 1) setTimeout(showNews, Math.max(0, lastToast + QUIET_MS - Date.now()));
+};
+
+/** For somebody else. */
+export const forgetNotices = () => {
+  waiting = [];
+  notices.set([]);
+  toast.dismiss();
 };

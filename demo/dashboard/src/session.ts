@@ -100,7 +100,7 @@ export const openSession = async (sub: string): Promise<Session> => {
     if (!connected && !open && client.metrics().connects > 0) {
       open = { id: Date.now(), lostAt: Date.now(), awayMs: null, replayed: 0, reloaded: [] };
       replayed = new Set();
-      trips.set([open, ...trips.current].slice(0, 20));
+      trips.set([open, ...trips.current].slice(0, 4));
     } else if (connected && open && [...channels.values()].every(({ state }) => state === 'live' || state === 'error')) {
       const done: Trip = { ...open, awayMs: Date.now() - open.lostAt, replayed: replayed.size };
       trips.set(trips.current.map((trip) => (trip.id === done.id ? done : trip)));
