@@ -94,10 +94,12 @@ export const openSession = async (sub: string): Promise<Session> => {
 
   const trips = createStore<readonly Trip[]>([]);
   let open: Trip | null = null;
+  let everConnected = false;
   let replayed = new Set<string | null>();
   const look = () => {
     const connected = client.connection.current.status === 'connected';
-    if (!connected && !open && client.metrics().connects > 0) {
+    everConnected ||= connected;
+    if (!connected && !open && everConnected) {
       open = { id: Date.now(), lostAt: Date.now(), awayMs: null, replayed: 0, reloaded: [] };
       replayed = new Set();
       trips.set([open, ...trips.current].slice(0, 4));
