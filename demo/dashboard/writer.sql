@@ -93,11 +93,12 @@ BEGIN
     END IF;
     CALL courier.move_drivers();
     COMMIT;
-    IF dice < 0.045 THEN
+    -- Fewer than the drivers can carry, and never more waiting than can be looked through.
+    IF dice < 0.03 AND (SELECT count(*) < 14 FROM courier.orders WHERE status = 'new') THEN
         CALL courier.place();
-    ELSIF dice < 0.1 THEN
+    ELSIF dice BETWEEN 0.03 AND 0.08 THEN
         CALL courier.hand_out();
-    ELSIF dice < 0.11 THEN
+    ELSIF dice BETWEEN 0.08 AND 0.09 THEN
         CALL courier.tidy();
     END IF;
 END

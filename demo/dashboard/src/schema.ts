@@ -1,5 +1,6 @@
 /**
- * What there is in the database, for the compiler. Columns that a role may not read do not arrive: they are optional.
+ * What there is in the database, for the compiler. `changefeed.typescript_types()` writes such a file; here it is made by hand,
+ * because one page serves several roles: columns that a role may not read do not arrive, so they are optional.
  */
 export interface Job {
   id: number;
