@@ -17,6 +17,7 @@
 //   ```text test=NAME output     waits until these lines are in the output of the js that runs, or
 //                                else of the last block of sql or sh, in this order; any white space
 //                                is as good as another
+//   ```… from=FILE               is not run, but has to stand in that file like this, indentation and ends of lines aside
 //   ```… notest="why not"        is not run
 //
 // Blocks of the same NAME run one after the other on a cluster of their own, made when the first
@@ -54,6 +55,7 @@ function blocksOf(file) {
       block = { file, line: i + 1, language, words, lines: [] };
       for (const word of words) {
         if (word.startsWith('test=')) block.test = word.slice(5);
+        if (word.startsWith('from=')) block.from = word.slice(5);
         if (word.startsWith('notest=')) block.notest = true;
       }
     } else if (block !== null && line.startsWith('```')) {
@@ -268,13 +270,22 @@ for (const signal of ['SIGINT', 'SIGTERM']) {
   });
 }
 
+const compact = (text) => text.split('\n').map((line) => line.trim()).filter((line) => line !== '').join('\n');
+
 const broken = new Set();
 try {
   for (const block of process.argv.slice(2).flatMap(blocksOf)) {
     const where = `${path.relative(ROOT, path.resolve(block.file))}:${block.line}`;
+    if (block.from !== undefined) {
+      run += 1;
+      const found = existsSync(path.join(ROOT, block.from)) && compact(readFileSync(path.join(ROOT, block.from), 'utf8')).includes(compact(block.lines.join('\n')));
+      console.log(`${found ? 'ok' : 'not ok'} - ${where}: excerpt of ${block.from}`);
+      if (!found) failures += 1;
+      continue;
+    }
     if (block.test === undefined) {
       if (CHECKED.has(block.language) && !block.notest) {
-        console.log(`not ok - ${where}: the block says neither test= nor notest=`);
+        console.log(`not ok - ${where}: the block says none of test=, from= and notest=`);
         failures += 1;
       }
       continue;
