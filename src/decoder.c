@@ -168,6 +168,35 @@ WaitForLatch(long timeout)
 	return (events & WL_TIMEOUT) != 0;
 }
 
+/* The same, or for a commit. */
+static bool
+WaitForCommit(long timeout)
+{
+	static WaitEventSet *set = NULL;
+	int event = SharedEvent(decoder_feed, SHARED_DECODER);
+	WaitEvent events[3];
+	int n;
+
+	if (event < 0)
+		return WaitForLatch(timeout);
+	if (set == NULL)
+	{
+		set = compat_create_wait_set(lengthof(events));
+		AddWaitEventToSet(set, WL_LATCH_SET, PGINVALID_SOCKET, MyLatch, NULL);
+		AddWaitEventToSet(set, WL_EXIT_ON_PM_DEATH, PGINVALID_SOCKET, NULL, NULL);
+		AddWaitEventToSet(set, WL_SOCKET_READABLE, event, NULL, NULL);
+	}
+	n = WaitEventSetWait(set, timeout, events, lengthof(events), wait_event);
+	for (int i = 0; i < n; i++)
+	{
+		if (events[i].events & WL_LATCH_SET)
+			ResetLatch(MyLatch);
+		else
+			SharedEventTaken(event);
+	}
+	return n == 0;
+}
+
 /* ----------------------------------------------------------------------
  * The slot's bounds
  * ----------------------------------------------------------------------
@@ -561,7 +590,7 @@ WaitForWal(XLogRecPtr until)
 
 		/* Nobody commits here, but others may fill the disk. */
 		SharedSleepUntil(decoder_feed, decoded + WalStep());
-		if (WaitForLatch(timeout))
+		if (WaitForCommit(timeout))
 		{
 			compat_wal_wait_leave();
 			if (creating)

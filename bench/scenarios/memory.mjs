@@ -26,6 +26,7 @@ const SYSTEMS = ['pg_changefeed', 'bare', ...MESSAGING];
 const WISHED = 50000;
 const MORE = 10; // subscriptions
 const PER_LOAD = 10000; // connections that a load generator holds
+const QUIET = 12;
 
 // A process has its two ends of a connection in different processes; some descriptors are for other things.
 // The gateway keeps some 5,000 for handshakes, files of snapshots, and refusals.
@@ -59,16 +60,19 @@ export async function setup({ keep, note, options }) {
   keep.versions = {};
 }
 
-// Until memory does not grow any more
+// Until memory has not changed for QUIET looks in a row. The feed worker gives back what many arrivals have taken for
+// a while, but not before two seconds without any.
 async function settled(system, patience) {
-  let last = JSON.stringify(system.memory());
-  for (let i = 0; i < 20; i += 1) {
+  const own = (memory) => Object.values(memory).map((each) => each.private_kib).join();
+  let last = system.memory();
+  let quiet = 0;
+  for (let i = 0; i < 5 * QUIET && quiet < QUIET; i += 1) {
     await sleep(patience);
-    const now = JSON.stringify(system.memory());
-    if (now === last) break;
+    const now = system.memory();
+    quiet = own(now) === own(last) ? quiet + 1 : 0;
     last = now;
   }
-  return JSON.parse(last);
+  return last;
 }
 
 // A first connection that comes and goes, so that what is made once is there
