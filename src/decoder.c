@@ -68,12 +68,14 @@
 #define OVER_LIMIT_GRACE 20000
 
 /*
- * Waking a process is what a commit pays most for, and where commits come fast
- * we would fall asleep between them.  When WAL comes more often than this
- * (microseconds) we look for it by ourselves for a while, after naps of so long,
- * and so many of them before we sleep all the same.
+ * Waking a process is what a commit pays most for, and where commits come very
+ * fast we would fall asleep between them, and so would the feed worker.  When WAL
+ * comes more often than this (microseconds) we look for it by ourselves for a
+ * while, after naps of so long, and so many of them before we sleep all the same:
+ * several commits are then one batch for everybody.  Where they come more slowly
+ * that costs more CPU than it saves, and a change comes later.
  */
-#define FAST_COMMITS 1500
+#define FAST_COMMITS 400
 #define NAP			 200
 #define MAX_NAPS	 10
 
@@ -520,9 +522,9 @@ static int
 CountNaps(void)
 {
 	static TimestampTz last = 0;
-	static int64 interval = 10 * FAST_COMMITS;
+	static int64 interval = 40 * FAST_COMMITS;
 	TimestampTz now = GetCurrentTimestamp();
-	int64 elapsed = Min(Max(now - last, 0), 10 * FAST_COMMITS);
+	int64 elapsed = Min(Max(now - last, 0), 40 * FAST_COMMITS);
 
 	/* A pause ends it at once, a few fast commits alone do not begin it. */
 	last = now;

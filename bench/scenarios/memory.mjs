@@ -26,6 +26,9 @@ const SYSTEMS = ['pg_changefeed', 'bare', ...MESSAGING];
 const WISHED = 50000;
 const MORE = 10; // subscriptions
 const PER_LOAD = 10000; // connections that a load generator holds
+
+// Looks at memory that does not change. The feed worker gives back what many arrivals have taken for a while, but not
+// before two seconds without any; what was made for the first connection shall not be given back before others come.
 const QUIET = 12;
 
 // A process has its two ends of a connection in different processes; some descriptors are for other things.
@@ -60,13 +63,12 @@ export async function setup({ keep, note, options }) {
   keep.versions = {};
 }
 
-// Until memory has not changed for QUIET looks in a row. The feed worker gives back what many arrivals have taken for
-// a while, but not before two seconds without any.
-async function settled(system, patience) {
+// Until memory has not changed for so many looks in a row
+async function settled(system, patience, looks) {
   const own = (memory) => Object.values(memory).map((each) => each.private_kib).join();
   let last = system.memory();
   let quiet = 0;
-  for (let i = 0; i < 5 * QUIET && quiet < QUIET; i += 1) {
+  for (let i = 0; i < 5 * QUIET && quiet < looks; i += 1) {
     await sleep(patience);
     const now = system.memory();
     quiet = own(now) === own(last) ? quiet + 1 : 0;
@@ -87,7 +89,7 @@ async function grow({ options }, name, connections, subscriptions, users = false
     await first.open({ ...system.open, group: 'first', subscriptions, channels: subscriptions });
     await first.close('first');
     await sleep(patience);
-    const before = await settled(system, patience);
+    const before = await settled(system, patience, 1);
     for (let rest = connections; rest > 0; rest -= PER_LOAD) {
       const load = rest === connections ? first : new Load();
       if (load !== first) loads.push(load);
@@ -95,7 +97,7 @@ async function grow({ options }, name, connections, subscriptions, users = false
         ...system.open, ...who, connections: Math.min(rest, PER_LOAD), subscriptions, channels: subscriptions, sources: 4,
       });
     }
-    const after = await settled(system, patience);
+    const after = await settled(system, patience, QUIET);
     const growth = (process, kind) => (after[process] === undefined ? undefined : (after[process][kind] - before[process][kind]) / connections);
     const server = name === 'pg_changefeed' ? 'gateway' : 'server';
     return {
