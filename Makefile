@@ -13,7 +13,7 @@ EXTENSION = pg_changefeed
 MODULE_big = pg_changefeed
 GATEWAY = pg_changefeed_gateway
 
-SCRIPT_GOALS = help demo demo-chat test soak bench bench-quick format format-check lint
+SCRIPT_GOALS = help demo demo-chat test matrix soak bench bench-quick format format-check lint
 BUILD_GOALS := $(filter-out $(SCRIPT_GOALS),$(or $(MAKECMDGOALS),all))
 
 .DEFAULT_GOAL := all
@@ -152,9 +152,10 @@ help:
 	@echo 'make install         install them for the PostgreSQL of PG_CONFIG'
 	@echo 'make uninstall       remove what install copied'
 	@echo 'make clean           remove what was built'
-	@echo 'make demo            start a private cluster with the shop demo'
+	@echo 'make demo            start a private cluster with the shop demo and the dashboard'
 	@echo 'make demo-chat       the same with the chat demo'
 	@echo 'make test            run every test'
+	@echo 'make matrix          build and test with each supported server, in Debian systems of their own (root)'
 	@echo 'make soak SECONDS=n  run the convergence test for that long (3600); SEED=n repeats one'
 	@echo 'make bench           run the benchmarks'
 	@echo 'make bench-quick     the same in a few minutes, with less precision'
@@ -181,6 +182,10 @@ test:
 	scripts/setup --for test
 	scripts/cluster install
 	test/run $(ARGS)
+
+matrix:
+	scripts/setup --for matrix
+	scripts/matrix $(ARGS)
 
 soak:
 	scripts/setup --for test

@@ -96,6 +96,7 @@ DROP ROLE regress_web, "regress Odd";
 CREATE ROLE regress_squatter;
 DROP EXTENSION pg_changefeed;
 CREATE SCHEMA changefeed AUTHORIZATION regress_squatter;
+\set SHOW_CONTEXT never
 CREATE EXTENSION pg_changefeed;
 \echo :LAST_ERROR_SQLSTATE
 DROP SCHEMA changefeed;

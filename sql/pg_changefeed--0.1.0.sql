@@ -540,6 +540,433 @@ COMMENT ON COLUMN changefeed.revocations.expires_at IS 'until this time; by then
 GRANT SELECT ON changefeed.sources, changefeed.events, changefeed.channels, changefeed.roles, changefeed.dependencies,
     changefeed.functions, changefeed.revocations TO PUBLIC;
 
+-----------------------------------------------------------------------------
+-- Types of what clients get, for TypeScript. All of it reads the catalogs and
+-- the views above as the caller, so that it shows what these show. Strings with
+-- a backslash are E'', which means the same whatever standard_conforming_strings is.
+-----------------------------------------------------------------------------
+
+CREATE FUNCTION changefeed._ts_string(value text) RETURNS text
+    LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE SET search_path = pg_catalog, pg_temp
+    AS $$ SELECT '''' || replace(replace(substr(j, 2, length(j) - 2), E'\\"', '"'), '''', E'\\''') || ''''
+            FROM CAST(to_json(value) AS text) j $$;
+COMMENT ON FUNCTION changefeed._ts_string(text) IS 'internal: a string literal of TypeScript';
+
+CREATE FUNCTION changefeed._ts_property(name text) RETURNS text
+    LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE SET search_path = pg_catalog, pg_temp
+    AS $$ SELECT CASE WHEN name ~ '^[A-Za-z_$][A-Za-z0-9_$]*$' THEN name ELSE changefeed._ts_string(name) END $$;
+COMMENT ON FUNCTION changefeed._ts_property(text) IS 'internal: the name of a member, in quotes where TypeScript needs them';
+
+-- A line break would end the line, and "*/" the comment.
+CREATE FUNCTION changefeed._ts_comment(text text, indent text) RETURNS text
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp
+    AS $$ SELECT CASE WHEN coalesce(text, '') ~ '^[[:space:]]*$' THEN ''
+                      WHEN safe ~ E'\n' THEN indent || E'/**\n' || indent || ' * '
+                          || regexp_replace(replace(safe, E'\n', E'\n' || indent || ' * '), E' +(?=\n|$)', '', 'g')
+                          || E'\n' || indent || E' */\n'
+                      ELSE indent || '/** ' || safe || E' */\n' END
+            FROM regexp_replace(replace(btrim(text, E' \t\r\n'), '*/', E'*\\/'), E'\r\n?', E'\n', 'g') safe $$;
+COMMENT ON FUNCTION changefeed._ts_comment(text, text) IS 'internal: a comment of TypeScript, or nothing';
+
+-- Without its schema in "public"; a part with a point in quotes, so that no two
+-- tables or types have the same name.
+CREATE FUNCTION changefeed._ts_name(schema oid, name name) RETURNS text
+    LANGUAGE sql STABLE STRICT PARALLEL SAFE SET search_path = pg_catalog, pg_temp
+    AS $$ SELECT string_agg(CASE WHEN part ~ '[."]' THEN '"' || replace(part, '"', '""') || '"' ELSE part END, '.' ORDER BY n)
+            FROM pg_namespace s, LATERAL (VALUES (1, s.nspname), (2, name)) parts (n, part)
+           WHERE s.oid = schema AND NOT (n = 1 AND s.nspname = 'public') $$;
+COMMENT ON FUNCTION changefeed._ts_name(oid, name) IS 'internal: what a table or type is called in TypeScript';
+
+CREATE FUNCTION changefeed._ts_not_null(type oid) RETURNS boolean
+    LANGUAGE sql STABLE STRICT PARALLEL SAFE SET search_path = pg_catalog, pg_temp
+    AS $$ WITH RECURSIVE chain AS (
+              SELECT t.* FROM pg_type t WHERE t.oid = type
+              UNION ALL
+              SELECT t.* FROM chain c JOIN pg_type t ON t.oid = c.typbasetype WHERE c.typtype = 'd')
+          SELECT bool_or(typnotnull) FROM chain $$;
+COMMENT ON FUNCTION changefeed._ts_not_null(oid) IS 'internal: whether a type is a domain that is NOT NULL';
+
+CREATE FUNCTION changefeed._ts_nullable(expression text, not_null boolean) RETURNS text
+    LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE SET search_path = pg_catalog, pg_temp
+    AS $$ SELECT expression || CASE WHEN not_null OR expression IN ('Json', 'null') THEN '' ELSE ' | null' END $$;
+COMMENT ON FUNCTION changefeed._ts_nullable(text, boolean) IS 'internal: the type with null, if that may come';
+
+-- The order of the questions is that of to_jsonb. What comes in ("input") may be
+-- given as a string wherever a double would lose digits.
+CREATE FUNCTION changefeed._ts_type(type oid, dimensions int, input boolean) RETURNS text
+    LANGUAGE plpgsql STABLE STRICT PARALLEL SAFE SET search_path = pg_catalog, pg_temp
+    AS $$
+DECLARE
+    t pg_type;
+    element text;
+BEGIN
+    SELECT * INTO STRICT t FROM pg_type WHERE oid = type;
+    IF t.typtype = 'd' AND input THEN
+        RETURN changefeed._ts_type(t.typbasetype, t.typndims, input);
+    ELSIF t.typtype IN ('d', 'e') AND NOT changefeed._ts_cast(type) THEN
+        RETURN format('Database[''types''][%s]', changefeed._ts_string(changefeed._ts_name(t.typnamespace, t.typname)));
+    ELSIF t.typelem <> 0 AND t.typsubscript = 'array_subscript_handler'::regproc THEN
+        element := changefeed._ts_type(t.typelem, 0, input);
+        element := changefeed._ts_nullable(element, changefeed._ts_not_null(t.typelem));
+        IF element ~ '[ ]' THEN
+            element := format('(%s)', element);
+        END IF;
+        RETURN element || repeat('[]', greatest(dimensions, 1));
+    ELSIF t.typtype = 'c' AND input THEN
+        RETURN coalesce((SELECT format('{ %s }', string_agg(
+                              changefeed._ts_property(attname)
+                              || CASE WHEN changefeed._ts_not_null(atttypid) THEN ': ' ELSE '?: ' END
+                              || changefeed._ts_nullable(changefeed._ts_type(atttypid, attndims, true), changefeed._ts_not_null(atttypid)),
+                              '; ' ORDER BY attnum))
+                           FROM pg_attribute
+                          WHERE attrelid = t.typrelid AND attnum > 0 AND NOT attisdropped HAVING count(*) > 0), 'Record<string, never>');
+    ELSIF t.typtype = 'c' THEN
+        RETURN format('Database[''types''][%s]', changefeed._ts_string(changefeed._ts_name(t.typnamespace, t.typname)));
+    ELSIF changefeed._ts_cast(type) THEN
+        RETURN 'Json';
+    END IF;
+    RETURN CASE type
+               WHEN 'bool'::regtype THEN 'boolean'
+               WHEN 'int2'::regtype THEN 'number'
+               WHEN 'int4'::regtype THEN 'number'
+               WHEN 'int8'::regtype THEN CASE WHEN input THEN 'Int8 | string' ELSE 'Int8' END
+               WHEN 'numeric'::regtype THEN CASE WHEN input THEN 'Numeric | string' ELSE 'Numeric' END
+               WHEN 'float4'::regtype THEN 'Float'
+               WHEN 'float8'::regtype THEN 'Float'
+               WHEN 'json'::regtype THEN 'Json'
+               WHEN 'jsonb'::regtype THEN 'Json'
+               WHEN 'bytea'::regtype THEN CASE WHEN input THEN 'string' ELSE 'Bytea' END
+               WHEN 'void'::regtype THEN 'null'
+               WHEN 'record'::regtype THEN '{ [column: string]: Json }'
+               ELSE 'string' END;
+END $$;
+COMMENT ON FUNCTION changefeed._ts_type(oid, int, boolean) IS 'internal: a type as its JSON is in TypeScript';
+
+CREATE FUNCTION changefeed._ts_cast(type oid) RETURNS boolean
+    LANGUAGE sql STABLE STRICT PARALLEL SAFE SET search_path = pg_catalog, pg_temp
+    AS $$ WITH RECURSIVE chain AS (
+              SELECT t.* FROM pg_type t WHERE t.oid = type
+              UNION ALL
+              SELECT t.* FROM chain c JOIN pg_type t ON t.oid = c.typbasetype WHERE c.typtype = 'd')
+          SELECT EXISTS (SELECT FROM chain t JOIN pg_cast c ON c.castsource = t.oid
+                          WHERE t.typtype NOT IN ('d', 'c')
+                            -- FirstNormalObjectId
+                            AND t.oid >= 16384
+                            AND NOT (t.typelem <> 0 AND t.typsubscript = 'array_subscript_handler'::regproc)
+                            AND c.casttarget = 'json'::regtype AND c.castfunc <> 0) $$;
+COMMENT ON FUNCTION changefeed._ts_cast(oid) IS 'internal: whether a cast makes the JSON of a type''s values';
+
+-- The columns of a table or composite type, as members. That a column of a table
+-- is NOT NULL does not hold for values of its row type elsewhere.
+CREATE FUNCTION changefeed._ts_columns(relation oid, columns name[], constraints boolean, indent text) RETURNS text
+    LANGUAGE sql STABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp
+    AS $$ SELECT string_agg(
+              changefeed._ts_comment(col_description(attrelid, attnum), indent) || indent || changefeed._ts_property(attname) || ': '
+              || changefeed._ts_nullable(changefeed._ts_type(atttypid, attndims, false),
+                     changefeed._ts_not_null(atttypid)
+                     OR constraints AND attnotnull AND NOT EXISTS (
+                            SELECT FROM pg_constraint
+                             WHERE conrelid = attrelid AND contype = 'n' AND attnum = ANY (conkey) AND NOT convalidated))
+              || E';\n', '' ORDER BY attnum)
+            FROM pg_attribute
+           WHERE attrelid = relation AND attnum > 0 AND NOT attisdropped AND (columns IS NULL OR attname = ANY (columns)) $$;
+COMMENT ON FUNCTION changefeed._ts_columns(oid, name[], boolean, text) IS 'internal: the members of a row';
+
+-- "optional" are columns that some role gets the table without.
+CREATE FUNCTION changefeed._ts_sources(role regrole)
+    RETURNS TABLE (channel text, relation oid, entity name, key name[], columns name[], optional name[])
+    LANGUAGE sql STABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp
+    AS $$ WITH source AS (
+              SELECT s.channel, s.source, s.entity, s.key, s.columns,
+                     ARRAY(SELECT r.role
+                             FROM changefeed.roles r
+                            WHERE (_ts_sources.role IS NULL OR r.role = _ts_sources.role)
+                              AND has_schema_privilege(r.role, t.relnamespace, 'USAGE')
+                              AND NOT EXISTS (
+                                      SELECT FROM pg_attribute a
+                                       WHERE a.attrelid = t.oid AND a.attname = ANY (s.key || changefeed._parameters(s.channel)::name[])
+                                         AND NOT has_column_privilege(r.role, t.oid, a.attnum, 'SELECT'))) AS readers
+                FROM changefeed.sources s
+                JOIN pg_class t ON t.oid = s.source::oid)
+          SELECT s.channel, s.source::oid, s.entity, s.key,
+                 array_agg(a.attname ORDER BY a.attnum),
+                 coalesce(array_agg(a.attname ORDER BY a.attnum) FILTER (WHERE lacking), '{}')
+            FROM source s
+            JOIN pg_attribute a ON a.attrelid = s.source::oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated <> 'v'
+                               AND (s.columns IS NULL OR a.attname = ANY (s.columns)),
+                 LATERAL (SELECT EXISTS (SELECT FROM unnest(s.readers) reader
+                                          WHERE NOT has_column_privilege(reader, a.attrelid, a.attnum, 'SELECT'))) _ (lacking)
+           WHERE _ts_sources.role IS NULL OR s.readers <> '{}' AND NOT lacking
+           GROUP BY s.channel, s.source, s.entity, s.key $$;
+COMMENT ON FUNCTION changefeed._ts_sources(regrole) IS 'internal: sources with the columns that clients of a role, or of any, get';
+
+-- "returned" is the table, view or the like whose whole rows a function returns.
+CREATE FUNCTION changefeed._ts_functions(role regrole)
+    RETURNS TABLE (name text, function oid, arguments oid[], names text[], defaults int, result oid, is_set boolean,
+                   out_names text[], out_types oid[], returned oid)
+    LANGUAGE sql STABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp
+    AS $$ SELECT f.name, p.oid, a.types, a.names, p.pronargdefaults, p.prorettype, p.proretset, o.names, o.types,
+                 (SELECT c.oid FROM pg_type t JOIN pg_class c ON c.oid = t.typrelid WHERE t.oid = p.prorettype AND c.relkind <> 'c')
+            FROM changefeed.functions f
+            JOIN pg_proc p ON p.oid = f.function::oid,
+                 LATERAL (SELECT coalesce(array_agg(type ORDER BY n) FILTER (WHERE coalesce(mode, 'i') IN ('i', 'b', 'v')), '{}'),
+                                 coalesce(array_agg(arg ORDER BY n) FILTER (WHERE coalesce(mode, 'i') IN ('i', 'b', 'v')), '{}')
+                            FROM unnest(coalesce(p.proallargtypes, p.proargtypes::oid[]), p.proargmodes, p.proargnames)
+                                 WITH ORDINALITY u (type, mode, arg, n) WHERE type IS NOT NULL) a (types, names),
+                 LATERAL (SELECT array_agg(type ORDER BY n), array_agg(coalesce(nullif(arg, ''), 'column' || k) ORDER BY n)
+                            FROM (SELECT u.*, row_number() OVER (ORDER BY n) k
+                                    FROM unnest(p.proallargtypes, p.proargmodes, p.proargnames) WITH ORDINALITY u (type, mode, arg, n)
+                                   WHERE mode IN ('o', 'b', 't')) u) o (types, names)
+           WHERE _ts_functions.role IS NULL
+              OR has_function_privilege(_ts_functions.role, p.oid, 'EXECUTE')
+                 AND has_schema_privilege(_ts_functions.role, p.pronamespace, 'USAGE') $$;
+COMMENT ON FUNCTION changefeed._ts_functions(regrole) IS 'internal: functions that clients of a role, or of any, may call';
+
+CREATE FUNCTION changefeed._ts_pick(relation oid, columns name[]) RETURNS text
+    LANGUAGE sql STABLE STRICT PARALLEL SAFE SET search_path = pg_catalog, pg_temp
+    AS $$ SELECT format('Pick<Database[''tables''][%s], %s>', changefeed._ts_string(changefeed._ts_name(c.relnamespace, c.relname)),
+                        (SELECT string_agg(changefeed._ts_string(name), ' | ' ORDER BY n) FROM unnest(columns) WITH ORDINALITY u (name, n)))
+            FROM pg_class c WHERE c.oid = relation $$;
+COMMENT ON FUNCTION changefeed._ts_pick(oid, name[]) IS 'internal: some columns of a table';
+
+CREATE FUNCTION changefeed._ts_row(relation oid, all_columns name[], columns name[], optional name[]) RETURNS text
+    LANGUAGE sql STABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp
+    AS $$ SELECT CASE WHEN optional = '{}' AND columns = all_columns
+                      THEN format('Database[''tables''][%s]', changefeed._ts_string(changefeed._ts_name(c.relnamespace, c.relname)))
+                      ELSE changefeed._ts_pick(relation, ARRAY(SELECT name FROM unnest(columns) WITH ORDINALITY u (name, n) WHERE name <> ALL (optional) ORDER BY n))
+                          || CASE WHEN optional = '{}' THEN '' ELSE format(' & Partial<%s>', changefeed._ts_pick(relation, optional)) END END
+            FROM pg_class c WHERE c.oid = relation $$;
+COMMENT ON FUNCTION changefeed._ts_row(oid, name[], name[], name[]) IS 'internal: what a source sends of its table';
+
+-- The name of a channel: what may stand in place of each parameter.
+CREATE FUNCTION changefeed._ts_channel(name text, relation oid, lossless boolean) RETURNS text
+    LANGUAGE plpgsql STABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp
+    AS $$
+DECLARE
+    result text := '`';
+    literals text[] := regexp_split_to_array(name, '[{][^{}]+[}]');
+    parameters text[] := changefeed._parameters(name);
+    type oid;
+BEGIN
+    IF parameters = '{}' THEN
+        RETURN changefeed._ts_string(name);
+    END IF;
+    FOR i IN 1 .. cardinality(literals) LOOP
+        result := result || replace(replace(literals[i], E'\\', E'\\\\'), '`', E'\\`');
+        CONTINUE WHEN i > cardinality(parameters);
+        SELECT coalesce((WITH RECURSIVE chain AS (
+                             SELECT t.oid, t.typtype, t.typbasetype FROM pg_type t WHERE t.oid = a.atttypid
+                             UNION ALL
+                             SELECT t.oid, t.typtype, t.typbasetype FROM chain c JOIN pg_type t ON t.oid = c.typbasetype WHERE c.typtype = 'd')
+                         SELECT c.oid FROM chain c WHERE c.typtype <> 'd'), 0)
+          INTO type
+          FROM pg_attribute a WHERE a.attrelid = relation AND a.attname = parameters[i];
+        result := result || CASE
+            WHEN type IN ('int2'::regtype, 'int4'::regtype) OR type = 'int8'::regtype AND NOT lossless THEN '${number | ''*''}'
+            WHEN type = 'int8'::regtype THEN '${number | bigint | ''*''}'
+            ELSE '${string}' END;
+    END LOOP;
+    RETURN result || '`';
+END $$;
+COMMENT ON FUNCTION changefeed._ts_channel(text, oid, boolean) IS 'internal: the type of the names of a channel';
+
+CREATE FUNCTION changefeed.typescript_types(role regrole DEFAULT NULL, numbers text DEFAULT 'double') RETURNS text
+    LANGUAGE plpgsql STABLE
+    -- Compiling queries takes longer than running them.
+    SET search_path = pg_catalog, pg_temp SET quote_all_identifiers = off SET intervalstyle = postgres SET jit = off
+    AS $$
+DECLARE
+    sources jsonb;
+    functions jsonb;
+    tables jsonb;
+    result text;
+    part text;
+    r record;
+BEGIN
+    IF numbers IS NULL OR numbers NOT IN ('double', 'finite', 'lossless') THEN
+        RAISE EXCEPTION 'unknown kind of numbers "%"', numbers USING ERRCODE = 'invalid_parameter_value',
+            HINT = 'Use "double", "finite" or "lossless".';
+    END IF;
+    IF role IS NOT NULL AND NOT EXISTS (SELECT FROM changefeed.roles a WHERE a.role = typescript_types.role) THEN
+        RAISE EXCEPTION 'clients cannot have role %', role USING ERRCODE = 'undefined_object',
+            HINT = 'The view changefeed.roles lists those that were admitted with changefeed.allow_role.';
+    END IF;
+
+    result := format(E'// Made by SELECT changefeed.typescript_types(%s). Do not edit: make it again.\n/* eslint-disable */\n\n',
+        concat_ws(', ', 'role => ' || quote_literal(regexp_replace(role::text, '[[:cntrl:]]', '?', 'g')),
+                  CASE WHEN numbers <> 'double' THEN 'numbers => ' || quote_literal(numbers) END));
+    result := result || CASE numbers
+        WHEN 'lossless' THEN
+            E'/** A whole number: a bigint beyond 2^53. */\nexport type Int8 = number | bigint;\n'
+            || E'/** A string where a double would not have the same digits, and for NaN and the infinities. */\n'
+            || E'export type Numeric = number | bigint | string;\n'
+            || E'/** As Numeric: what a float holds is not always written as JavaScript writes it. */\nexport type Float = number | bigint | string;\n'
+            || E'export type Json = string | number | bigint | boolean | null | Json[] | { [name: string]: Json };\n'
+        WHEN 'finite' THEN
+            E'/** Digits beyond 2^53 are lost. */\nexport type Int8 = number;\n'
+            || E'/** Digits that a double does not hold are lost. NaN and the infinities would come as strings. */\nexport type Numeric = number;\n'
+            || E'/** NaN and the infinities would come as strings. */\nexport type Float = number;\n'
+            || E'export type Json = string | number | boolean | null | Json[] | { [name: string]: Json };\n'
+        ELSE
+            E'/** Digits beyond 2^53 are lost. */\nexport type Int8 = number;\n'
+            || E'/** Digits that a double does not hold are lost. */\nexport type Numeric = number | ''NaN'' | ''Infinity'' | ''-Infinity'';\n'
+            || E'export type Float = number | ''NaN'' | ''Infinity'' | ''-Infinity'';\n'
+            || E'export type Json = string | number | boolean | null | Json[] | { [name: string]: Json };\n' END
+        || E'/** In hexadecimal digits. */\nexport type Bytea = `\\\\x${string}`;\n\nexport interface Database {\n';
+
+    -- What is looked at often, once.
+    SELECT coalesce(jsonb_agg(to_jsonb(s)), '[]') INTO sources FROM changefeed._ts_sources(role) s;
+    SELECT coalesce(jsonb_agg(to_jsonb(f)), '[]') INTO functions FROM changefeed._ts_functions(role) f;
+
+    -- Of a table the columns that any channel sends; all where functions return whole rows.
+    SELECT coalesce(jsonb_agg(to_jsonb(t)), '[]')
+      INTO tables
+      FROM (SELECT a.attrelid AS relation, array_agg(a.attname ORDER BY a.attnum) AS columns
+              FROM (SELECT s.relation, unnest(s.columns)
+                      FROM jsonb_to_recordset(sources) s (relation oid, columns name[])
+                    UNION
+                    SELECT a.attrelid, a.attname
+                      FROM jsonb_to_recordset(functions) f (returned oid)
+                      JOIN pg_attribute a ON a.attrelid = f.returned AND a.attnum > 0 AND NOT a.attisdropped) u (relation, name)
+              JOIN pg_attribute a ON a.attrelid = u.relation AND a.attname = u.name
+             GROUP BY a.attrelid) t;
+
+    part := NULL;
+    FOR r IN
+        SELECT c.oid, changefeed._ts_name(c.relnamespace, c.relname) AS name, obj_description(c.oid, 'pg_class') AS comment, t.columns
+          FROM jsonb_to_recordset(tables) t (relation oid, columns name[])
+          JOIN pg_class c ON c.oid = t.relation
+         ORDER BY changefeed._ts_name(c.relnamespace, c.relname) COLLATE "C"
+    LOOP
+        part := concat(part, changefeed._ts_comment(r.comment, '    '), '    ', changefeed._ts_property(r.name), E': {\n',
+                       changefeed._ts_columns(r.oid, r.columns, true, '      '), E'    };\n');
+    END LOOP;
+    result := result || coalesce(E'  tables: {\n' || part || E'  };\n', E'  tables: {};\n');
+
+    -- Types that these, or functions, have.
+    part := NULL;
+    FOR r IN
+        WITH RECURSIVE used (type, input) AS (
+            SELECT a.atttypid, false FROM jsonb_to_recordset(tables) t (relation oid, columns name[])
+              JOIN pg_attribute a ON a.attrelid = t.relation AND a.attname = ANY (t.columns)
+            UNION
+            SELECT f.result, false FROM jsonb_to_recordset(functions) f (result oid, returned oid) WHERE f.returned IS NULL
+            UNION
+            SELECT unnest(f.out_types), false FROM jsonb_to_recordset(functions) f (out_types oid[])
+            UNION
+            SELECT unnest(f.arguments), true FROM jsonb_to_recordset(functions) f (arguments oid[])
+            UNION
+            SELECT next.type, u.input
+              FROM used u
+              JOIN pg_type t ON t.oid = u.type,
+                   LATERAL (SELECT t.typbasetype WHERE t.typtype = 'd'
+                            UNION ALL SELECT t.typelem WHERE t.typelem <> 0 AND t.typsubscript = 'array_subscript_handler'::regproc
+                            UNION ALL SELECT a.atttypid FROM pg_attribute a
+                                       WHERE a.attrelid = t.typrelid AND t.typtype = 'c' AND a.attnum > 0 AND NOT a.attisdropped) next (type)
+             WHERE NOT changefeed._ts_cast(u.type)),
+        -- Only these are asked for casts, not all types that there are.
+        named AS MATERIALIZED (
+            SELECT t.*
+              FROM (SELECT type, bool_and(input) AS input FROM used GROUP BY type) u
+              JOIN pg_type t ON t.oid = u.type
+             WHERE t.typtype = 'e' OR t.typtype IN ('d', 'c') AND NOT u.input)
+        SELECT t.*, changefeed._ts_name(t.typnamespace, t.typname) AS name,
+               coalesce(obj_description(t.oid, 'pg_type'), obj_description(t.typrelid, 'pg_class')) AS comment
+          FROM named t
+         WHERE NOT changefeed._ts_cast(t.oid)
+         ORDER BY changefeed._ts_name(t.typnamespace, t.typname) COLLATE "C"
+    LOOP
+        part := concat(part, changefeed._ts_comment(r.comment, '    '), '    ', changefeed._ts_property(r.name), ': ',
+            CASE r.typtype
+                WHEN 'e' THEN coalesce((SELECT string_agg(changefeed._ts_string(enumlabel), ' | ' ORDER BY enumsortorder)
+                                          FROM pg_enum WHERE enumtypid = r.oid), 'never')
+                WHEN 'd' THEN changefeed._ts_type(r.typbasetype, r.typndims, false)
+                ELSE coalesce(E'{\n' || changefeed._ts_columns(r.typrelid, NULL, false, '      ') || '    }', 'Record<string, never>') END,
+            E';\n');
+    END LOOP;
+    result := result || coalesce(E'  types: {\n' || part || E'  };\n', E'  types: {};\n');
+
+    part := NULL;
+    FOR r IN
+        WITH source AS (
+            SELECT s.channel, s.relation, s.entity, changefeed._ts_row(s.relation, t.columns, s.columns, s.optional) AS row,
+                   changefeed._ts_pick(s.relation, s.key) AS key
+              FROM jsonb_to_recordset(sources) s (channel text, relation oid, entity name, key name[], columns name[], optional name[])
+              JOIN jsonb_to_recordset(tables) t (relation oid, columns name[]) ON t.relation = s.relation),
+        entities AS (
+            SELECT s.channel, count(*) AS n,
+                   string_agg(concat(changefeed._ts_comment(obj_description(s.relation, 'pg_class'), '        '), '        ',
+                                     changefeed._ts_property(s.entity), ': { Row: ', s.row, '; Key: ', s.key, E' };\n'), ''
+                              ORDER BY s.entity COLLATE "C") AS members
+              FROM source s
+             GROUP BY s.channel),
+        event AS (
+            SELECT e.channel, e.event, string_agg(DISTINCT CASE WHEN e.payload IS NULL THEN s.key ELSE 'Json' END, ' | ') AS payload
+              FROM changefeed.events e
+              JOIN source s ON s.channel = e.channel AND s.relation = e.source::oid
+             GROUP BY e.channel, e.event),
+        events AS (
+            SELECT channel, string_agg(format(E'        %s: %s;\n', changefeed._ts_property(event), payload), '' ORDER BY event COLLATE "C") AS members
+              FROM event
+             GROUP BY channel)
+        SELECT c.name, c.presence, c.publish_check IS NOT NULL AS published, c.min_interval,
+               changefeed._ts_channel(c.name, (SELECT s.source FROM changefeed.sources s WHERE s.channel = c.name
+                                                ORDER BY s.entity COLLATE "C" LIMIT 1), numbers = 'lossless') AS type,
+               entities.members AS entities, events.members AS events
+          FROM changefeed.channels c
+          LEFT JOIN entities ON entities.channel = c.name
+          LEFT JOIN events ON events.channel = c.name
+         WHERE role IS NULL OR c.sources = coalesce(entities.n, 0)
+         ORDER BY c.name COLLATE "C"
+    LOOP
+        part := concat(part,
+            changefeed._ts_comment(concat_ws(' ',
+                CASE WHEN r.published THEN 'Clients may publish messages.' END,
+                CASE WHEN (r.presence->>'count_only')::boolean THEN 'Its members are counted.'
+                     WHEN r.presence IS NOT NULL THEN 'It has presence.' END,
+                'At most one frame in ' || r.min_interval || '.'), '    '),
+            '    ', changefeed._ts_property(r.name), E': {\n      name: ', r.type, E';\n',
+            coalesce(E'      entities: {\n' || r.entities || E'      };\n', E'      entities: {};\n'),
+            E'      events: {\n', r.events, E'        [event: string]: unknown;\n      };\n      presence: ',
+            CASE WHEN r.presence IS NULL THEN 'never' ELSE 'unknown' END, E';\n    };\n');
+    END LOOP;
+    result := result || coalesce(E'  channels: {\n' || part || E'  };\n', E'  channels: {};\n');
+
+    part := NULL;
+    FOR r IN
+        SELECT f.name, obj_description(f.function, 'pg_proc') AS comment, f.is_set,
+               (SELECT format('{ %s }', string_agg(
+                           changefeed._ts_property(names[i])
+                           || CASE WHEN i > cardinality(arguments) - defaults THEN '?: ' ELSE ': ' END
+                           || changefeed._ts_nullable(changefeed._ts_type(arguments[i], 0, true), changefeed._ts_not_null(arguments[i])),
+                           '; ' ORDER BY i))
+                  FROM generate_series(1, cardinality(arguments)) i HAVING count(*) > 0) AS args,
+               f.returned IS NOT NULL OR f.result = 'record'::regtype AS is_row,
+               CASE WHEN f.returned IS NOT NULL
+                    THEN format('Database[''tables''][%s]', (SELECT changefeed._ts_string(changefeed._ts_name(relnamespace, relname))
+                                                               FROM pg_class WHERE oid = f.returned))
+                    WHEN f.result = 'record'::regtype AND f.out_types IS NOT NULL
+                    THEN (SELECT format('{ %s }', string_agg(
+                                    changefeed._ts_property(out_names[i]) || ': '
+                                    || changefeed._ts_nullable(changefeed._ts_type(out_types[i], 0, false), changefeed._ts_not_null(out_types[i])),
+                                    '; ' ORDER BY i))
+                            FROM generate_series(1, cardinality(out_types)) i)
+                    ELSE changefeed._ts_type(f.result, 0, false) END AS type,
+               changefeed._ts_not_null(f.result) AS not_null
+          FROM jsonb_to_recordset(functions) f (name text, function oid, arguments oid[], names text[], defaults int, result oid, is_set boolean,
+                                                out_names text[], out_types oid[], returned oid)
+         ORDER BY f.name COLLATE "C"
+    LOOP
+        part := concat(part, changefeed._ts_comment(r.comment, '    '), '    ', changefeed._ts_property(r.name),
+            E': {\n      Args: ', coalesce(r.args, 'Record<string, never>'), E';\n      Result: ',
+            CASE WHEN NOT r.is_set THEN changefeed._ts_nullable(r.type, r.not_null)
+                 ELSE format('Array<%s>', changefeed._ts_nullable(r.type, r.not_null OR r.is_row)) END, E';\n    };\n');
+    END LOOP;
+    RETURN result || coalesce(E'  functions: {\n' || part || E'  };\n', E'  functions: {};\n') || '}';
+END $$;
+COMMENT ON FUNCTION changefeed.typescript_types(regrole, text) IS
+    'TypeScript types of the rows, channels and functions that the views of this schema show you; those of one role of clients, or of all; with numbers as JSON.parse makes them (''double''), the same without NaN and infinities (''finite''), or as the lossless codec of the JavaScript client does (''lossless'')';
+
 CREATE FUNCTION changefeed._stat_feed(
     OUT state text,
     OUT generation bigint,

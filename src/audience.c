@@ -284,6 +284,63 @@ AudienceLeave(Subscription *s)
 
 /* ---- Descriptions ---- */
 
+/*
+ * The same text may demand something else: of a column with another collation, or
+ * of an enum whose labels have changed.
+ */
+static bool
+SameDemand(const AudienceSource *as, int16 attno, Oid column_type, Oid type, Oid collation,
+		   int nhashes, const uint32 *hashes)
+{
+	if (as->demand.column == NULL || attno == 0)
+		return as->demand.column == NULL && attno == 0;
+	return DemandColumnIs(as->demand.column, attno, column_type, type, collation) &&
+		   as->demand.nhashes == nhashes &&
+		   memcmp(as->demand.hashes, hashes, sizeof(uint32) * nhashes) == 0;
+}
+
+void
+AudiencesForgetCompiled(Oid relid)
+{
+	HASH_SEQ_STATUS status;
+	AudienceEntry *entry;
+	ListCell *lc;
+	int i;
+
+	hash_seq_init(&status, audiences);
+	while ((entry = hash_seq_search(&status)) != NULL)
+		foreach(lc, entry->audiences)
+		{
+			Audience *audience = lfirst(lc);
+			Channel *channel = audience->instance->channel;
+
+			for (i = 0; i < channel->nsources; i++)
+				if (channel->sources[i]->relid == relid)
+				{
+					ForgetCompiled(&audience->sources[i], 0);
+					audience->sources[i].entry = NULL;
+				}
+		}
+}
+
+/*
+ * An answer from before the table changed may come behind one from later: whoever
+ * is ready has the later one.  They ask again, and so does who has the early one.
+ */
+static void
+ResyncReady(Audience *audience)
+{
+	dlist_mutable_iter iter;
+
+	dlist_foreach_modify(iter, &audience->subscriptions)
+	{
+		Subscription *s = dlist_container(Subscription, audience_node, iter.cur);
+
+		if (s->state == SUB_READY)
+			SubscribeResync(s, "schema_changed");
+	}
+}
+
 void
 AudienceDescribe(Audience *audience, int source, WireReader *r)
 {
@@ -299,6 +356,8 @@ AudienceDescribe(Audience *audience, int source, WireReader *r)
 	Oid collation;
 	int nhashes;
 	uint32 *hashes;
+	bool same_text;
+	bool changed = false;
 	int i;
 
 	for (i = 0; i < nneeded; i++)
@@ -319,15 +378,20 @@ AudienceDescribe(Audience *audience, int source, WireReader *r)
 	 * It was the same for everybody so far.  If it is not, the table has
 	 * changed, and those who had the old one are about to hear of it.
 	 */
-	if (as == NULL || (as->described && strlen(as->text) == text.length &&
-					   memcmp(as->text, text.data, text.length) == 0 && as->nneeded == nneeded &&
-					   memcmp(as->needed, needed, sizeof(int16) * nneeded) == 0))
+	same_text = as != NULL && as->described && strlen(as->text) == text.length &&
+				memcmp(as->text, text.data, text.length) == 0 && as->nneeded == nneeded &&
+				memcmp(as->needed, needed, sizeof(int16) * nneeded) == 0;
+	if (as == NULL ||
+		(same_text && SameDemand(as, attno, column_type, type, collation, nhashes, hashes)))
 	{
 		pfree(needed);
 		pfree(hashes);
 	}
 	else
 	{
+		/* Which of several columns is looked up is a matter of statistics. */
+		changed = as->described && (!same_text || (as->demand.column != NULL &&
+												   DemandColumnNumber(as->demand.column) == attno));
 		ForgetDescription(as, source);
 		as->described = true;
 		as->text = pnstrdup(text.data, text.length);
@@ -345,6 +409,8 @@ AudienceDescribe(Audience *audience, int source, WireReader *r)
 		ReceiversDemandsChanged(audience, source);
 	}
 	MemoryContextSwitchTo(old);
+	if (changed)
+		ResyncReady(audience);
 }
 
 Demand

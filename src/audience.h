@@ -46,6 +46,9 @@ extern bool AudienceLeave(Subscription *subscription);
  */
 extern void AudienceDescribe(Audience *audience, int source, WireReader *r);
 
+/* Constants of conditions on that table may stand for other values now. */
+extern void AudiencesForgetCompiled(Oid relid);
+
 /* What rows of the source have that pass; without a column it is not known. */
 extern Demand AudienceDemand(const Audience *audience, int source);
 

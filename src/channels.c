@@ -632,19 +632,25 @@ BuildLayout(Source *source, Layout *layout)
 		fmgr_info(output, &layout->param_output[i]);
 	}
 	layout->slot = MakeSingleTupleTableSlot(layout->desc->tupdesc, &TTSOpsVirtual);
-	if (source->filter != NULL)
-	{
-		bool costly;
-
-		layout->filter = FilterCompile(layout->desc->tupdesc, source->filter, &costly);
-	}
 	layout->encoder = EncoderCreate(layout->desc->tupdesc, CurrentMemoryContext);
-	layout->usable = true;
+}
+
+static void
+CompileFilter(Source *source, Layout *layout)
+{
+	MemoryContext old;
+	bool costly;
+
+	layout->filter_context = AllocSetContextCreate(CurrentMemoryContext, "changefeed source filter",
+												   ALLOCSET_SMALL_SIZES);
+	old = MemoryContextSwitchTo(layout->filter_context);
+	layout->filter = FilterCompile(layout->desc->tupdesc, source->filter, &costly);
+	MemoryContextSwitchTo(old);
 }
 
 /*
  * A filter need not fit the table any more.  That is found out once for each
- * description, and costs the source's subscriptions a snapshot for each change,
+ * description, and when what its constants mean has changed, and costs the source's subscriptions a snapshot for each change,
  * nobody else anything.
  */
 static void
@@ -654,7 +660,11 @@ TryBuildLayout(Source *source, Layout *layout)
 
 	PG_TRY();
 	{
-		BuildLayout(source, layout);
+		if (layout->encoder == NULL)
+			BuildLayout(source, layout);
+		if (source->filter != NULL && layout->problem == NULL)
+			CompileFilter(source, layout);
+		layout->usable = layout->problem == NULL;
 	}
 	PG_CATCH();
 	{
@@ -688,8 +698,15 @@ ChannelsLayout(Source *source, const RecordDescription *desc)
 	foreach(lc, source->layouts)
 	{
 		layout = lfirst(lc);
-		if (layout->version == desc->version)
-			return layout;
+		if (layout->version != desc->version)
+			continue;
+		if (source->filter != NULL && layout->filter_context == NULL && layout->encoder != NULL)
+		{
+			old = MemoryContextSwitchTo(source->channel->context);
+			TryBuildLayout(source, layout);
+			MemoryContextSwitchTo(old);
+		}
+		return layout;
 	}
 
 	old = MemoryContextSwitchTo(source->channel->context);
@@ -700,6 +717,34 @@ ChannelsLayout(Source *source, const RecordDescription *desc)
 	source->layouts = lcons(layout, source->layouts);
 	MemoryContextSwitchTo(old);
 	return layout;
+}
+
+void
+ChannelsForgetCompiled(Oid relid)
+{
+	ListCell *lc;
+	ListCell *lc2;
+
+	foreach(lc, ChannelsSourcesOf(relid))
+		foreach(lc2, ((Source *) lfirst(lc))->layouts)
+		{
+			Layout *layout = lfirst(lc2);
+
+			if (layout->filter_context != NULL)
+			{
+				MemoryContextDelete(layout->filter_context);
+				layout->filter_context = NULL;
+				layout->filter = NULL;
+				layout->usable = false;
+				layout->problem = NULL;
+			}
+			if (layout->events_context != NULL)
+			{
+				MemoryContextDelete(layout->events_context);
+				layout->events_context = NULL;
+				layout->events = NULL;
+			}
+		}
 }
 
 bool

@@ -49,10 +49,12 @@ typedef struct Layout
 	int nparams;
 	int16 *params;
 	FmgrInfo *param_output;
-	ExprState *filter; /* NULL: every row */
+	ExprState *filter;			  /* NULL: every row */
+	MemoryContext filter_context; /* NULL: it has to be compiled */
 	TupleTableSlot *slot;
 	RowEncoder *encoder;
 	struct CompiledEvent **events; /* event_deliver.c's; NULL: none yet */
+	MemoryContext events_context;  /* of these */
 } Layout;
 
 typedef struct SourceEvent
@@ -164,6 +166,9 @@ extern bool ChannelsRoleAllowed(Oid role);
 
 /* The layout for rows of that description. */
 extern Layout *ChannelsLayout(Source *source, const RecordDescription *desc);
+
+/* Constants of filters and events on that table may stand for other values now. */
+extern void ChannelsForgetCompiled(Oid relid);
 
 /* Does the row pass the source's filter?  May raise an error of the filter. */
 extern bool LayoutFilter(Layout *layout, const Datum *values, const bool *isnull);

@@ -15,6 +15,9 @@
 #include "miscadmin.h"
 #include "storage/proc.h"
 #include "utils/acl.h"
+#if PG_VERSION_NUM >= 160000
+#include "varatt.h" /* was in postgres.h */
+#endif
 
 #if PG_VERSION_NUM < 150000 || PG_VERSION_NUM >= 190000
 #error "pg_changefeed supports PostgreSQL 15 to 18"
@@ -135,6 +138,11 @@
 #define compat_xact_lock_is_free(xid) ConditionalXactLockTableWait(xid, false)
 #else
 #define compat_xact_lock_is_free(xid) ConditionalXactLockTableWait(xid)
+#endif
+
+/* Stands before the declaration from 18 on. */
+#if PG_VERSION_NUM < 180000
+#define pg_noreturn pg_attribute_noreturn()
 #endif
 
 /* A wait set that lives as long as the process. */

@@ -372,6 +372,12 @@ Send(Delivery *d, const Decision *decision)
 		complete = true;
 	if (replaces && action != ACTION_REMOVE)
 		action = ACTION_REPLACE;
+	if (action != ACTION_REMOVE && !FragmentRowFits(entry, d->map, view))
+	{
+		reason = OUT_STALE;
+		ForEach(d, entry, r, s, Unreadable, &reason);
+		return;
+	}
 	if (action != ACTION_REMOVE && (action != ACTION_MERGE || complete) &&
 		!FragmentRowIsKnown(entry, d->map, view))
 	{

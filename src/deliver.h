@@ -168,6 +168,12 @@ extern void DeliverRun(Delivery *d, uint8 flags);
  */
 extern bool DeliverMapFailed(Subscription *s, TransactionMap *map);
 
+/*
+ * fragment.c: has the new image all columns of the view?  A row that was written
+ * before the ALTER TABLE of its own transaction has not.
+ */
+extern bool FragmentRowFits(MapEntry *entry, TransactionMap *map, View *view);
+
 /* fragment.c: is every value that the view sends known in the new image? */
 extern bool FragmentRowIsKnown(MapEntry *entry, TransactionMap *map, View *view);
 

@@ -133,6 +133,19 @@ DemandFree(Instance *instance)
 
 /* ---- Columns ---- */
 
+int16
+DemandColumnNumber(const DemandColumn *column)
+{
+	return column->attno;
+}
+
+bool
+DemandColumnIs(const DemandColumn *column, int16 attno, Oid column_type, Oid type, Oid collation)
+{
+	return column->attno == attno && column->column_type == column_type && column->type == type &&
+		   column->collation == collation;
+}
+
 DemandColumn *
 DemandColumnIntern(Instance *instance, int source, int16 attno, Oid column_type, Oid type,
 				   Oid collation)
@@ -145,8 +158,7 @@ DemandColumnIntern(Instance *instance, int source, int16 attno, Oid column_type,
 	foreach(lc, is->columns)
 	{
 		column = lfirst(lc);
-		if (column->attno == attno && column->column_type == column_type && column->type == type &&
-			column->collation == collation)
+		if (DemandColumnIs(column, attno, column_type, type, collation))
 		{
 			column->refcount++;
 			return column;

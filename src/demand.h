@@ -49,6 +49,9 @@ typedef struct DemandMember
 /* The column of the instance's source, referenced once more. */
 extern DemandColumn *DemandColumnIntern(Instance *instance, int source, int16 attno,
 										Oid column_type, Oid type, Oid collation);
+extern int16 DemandColumnNumber(const DemandColumn *column);
+extern bool
+DemandColumnIs(const DemandColumn *column, int16 attno, Oid column_type, Oid type, Oid collation);
 extern void DemandColumnRelease(Instance *instance, int source, DemandColumn *column);
 
 /*

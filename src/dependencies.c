@@ -447,6 +447,7 @@ LookAtTable(Look *look, DependedTable *table)
 			LookUp(look, lfirst(lc), &change.old_row);
 			LookUp(look, lfirst(lc), &change.new_row);
 		}
+		look->change = NULL;
 	}
 }
 

@@ -105,7 +105,7 @@ Compile(Layout *layout, const SourceEvent *event)
 	MemoryContext context = CurrentMemoryContext;
 	CompiledEvent *compiled;
 
-	MemoryContextSwitchTo(GetMemoryChunkContext(layout));
+	MemoryContextSwitchTo(layout->events_context);
 	compiled = palloc0(sizeof(CompiledEvent));
 	PG_TRY();
 	{
@@ -136,8 +136,12 @@ static CompiledEvent *
 GetCompiled(Layout *layout, Source *source, int i)
 {
 	if (layout->events == NULL)
-		layout->events = MemoryContextAllocZero(GetMemoryChunkContext(layout),
+	{
+		layout->events_context = AllocSetContextCreate(GetMemoryChunkContext(layout),
+													   "changefeed events", ALLOCSET_SMALL_SIZES);
+		layout->events = MemoryContextAllocZero(layout->events_context,
 												sizeof(CompiledEvent *) * source->nevents);
+	}
 	if (layout->events[i] == NULL)
 		layout->events[i] = Compile(layout, &source->events[i]);
 	return layout->events[i];
@@ -212,6 +216,27 @@ Run(const CompiledEvent *compiled, Layout *layout, const MapImage *old_row, cons
 	return happens;
 }
 
+/* Errors of it are noted, and it goes on. */
+static EventResult
+TryRun(const SourceEvent *event, const CompiledEvent *compiled, Layout *layout,
+	   const MapImage *old_row, const MapImage *new_row, char **payload)
+{
+	MemoryContext context = CurrentMemoryContext;
+	volatile EventResult result = EVENT_FAILED;
+
+	PG_TRY();
+	{
+		result = Run(compiled, layout, old_row, new_row, payload) ? EVENT_HAPPENS : EVENT_DOES_NOT;
+	}
+	PG_CATCH();
+	{
+		NoteError(event, Catch(context));
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(context);
+	return result;
+}
+
 static EventResult
 Evaluate(Delivery *d, MapEntry *entry, const SourceEvent *event, const CompiledEvent *compiled,
 		 char **payload)
@@ -219,8 +244,7 @@ Evaluate(Delivery *d, MapEntry *entry, const SourceEvent *event, const CompiledE
 	TransactionMap *map = d->map;
 	MapImage *old_row = entry->old_image >= 0 ? &map->images[entry->old_image] : NULL;
 	MapImage *new_row = entry->new_image >= 0 ? &map->images[entry->new_image] : NULL;
-	MemoryContext context = CurrentMemoryContext;
-	volatile EventResult result = EVENT_FAILED;
+	EventResult result;
 
 	/* Of an older type of row the columns may be others. */
 	if (old_row != NULL && old_row->desc != entry->layout->desc)
@@ -229,17 +253,7 @@ Evaluate(Delivery *d, MapEntry *entry, const SourceEvent *event, const CompiledE
 		(new_row != NULL && !AllKnown(map, entry->new_image, compiled->columns.of_new)))
 		return EVENT_UNKNOWN;
 
-	PG_TRY();
-	{
-		result = Run(compiled, entry->layout, old_row, new_row, payload) ? EVENT_HAPPENS
-																		 : EVENT_DOES_NOT;
-	}
-	PG_CATCH();
-	{
-		NoteError(event, Catch(context));
-	}
-	PG_END_TRY();
-	MemoryContextSwitchTo(context);
+	result = TryRun(event, compiled, entry->layout, old_row, new_row, payload);
 	if (result != EVENT_HAPPENS || *payload == NULL)
 		return result;
 	if (strlen(*payload) > (Size) setting_max_payload * 1024)

@@ -20,6 +20,7 @@
  */
 #include "postgres.h"
 
+#include "audience.h"
 #include "feed.h"
 #include "gateways.h"
 #include "publish.h"
@@ -288,6 +289,14 @@ ApplyRelationBarrier(LogTransaction *transaction, Oid relid, const LogBarrier *b
 	RelationEvent event = {transaction, relid};
 
 	RelationCompare(relid, transaction, barrier, &event.change);
+
+	/* Something may have been compiled meanwhile, even if they are as they were. */
+	if ((event.change.aspects & RELATION_TYPES) != 0 ||
+		(event.change.labels && (barrier->kind == BARRIER_TYPES || barrier->kind == BARRIER_ALL)))
+	{
+		ChannelsForgetCompiled(relid);
+		AudiencesForgetCompiled(relid);
+	}
 	if (event.change.aspects == 0 && event.change.made == NIL)
 		return event.change.unknown;
 	SubscriptionForEach(NULL, ApplyRelation, &event);

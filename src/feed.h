@@ -734,6 +734,7 @@ typedef struct RelationChange
 	Bitmapset *altered; /* those of RELATION_COLUMNS */
 	List *names;		/* which they had */
 	int before;			/* number of attributes that there were */
+	bool labels;		/* columns are of types of users */
 	bool touched;		/* scratch */
 	List *made;			/* partitions that the transaction has made */
 } RelationChange;

@@ -145,6 +145,13 @@ ChangedColumns(MapEntry *entry, TransactionMap *map, const Operation *f, int16 *
 }
 
 bool
+FragmentRowFits(MapEntry *entry, TransactionMap *map, View *view)
+{
+	return view->ncolumns == 0 ||
+		   view->columns[view->ncolumns - 1] <= map->images[entry->new_image].desc->tupdesc->natts;
+}
+
+bool
 FragmentRowIsKnown(MapEntry *entry, TransactionMap *map, View *view)
 {
 	MapImage *after = &map->images[entry->new_image];

@@ -209,21 +209,21 @@ FindFolded(HTAB *table, Source *source, char *key, int key_length, List **order)
 	return folded;
 }
 
+/* The table may have been altered between the two: what both have counts. */
 static bool
 SameBytes(TransactionMap *map, int a, int b)
 {
 	MapImage *x = GetImage(map, a);
 	MapImage *y = GetImage(map, b);
-	TupleDesc tupdesc = x->desc->tupdesc;
+	int natts = Min(x->desc->tupdesc->natts, y->desc->tupdesc->natts);
 	int i;
 
-	if (x->desc != y->desc)
-		return false;
-	for (i = 0; i < tupdesc->natts; i++)
+	for (i = 0; i < natts; i++)
 	{
-		Form_pg_attribute att = TupleDescAttr(tupdesc, i);
+		Form_pg_attribute att = TupleDescAttr(x->desc->tupdesc, i);
+		Form_pg_attribute other = TupleDescAttr(y->desc->tupdesc, i);
 
-		if (att->attisdropped)
+		if (att->attisdropped || other->attisdropped || att->atttypid != other->atttypid)
 			continue;
 		if (x->isnull[i] != y->isnull[i])
 			return false;

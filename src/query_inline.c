@@ -11,14 +11,13 @@
  * What remains has to be safe to evaluate anywhere (policy_safe.c).
  *
  * For each identity the values of these parameters are found out, as the
- * identity.  Those that are true, false or null shorten the expression.  What
- * comes out is a *rule*: the expression and its constants.
+ * identity.  Those that are true, false or null shorten the expression
+ * (query_reduce.c).  What comes out is a *rule*: the expression and its constants.
  *
  * A rule gives what the policies give when they are run: parts that do not
  * depend on the row have the same value whenever they are evaluated, so it is
  * no matter when they are; if evaluating one raises an error, which AND, OR or
- * CASE might have left out, there is no rule.  For the same reason nothing is
- * left out of it that may fail.
+ * CASE might have left out, there is no rule.
  *
  * What a rule depends on is what the fingerprint covers, and labels of enums: of
  * those in the table's columns only, which the feed worker looks at.
@@ -46,7 +45,6 @@
 #include "executor/executor.h"
 #include "fmgr.h"
 #include "miscadmin.h"
-#include "nodes/makefuncs.h"
 #include "nodes/nodeFuncs.h"
 #include "optimizer/optimizer.h"
 #include "rewrite/rewriteManip.h"
@@ -442,6 +440,9 @@ KnownReason(const Policy *policy)
 		return psprintf("they depend on %s", policy->recheck);
 	if (policy->declared != NIL)
 		return psprintf("they call function %s", format_procedure(linitial_oid(policy->declared)));
+	/* A domain without constraints, of which nothing is left here, may get one. */
+	if (policy->domains)
+		return "they convert to a domain";
 	if (!policy->reusable)
 		return "they call a function of a user's that is declared IMMUTABLE";
 	if (policy->whole_row)
@@ -498,12 +499,6 @@ InlinePrepare(const Policy *policy, Relation rel, Node *expression)
 }
 
 /* ---- Values of an identity ---- */
-
-typedef struct PartValue
-{
-	Datum value;
-	bool isnull;
-} PartValue;
 
 static Datum
 EvaluatePart(Node *part, bool *isnull)
@@ -598,214 +593,6 @@ EvaluateParts(const InlinePolicy *policy, char **error)
 	return values;
 }
 
-/* ---- What is left for an identity ---- */
-
-typedef struct ReduceContext
-{
-	const PartValue *values;
-} ReduceContext;
-
-static bool
-IsBool(Node *node, bool value)
-{
-	Const *constant = (Const *) node;
-
-	return IsA(node, Const) && constant->consttype == BOOLOID && !constant->constisnull &&
-		   DatumGetBool(constant->constvalue) == value;
-}
-
-static bool
-IsNull(Node *node)
-{
-	return IsA(node, Const) && ((Const *) node)->constisnull;
-}
-
-static bool
-CanFail(Node *node)
-{
-	bool can_fail;
-
-	(void) PolicyUnsafe(node, &can_fail);
-	return can_fail;
-}
-
-static bool
-AnyCanFail(List *args, int from)
-{
-	int i;
-
-	for (i = from; i < list_length(args); i++)
-		if (CanFail(list_nth(args, i)))
-			return true;
-	return false;
-}
-
-static Node *Reduce(Node *node, ReduceContext *context, bool qual);
-
-static Node *
-ReduceMutator(Node *node, ReduceContext *context)
-{
-	return Reduce(node, context, false);
-}
-
-/*
- * AND, of which `decisive` is false, or OR, of which it is true.  What stands
- * before a decisive argument is evaluated and may fail; what stands behind is not.
- * Behind null, evaluation goes on.
- */
-static Node *
-ReduceList(BoolExpr *expr, ReduceContext *context, bool qual)
-{
-	bool decisive = expr->boolop == OR_EXPR;
-	bool can_fail = false;
-	bool null = false;
-	List *args = NIL;
-	ListCell *lc;
-
-	foreach(lc, expr->args)
-	{
-		/* Instead of null, false would end AND. */
-		bool arg_qual = qual &&
-						(decisive || !AnyCanFail(expr->args, foreach_current_index(lc) + 1));
-		Node *arg = Reduce(lfirst(lc), context, arg_qual);
-
-		if (IsBool(arg, !decisive) || (qual && decisive && IsNull(arg)))
-			continue;
-		null = null || IsNull(arg);
-		if (IsBool(arg, decisive) && !can_fail)
-			return makeBoolConst(decisive, false);
-		args = lappend(args, arg);
-		if (IsBool(arg, decisive))
-			break;
-		can_fail = can_fail || CanFail(arg);
-	}
-	if (args == NIL)
-		return makeBoolConst(!decisive, false);
-	if (qual && !decisive && null && !can_fail)
-		return makeBoolConst(false, false);
-	if (list_length(args) == 1)
-		return linitial(args);
-	return (Node *) makeBoolExpr(expr->boolop, args, -1);
-}
-
-static Node *
-ReduceCase(CaseExpr *expr, ReduceContext *context)
-{
-	List *whens = NIL;
-	ListCell *lc;
-
-	foreach(lc, expr->args)
-	{
-		CaseWhen *when = lfirst_node(CaseWhen, lc);
-		Node *condition = Reduce((Node *) when->expr, context, false);
-
-		if (IsNull(condition) || IsBool(condition, false))
-			continue;
-		if (IsBool(condition, true))
-		{
-			expr->defresult = when->result;
-			break;
-		}
-		when->expr = (Expr *) condition;
-		when->result = (Expr *) Reduce((Node *) when->result, context, false);
-		whens = lappend(whens, when);
-	}
-	expr->defresult = (Expr *) Reduce((Node *) expr->defresult, context, false);
-	expr->args = whens;
-	return whens == NIL ? (Node *) expr->defresult : (Node *) expr;
-}
-
-/* A strict function of null and of what cannot fail. */
-static Node *
-NullIfStrict(Node *node, Oid function, List *args)
-{
-	bool null = false;
-	ListCell *lc;
-
-	foreach(lc, args)
-	{
-		null = null || IsNull(lfirst(lc));
-		if (CanFail(lfirst(lc)))
-			return node;
-	}
-	if (null && exprType(node) == BOOLOID && func_strict(function))
-		return makeBoolConst(false, true);
-	return node;
-}
-
-/* `qual`: the result may be false instead of null. */
-static Node *
-Reduce(Node *node, ReduceContext *context, bool qual)
-{
-	if (node == NULL)
-		return NULL;
-	switch (nodeTag(node))
-	{
-		case T_Param:
-		{
-			Param *param = (Param *) node;
-			const PartValue *value = &context->values[param->paramid - 1];
-
-			if (value->isnull || param->paramtype == BOOLOID)
-			{
-				int16 typlen;
-				bool typbyval;
-
-				get_typlenbyval(param->paramtype, &typlen, &typbyval);
-				node = (Node *) makeConst(param->paramtype, param->paramtypmod, param->paramcollid,
-										  typlen, value->isnull ? (Datum) 0 : value->value,
-										  value->isnull, typbyval);
-			}
-			else
-				node = (Node *) copyObject(param);
-			break;
-		}
-		case T_BoolExpr:
-		{
-			BoolExpr *expr = (BoolExpr *) node;
-
-			if (expr->boolop != NOT_EXPR)
-				node = ReduceList(expr, context, qual);
-			else
-			{
-				Node *arg = Reduce(linitial(expr->args), context, false);
-
-				if (IsNull(arg))
-					node = arg;
-				else if (IsBool(arg, true) || IsBool(arg, false))
-					node = makeBoolConst(IsBool(arg, false), false);
-				else
-					node = (Node *) makeBoolExpr(NOT_EXPR, list_make1(arg), -1);
-			}
-			break;
-		}
-		case T_CaseExpr:
-			if (((CaseExpr *) node)->arg == NULL)
-				node = ReduceCase(copyObject((CaseExpr *) node), context);
-			else
-				node = expression_tree_mutator(node, ReduceMutator, (void *) context);
-			break;
-		case T_OpExpr:
-			node = expression_tree_mutator(node, ReduceMutator, (void *) context);
-			node = NullIfStrict(node, ((OpExpr *) node)->opfuncid, ((OpExpr *) node)->args);
-			break;
-		case T_ScalarArrayOpExpr:
-		{
-			ScalarArrayOpExpr *op;
-
-			node = expression_tree_mutator(node, ReduceMutator, (void *) context);
-			op = (ScalarArrayOpExpr *) node;
-			if (IsNull(lsecond(op->args)) && !CanFail(linitial(op->args)))
-				node = makeBoolConst(false, true);
-			break;
-		}
-		default:
-			node = expression_tree_mutator(node, ReduceMutator, (void *) context);
-			break;
-	}
-	return node;
-}
-
 /* ---- Writing ---- */
 
 typedef struct NumberContext
@@ -852,7 +639,7 @@ char *
 InlineRule(const Policy *policy, StringInfo out)
 {
 	InlinePolicy *inlined = policy->inlined;
-	ReduceContext reduce = {0};
+	PartValue *values;
 	NumberContext number = {0};
 	char *error;
 	Node *rule;
@@ -867,11 +654,11 @@ InlineRule(const Policy *policy, StringInfo out)
 		return inlined->reason;
 	if (!QueryIdentityIsIntact())
 		return "the claims were changed meanwhile";
-	reduce.values = EvaluateParts(inlined, &error);
+	values = EvaluateParts(inlined, &error);
 	if (error != NULL)
 		return psprintf("a part that depends on the claims fails: %s", error);
 
-	rule = Reduce(inlined->template, &reduce, true);
+	rule = InlineReduce(inlined->template, values);
 	number.numbers = palloc0(sizeof(int) * Max(inlined->nparts, 1));
 	(void) NumberWalker(rule, &number);
 	WirePutString(out, nodeToString(rule));
@@ -882,7 +669,7 @@ InlineRule(const Policy *policy, StringInfo out)
 
 		for (part = 0; number.numbers[part] != i; part++)
 			;
-		PutValue(out, exprType(inlined->parts[part]), &reduce.values[part]);
+		PutValue(out, exprType(inlined->parts[part]), &values[part]);
 	}
 	if (out->len > MAX_RULE_BYTES)
 	{

@@ -128,23 +128,47 @@ extern void QueryTransactionEnd(void);
 
 /*
  * A transaction that may write, as a session of the role would begin it, and its
- * commit.  Whatever is not ours has to have happened before QueryLeaveIdentity,
- * which also takes back its settings.
+ * commit.  Whatever is not ours has to have happened before QueryLeaveIdentity.
  */
 extern void QueryTransactionBeginWriting(Oid role, int64 time_limit);
-extern void QueryEnterCaller(Oid role, const char *claims);
-extern void QueryEnterOperator(Oid role, const char *claims);
-extern void QueryLeaveIdentity(void);
 extern void QueryTransactionCommit(void);
 
 /* Did a time limit interrupt the transaction?  Until the next one begins. */
 extern bool QueryTimedOut(void);
+
+/* What a function can leave in the session in spite of a transaction's end. */
+extern void QueryForgetSession(void);
+
+/* Gives what is under way that much time from now (ms). */
+extern void QueryTimeLimit(int64 time_limit);
+
+/*
+ * The same for what will be tried again alone if that was not enough: whoever
+ * ignores it is not found guilty.
+ */
+extern void QueryTrialLimit(int time_limit);
+
+/* ---- query_identity.c ---- */
+
+/* In a query worker, before its first transaction. */
+extern void QueryIdentityInit(void);
 
 /*
  * Become that role with those claims until the transaction's end.  Refuses
  * roles that are above the law (ERRCODE_INSUFFICIENT_PRIVILEGE).
  */
 extern void QueryEnterIdentity(Oid role, const char *claims);
+
+/*
+ * The same in a transaction that may write, without the restrictions that keep
+ * deferred triggers and temporary tables away; and as a session of the role,
+ * which can become what it is a member of.
+ */
+extern void QueryEnterCaller(Oid role, const char *claims);
+extern void QueryEnterOperator(Oid role, const char *claims);
+
+/* Runs what a commit would run of others, takes back settings, leaves the role. */
+extern void QueryLeaveIdentity(void);
 
 /*
  * Another identity of the same role in the same transaction.  Only if nothing
@@ -159,26 +183,18 @@ extern void QueryChangeClaims(const char *claims);
 extern bool QueryIdentityIsIntact(void);
 extern void QueryNoteIdentity(Oid role, const char *claims);
 
-/* What a function can leave in the session in spite of a transaction's end. */
-extern void QueryForgetSession(void);
+/* A setting, until the end of the transaction. */
+extern void QuerySetLocal(const char *name, const char *value);
 
 /* The search_path that sessions of the role have; valid in the transaction. */
 extern const char *QuerySearchPath(Oid role);
+extern void QueryForgetSearchPath(void); /* a transaction begins or has ended */
 
 /* A setting that ALTER ROLE or ALTER DATABASE made for the role, or NULL. */
 extern char *QueryRoleSetting(Oid role, const char *name);
 
 /* For a backend that explains instead of a worker; once per call. */
 extern void QueryInitBackend(MemoryContext context);
-
-/* Gives what is under way that much time from now (ms). */
-extern void QueryTimeLimit(int64 time_limit);
-
-/*
- * The same for what will be tried again alone if that was not enough: whoever
- * ignores it is not found guilty.
- */
-extern void QueryTrialLimit(int time_limit);
 
 /* ---- query_reads.c ---- */
 
@@ -191,6 +207,7 @@ typedef struct Reads
 	List *declared;	 /* Oid: those of them whose tables were declared */
 	List *unknown;	 /* Oid: those that may read anything */
 	List *unsteady;	 /* char *: what changes without a trace in the WAL */
+	bool domains;	 /* values are checked by domains, which may get other constraints */
 } Reads;
 
 /* Adds what the expression, or the rewritten query, depends on. */
@@ -237,7 +254,7 @@ extern JoinCheckResult
 JoinCheckEvaluate(JoinCheck *check, bool last_attempt, MemoryContext context);
 
 /* The error that whoever is denied gets. */
-extern void JoinCheckRefuse(void) pg_attribute_noreturn();
+pg_noreturn extern void JoinCheckRefuse(void);
 
 /* ---- query_source.c ---- */
 
@@ -461,6 +478,7 @@ typedef struct Policy
 	List *declared;				 /* as in Reads */
 	List *unknown;
 	char *recheck; /* as ReadsRecheckReason gives it */
+	bool domains;  /* as in Reads */
 
 	/* POLICY_JUDGED: what the feed worker could do itself, or why not. */
 	struct InlinePolicy *inlined;
@@ -515,6 +533,21 @@ extern char *InlineRule(const Policy *policy, StringInfo out);
 
 /* The rule as SQL; what depends on the identity are parameters. */
 extern char *InlineText(const Policy *policy, Relation rel);
+
+/* ---- query_reduce.c ---- */
+
+/* The value of a part of a policy that depends on claims and role alone. */
+typedef struct PartValue
+{
+	Datum value;
+	bool isnull;
+} PartValue;
+
+/*
+ * A copy of the expression with the values of its parameters as far as they
+ * shorten it.  It may be false where the expression is null.
+ */
+extern Node *InlineReduce(Node *node, const PartValue *values);
 
 /* ---- query_narrow.c ---- */
 

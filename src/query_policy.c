@@ -126,6 +126,10 @@ PolicyInit(void)
 	CacheRegisterSyscacheCallback(TYPEOID, CatalogInvalidated, (Datum) 0);
 	CacheRegisterSyscacheCallback(NAMESPACEOID, CatalogInvalidated, (Datum) 0);
 	CacheRegisterSyscacheCallback(OPEROID, CatalogInvalidated, (Datum) 0);
+
+	/* What the text of a function's body means, which is in plans that it was inlined into. */
+	CacheRegisterSyscacheCallback(ENUMOID, CatalogInvalidated, (Datum) 0);
+	CacheRegisterSyscacheCallback(CASTSOURCETARGET, CatalogInvalidated, (Datum) 0);
 }
 
 /* ---- Planning ---- */
@@ -411,6 +415,7 @@ BuildPolicy(Policy *policy, Relation rel)
 	policy->declared = list_copy(reads.declared);
 	policy->unknown = list_copy(reads.unknown);
 	policy->recheck = ReadsRecheckReason(&reads);
+	policy->domains = reads.domains;
 	policy->inlined = policy->state == POLICY_JUDGED ? InlinePrepare(policy, rel, original) : NULL;
 
 	MemoryContextSwitchTo(old);

@@ -346,6 +346,13 @@ ReadsWalker(Node *node, ReadsContext *context)
 					break;
 			}
 			break;
+		case T_CoerceToDomain:
+			context->reads->domains = true;
+			break;
+		case T_FuncExpr:
+			if (get_typtype(exprType(node)) == TYPTYPE_DOMAIN)
+				context->reads->domains = true;
+			break;
 		case T_NextValueExpr:
 			Unsteady(context->reads, "a sequence");
 			break;

@@ -228,8 +228,9 @@ Count(RowDigest *digest, MapEntry *entry, MapImage *image, View *view, bool add)
 {
 	StringInfoData row;
 
-	/* Values that casts make are not made here. */
-	if (image->incomplete || image->desc != entry->layout->desc || view->casts != NULL)
+	/* Values that casts make are not made here, and it may be older than the columns. */
+	if (image->incomplete || image->desc != entry->layout->desc || view->casts != NULL ||
+		(view->ncolumns > 0 && view->columns[view->ncolumns - 1] > image->desc->tupdesc->natts))
 		return false;
 	initStringInfo(&row);
 	EncodeRow(entry->layout->encoder, &row, view->columns, view->ncolumns, image->values,

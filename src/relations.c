@@ -406,6 +406,7 @@ RelationCompare(Oid relid, const LogTransaction *transaction, const LogBarrier *
 		entry->first = SharedInsertLsn();
 	Remember(entry, &before, &old);
 	change->before = before.ncolumns;
+	change->labels = now->nlabels > 0;
 	if (!found)
 		change->aspects = RELATION_PRIVILEGES | RELATION_POLICIES; /* who knows */
 	else if (!now->exists)

@@ -6,46 +6,50 @@
  */
 import { createCache } from './cache.js';
 import { ChangefeedError } from './error.js';
-import type { AnyRow, Change, Channel, ChannelOptions, ChannelState, Message, Transaction, WaitOptions } from './types.js';
-import { createEmitter } from './util.js';
-import type { Core } from './client.js';
+import type {
+  AnyRow, Change, Channel, ChannelOptions, ChannelState, Codec, Message, WaitOptions,
+} from './types.js';
+import { createEmitter, createTimer } from './util.js';
 
-export interface Snapshot {
+/** What feeds need of their client. */
+export interface Core {
+  _codec: Codec;
+  _flush(): void;
+  _debug(event: string): void;
+  /** Has everything up to the transaction come over this connection, or the transaction itself? */
+  _passed(txid: string, paced: boolean): boolean;
+  _publish(channel: string, event: string, payload: unknown, options?: { echo?: boolean }): Promise<void>;
+  _wait(check: () => boolean, what: string, options?: WaitOptions): Promise<unknown>;
+  _refresh(feed: Feed): void;
+  _unused(feed: Feed): void;
+}
+
+export type Feed = ReturnType<typeof createFeed>;
+
+interface Snapshot {
   xmin: string;
   xmax: string;
   xip: string[];
 }
 
-export type Feed = ReturnType<typeof createFeed>;
-
-/** Is the transaction one of those that the snapshot contains? */
-const contains = (snapshot: Snapshot, txid: string): boolean => {
-  const id = BigInt(txid);
-  return id < BigInt(snapshot.xmin) || (id < BigInt(snapshot.xmax) && !snapshot.xip.includes(txid));
-};
-
 export const createFeed = (core: Core, name: string, options: ChannelOptions) => {
-  const cache = createCache(name, core.codec);
-  const events = createEmitter();
-  const pending = new Map<string, Change>();
-  let state: ChannelState = 'subscribing';
+  const cache = createCache(name, core._codec);
+  const { on, emit } = createEmitter();
+  let { snapshot: whole, versions, initial } = options;
   let error: ChangefeedError | null = null;
-  let position: string | null = null;
-  let initial = options.initial;
-  let raw: Readonly<Record<string, readonly AnyRow[]>> | null = null;
+  /** Rows that came another way, until their keys are known. */
+  let raw = initial?.rows;
+  let position = initial?.position ?? null;
+  let snapshot: Snapshot | null = null;
   let reset = false;
   let touched = false;
-  let resolve!: () => void;
-  let reject!: (error: Error) => void;
-  let ready!: Promise<void>;
-  let snapshot: Snapshot | null = null;
-  let seen: string[] = [];
   let handles = 0;
+  let ends!: [resolve: () => void, reject: (error: Error) => void];
+  let ready!: Promise<void>;
 
   const renewReady = () => {
-    ready = new Promise((yes, no) => {
-      resolve = yes;
-      reject = no;
+    ready = new Promise((...both) => {
+      ends = both;
     });
     ready.catch(() => {});
   };
@@ -53,199 +57,193 @@ export const createFeed = (core: Core, name: string, options: ChannelOptions) =>
 
   const touch = () => {
     touched = true;
-    core.flush();
+    core._flush();
   };
   const setState = (next: ChannelState) => {
-    if (state === next) return;
-    state = next;
-    if (next === 'live') resolve();
-    events.emit('state', next);
+    if (self._state === next) return;
+    self._state = next;
+    if (next === 'live') ends[0]();
+    emit('state', next);
     touch();
   };
+  /** No rows any more, and no position. */
   const drop = () => {
-    cache.clear();
-    cache.renew();
-    pending.clear();
-    raw = null;
-    initial = undefined;
-    position = null;
-    snapshot = null;
+    cache._clear();
+    raw = undefined;
+    position = snapshot = null;
     reset = true;
     touch();
   };
+  const end = (next: ChannelState, failure: ChangefeedError) => {
+    self._lost();
+    drop();
+    ends[1](failure);
+    setState(next);
+  };
 
   const self = {
-    name,
-    cache,
-    events,
-    /** Does the connection know it, and is it exact? Then positions of the connection are its own, unless it is paced. */
-    live: false,
-    paced: false,
-    asked: false,
-    attempts: 0,
-    state: () => state,
-    position: () => position,
+    _name: name,
+    _cache: cache,
+    _emit: emit,
+    /** The id of the request to subscribe, once it is made. */
+    _asked: 0,
+    /** Was it answered? What comes before is of another subscription. */
+    _on: false,
+    /** Is it exact? Then positions of the connection are its own, unless it is paced. */
+    _live: false,
+    _paced: false,
+    /** A time to wait before it is asked for again. */
+    _waits: false,
+    _attempts: 0,
+    /** The time until it ends, when nobody has a handle any more. */
+    _linger: createTimer(),
+    /** The transactions of frames that were for this channel only. */
+    _seen: [] as string[],
+    _state: (initial ? 'stale' : 'subscribing') as ChannelState,
+    _position: () => position,
     /** What is collected aside has no position to come back with. */
-    setPosition(next: string | null | undefined) {
-      if (next && !cache.staging()) position = next;
+    _setPosition(next: string | null | undefined) {
+      if (next && !cache._staging()) position = next;
     },
-    handles: () => handles,
 
-    /** What `subscribe` has beside the name. */
-    request(): AnyRow {
-      if (initial && !position) position = initial.position ?? null;
-      if (initial) raw = initial.rows as typeof raw;
-      return {
-        channel: name,
-        ...(position ? { from: position } : options.snapshot === false ? { snapshot: false } : {}),
-        ...(options.versions && { versions: true }),
-      };
+    /** What `subscribe` has. Rows that came another way have no versions. */
+    _request: () => ({
+      channel: name,
+      ...(position && !(raw && versions) ? { from: position } : whole === false && { snapshot: false }),
+      ...(versions && { versions: true }),
+    }),
+    _lost() {
+      self._on = self._live = self._waits = false;
+      self._asked = 0;
+      cache._stage(false);
+      if (self._state === 'live') setState('stale');
     },
-    lost() {
-      self.live = self.asked = false;
-      if (state === 'live') setState('stale');
-    },
-    fail(failure: ChangefeedError) {
-      self.live = self.asked = false;
-      drop();
+    _fail(failure: ChangefeedError) {
       error = failure;
-      reject(failure);
-      setState('error');
-      events.emit('error', failure);
+      end('error', failure);
+      emit('error', failure);
     },
-    purge() {
-      self.live = false;
+    _purge() {
+      self._live = false;
       drop();
-      if (state !== 'closed' && state !== 'error') setState('subscribing');
+      if (self._state === 'stale' || self._state === 'live') setState('subscribing');
     },
     /** Who was refused may try again. */
-    revive() {
-      if (state !== 'error') return;
+    _revive() {
+      if (self._state !== 'error') return;
       renewReady();
       error = null;
-      self.attempts = 0;
       setState('subscribing');
     },
+    /** Does the one who asks with these options need more than was asked for? Rows that he has are shown until there are others. */
+    _needs({ snapshot: rows, versions: theirs, initial: given }: ChannelOptions) {
+      const more = (whole === false && rows !== false) || (!versions && theirs);
+      versions ||= theirs;
+      if (whole === false && rows !== false) {
+        whole = true;
+        renewReady();
+        self._purge();
+      }
+      if (given && !raw && !cache._filled && self._state !== 'error') {
+        raw = given.rows;
+        if (!self._asked) position = given.position ?? null;
+        setState('stale');
+      }
+      // Before it is asked for there is nothing to ask for again.
+      return more && self._asked;
+    },
 
-    subscribed(message: AnyRow) {
-      cache.entities = message.entities ?? {};
-      self.paced = message.min_interval_ms !== undefined;
-      self.attempts = 0;
-      // Rows that came another way can be put in place now that their keys are known.
+    _subscribed(message: AnyRow) {
+      self._on = true;
+      self.columns(message);
+      self._paced = message.min_interval_ms !== undefined;
       if (raw && message.recovered) {
-        for (const [entity, rows] of Object.entries(raw)) cache.add(entity, rows as AnyRow[]);
-        cache.swap();
-      }
-      if (message.recovered || options.snapshot === false) cache.filled = true;
-      else cache.stage();
-      initial = undefined;
+        for (const entity in raw) cache._add(entity, raw[entity] as AnyRow[]);
+        raw = undefined;
+        cache._swap();
+      } else if (message.recovered || whole === false) cache._filled = true;
+      else cache._stage(true);
     },
-    rows(message: AnyRow) {
-      cache.add(message.entity, message.rows, message.versions);
+    snapshot: (message: AnyRow) => cache._add(message.entity, message.rows, message.versions),
+    columns({ entities }: AnyRow) {
+      cache._entities = entities;
     },
+    presence: (message: AnyRow) => emit('presence', message),
     /** Applies what a transaction did to this channel. */
-    change(changes: AnyRow[], txid: string | null): Change[] {
-      const done = cache.apply(changes, txid);
+    _change(changes: AnyRow[], txid: string | null): Change[] {
+      const done = cache._apply(changes, txid);
       // Nobody sees them before `ready`.
-      if (cache.staging()) return [];
-      for (const change of done) {
-        const at = core.codec.stringify([change.entity, change.key]);
-        const before = pending.get(at);
-        let next: Change = change;
-        if (before && change.op === 'append' && before.op === 'remove') next = { ...change, op: 'replace' };
-        else if (before && change.op === 'merge' && before.op !== 'remove') {
-          next = before.op === 'merge'
-            ? { ...change, set: { ...before.set, ...change.set } }
-            : { ...before, row: change.row };
-        }
-        pending.set(at, next);
-      }
-      if (done.length) touch();
+      if (cache._staging()) return [];
+      touch();
       return done;
     },
-    transaction(message: AnyRow, changes: Change[]) {
-      if (message.txid) seen = [...seen.slice(-99), message.txid];
-      if (changes.length) {
-        events.emit('transaction', {
-          phase: self.live ? 'live' : 'replay', txid: message.txid ?? null, position: message.position ?? null,
-          committedAt: message.committed_at ?? null, changes,
-        } satisfies Transaction);
-      }
-    },
     ready(message: AnyRow) {
-      if (message.entities) cache.entities = message.entities;
+      if (message.entities) self.columns(message);
       if (message.snapshot) {
         snapshot = message.snapshot;
-        seen = [];
-        raw = null;
-        cache.swap();
-        pending.clear();
+        self._seen = [];
+        raw = undefined;
+        cache._swap();
         reset = true;
       }
-      self.live = true;
-      self.setPosition(message.position);
+      self._live = true;
+      self._setPosition(message.position);
       setState('live');
       touch();
-      if (message.snapshot) events.emit('snapshot');
+      if (message.snapshot) emit('snapshot');
     },
-    resync(reason: string) {
-      self.live = false;
+    resync({ reason }: AnyRow) {
+      self._live = false;
       position = null;
-      // Another identity's rows are not shown any longer than they have to be.
-      if (reason === 'identity_changed') drop();
-      if (options.snapshot !== false) cache.stage();
-      else {
-        // What has changed meanwhile is not told.
-        drop();
-        cache.filled = true;
-      }
-      setState(cache.filled || raw ? 'stale' : 'subscribing');
-      events.emit('resync', reason);
+      // Without rows to come, what has changed meanwhile is not told. Another identity's are not shown any longer than they have to be.
+      if (whole === false || reason === 'identity_changed') drop();
+      if (whole === false) cache._filled = true;
+      else cache._stage(true);
+      setState(cache._filled || raw ? 'stale' : 'subscribing');
+      emit('resync', reason);
     },
     message(message: AnyRow) {
       const told: Message = {
         channel: message.instance ?? message.channel, event: message.event, payload: message.payload, from: message.from ?? null,
         txid: message.txid ?? null, committedAt: message.committed_at ?? null,
       };
-      events.emit('message', told);
-      events.emit(`message ${message.event}`, told.payload, told);
+      emit('message', told);
+      emit(`message ${message.event}`, told.payload, told);
     },
     /** Is it known that the transaction is in the rows, or has no part in them? */
-    knows: (txid: string, settled: bigint): boolean =>
-      self.live && (seen.includes(txid) || BigInt(txid) < settled || (snapshot !== null && contains(snapshot, txid))),
+    _knows(txid: string) {
+      const id = BigInt(txid);
+      return self._live && (self._seen.includes(txid) || core._passed(txid, self._paced)
+        || (snapshot !== null && (id < BigInt(snapshot.xmin) || (id < BigInt(snapshot.xmax) && !snapshot.xip.includes(txid)))));
+    },
 
-    flush() {
+    _flush() {
       if (!touched) return;
-      touched = false;
-      cache.renew();
-      const changes = [...pending.values()];
+      const changes = cache._flush();
       const all = reset;
-      pending.clear();
-      reset = false;
-      if (all || changes.length) events.emit('change', { reset: all, changes: all ? [] : changes });
-      events.emit('flush');
+      touched = reset = false;
+      if (all || changes.length) emit('change', { reset: all, changes: all ? [] : changes });
+      emit('flush');
     },
-    close() {
-      drop();
-      setState('closed');
-      reject(new ChangefeedError('closed', `channel "${name}" was closed`, { channel: name }));
-      self.flush();
+    _close() {
+      self._linger();
+      end('closed', new ChangefeedError('closed', `"${name}" was closed`));
+      self._flush();
     },
 
-    handle(): Channel {
+    _handle(): Channel {
       const own: (() => void)[] = [];
       let open = true;
-      const on = (event: string, listener: (...values: never[]) => void) => {
-        const off = events.on(event, listener as () => void);
+      const listen = (event: string, listener: (...values: never[]) => void) => {
+        const off = on(event, listener as () => void);
         own.push(off);
         return off;
       };
       handles += 1;
-      const timer = options.refreshMs ? setInterval(() => core.refresh(self), options.refreshMs) : undefined;
       return {
         name,
         get state() {
-          return open ? state : 'closed';
+          return open ? self._state : 'closed';
         },
         get error() {
           return error;
@@ -254,43 +252,39 @@ export const createFeed = (core: Core, name: string, options: ChannelOptions) =>
           return position;
         },
         get entities() {
-          return cache.entities;
+          return cache._entities;
         },
         get ready() {
           return ready;
         },
-        rows: (entity?: string) => (raw && !cache.filled ? raw[entity ?? Object.keys(raw)[0] ?? ''] ?? [] : cache.rows(entity)) as never,
+        rows: (entity?: string) => (raw && !cache._filled ? raw[entity ?? Object.keys(raw)[0] ?? ''] ?? [] : cache._rows(entity)) as never,
         get(key: AnyRow, entity?: string) {
-          const found = cache.find(key, entity);
-          core.counted(found !== undefined);
-          return found?.row as never;
+          const found = cache._find(key, entity);
+          core._debug(found ? 'hit' : 'miss');
+          return found?._row as never;
         },
-        version: (key: AnyRow, entity?: string) => cache.find(key, entity)?.version ?? undefined,
-        subscribe: (listener) => on('flush', listener),
-        on: on as Channel['on'],
-        message: (event, listener) => on(`message ${event}`, listener as () => void),
-        publish: (event, payload, how) => core.publish(name.split('?', 1)[0]!, event, payload, how),
-        seen: (txid: string, how?: WaitOptions) => core.wait(() => self.knows(txid, core.settled()), `transaction ${txid} did not come`, how),
-        refresh: () => core.refresh(self),
+        version: (key: AnyRow, entity?: string) => cache._find(key, entity)?._version ?? undefined,
+        subscribe: (listener) => listen('flush', listener),
+        on: listen as Channel['on'],
+        message: (event, listener) => listen(`message ${event}`, listener as () => void),
+        publish: (event, payload, how) => core._publish(name.split('?', 1)[0]!, event, payload, how),
+        seen: async (txid: string, how?: WaitOptions) => {
+          await core._wait(() => self._knows(txid), `transaction ${txid}`, how);
+        },
+        refresh: () => core._refresh(self),
         dump: () => ({
-          rows: cache.filled ? Object.fromEntries(Object.keys(cache.entities).map((entity) => [entity, cache.rows(entity)])) : raw ?? {},
+          rows: cache._filled ? Object.fromEntries(Object.keys(cache._entities).map((entity) => [entity, cache._rows(entity)])) : raw ?? {},
           position,
         }),
         unsubscribe() {
           if (!open) return;
           open = false;
-          clearInterval(timer);
           own.forEach((off) => off());
           handles -= 1;
-          if (handles === 0) core.unused(self);
+          if (handles === 0) core._unused(self);
         },
       } as Channel;
     },
   };
-  if (initial) {
-    raw = initial.rows as Readonly<Record<string, readonly AnyRow[]>>;
-    position = initial.position ?? null;
-    state = 'stale';
-  }
   return self;
 };

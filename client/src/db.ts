@@ -4,7 +4,7 @@
  * A transaction of the server is one transaction of the collection. Nothing of TanStack DB is imported, and only the part of its
  * contract is used that has not changed since 0.6, so that one adapter serves all versions.
  */
-import type { AnyRow, Change, Channel, ChannelOf, ChannelTypes, Client, Schema, WaitOptions } from './types.js';
+import type { AnyRow, Change, Channel, ChannelName, ChannelOf, ChannelTypes, Client, Schema, WaitOptions } from './types.js';
 
 /** What a collection gives to `sync`: the part of it that is used here. */
 export interface SyncParams<Row extends object> {
@@ -22,9 +22,9 @@ interface MutationParams {
 /** A handler may give the `txid` of what it wrote: then the optimistic rows stay until the transaction is in the collection. */
 type Handler = (params: MutationParams) => Promise<{ txid: string | null } | { txid: string | null }[] | void>;
 
-export interface CollectionConfig<S extends Schema, N extends keyof S['channels'] & string, Row extends object> {
+export interface CollectionConfig<S extends Schema, N extends ChannelName<S>, Row extends object> {
   client: Client<S>;
-  channel: N | `${N}?${string}`;
+  channel: N;
   /** The only entity of the channel, if it is left out. */
   entity?: string;
   id?: string;
@@ -38,7 +38,7 @@ export interface CollectionConfig<S extends Schema, N extends keyof S['channels'
 }
 
 /** Options for `createCollection`. */
-export const changefeedCollectionOptions = <S extends Schema, N extends keyof S['channels'] & string, Row extends object = AnyRow>(
+export const changefeedCollectionOptions = <S extends Schema, N extends ChannelName<S>, Row extends object = AnyRow>(
   config: CollectionConfig<S, N, Row>,
 ) => {
   const { client, getKey, timeoutMs = 5000 } = config;

@@ -13,44 +13,40 @@ import type { AnyRow } from './types.js';
  */
 export type ErrorType = 'network' | 'auth' | 'limit' | 'conflict' | 'request' | 'server';
 
-const TYPES: Record<string, ErrorType> = {
-  '28': 'auth', '42501': 'auth', '53': 'limit', '54': 'limit', '40': 'conflict', '55P03': 'conflict', '23': 'conflict',
-  '08': 'request', '0A': 'request', '22': 'request', '42': 'request', '55': 'request', no: 'network',
-};
+const NAMES = ['server', 'network', 'auth', 'limit', 'conflict', 'request'];
+/** In this order from the second on, by SQLSTATE and by the words of the protocol. */
+const TYPES = /^(?:(no_[ac]|timeout|shutting)|(28|42501|forbid|addr)|(5[34]|too_)|(40|23|55P03)|(08|0A|22|42|55|[bclmnu]))/;
 
-/** Classes and codes that may be gone by themselves. */
-const RETRYABLE = /^(40(?!003)|53|55P03|57|no_|XX)/;
+/** What may be gone by itself. */
+const RETRYABLE = /^(40(?!003)|53|55P03|57|XX|no_[ac]|too_many|timeout|shutting|incons)/;
 
 export class ChangefeedError extends Error {
-  override name = 'ChangefeedError';
-  /** An SQLSTATE, one of the protocol's words, or `no_connection`, `no_answer`, `no_exact_number`. */
-  readonly code: string;
-  readonly type: ErrorType;
+  /** An SQLSTATE, one of the protocol's words, or `no_connection`, `no_answer`, `no_exact_number`, `inconsistent`, `closed`. */
+  declare readonly code: string;
+  declare readonly type: ErrorType;
   /** `warning`: nothing was lost; `error`: what it answers has failed; `fatal`: it will again. */
-  readonly severity: 'warning' | 'error' | 'fatal';
+  declare readonly severity: 'warning' | 'error' | 'fatal';
   /** The same request may succeed later. */
-  readonly retryable: boolean;
-  readonly hint?: string;
-  readonly detail?: string;
-  readonly channel?: string;
+  declare readonly retryable: boolean;
+  declare readonly hint?: string;
+  declare readonly detail?: string;
+  declare readonly channel?: string;
   /** Of a call that expected another row: the row of now. */
-  readonly conflict?: AnyRow;
-  readonly retryAfterMs?: number;
+  declare readonly conflict?: AnyRow;
+  declare readonly retryAfterMs?: number;
   /** Everything that the server said. */
-  readonly info: AnyRow;
+  declare readonly info: AnyRow;
 
-  constructor(code: string, message: string, more: AnyRow = {}) {
+  constructor(code: string, message: string, info: AnyRow = {}) {
     super(message);
-    this.code = code;
-    this.type = TYPES[code] ?? TYPES[code.slice(0, 2)] ?? 'server';
-    this.retryable = !more.conflict && RETRYABLE.test(code);
-    this.severity = more.severity ?? (this.retryable ? 'error' : 'fatal');
-    this.hint = more.hint;
-    this.detail = more.detail;
-    this.channel = more.channel;
-    this.conflict = more.conflict;
-    this.retryAfterMs = more.retry_after_ms;
-    this.info = more;
+    const retryable = !info.conflict && RETRYABLE.test(code);
+    // What the server has said beside it, such as a hint, is told by the same names.
+    Object.assign(this, info, {
+      name: 'ChangefeedError', message, code, info, retryable, retryAfterMs: info.retry_after_ms,
+      type: NAMES[TYPES.exec(code)?.findIndex((part, i) => i && part) ?? 0],
+      // The warning that the token expires soon, and what heals by loading again.
+      severity: info.expires_at || code === 'inconsistent' ? 'warning' : retryable ? 'error' : 'fatal',
+    });
   }
 }
 

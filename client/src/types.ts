@@ -3,6 +3,8 @@
  */
 import type { ChangefeedError } from './error.js';
 
+export type { Metrics } from './extras.js';
+
 /** A value as `to_jsonb` gives it. */
 export type Json = string | number | boolean | null | Json[] | { [name: string]: Json };
 
@@ -16,6 +18,8 @@ export interface Entity {
 }
 
 export interface ChannelTypes {
+  /** What `channel()` takes; if it is left out, the name that it has in the schema. */
+  name?: string;
   entities: Record<string, Entity>;
   events: Record<string, unknown>;
   presence: unknown;
@@ -26,7 +30,7 @@ export interface FunctionTypes {
   Result: unknown;
 }
 
-/** What `changefeed.typescript_types()` writes, and the type parameter of `createClient`. */
+/** The type parameter of `createClient`: what `changefeed.typescript_types()` writes has it, and more. */
 export interface Schema {
   channels: Record<string, ChannelTypes>;
   functions: Record<string, FunctionTypes>;
@@ -42,11 +46,43 @@ export interface AnySchema {
 /** A channel's name without what follows "?", to find its types by. */
 export type Base<N extends string> = N extends `${infer B}?${string}` ? B : N;
 
+/** The names of a channel of the schema. */
+type NamesOf<S extends Schema, K extends keyof S['channels']> = S['channels'][K] extends { name: infer N extends string } ? N : K & string;
+type Names<S extends Schema> = { [K in keyof S['channels'] & string]: NamesOf<S, K> }[keyof S['channels'] & string];
+
+/** Where channels with that name stand in the schema, and of several the one with the narrowest names: `a:${string}` has `a:1:b:2`, too. */
+type Matching<S extends Schema, N extends string> = {
+  [K in keyof S['channels'] & string]: N extends NamesOf<S, K> ? K : never;
+}[keyof S['channels'] & string];
+type Narrower<S extends Schema, K extends keyof S['channels'], Other extends keyof S['channels']> = Other extends unknown
+  ? NamesOf<S, Other> extends NamesOf<S, K> ? NamesOf<S, K> extends NamesOf<S, Other> ? never : Other : never
+  : never;
+type Narrowest<S extends Schema, K extends keyof S['channels'], All extends keyof S['channels'] = K> = K extends unknown
+  ? [Narrower<S, K, All>] extends [never] ? K : never
+  : never;
+
+/** The columns of `select=` in a channel's name, or never. */
+type Selection<N extends string> = N extends `${string}?${infer Q}`
+  ? `&${Q}` extends `${string}&select=${infer L}` ? (L extends `${infer C}&${string}` ? C : L) : never
+  : never;
+type Columns<L extends string> = L extends `${infer C},${infer R}` ? C | Columns<R> : L;
+/** A row with these columns and the key; with all, perhaps, where the selection is not known. */
+type SelectedRow<E extends Entity, C extends string> = string extends keyof E['Row'] ? E['Row']
+  : [C] extends [keyof E['Row']] ? Pick<E['Row'], C | (keyof E['Key'] & keyof E['Row'])>
+    : string extends C ? Pick<E['Row'], keyof E['Key'] & keyof E['Row']> & Partial<E['Row']>
+      : '*' extends C ? E['Row']
+        : Pick<E['Row'], keyof E['Key'] & keyof E['Row']> & Partial<E['Row']>;
+type Selected<C extends ChannelTypes, L extends string> = [L] extends [never] ? C : {
+  entities: { [K in keyof C['entities']]: { Row: SelectedRow<C['entities'][K], Columns<L>>; Key: C['entities'][K]['Key'] } };
+  events: C['events'];
+  presence: C['presence'];
+};
+
 /** The types of the channel with that name. */
-export type ChannelOf<S extends Schema, N extends string> = Base<N> extends keyof S['channels'] ? S['channels'][Base<N>] : never;
+export type ChannelOf<S extends Schema, N extends string> = Selected<S['channels'][Narrowest<S, Matching<S, Base<N>>>], Selection<N>>;
 
 /** A name that `channel()` takes: one of the schema's, with or without conditions. */
-export type ChannelName<S extends Schema> = (keyof S['channels'] & string) | `${keyof S['channels'] & string}?${string}`;
+export type ChannelName<S extends Schema> = Names<S> | `${Names<S>}?${string}`;
 
 /**
  * - `idle`: nothing was asked for yet
@@ -96,7 +132,7 @@ export interface EntityInfo {
   readonly columns: readonly string[];
 }
 
-interface ChangeOf<K, E extends Entity> {
+export interface ChangeOf<K, E extends Entity> {
   readonly channel: string;
   readonly entity: K;
   readonly key: E['Key'];
@@ -152,8 +188,6 @@ export interface ChannelOptions {
   snapshot?: boolean;
   /** Also the rows' versions, for `expect` of calls. */
   versions?: boolean;
-  /** Load the rows again every so many milliseconds. */
-  refreshMs?: number;
 }
 
 export interface WaitOptions {
@@ -234,25 +268,6 @@ export interface CallResult<T> {
   txid: string | null;
 }
 
-export interface Metrics {
-  readonly uptimeMs: number;
-  readonly connects: number;
-  /** Messages, in both directions. */
-  readonly received: number;
-  readonly sent: number;
-  readonly errors: number;
-  readonly resyncs: number;
-  /** From a request to its answer. */
-  readonly latencyMs: { readonly last: number; readonly avg: number; readonly p95: number };
-  /** From the commit to this client, by the clocks of both: the last transaction's. */
-  readonly lagMs: number;
-  readonly channels: number;
-  readonly rows: number;
-  /** Of `get()`. */
-  readonly hits: number;
-  readonly misses: number;
-}
-
 /** Reads and writes JSON; `pg-changefeed/lossless` has one that keeps all digits. */
 export interface Codec {
   parse(text: string): unknown;
@@ -272,19 +287,20 @@ export interface ClientOptions {
   backoff?: { minMs?: number; maxMs?: number };
   /** When listeners of `change` and `subscribe` are called: `microtask` if it is left out, or every so many milliseconds. */
   flush?: 'sync' | 'microtask' | 'frame' | number;
-  /** Disconnects when the page has been hidden for so long. */
-  pauseWhenHiddenMs?: number;
   /** How long a channel goes on behind its last `unsubscribe()`: 1 second if it is left out. */
   lingerMs?: number;
-  /** Gets everything that happens; `true` for the console. */
-  debug?: boolean | ((event: string, data?: unknown) => void);
+  /** False: without live updates until `setLive(true)`. */
+  live?: boolean;
+  /** Gets everything that happens, tokens left out; such as `console.debug`. */
+  debug?: (event: string, data?: unknown) => void;
   WebSocket?: typeof WebSocket;
   fetch?: typeof fetch;
 }
 
 export interface Client<S extends Schema = AnySchema> {
   readonly connection: Readable<ConnectionState>;
-  metrics(): Metrics;
+  /** The channels that are open, with the number of their rows. */
+  channels(): { readonly name: string; readonly state: ChannelState; readonly rows: number }[];
   /** Not needed: `channel`, `call` and `publish` connect. Behind `unauthorized` it tries again. */
   connect(): void;
   /** Until `connect()`. Rows stay. */
@@ -304,17 +320,12 @@ export interface Client<S extends Schema = AnySchema> {
   /** Every channel of one commit, at once. */
   on(event: 'transaction', listener: (transaction: Transaction) => void): () => void;
   on(event: 'error', listener: (error: ChangefeedError) => void): () => void;
+  /** What the option `debug` gets. */
+  on(event: 'debug', listener: (event: string, data?: unknown) => void): () => void;
   /** The rows have to go: sign-out, or another identity. */
   on(event: 'purge', listener: () => void): () => void;
   /** For extensions: a request of the protocol, without `id`; resolves with its answer. */
   request(message: AnyRow, options?: WaitOptions & { resend?: boolean }): Promise<AnyRow>;
-}
-
-/** What a connection needs to know of a channel when it subscribes by its address. */
-export interface Wanted {
-  channel: string;
-  from?: string;
-  snapshot?: boolean;
 }
 
 export interface TransportContext {
@@ -322,12 +333,10 @@ export interface TransportContext {
   base: string;
   token: string | null;
   codec: Codec;
-  WebSocket: typeof WebSocket;
-  fetch: typeof fetch;
-  /** The channels of now. */
-  wanted(): Wanted[];
-  /** A message of the server. */
-  message(message: AnyRow): void;
+  WebSocket?: typeof WebSocket;
+  fetch?: typeof fetch;
+  /** A message of the server, or its text. */
+  message(message: AnyRow | string): void;
   /**
    * The connection has ended, or could not be made. `code` is that of WebSockets, or the HTTP status. `again`: come back
    * at once, without counting it as a failure.
@@ -338,8 +347,7 @@ export interface TransportContext {
 export interface Link {
   /** `websocket`, `sse`, `poll` ... */
   readonly name: string;
-  /** Subscriptions are in its address: it has to be told when they change, instead of getting messages. */
-  changed?(): void;
+  /** A message of the client: first `connect`, right behind it what it subscribes to. */
   send(message: AnyRow): void;
   close(): void;
 }

@@ -1,5 +1,5 @@
 /**
- * Small parts: listeners, and when they are called.
+ * Small parts: listeners, when they are called, and timers.
  */
 
 // eslint-disable-next-line @typescript-eslint/no-explicit-any
@@ -36,6 +36,7 @@ export type Emitter = ReturnType<typeof createEmitter>;
 export const createScheduler = (when: 'sync' | 'microtask' | 'frame' | number, work: () => void) => {
   let asked = false;
   const run = () => {
+    if (!asked) return;
     asked = false;
     work();
   };
@@ -44,9 +45,20 @@ export const createScheduler = (when: 'sync' | 'microtask' | 'frame' | number, w
     asked = true;
     if (when === 'sync') run();
     else if (when === 'microtask') queueMicrotask(run);
-    // In a hidden page there are no frames.
-    else if (when === 'frame' && globalThis.document?.visibilityState === 'visible') requestAnimationFrame(run);
-    else setTimeout(run, when === 'frame' ? 16 : when);
+    else {
+      // In a hidden page there are no frames.
+      if (when === 'frame') globalThis.requestAnimationFrame?.(run);
+      setTimeout(run, when === 'frame' ? 100 : when);
+    }
+  };
+};
+
+/** A timer that is set anew with each call, and without arguments only ended. */
+export const createTimer = () => {
+  let timer: ReturnType<typeof setTimeout> | undefined;
+  return (work?: () => void, ms?: number): void => {
+    clearTimeout(timer);
+    if (work) timer = setTimeout(work, ms);
   };
 };
 

@@ -762,6 +762,7 @@ extern void ThrottleForget(Connection *conn);
 
 /* ---- sandbox.c ---- */
 
+extern void SandboxPrepare(void); /* before the loop is made */
 extern void SandboxEnter(void);
 
 #endif /* CHANGEFEED_GATEWAY_H */

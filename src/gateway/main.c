@@ -325,7 +325,7 @@ main(int argc, char **argv)
 	SetLimits();
 	setenv("TZ", "UTC0", 1);
 	tzset();
-	setenv("UV_USE_IO_URING", "0", 1);
+	SandboxPrepare();
 	if (getrandom(&spread, sizeof(spread), GRND_NONBLOCK) < 0)
 		spread = (uint32_t) getpid();
 

@@ -40,6 +40,8 @@ before(async () => {
     CREATE FUNCTION inline.told() RETURNS int LANGUAGE sql STABLE AS 'SELECT 1';
     CREATE TYPE inline.mood AS ENUM ('ok', 'sad'); CREATE TYPE inline.weather AS ENUM ('ok');
     CREATE TYPE inline.pair AS (a int, b int); CREATE DOMAIN inline.short AS text CHECK (length(VALUE) < 30);
+    CREATE DOMAIN inline.free AS text; CREATE DOMAIN inline.free_int AS int;
+    CREATE FUNCTION inline.freed(text) RETURNS inline.free_int LANGUAGE sql STABLE AS 'SELECT $1::int';
     CREATE COLLATION inline.loose (provider = icu, locale = 'und-u-ks-level2', deterministic = false);
     CREATE TABLE inline.members (usr text PRIMARY KEY); GRANT SELECT ON inline.members TO inline_web;
     SELECT changefeed.declare_dependency('inline.told()', 'inline.members')`);
@@ -125,6 +127,9 @@ describe('which policies are inline', () => {
     [`i = (${JWT}->>'bad')::int`, /invalid input syntax/],
     [`i = 1 OR i = (${JWT}->>'bad')::int`, /invalid input syntax/],
     [`(t || (${JWT}->>'name'))::inline.short = t`, /domain/],
+    // It may get a constraint
+    ['(t::inline.free)::int > 5', /domain/],
+    ['inline.freed(t) = 5', /domain/],
     ['xl IS DOCUMENT', /kind|xml/],
     ['(SELECT max(x) FROM unnest(ia) x) = 2', /subquery/],
     ['i = 1 OR tableoid = 1', /system column/],

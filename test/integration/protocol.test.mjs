@@ -902,11 +902,16 @@ describe('protocol', () => {
     let db2;
     before(async () => {
       db2 = new Session();
+      // Who reads nothing for a while is not to be taken for gone.
+      await reload(db, { 'changefeed.heartbeat': '60s' });
       await db.exec(`CREATE TABLE proto.many (id int PRIMARY KEY, v text, pad text);
         INSERT INTO proto.many SELECT i, 'v' || i, repeat('x', 60) FROM generate_series(1, 200000) i;
         SELECT changefeed.create_channel('many', 'proto.many')`);
     });
-    after(() => db2.close());
+    after(async () => {
+      await reload(db, { 'changefeed.heartbeat': null });
+      await db2.close();
+    });
 
     test('a snapshot of 200000 rows for a slow reader delays nobody and ends right', async () => {
       const slow = await connect();

@@ -274,6 +274,32 @@ describe('structure', () => {
       }
     }
 
+    for (const [what, first] of Object.entries({
+      inserted: "INSERT INTO st.@ (id, v, n) VALUES (40, 'new', 2)",
+      updated: "UPDATE st.@ SET v = 'before' WHERE id = 1",
+      replaced: "DELETE FROM st.@ WHERE id = 2; INSERT INTO st.@ (id, v, n) VALUES (2, 'again', 2)",
+    })) {
+      test(`rows ${what} before it in the same transaction do not have it`, async () => {
+        const name = `earlier_${what}`;
+        const t = await table(name);
+        await step(t, `BEGIN; ${first.replaceAll('@', name)}; ALTER TABLE st.${name} ADD COLUMN c text DEFAULT 'five', ADD COLUMN d int; COMMIT`, ['schema_changed']);
+        await step(t, `UPDATE st.${name} SET d = 1; INSERT INTO st.${name} (id) VALUES (90)`);
+      });
+    }
+
+    test('rows are followed through a transaction that alters the table', async () => {
+      const t = await table('followed');
+      let id = 40;
+      for (const alter of ['ADD COLUMN c text DEFAULT \'five\'', 'RENAME TO followed_too', 'RENAME TO followed', 'ADD COLUMN d int']) {
+        const name = alter === 'RENAME TO followed_too' ? 'followed_too' : 'followed';
+        const before = alter === 'RENAME TO followed' ? 'followed_too' : 'followed';
+        t.select = `SELECT * FROM st.${name}`;
+        await step(t, `BEGIN; INSERT INTO st.${before} (id, v, n) VALUES (${id += 1}, 'gone', 2), (${id += 1}, 'changed', 2), (${id += 1}, 'moved', 2);
+          DELETE FROM st.${before} WHERE id = 1; INSERT INTO st.${before} (id, v, n) VALUES (1, 'again', 2); ALTER TABLE st.${before} ${alter};
+          DELETE FROM st.${name} WHERE id = ${id - 2}; UPDATE st.${name} SET n = 3 WHERE id IN (1, ${id - 1}); UPDATE st.${name} SET id = id + 100 WHERE id = ${id}; COMMIT`);
+      }
+    });
+
     test('one that nobody may read, or that is not published', async () => {
       const t = await table('hidden', { setup: 'REVOKE SELECT ON st.hidden FROM st_staff; GRANT SELECT (id, v) ON st.hidden TO st_staff', args: ", columns => '{id,v,n}'" });
       t.select = 'SELECT id, v, n FROM st.hidden';
@@ -354,6 +380,34 @@ describe('structure', () => {
       await step(t, "UPDATE st.typed SET p = (5, 'rouge') WHERE id = 2");
       await step(t, 'ALTER TYPE st.pair ADD ATTRIBUTE d int', ['type_changed']);
       await step(t, "UPDATE st.typed SET p = (5, 'rouge', 8) WHERE id = 2");
+    });
+
+    test('what the constants of filters, conditions and policies mean', async () => {
+      const swap = "BEGIN; ALTER TYPE st.level RENAME VALUE 'low' TO 'x'; ALTER TYPE st.level RENAME VALUE 'high' TO 'low'; ALTER TYPE st.level RENAME VALUE 'x' TO 'high'; COMMIT";
+      await db.exec(`CREATE TYPE st.level AS ENUM ('low', 'mid', 'high');
+        CREATE COLLATION st.loose (provider = icu, locale = 'und-u-ks-level2', deterministic = false);
+        CREATE FUNCTION st.is_low(l st.level) RETURNS bool LANGUAGE sql STABLE AS $$ SELECT l = 'low' $$;
+        CREATE TABLE st.judged_level (id int PRIMARY KEY, l st.level); ALTER TABLE st.judged_level ENABLE ROW LEVEL SECURITY;
+        CREATE POLICY p ON st.judged_level USING (st.is_low(l)); SELECT changefeed.create_channel('judged_level', 'st.judged_level')`);
+      const t = await table('constants', { columns: "id int PRIMARY KEY, v text, l st.level DEFAULT 'low'",
+        rows: "(1, 'a'), (2, 'A'), (3, 'b')" });
+      await db.exec("SELECT changefeed.create_channel('low', 'st.constants', filter => 'l = ''low''')");
+      const of = { low: "l = 'low'", 'constants?l=eq.low': "l = 'low'", 'constants?l=neq.low': "l <> 'low'", 'constants?l=in.(mid,low)': "l IN ('mid', 'low')",
+        'constants?l=gt.low': "l > 'low'", 'constants?v=eq.a': "v = 'a'", 'constants?v=neq.a': "v <> 'a'" };
+      const opened = [];
+      for (const [name, where] of Object.entries(of)) opened.push([await ada.openSoon(name), `SELECT * FROM st.constants WHERE ${where}`]);
+      opened.push([await ada.openSoon('judged_level'), 'SELECT * FROM st.judged_level']);
+      let id = 10;
+      for (const sql of ['SELECT 1', swap, 'ALTER TABLE st.constants ALTER v TYPE text COLLATE st.loose', swap, 'ALTER TABLE st.constants ALTER v TYPE text COLLATE "C"']) {
+        await db.exec(sql);
+        for (const l of ['low', 'mid', 'high']) {
+          await db.exec(`INSERT INTO st.constants VALUES (${id += 1}, 'a', '${l}'), (${id += 1}, 'A', '${l}'); INSERT INTO st.judged_level VALUES (${id}, '${l}')`);
+        }
+        await db.exec("UPDATE st.constants SET l = CASE l WHEN 'low' THEN 'high' WHEN 'mid' THEN 'low' ELSE 'mid' END::st.level WHERE id % 2 = 0");
+        await same(t, sql);
+        for (const [s, select] of opened) assertSame(s.rows(), await db.rowsAs(ADA, select), `${s.name}: ${sql}`);
+      }
+      for (const [s] of opened) await ada.unsubscribe(s.name);
     });
 
     test('columns that the channel needs', async () => {

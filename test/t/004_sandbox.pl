@@ -140,9 +140,10 @@ foreach my $pid (@gateways)
     is(join(' ', grep { $_ eq "listening on $port" } @others), "listening on $port", 'it has the listening socket');
     is(join(' ', grep { /^connected|\.s\.PGSQL/ } @others), '', '... no connection to the server');
     is(join(' ', grep { /^\Q$data\E/ } @others), '', '... no file of the data directory');
+    is(join(' ', grep { /io_uring/ } @others), '', '... and no ring that its filter would not see');
     # The random numbers are for libwebsockets.
     is(
-        join(' ', grep { !/^(listening on $port|unix without name|socket|anon_inode:.*|pipe:.*|\/dev\/urandom)$/ } @others),
+        join(' ', grep { !/^(listening on $port|unix without name|socket|anon_inode:\[event(?:fd|poll)\]|pipe:.*|\/dev\/urandom)$/ } @others),
         '', '... and nothing else that has a name');
     cmp_ok(scalar(grep { /^(unix without name|socket)$/ } @others), '<=', 2, '... but the link');
 }
