@@ -564,6 +564,46 @@ describe('structure', () => {
     }
   });
 
+  describe('what policies call changes while a snapshot is read, behind a transaction', () => {
+    const CHANGES = {
+      function: "CREATE OR REPLACE FUNCTION st.fits(st.mood) RETURNS bool LANGUAGE sql STABLE AS $$ SELECT $1 = 'sad' $$",
+      labels: "BEGIN; ALTER TYPE st.mood RENAME VALUE 'ok' TO 'x'; ALTER TYPE st.mood RENAME VALUE 'sad' TO 'ok'; ALTER TYPE st.mood RENAME VALUE 'x' TO 'sad'; COMMIT",
+    };
+
+    // The first table's rows keep the query worker busy; the second's query is planned behind them.
+    before(() => db.exec(`CREATE TYPE st.mood AS ENUM ('ok', 'sad');
+      CREATE FUNCTION st.gate() RETURNS bool LANGUAGE plpgsql AS $$
+        BEGIN WHILE NOT pg_try_advisory_xact_lock_shared(4713) LOOP PERFORM pg_sleep(0.01); END LOOP; RETURN true; END $$;
+      CREATE TABLE st.gated (id int PRIMARY KEY); INSERT INTO st.gated VALUES (1);
+      CREATE TABLE st.moody (id int PRIMARY KEY, e st.mood);
+      ALTER TABLE st.gated ENABLE ROW LEVEL SECURITY; ALTER TABLE st.moody ENABLE ROW LEVEL SECURITY;
+      CREATE FUNCTION st.fits(st.mood) RETURNS bool LANGUAGE sql STABLE AS 'SELECT true';
+      CREATE POLICY p ON st.gated USING (st.gate()); CREATE POLICY p ON st.moody USING (st.fits(e));
+      SELECT changefeed.create_channel('moody', 'st.gated'); SELECT changefeed.add_source('moody', 'st.moody')`));
+
+    for (const [what, sql] of Object.entries(CHANGES)) {
+      test(what, async (t) => {
+        await db.exec(`CREATE OR REPLACE FUNCTION st.fits(st.mood) RETURNS bool LANGUAGE sql STABLE AS $$ SELECT $1 = 'ok' $$;
+          DELETE FROM st.moody; INSERT INTO st.moody VALUES (1, 'sad'), (2, 'ok')`);
+        const client = await Client.connectSoon({ token: await db.token(ADA) });
+        const blocker = new Session();
+        t.after(() => { client.cut(); return blocker.close(); });
+        await blocker.exec('SELECT pg_advisory_lock(4713)');
+        const opened = client.openSoon('moody').catch((error) => { client.check(); throw error; });
+        await until(async () => await db.value(`SELECT count(*) FROM pg_stat_activity
+          WHERE backend_type = 'changefeed query worker' AND datname = current_database() AND wait_event = 'PgSleep'`) === '1', 'the snapshot is being read');
+        await db.exec("UPDATE st.moody SET e = CASE e WHEN 'ok' THEN 'sad' ELSE 'ok' END::st.mood");
+        await db.exec(sql);
+        await blocker.exec('SELECT pg_advisory_unlock(4713)');
+        const s = await opened;
+        await client.settle();
+        client.check();
+        assertSame(s.rows('moody'), await db.rowsAs(ADA, 'SELECT * FROM st.moody'));
+        assert.deepEqual([s.resyncs, s.readies, s.rows('moody').length], [[], 1, 1]);
+      });
+    }
+  });
+
   describe('a filter that fails', () => {
     /** A channel with a filter, and one whose table is changed in the same transactions. */
     async function two(t, name, filter) {
