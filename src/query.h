@@ -158,7 +158,8 @@ typedef enum QueryKind
 	/*
 	 * Of QUERY_VERDICTS, for some identities, in order, each: u32 length and u32 index of
 	 * the identity, u32 microseconds that it took, u64 LSN noted after the last
-	 * snapshot used, u8 QueryVerdictStatus.  OK: u64 fingerprint, u32 n + n x
+	 * snapshot used, u8 QueryVerdictStatus.  OK: u64 fingerprint, u8 1 if the policies
+	 * may find labels or functions by name (the LSN was noted behind that then), u32 n + n x
 	 * u32 dependencies, bytes bitmap (bit i: the i-th of its rows is visible),
 	 * and for each visible row in order, for each column with a cast, bytes
 	 * JSON; ERROR: bytes SQLSTATE, bytes message

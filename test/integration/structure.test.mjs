@@ -566,24 +566,24 @@ describe('structure', () => {
 
   describe('what policies call changes while a snapshot is read, behind a transaction', () => {
     const CHANGES = {
-      function: "CREATE OR REPLACE FUNCTION st.fits(st.mood) RETURNS bool LANGUAGE sql STABLE AS $$ SELECT $1 = 'sad' $$",
-      labels: "BEGIN; ALTER TYPE st.mood RENAME VALUE 'ok' TO 'x'; ALTER TYPE st.mood RENAME VALUE 'sad' TO 'ok'; ALTER TYPE st.mood RENAME VALUE 'x' TO 'sad'; COMMIT",
+      function: "CREATE OR REPLACE FUNCTION st.fits(st.temper) RETURNS bool LANGUAGE sql STABLE AS $$ SELECT $1 = 'sad' $$",
+      labels: "BEGIN; ALTER TYPE st.temper RENAME VALUE 'ok' TO 'x'; ALTER TYPE st.temper RENAME VALUE 'sad' TO 'ok'; ALTER TYPE st.temper RENAME VALUE 'x' TO 'sad'; COMMIT",
     };
 
     // The first table's rows keep the query worker busy; the second's query is planned behind them.
-    before(() => db.exec(`CREATE TYPE st.mood AS ENUM ('ok', 'sad');
+    before(() => db.exec(`CREATE TYPE st.temper AS ENUM ('ok', 'sad');
       CREATE FUNCTION st.gate() RETURNS bool LANGUAGE plpgsql AS $$
         BEGIN WHILE NOT pg_try_advisory_xact_lock_shared(4713) LOOP PERFORM pg_sleep(0.01); END LOOP; RETURN true; END $$;
       CREATE TABLE st.gated (id int PRIMARY KEY); INSERT INTO st.gated VALUES (1);
-      CREATE TABLE st.moody (id int PRIMARY KEY, e st.mood);
+      CREATE TABLE st.moody (id int PRIMARY KEY, e st.temper);
       ALTER TABLE st.gated ENABLE ROW LEVEL SECURITY; ALTER TABLE st.moody ENABLE ROW LEVEL SECURITY;
-      CREATE FUNCTION st.fits(st.mood) RETURNS bool LANGUAGE sql STABLE AS 'SELECT true';
+      CREATE FUNCTION st.fits(st.temper) RETURNS bool LANGUAGE sql STABLE AS 'SELECT true';
       CREATE POLICY p ON st.gated USING (st.gate()); CREATE POLICY p ON st.moody USING (st.fits(e));
       SELECT changefeed.create_channel('moody', 'st.gated'); SELECT changefeed.add_source('moody', 'st.moody')`));
 
     for (const [what, sql] of Object.entries(CHANGES)) {
       test(what, async (t) => {
-        await db.exec(`CREATE OR REPLACE FUNCTION st.fits(st.mood) RETURNS bool LANGUAGE sql STABLE AS $$ SELECT $1 = 'ok' $$;
+        await db.exec(`CREATE OR REPLACE FUNCTION st.fits(st.temper) RETURNS bool LANGUAGE sql STABLE AS $$ SELECT $1 = 'ok' $$;
           DELETE FROM st.moody; INSERT INTO st.moody VALUES (1, 'sad'), (2, 'ok')`);
         const client = await Client.connectSoon({ token: await db.token(ADA) });
         const blocker = new Session();
@@ -592,7 +592,7 @@ describe('structure', () => {
         const opened = client.openSoon('moody').catch((error) => { client.check(); throw error; });
         await until(async () => await db.value(`SELECT count(*) FROM pg_stat_activity
           WHERE backend_type = 'changefeed query worker' AND datname = current_database() AND wait_event = 'PgSleep'`) === '1', 'the snapshot is being read');
-        await db.exec("UPDATE st.moody SET e = CASE e WHEN 'ok' THEN 'sad' ELSE 'ok' END::st.mood");
+        await db.exec("UPDATE st.moody SET e = CASE e WHEN 'ok' THEN 'sad' ELSE 'ok' END::st.temper");
         await db.exec(sql);
         await blocker.exec('SELECT pg_advisory_unlock(4713)');
         const s = await opened;
@@ -602,6 +602,44 @@ describe('structure', () => {
         assert.deepEqual([s.resyncs, s.readies, s.rows('moody').length], [[], 1, 1]);
       });
     }
+  });
+
+  test('labels change their meaning while query workers judge what was committed before', async (t) => {
+    const claims = { ...ADA, mood: 'ok' };
+    // Whoever locks a table hears of what has changed
+    await db.exec(`CREATE TYPE st.label AS ENUM ('ok', 'sad');
+      CREATE FUNCTION st.entry() RETURNS bool LANGUAGE plpgsql AS $$
+        BEGIN
+          WHILE NOT pg_try_advisory_xact_lock_shared(4714) LOOP PERFORM pg_sleep(0.01); END LOOP;
+          PERFORM pg_relation_size('pg_seclabel');
+          RETURN true;
+        END $$;
+      CREATE TABLE st.labelled (id int PRIMARY KEY, e st.label); INSERT INTO st.labelled VALUES (1, 'sad'), (2, 'ok');
+      ALTER TABLE st.labelled ENABLE ROW LEVEL SECURITY;
+      CREATE POLICY p ON st.labelled USING (st.entry() AND e = (current_setting('request.jwt.claims', true)::json->>'mood')::st.label);
+      SELECT changefeed.create_channel('labelled', 'st.labelled')`);
+    const client = await Client.connectSoon({ token: await db.token(claims) });
+    const blocker = new Session();
+    t.after(() => { client.cut(); return blocker.close(); });
+    const s = await client.openSoon('labelled');
+    const workers = (condition) => db.value(`SELECT count(*) FROM pg_stat_activity
+      WHERE backend_type = 'changefeed query worker' AND datname = current_database() AND ${condition}`);
+    const decoder = Number(await db.value('SELECT decoder_pid FROM changefeed.stat_feed'));
+    await blocker.exec('SELECT pg_advisory_lock(4714)');
+    await db.exec("UPDATE st.labelled SET e = CASE e WHEN 'ok' THEN 'sad' ELSE 'ok' END::st.label");
+    await until(async () => await workers("wait_event = 'PgSleep'") === '1', 'the rows are being judged');
+    process.kill(decoder, 'SIGSTOP');
+    try {
+      await db.exec("BEGIN; ALTER TYPE st.label RENAME VALUE 'ok' TO 'x'; ALTER TYPE st.label RENAME VALUE 'sad' TO 'ok'; ALTER TYPE st.label RENAME VALUE 'x' TO 'sad'; COMMIT");
+      await blocker.exec('SELECT pg_advisory_unlock(4714)');
+      await until(async () => await workers("state = 'active'") === '0', 'they are judged');
+    } finally {
+      process.kill(decoder, 'SIGCONT');
+    }
+    await client.settle().catch((error) => { client.check(); throw error; });
+    client.check();
+    assertSame(s.rows(), await db.rowsAs(claims, 'SELECT * FROM st.labelled'));
+    assert.equal(s.resyncs.length, 1, s.resyncs);
   });
 
   describe('a filter that fails', () => {
