@@ -594,6 +594,9 @@ extern void EventsRolesChanged(void);
 /* The same if a command in any database changed roles since the last look. */
 extern bool EventsCheckRoles(void);
 
+/* Labels of enums have changed somewhere, and their barrier is not here yet. */
+extern void EventsCheckLabels(void);
+
 /* Reads the channel catalog; false: locked, try again. */
 extern bool EventsReloadCatalog(void);
 extern bool events_catalog_stale; /* nothing is published while true */
@@ -769,6 +772,9 @@ extern bool RelationIsView(Oid relid);
  */
 extern const char *RelationChangedSince(Oid relid, uint64 number, const LogBarrier *barrier);
 extern const char *RelationReason(uint32 aspects);
+
+/* Have labels of its types other names than at the last barrier? */
+extern bool RelationLabelsAhead(Oid relid);
 
 /* Did that transaction add the column? */
 extern bool RelationColumnIsNew(Oid relid, int16 attno, uint64 number);

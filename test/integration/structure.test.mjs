@@ -642,6 +642,40 @@ describe('structure', () => {
     assert.equal(s.resyncs.length, 1, s.resyncs);
   });
 
+  test('labels change their meaning before the feed delivers what was committed before', async (t) => {
+    await db.exec(`CREATE TYPE st.tag AS ENUM ('ok', 'sad'); CREATE TABLE st.tagged (id int PRIMARY KEY, e st.tag, n int);
+      INSERT INTO st.tagged VALUES (1, 'sad'), (2, 'ok');
+      SELECT changefeed.create_channel('tagged', 'st.tagged'), changefeed.create_channel('tagged_ok', 'st.tagged', filter => 'e = ''ok''')`);
+    const client = await Client.connectSoon({ token: await db.token(ADA) });
+    t.after(() => client.cut());
+    const wanted = { 'tagged?e=eq.ok': "e = 'ok'", tagged: 'true', tagged_ok: "e = 'ok'" };
+    const subscriptions = {};
+    for (const name of Object.keys(wanted)) subscriptions[name] = await client.openSoon(name);
+    const told = [];
+    client.onTransaction = ({ changes }) => { told.push(...changes); };
+    const [feed, decoder] = (await db.value("SELECT feed_worker_pid || ' ' || decoder_pid FROM changefeed.stat_feed")).split(' ').map(Number);
+    process.kill(feed, 'SIGSTOP');
+    try {
+      await db.exec("UPDATE st.tagged SET e = CASE e WHEN 'ok' THEN 'sad' ELSE 'ok' END::st.tag");
+      const lsn = await db.value('SELECT pg_current_wal_lsn()');
+      await until(async () => await db.value(`SELECT decoded_lsn >= '${lsn}' FROM changefeed.stat_feed`) === 't', 'decoded');
+      process.kill(decoder, 'SIGSTOP');
+      await db.exec("BEGIN; ALTER TYPE st.tag RENAME VALUE 'ok' TO 'x'; ALTER TYPE st.tag RENAME VALUE 'sad' TO 'ok'; ALTER TYPE st.tag RENAME VALUE 'x' TO 'sad'; COMMIT");
+      process.kill(feed, 'SIGCONT');
+      await until(async () => await db.value(`SELECT published_lsn >= '${lsn}'::pg_lsn - 64 FROM changefeed.stat_feed`) === 't', 'published');
+    } finally {
+      process.kill(feed, 'SIGCONT');
+      process.kill(decoder, 'SIGCONT');
+    }
+    await client.settle().catch((error) => { client.check(); throw error; });
+    client.check();
+    assert.deepEqual(told, [], 'nothing of it can be told');
+    for (const [name, where] of Object.entries(wanted)) {
+      assertSame(subscriptions[name].rows(), await db.rows(`SELECT * FROM st.tagged WHERE ${where}`), name);
+      assert.deepEqual(subscriptions[name].resyncs, ['type_changed'], name);
+    }
+  });
+
   describe('a filter that fails', () => {
     /** A channel with a filter, and one whose table is changed in the same transactions. */
     async function two(t, name, filter) {
