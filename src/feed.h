@@ -60,6 +60,7 @@ typedef struct View
 	Oid relid;
 	int ncolumns;
 	int16 *columns; /* attribute numbers to send, ascending */
+	struct ColumnNames *names;
 	int nkey;
 	int16 *key;
 	int rls; /* 0: every row, 1: to be judged, 2: no row */
@@ -76,6 +77,14 @@ typedef struct View
 	struct PolicyRule *rule;		   /* decides about rows in the place of query workers:
 										* policy_rule.h; NULL: they have to be asked */
 } View;
+
+/* What columns are called, shared by all views that say so. */
+typedef struct ColumnNames
+{
+	int refcount;
+	int length;
+	char data[FLEXIBLE_ARRAY_MEMBER]; /* one behind the other, each with its end */
+} ColumnNames;
 
 typedef struct Identity
 {
@@ -313,6 +322,8 @@ extern void ConnectionForEach(void (*callback)(Connection *connection));
 extern Identity *IdentityIntern(const IdentityInfo *info);
 extern void IdentityRelease(Identity *identity);
 extern View *ViewIntern(Identity *identity, const View *view);
+extern ColumnNames *ColumnNamesIntern(const char *data, int length);
+extern void ColumnNamesRelease(ColumnNames *names);
 
 /* One more reference. */
 extern void ViewKeep(Identity *identity, View *view);

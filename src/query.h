@@ -97,7 +97,7 @@ typedef enum QueryKind
 	 * Of QUERY_SUBSCRIBE, once for each source in order (without any, once for the
 	 * channel: only with what the check depends on): u16 index of source,
 	 * u16 n + n x u16 attno of the columns to send (published and readable by
-	 * the role, in attno order), u16 n + n x u16 attno of key columns, u8 rls
+	 * the role, in attno order), n x bytes their names, u16 n + n x u16 attno of key columns, u8 rls
 	 * (0: every row may be read, 1: rows have to be judged by QUERY_VERDICTS,
 	 * 2: no row may be read), u64 fingerprint, u32 n + n x u32 relid of tables
 	 * that the policies read (dependencies; of the first source also those

@@ -676,6 +676,42 @@ describe('structure', () => {
     }
   });
 
+  describe('columns change between the snapshot and `subscribed`', () => {
+    before(() => db.exec(`CREATE FUNCTION st.hold() RETURNS bool LANGUAGE plpgsql AS $$
+        BEGIN WHILE NOT pg_try_advisory_xact_lock_shared(4715) LOOP PERFORM pg_sleep(0.01); END LOOP; RETURN true; END $$`));
+
+    for (const [name, sql] of Object.entries({ renamed: 'RENAME COLUMN v TO w', gone: 'DROP COLUMN v' })) {
+      test(sql, async (t) => {
+        await db.exec(`CREATE TABLE st.${name}_late (id int PRIMARY KEY, v text, n int); INSERT INTO st.${name}_late VALUES (1, 'a', 1), (2, 'b', 2);
+          ALTER TABLE st.${name}_late ENABLE ROW LEVEL SECURITY; CREATE POLICY p ON st.${name}_late USING (st.hold());
+          SELECT changefeed.create_channel('${name}_late', 'st.${name}_late')`);
+        const client = await Client.connectSoon({ token: await db.token(ADA) });
+        const blocker = new Session();
+        t.after(() => { client.cut(); return blocker.close(); });
+        const workers = (condition) => db.value(`SELECT count(*) FROM pg_stat_activity
+          WHERE backend_type = 'changefeed query worker' AND datname = current_database() AND ${condition}`);
+        const feed = Number(await db.value('SELECT feed_worker_pid FROM changefeed.stat_feed'));
+        await blocker.exec('SELECT pg_advisory_lock(4715)');
+        const opened = client.openSoon(`${name}_late`).catch((error) => { client.check(); throw error; });
+        await until(async () => await workers("wait_event = 'PgSleep'") === '1', 'the snapshot is being read');
+        process.kill(feed, 'SIGSTOP');
+        try {
+          await blocker.exec('SELECT pg_advisory_unlock(4715)');
+          await until(async () => await workers("state = 'active'") === '0', 'it was read');
+          await db.exec(`ALTER TABLE st.${name}_late ${sql}`);
+        } finally {
+          process.kill(feed, 'SIGCONT');
+        }
+        const s = await opened;
+        await client.settle();
+        client.check();
+        assertSame(s.rows(), await db.rowsAs(ADA, `SELECT * FROM st.${name}_late`));
+        assert.deepEqual(s.entities.get(`${name}_late`).columns, await db.rows(`SELECT attname FROM pg_attribute
+          WHERE attrelid = 'st.${name}_late'::regclass AND attnum > 0 AND NOT attisdropped ORDER BY attnum`).then((rows) => rows.map(({ attname }) => attname)));
+      });
+    }
+  });
+
   describe('a filter that fails', () => {
     /** A channel with a filter, and one whose table is changed in the same transactions. */
     async function two(t, name, filter) {
