@@ -7,15 +7,15 @@
 import { createCache } from './cache.js';
 import { ChangefeedError } from './error.js';
 import type {
-  AnyRow, Change, Channel, ChannelOptions, ChannelState, Codec, Message, Transaction, WaitOptions,
+  AnyRow, Change, Channel, ChannelOptions, ChannelState, Codec, Message, WaitOptions,
 } from './types.js';
-import { createEmitter } from './util.js';
+import { createEmitter, createTimer } from './util.js';
 
 /** What feeds need of their client. */
 export interface Core {
   _codec: Codec;
   _flush(): void;
-  _counted(found: boolean): void;
+  _debug(event: string): void;
   /** Has everything up to the transaction come over this connection, or the transaction itself? */
   _passed(txid: string, paced: boolean): boolean;
   _publish(channel: string, event: string, payload: unknown, options?: { echo?: boolean }): Promise<void>;
@@ -36,14 +36,11 @@ export const createFeed = (core: Core, name: string, options: ChannelOptions) =>
   const cache = createCache(name, core._codec);
   const { on, emit } = createEmitter();
   let { snapshot: whole, versions, initial } = options;
-  let state: ChannelState = initial ? 'stale' : 'subscribing';
   let error: ChangefeedError | null = null;
   /** Rows that came another way, until their keys are known. */
   let raw = initial?.rows;
   let position = initial?.position ?? null;
   let snapshot: Snapshot | null = null;
-  /** Of frames that were for this channel only. */
-  let seen: string[] = [];
   let reset = false;
   let touched = false;
   let handles = 0;
@@ -63,8 +60,8 @@ export const createFeed = (core: Core, name: string, options: ChannelOptions) =>
     core._flush();
   };
   const setState = (next: ChannelState) => {
-    if (state === next) return;
-    state = next;
+    if (self._state === next) return;
+    self._state = next;
     if (next === 'live') ends[0]();
     emit('state', next);
     touch();
@@ -98,7 +95,11 @@ export const createFeed = (core: Core, name: string, options: ChannelOptions) =>
     /** A time to wait before it is asked for again. */
     _waits: false,
     _attempts: 0,
-    _state: () => state,
+    /** The time until it ends, when nobody has a handle any more. */
+    _linger: createTimer(),
+    /** The transactions of frames that were for this channel only. */
+    _seen: [] as string[],
+    _state: (initial ? 'stale' : 'subscribing') as ChannelState,
     _position: () => position,
     /** What is collected aside has no position to come back with. */
     _setPosition(next: string | null | undefined) {
@@ -115,7 +116,7 @@ export const createFeed = (core: Core, name: string, options: ChannelOptions) =>
       self._on = self._live = self._waits = false;
       self._asked = 0;
       cache._stage(false);
-      if (state === 'live') setState('stale');
+      if (self._state === 'live') setState('stale');
     },
     _fail(failure: ChangefeedError) {
       error = failure;
@@ -125,31 +126,36 @@ export const createFeed = (core: Core, name: string, options: ChannelOptions) =>
     _purge() {
       self._live = false;
       drop();
-      if (state === 'stale' || state === 'live') setState('subscribing');
+      if (self._state === 'stale' || self._state === 'live') setState('subscribing');
     },
     /** Who was refused may try again. */
     _revive() {
-      if (state !== 'error') return;
+      if (self._state !== 'error') return;
       renewReady();
       error = null;
       setState('subscribing');
     },
-    /** Does the one who asks with these options need more than was asked for? */
-    _needs(how: ChannelOptions) {
-      if ((whole !== false || how.snapshot === false) && (versions || !how.versions)) return false;
-      if (whole === false && how.snapshot !== false) {
+    /** Does the one who asks with these options need more than was asked for? Rows that he has are shown until there are others. */
+    _needs({ snapshot: rows, versions: theirs, initial: given }: ChannelOptions) {
+      const more = (whole === false && rows !== false) || (!versions && theirs);
+      versions ||= theirs;
+      if (whole === false && rows !== false) {
         whole = true;
         renewReady();
-        drop();
-        setState('subscribing');
+        self._purge();
       }
-      versions ||= how.versions;
-      return true;
+      if (given && !raw && !cache._filled && self._state !== 'error') {
+        raw = given.rows;
+        if (!self._asked) position = given.position ?? null;
+        setState('stale');
+      }
+      // Before it is asked for there is nothing to ask for again.
+      return more && self._asked;
     },
 
     _subscribed(message: AnyRow) {
       self._on = true;
-      cache._entities = message.entities ?? {};
+      self.columns(message);
       self._paced = message.min_interval_ms !== undefined;
       if (raw && message.recovered) {
         for (const entity in raw) cache._add(entity, raw[entity] as AnyRow[]);
@@ -158,9 +164,11 @@ export const createFeed = (core: Core, name: string, options: ChannelOptions) =>
       } else if (message.recovered || whole === false) cache._filled = true;
       else cache._stage(true);
     },
-    _rows(message: AnyRow) {
-      cache._add(message.entity, message.rows, message.versions);
+    snapshot: (message: AnyRow) => cache._add(message.entity, message.rows, message.versions),
+    columns({ entities }: AnyRow) {
+      cache._entities = entities;
     },
+    presence: (message: AnyRow) => emit('presence', message),
     /** Applies what a transaction did to this channel. */
     _change(changes: AnyRow[], txid: string | null): Change[] {
       const done = cache._apply(changes, txid);
@@ -169,21 +177,11 @@ export const createFeed = (core: Core, name: string, options: ChannelOptions) =>
       touch();
       return done;
     },
-    /** Tells of it, once it has been applied to all channels. */
-    _transaction(message: AnyRow, changes: Change[]) {
-      if (message.channel !== undefined) seen = [...seen.slice(-99), message.txid];
-      if (changes.length) {
-        emit('transaction', {
-          phase: self._live ? 'live' : 'replay', txid: message.txid ?? null, position: message.position ?? null,
-          committedAt: message.committed_at ?? null, changes,
-        } satisfies Transaction);
-      }
-    },
-    _ready(message: AnyRow) {
-      if (message.entities) cache._entities = message.entities;
+    ready(message: AnyRow) {
+      if (message.entities) self.columns(message);
       if (message.snapshot) {
         snapshot = message.snapshot;
-        seen = [];
+        self._seen = [];
         raw = undefined;
         cache._swap();
         reset = true;
@@ -194,7 +192,7 @@ export const createFeed = (core: Core, name: string, options: ChannelOptions) =>
       touch();
       if (message.snapshot) emit('snapshot');
     },
-    _resync(reason: string) {
+    resync({ reason }: AnyRow) {
       self._live = false;
       position = null;
       // Without rows to come, what has changed meanwhile is not told. Another identity's are not shown any longer than they have to be.
@@ -204,7 +202,7 @@ export const createFeed = (core: Core, name: string, options: ChannelOptions) =>
       setState(cache._filled || raw ? 'stale' : 'subscribing');
       emit('resync', reason);
     },
-    _message(message: AnyRow) {
+    message(message: AnyRow) {
       const told: Message = {
         channel: message.instance ?? message.channel, event: message.event, payload: message.payload, from: message.from ?? null,
         txid: message.txid ?? null, committedAt: message.committed_at ?? null,
@@ -215,7 +213,7 @@ export const createFeed = (core: Core, name: string, options: ChannelOptions) =>
     /** Is it known that the transaction is in the rows, or has no part in them? */
     _knows(txid: string) {
       const id = BigInt(txid);
-      return self._live && (seen.includes(txid) || core._passed(txid, self._paced)
+      return self._live && (self._seen.includes(txid) || core._passed(txid, self._paced)
         || (snapshot !== null && (id < BigInt(snapshot.xmin) || (id < BigInt(snapshot.xmax) && !snapshot.xip.includes(txid)))));
     },
 
@@ -228,13 +226,12 @@ export const createFeed = (core: Core, name: string, options: ChannelOptions) =>
       emit('flush');
     },
     _close() {
-      if (state === 'closed') return;
-      end('closed', new ChangefeedError('closed', `channel "${name}" was closed`, { channel: name }));
+      self._linger();
+      end('closed', new ChangefeedError('closed', `"${name}" was closed`));
       self._flush();
-      emit('end');
     },
 
-    _handle({ refreshMs }: ChannelOptions): Channel {
+    _handle(): Channel {
       const own: (() => void)[] = [];
       let open = true;
       const listen = (event: string, listener: (...values: never[]) => void) => {
@@ -243,15 +240,10 @@ export const createFeed = (core: Core, name: string, options: ChannelOptions) =>
         return off;
       };
       handles += 1;
-      if (refreshMs && state !== 'closed') {
-        const timer = setInterval(() => state === 'live' && core._refresh(self), refreshMs);
-        const stop = () => clearInterval(timer);
-        own.push(on('end', stop), stop);
-      }
       return {
         name,
         get state() {
-          return open ? state : 'closed';
+          return open ? self._state : 'closed';
         },
         get error() {
           return error;
@@ -268,7 +260,7 @@ export const createFeed = (core: Core, name: string, options: ChannelOptions) =>
         rows: (entity?: string) => (raw && !cache._filled ? raw[entity ?? Object.keys(raw)[0] ?? ''] ?? [] : cache._rows(entity)) as never,
         get(key: AnyRow, entity?: string) {
           const found = cache._find(key, entity);
-          core._counted(found !== undefined);
+          core._debug(found ? 'hit' : 'miss');
           return found?._row as never;
         },
         version: (key: AnyRow, entity?: string) => cache._find(key, entity)?._version ?? undefined,
@@ -277,7 +269,7 @@ export const createFeed = (core: Core, name: string, options: ChannelOptions) =>
         message: (event, listener) => listen(`message ${event}`, listener as () => void),
         publish: (event, payload, how) => core._publish(name.split('?', 1)[0]!, event, payload, how),
         seen: async (txid: string, how?: WaitOptions) => {
-          await core._wait(() => self._knows(txid), `transaction ${txid} did not come`, how);
+          await core._wait(() => self._knows(txid), `transaction ${txid}`, how);
         },
         refresh: () => core._refresh(self),
         dump: () => ({

@@ -9,7 +9,7 @@ import { createFeed, type Core, type Feed } from './channel.js';
 import { ChangefeedError, errorOf } from './error.js';
 import { webSocket } from './socket.js';
 import type {
-  AnyRow, CallOptions, Change, ChannelOptions, Client, ClientOptions, Codec, ConnectionState, Link, Metrics, Schema, AnySchema, Status,
+  AnyRow, CallOptions, Change, ChannelOptions, Client, ClientOptions, Codec, ConnectionState, Link, Schema, AnySchema, Status,
   WaitOptions,
 } from './types.js';
 import { createEmitter, createScheduler, createTimer, jitter } from './util.js';
@@ -41,8 +41,9 @@ const REFRESH_MS = 60_000;
 const MAX_TIMER_MS = 2 ** 31 - 1;
 
 const noAnswer = (what: string) => new ChangefeedError('no_answer', what);
-const noToken = (why: unknown) => new ChangefeedError('28000', `no token: ${String(why)}`);
-const asError = (error: unknown) => (error instanceof ChangefeedError ? error : new ChangefeedError('no_connection', String(error)));
+const noConnection = (what: unknown) => new ChangefeedError('no_connection', String(what));
+const isClosed = () => new ChangefeedError('closed', 'closed');
+const asError = (error: unknown) => (error instanceof ChangefeedError ? error : noConnection(error));
 /** Not by the wall's clock, which may be set. */
 const now = () => performance.now();
 
@@ -62,14 +63,13 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
   const { on, emit } = createEmitter();
   const feeds = new Map<string, Feed>();
   const requests = new Map<number, Request>();
-  const lingers = new Map<Feed, ReturnType<typeof createTimer>>();
   const retryTimer = createTimer();
   const tickTimer = createTimer();
   const tokenTimer = createTimer();
-  const hiddenTimer = createTimer();
   const ending = new AbortController();
-  const debug = (event: string, data?: unknown) =>
-    options.debug === true ? console.debug('changefeed', event, data) : options.debug && options.debug(event, data);
+  /** For the application's log, and for metrics. */
+  const debug = (event: string, data?: unknown) => emit('debug', event, data);
+  if (options.debug) on('debug', options.debug);
 
   let auth = options.auth;
   let live = options.live !== false;
@@ -77,6 +77,7 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
   let link: Link | null = null;
   let epoch = 0;
   let open = false;
+  let once = false;
   let wanted = false;
   let hidden = false;
   let taking = false;
@@ -95,11 +96,9 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
   let nextSeq = 1;
   let parts: AnyRow[] = [];
   let settled = 0n;
-  let recent: string[] = [];
+  /** The transactions of frames for all channels. */
+  const common = { _seen: [] as string[] };
 
-  const counts = { connects: 0, received: 0, sent: 0, errors: 0, resyncs: 0, hits: 0, misses: 0 };
-  let lagMs = 0;
-  let latencies: number[] = [];
 
   // ---- State ----
 
@@ -112,7 +111,6 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
     emit('connection');
   };
   const report = (error: ChangefeedError) => {
-    counts.errors += 1;
     debug('error', error);
     emit('error', error);
   };
@@ -126,7 +124,6 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
   const transmit = (id: number | undefined, message: AnyRow, request?: Request) => {
     try {
       if (request) request._sentAt = now();
-      counts.sent += 1;
       debug('send', message.token ? { ...message, token: '…' } : message);
       link!.send({ ...message, id });
     } catch (error) {
@@ -149,7 +146,7 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
       };
       const aborted = () => request._failed(noAnswer(`${message.type}: aborted`));
       if (signal?.aborted) return aborted();
-      if (connection.status === 'closed') return request._failed(new ChangefeedError('closed', 'the client is closed'));
+      if (connection.status === 'closed') return request._failed(isClosed());
       signal?.addEventListener('abort', aborted);
       timer(() => request._failed(noAnswer(`${message.type}: no answer within ${timeoutMs} ms`)), timeoutMs);
       requests.set(id, request);
@@ -165,21 +162,20 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
   const leave = (feed: Feed) => {
     const asked = feed._asked;
     feed._lost();
-    if (!open || !asked) return;
-    if (link!.changed) link!.changed();
-    else ask({ type: 'unsubscribe', channel: feed._name }).catch(() => {});
+    if (!link || !asked) return;
+    // In the order in which they are said, also before the connection is open.
+    ask({ type: 'unsubscribe', channel: feed._name }, { _hello: true }).catch(() => {});
   };
   const subscribe = (feed: Feed) => {
-    if (!open || feed._asked || feed._waits || feed._state() === 'error') return;
+    if (!link || feed._asked || feed._waits || feed._state === 'error') return;
     const id = (feed._asked = nextId);
-    if (link!.changed) return link!.changed();
-    ask({ type: 'subscribe', ...feed._request() }, { timeoutMs: MAX_TIMER_MS }).catch((error) => feed._asked === id && notSubscribed(feed, error));
+    ask({ type: 'subscribe', ...feed._request() }, { timeoutMs: MAX_TIMER_MS, _hello: true }).catch((error) => feed._asked === id && notSubscribed(feed, error));
   };
   const notSubscribed = (feed: Feed, error: ChangefeedError) => {
     feed._asked = 0;
     if (error.code === '22023' && feed._position()) {
       // A position that the server does not take: begin again.
-      feed._resync('position_refused');
+      feed.resync({ reason: 'position_refused' });
       return subscribe(feed);
     }
     report(error);
@@ -201,64 +197,54 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
   const refresh = (feed: Feed, reason = 'refresh', error?: ChangefeedError) => {
     feed._revive();
     leave(feed);
-    feed._resync(reason);
+    feed.resync({ reason });
     // What goes wrong again and again must not do so without a pause.
     if (error) later(feed, error);
-    else if (open) subscribe(feed);
+    else if (link) subscribe(feed);
     else begin();
   };
 
   // ---- Receiving ----
 
   /** Where all channels are that are ready, or the one that is named. */
-  const moved = (position: string | undefined, only?: Feed) => {
+  const moved = (position: string | null | undefined, only?: Feed) => {
     for (const feed of only ? [only] : feeds.values()) if (only || (feed._live && !feed._paced)) feed._setPosition(position);
   };
 
   const apply = (frames: AnyRow[]) => {
-    const frame = frames.at(-1)!;
-    const only = feeds.get(frame.channel);
+    const { channel, txid, position = null, committed_at: committedAt = null } = frames.at(-1)!;
     const byFeed = new Map<Feed, AnyRow[]>();
     const done: [Feed, Change[]][] = [];
-    for (const { changes } of frames) {
-      for (const change of changes) {
-        const feed = feeds.get(change.channel);
-        if (!feed?._on) continue;
-        const list = byFeed.get(feed);
-        if (list) list.push(change);
-        else byFeed.set(feed, [change]);
-      }
+    for (const change of frames.flatMap(({ changes }) => changes as AnyRow[])) {
+      const feed = feeds.get(change.channel);
+      if (!feed?._on) continue;
+      const list = byFeed.get(feed);
+      if (list) list.push(change);
+      else byFeed.set(feed, [change]);
     }
     for (const [feed, changes] of byFeed) {
       try {
-        done.push([feed, feed._change(changes, frame.txid)]);
+        done.push([feed, feed._change(changes, txid)]);
       } catch (error) {
+        if (!(error instanceof ChangefeedError)) throw error;
         misfit(feed, error);
       }
     }
     // A frame with a channel of its own counts for that channel only.
-    if (frame.channel === undefined) {
-      moved(frame.position);
-      recent = [...recent.slice(-99), frame.txid];
-      if (frame.committed_at) lagMs = Date.now() - Date.parse(frame.committed_at);
-    } else if (only?._on) {
-      moved(frame.position, only);
-      if (!byFeed.has(only)) done.push([only, []]);
+    const only = feeds.get(channel);
+    const holder = channel === undefined ? common : only?._on ? only : undefined;
+    if (holder) {
+      moved(position, channel && only);
+      holder._seen = [...holder._seen.slice(-99), txid];
     }
-    const phase = frame.channel === undefined || only?._paced ? 'live' : 'replay';
-    for (const [feed, changes] of done) feed._transaction(frame, changes);
     const changes = done.flatMap(([, each]) => each);
-    if (changes.length) {
-      emit('transaction', {
-        phase, txid: frame.txid ?? null, position: frame.position ?? null, committedAt: frame.committed_at ?? null, changes,
-      });
-    }
-    check();
+    const told = { phase: channel === undefined || only?._live ? 'live' : 'replay', txid, position, committedAt };
+    for (const [feed, own] of done) if (own.length) feed._emit('transaction', { ...told, changes: own });
+    if (changes.length) emit('transaction', { ...told, changes });
   };
 
   /** Never wrong without a word: the rows are asked for again, or given up. */
-  const misfit = (feed: Feed, error: unknown) => {
-    if (!(error instanceof ChangefeedError)) throw error;
+  const misfit = (feed: Feed, error: ChangefeedError) => {
     report(error);
     if (error.code === 'inconsistent') return refresh(feed, error.code, error);
     leave(feed);
@@ -268,8 +254,6 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
   const answer = (message: AnyRow): boolean => {
     const request = requests.get(message.id);
     if (!request) return false;
-    // Of a call the time says more about the function.
-    if (request._message.type !== 'call') latencies = [...latencies.slice(-99), now() - request._sentAt];
     if (message.type === 'error') request._failed(errorOf(message));
     else request._done(message);
     return true;
@@ -282,7 +266,6 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
     moved(message.position);
     if (message.settled_txid) settled = BigInt(message.settled_txid);
     for (const feed of feeds.values()) if (feed._live) feed._attempts = 0;
-    check();
     answer(message);
   };
 
@@ -291,10 +274,9 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
       open = true;
       openedAt = now();
       refused = undefined;
-      counts.connects += 1;
+      once = true;
       heartbeatMs = message.heartbeat_ms ?? heartbeatMs;
       accept(message);
-      for (const feed of feeds.values()) subscribe(feed);
       setConnection(link!.name === 'poll' ? 'polling' : 'connected', { error: null });
       for (const [id, request] of [...requests]) if (!request._sentAt && !request._check) transmit(id, request._message, request);
     },
@@ -304,17 +286,12 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
       const feed = feeds.get(message.channel);
       answer(message);
       // Of one that was ended before it was answered nothing counts.
-      if (feed?._asked && (link!.changed || feed._asked === message.id)) feed._subscribed(message);
-    },
-    snapshot: (message, feed) => feed?._rows(message),
-    ready(message, feed) {
-      feed?._ready(message);
-      check();
+      if (feed?._asked === message.id) feed!._subscribed(message);
     },
     transaction(message) {
       const { seq, part = 1, last } = message;
       if ((seq ?? nextSeq) !== nextSeq || part !== parts.length + 1) {
-        throw new ChangefeedError('inconsistent', `part ${parts.length + 1} of frame ${nextSeq} is missing: ${part} of ${seq} came`);
+        return broken(new ChangefeedError('inconsistent', `frame ${nextSeq} is missing: ${seq} came`));
       }
       parts.push(message);
       if (last === false) return;
@@ -325,21 +302,17 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
     },
     message(message, feed) {
       if (message.position) moved(message.position, feed?._live && !feed._paced ? undefined : feed);
-      feed?._message(message);
+      feed?.message(message);
     },
     presence(message, feed) {
-      if (!answer(message)) feed?._emit('presence', message);
-    },
-    columns(message, feed) {
-      if (feed) feed._cache._entities = message.entities;
+      if (!answer(message)) feed?.presence(message);
     },
     resync(message, feed) {
-      counts.resyncs += 1;
-      recent = [];
-      feed?._resync(message.reason);
+      common._seen = [];
+      feed?.resync(message);
     },
     revoked(message, feed) {
-      const error = errorOf({ code: message.reason.startsWith('perm') ? '42501' : '28000', ...message });
+      const error = errorOf({ code: /^(tok|rev)/.test(message.reason) ? '28000' : '42501', ...message });
       report(error);
       feed?._fail(error);
       flushNow();
@@ -350,38 +323,34 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
     },
     synced: passed,
     error(message) {
-      const feed = feeds.get(message.channel);
-      const error = errorOf(message);
       if (answer(message)) return;
       // A minute before the token expires.
       if (message.expires_at && typeof auth === 'function') renewToken();
-      else if (feed && link!.changed) notSubscribed(feed, error);
-      else report(error);
+      else report(errorOf(message));
     },
     closing(message) {
       floorMs = message.retry_after_ms ?? 0;
     },
   };
 
-  const take = (message: AnyRow) => {
-    const feed = feeds.get(message.channel);
-    counts.received += 1;
+  const take = (said: AnyRow | string) => {
+    let feed: Feed | undefined;
     heardAt = now();
-    debug('receive', message);
     // Nobody is called in the middle of a transaction.
     taking = true;
     try {
+      const message = typeof said === 'string' ? (codec.parse(said) as AnyRow) : said;
+      debug('receive', message);
+      feed = feeds.get(message.channel);
       // What is not subscribed to any more gets nothing, whatever is still on its way.
-      handlers[message.type]?.(message, feed?._on ? feed : undefined);
+      const its = feed?._on ? feed : undefined;
+      const { type } = message;
+      if (type === 'snapshot' || type === 'ready' || type === 'columns') its?.[type as 'ready'](message);
+      else handlers[type]?.(message, its);
+      check();
     } catch (error) {
-      try {
-        if (!feed) throw error;
-        misfit(feed, error);
-      } catch {
-        // What cannot be followed here is asked for again over another connection.
-        report(asError(error));
-        lost(1006, asError(error));
-      }
+      if (feed && error instanceof ChangefeedError) misfit(feed, error);
+      else broken(asError(error));
     }
     taking = false;
     schedule();
@@ -406,13 +375,19 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
       if (!request._sentAt) continue;
       // What was too large will be again.
       if (request._resend && code !== 1009) request._sentAt = 0;
-      else request._failed(new ChangefeedError('no_connection', `${request._message.type}: the connection was lost before the answer`));
+      else request._failed(noConnection(`${request._message.type}: the connection was lost`));
     }
     schedule();
   };
 
+  /** What cannot be followed here is asked for again over another connection. */
+  const broken = (error: ChangefeedError) => {
+    report(error);
+    lost(1006, error);
+  };
+
   /** The end of a connection that nobody asked for. */
-  const lost = (code: number, error = new ChangefeedError('no_connection', `the connection was lost (${code})`), again?: boolean) => {
+  const lost = (code: number, error = noConnection(`the connection was lost (${code})`), again?: boolean) => {
     const held = open && now() - openedAt > STABLE_MS;
     stop(code);
     if (!wanted) return;
@@ -426,7 +401,7 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
     if (held || again) attempt = 0;
     // Who has sent or wants too much had better wait.
     const slow = error.type === 'limit' || code === 1013 || (code > 4004 && code < 4008);
-    const delay = again ? 0 : Math.max(floorMs, error.retryAfterMs ?? 0, slow ? maxMs / 2 + jitter(0, maxMs / 2, maxMs) : jitter(attempt, minMs, maxMs));
+    const delay = again ? 0 : Math.max(floorMs, error.retryAfterMs ?? 0, jitter(slow ? 99 : attempt, minMs, maxMs));
     attempt += 1;
     floorMs = 0;
     setConnection('reconnecting', { retryAt: Date.now() + delay, error });
@@ -443,7 +418,7 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
     for (const feed of feeds.values()) feed._purge();
     // What one user has asked for is not done in the name of another.
     for (const request of [...requests.values()]) {
-      if (request._generation <= tokenGeneration) request._failed(new ChangefeedError('28000', `${request._message.type}: the identity has changed`));
+      if (request._generation <= tokenGeneration) request._failed(new ChangefeedError('28000', `${request._message.type}: another identity`));
     }
     emit('purge');
     flushNow();
@@ -462,34 +437,37 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
     heardAt = now();
     tickedAt = Date.now();
     tickTimer(tick, TICK_MS);
-    setConnection(counts.connects ? 'reconnecting' : 'connecting');
+    setConnection(once ? 'reconnecting' : 'connecting');
     try {
       const next = given ?? (typeof auth === 'function' ? await auth(refused === undefined ? 'connect' : 'refresh') : auth) ?? null;
       if (epoch !== from) return;
       if (next === refused) return unauthorized(connection.error!);
       setToken(next);
-      if (given !== undefined || refused !== undefined) for (const feed of feeds.values()) feed._revive();
+      // What was refused may be granted now.
+      for (const feed of feeds.values()) feed._revive();
       const address = new URL(typeof options.url === 'function' ? options.url() : options.url, globalThis.location?.href);
       link = (options.transport ?? webSocket)({
         base: address.href.replace(/^ws/, 'http').replace(/\/+$/, ''),
         token: next,
         codec,
-        WebSocket: options.WebSocket ?? globalThis.WebSocket,
-        fetch: options.fetch ?? ((...args) => globalThis.fetch(...args)),
-        wanted: () => [...feeds.values()].filter((feed) => !feed._waits && feed._state() !== 'error').map((feed) => {
-          feed._asked ||= 1;
-          return feed._request();
-        }),
+        WebSocket: options.WebSocket,
+        fetch: options.fetch,
         message: (message) => epoch === from && take(message),
         closed: (code, error, again) => epoch === from && lost(code, error, again),
       });
-      if (!link.changed) {
-        ask({ type: 'connect', client: 'pg-changefeed-js', ...(next && { token: next }) }, { timeoutMs: MAX_TIMER_MS, _hello: true }).catch(
-          (error: ChangefeedError) => epoch === from && lost(error.type === 'auth' ? 4003 : 1006, error));
-      }
+      ask({ type: 'connect', client: 'pg-changefeed-js', ...(next && { token: next }) }, { timeoutMs: MAX_TIMER_MS, _hello: true }).catch(notTaken());
+      // Right behind it, and not a round trip later.
+      for (const feed of feeds.values()) subscribe(feed);
     } catch (error) {
       if (epoch === from) lost(0, asError(error));
     }
+  };
+  /** What to do if the server does not take the token. */
+  const notTaken = () => {
+    const from = epoch;
+    return (error: ChangefeedError) => {
+      if (epoch === from) lost(error.type === 'auth' ? 4003 : 1006, error);
+    };
   };
   /** What needs a connection makes one, unless the application has said otherwise. */
   const begin = () => {
@@ -502,8 +480,7 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
     const wall = Date.now();
     tickedAt = wall;
     tickTimer(tick, TICK_MS);
-    // Over HTTP each answer has its own limit.
-    if (!link?.changed && now() - heardAt > (open ? heartbeatMs + GRACE_MS : CONNECT_MS)) lost(4000, noAnswer('nothing was heard of the server'));
+    if (now() - heardAt > (open ? heartbeatMs + GRACE_MS : CONNECT_MS)) lost(4000, noAnswer('no answer'));
     // No event tells everywhere that the machine has slept; a timer that comes far too late does.
     else if (Math.abs(wall - since - TICK_MS) > TICK_MS) wake();
   };
@@ -513,43 +490,34 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
     if (connection.retryAt) {
       attempt = 0;
       void start();
-    } else if (open && link!.changed) link!.changed();
-    else if (open) {
+    } else if (open) {
       const from = epoch;
       const heard = heardAt;
       ask({ type: 'sync' }, { timeoutMs: 5000 }).catch((error) => epoch === from && heardAt === heard && lost(4000, error));
     }
   };
-  const pause = (status: Status) => {
-    hidden = true;
-    if (!wanted || connection.status === 'unauthorized') return;
-    stop();
-    setConnection(status);
-  };
-  const resume = () => {
-    hiddenTimer();
-    if (!hidden) return wake();
-    hidden = false;
-    if (connection.status !== 'unauthorized') void start();
-  };
   const listen = (target: EventTarget | undefined, event: string, listener: () => void) =>
     target?.addEventListener?.(event, listener, { signal: ending.signal });
   const page = globalThis as unknown as EventTarget;
-  const { pauseWhenHiddenMs } = options;
   listen(page, 'online', wake);
   // The page may come back out of the browser's cache.
-  listen(page, 'pagehide', () => pause('reconnecting'));
-  listen(page, 'pageshow', resume);
-  listen(globalThis.document, 'visibilitychange', () => {
-    if (document.visibilityState === 'visible') resume();
-    else if (pauseWhenHiddenMs !== undefined) hiddenTimer(() => pause('disconnected'), pauseWhenHiddenMs);
+  listen(page, 'pagehide', () => {
+    hidden = true;
+    if (connection.status === 'unauthorized' || !wanted) return;
+    stop();
+    setConnection('reconnecting');
   });
+  listen(page, 'pageshow', () => {
+    if (hidden && connection.status !== 'unauthorized') void start();
+    hidden = false;
+  });
+  listen(globalThis.document, 'visibilitychange', wake);
 
   // ---- Tokens ----
 
   /** A token for the connection: in place if it is the same user's, else with another connection. */
   const use = async (next: string) => {
-    if (!open || link!.changed || who(next) !== who(token)) return start(next);
+    if (!open || who(next) !== who(token)) return start(next);
     setToken(next);
     await ask({ type: 'token', token: next });
     for (const feed of feeds.values()) {
@@ -560,7 +528,7 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
   const expires = (at: string) => {
     const left = Date.parse(at) - Date.now();
     // With a clock that is wrong the server's warning has to do.
-    if (left > 0 && typeof auth === 'function') tokenTimer(renewToken, Math.min(MAX_TIMER_MS, Math.max(1000, left > 2 * REFRESH_MS ? left - REFRESH_MS : left / 2)));
+    if (left > 0 && typeof auth === 'function') tokenTimer(renewToken, Math.min(MAX_TIMER_MS, Math.max(1000, left - REFRESH_MS, left / 2)));
   };
   const renewToken = async () => {
     const from = epoch;
@@ -569,7 +537,7 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
       if (epoch === from && next) await use(next);
     } catch (error) {
       // The connection goes on with the old one; when that expires the server says so.
-      if (epoch === from) report(error instanceof ChangefeedError ? error : noToken(error));
+      if (epoch === from) report(asError(error));
     }
   };
 
@@ -578,17 +546,14 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
   const core: Core = {
     _codec: codec,
     _flush: () => taking || schedule(),
-    _counted: (found) => (counts[found ? 'hits' : 'misses'] += 1),
-    _passed: (txid, paced) => BigInt(txid) < settled || (!paced && recent.includes(txid)),
+    _debug: debug,
+    _passed: (txid, paced) => BigInt(txid) < settled || (!paced && common._seen.includes(txid)),
     _publish: (...args) => self.publish(...args),
     _wait: (_check, type, how) => ask({ type }, { timeoutMs: 5000, ...how, _check }),
     _refresh: refresh,
     _unused(feed) {
       if (connection.status === 'closed') return;
-      const timer = createTimer();
-      lingers.set(feed, timer);
-      timer(() => {
-        lingers.delete(feed);
+      feed._linger(() => {
         feeds.delete(feed._name);
         leave(feed);
         feed._close();
@@ -603,23 +568,12 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
       },
       subscribe: (listener) => on('connection', listener),
     },
-    metrics(): Metrics {
-      const sorted = [...latencies].sort((a, b) => a - b);
-      return {
-        ...counts, uptimeMs: open ? now() - openedAt : 0, lagMs, channels: feeds.size,
-        rows: [...feeds.values()].reduce((sum, feed) => sum + feed._cache._size(), 0),
-        latencyMs: {
-          last: latencies.at(-1) ?? 0, p95: sorted[Math.floor(sorted.length * 0.95)] ?? 0,
-          avg: sorted.reduce((sum, value) => sum + value, 0) / (sorted.length || 1),
-        },
-      };
-    },
+    channels: () => [...feeds.values()].map((feed) => ({ name: feed._name, state: feed._state, rows: feed._cache._size() })),
     connect() {
       const { status } = connection;
       if (status === 'closed' || !live || (wanted && status !== 'unauthorized')) return;
       wanted = true;
       refused = undefined;
-      for (const feed of feeds.values()) feed._revive();
       void start();
     },
     disconnect() {
@@ -638,43 +592,36 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
       auth = next;
       refused = undefined;
       generation += 1;
-      if (typeof next === 'function' || (next && open)) {
-        for (const feed of feeds.values()) feed._revive();
-        if (typeof next === 'function') void start();
-        else use(next!).catch((error) => lost(4003, error));
-      } else {
-        setToken(next ?? null);
-        for (const feed of feeds.values()) feed._revive();
+      if (open && next && typeof next === 'string') use(next).catch(notTaken());
+      else {
+        if (typeof next !== 'function') setToken(next ?? null);
         void start();
       }
     },
     close() {
       if (connection.status === 'closed') return;
+      for (const request of [...requests.values()]) request._failed(isClosed());
       self.disconnect();
       setConnection('closed');
       ending.abort();
-      hiddenTimer();
-      for (const timer of lingers.values()) timer();
-      for (const request of [...requests.values()]) request._failed(new ChangefeedError('closed', 'the client is closed'));
       for (const feed of feeds.values()) feed._close();
       feeds.clear();
     },
     channel(name, how: ChannelOptions = {}) {
       let feed = feeds.get(name);
       if (feed) {
-        lingers.get(feed)?.();
-        lingers.delete(feed);
+        feed._linger();
         if (feed._needs(how)) refresh(feed);
       } else {
         feed = createFeed(core, name, how);
         if (connection.status === 'closed') feed._close();
         else {
           feeds.set(name, feed);
-          if (open) subscribe(feed);
+          if (link) subscribe(feed);
           else begin();
         }
       }
-      return feed._handle(how) as never;
+      return feed._handle() as never;
     },
     async publish(channel, event, payload = null, how) {
       await ask({ type: 'publish', channel, event, payload, ...how });

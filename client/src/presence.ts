@@ -41,6 +41,8 @@ export interface Presence<P = unknown> extends Readable<PresenceState<P>> {
   untrack(): Promise<void>;
   /** Members page by page, for channels that are only counted. */
   page(options?: { limit?: number; after?: string }): Promise<{ members: Record<string, P[]>; next?: string; count: number }>;
+  /** What was tracked is refused on a new connection: another user was faster. It is not tracked any more. */
+  onRefused(listener: (error: ChangefeedError) => void): () => void;
   close(): void;
 }
 
@@ -71,6 +73,7 @@ export const presence = <C extends ChannelTypes>(client: Requests, channel: Chan
   let next: Map<string, Member<P>> | null = null;
   let own: Own<P> | null = null;
   let told = false;
+  let asking = 0;
 
   const set = (state: PresenceState<P>) => {
     current = state;
@@ -83,11 +86,11 @@ export const presence = <C extends ChannelTypes>(client: Requests, channel: Chan
     say({ type: 'track', state, ...(kind && { kind }), ...(exclusive?.length && { exclusive }), ...(expiresIn && { expires_in: expiresIn }) });
   const connected = () => ['connected', 'polling'].includes(client.connection.current.status);
   const look = () => {
-    if (!connected()) {
+    if (!connected() || channel.state === 'error' || channel.state === 'closed') {
       told = false;
       next = null;
       if (current !== NOBODY) set(NOBODY);
-    } else if (own && !told && channel.state !== 'error' && channel.state !== 'closed') {
+    } else if (own && !told && !asking) {
       told = true;
       const mine = own;
       track(mine).catch((error: unknown) => {
@@ -99,6 +102,7 @@ export const presence = <C extends ChannelTypes>(client: Requests, channel: Chan
   };
   const offs = [
     client.connection.subscribe(look),
+    channel.on('state', look),
     channel.on('presence', (message) => {
       if (message.count !== undefined) return set({ members: new Map(), count: message.count, kinds: message.kinds ?? {} });
       next ??= new Map(message.full ? [] : current.members);
@@ -125,12 +129,15 @@ export const presence = <C extends ChannelTypes>(client: Requests, channel: Chan
       const before = own;
       // What lies over it for a while is not said again.
       if (expiresIn === undefined) own = { state, ...options };
-      told = connected();
+      asking += 1;
       try {
         await track({ state, ...options }, expiresIn);
+        if (expiresIn === undefined) told = connected();
       } catch (error) {
         if (expiresIn === undefined) own = before;
         throw error;
+      } finally {
+        asking -= 1;
       }
     },
     async untrack() {
@@ -141,6 +148,7 @@ export const presence = <C extends ChannelTypes>(client: Requests, channel: Chan
       const { members, next: after, count } = await client.request({ type: 'presence', channel: channel.name, ...options });
       return { members, next: after, count };
     },
+    onRefused: (listener) => on('refused', listener),
     close() {
       offs.forEach((off) => off());
       if (own && connected()) say({ type: 'untrack' }).catch(() => {});
