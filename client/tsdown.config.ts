@@ -1,7 +1,7 @@
 import { defineConfig } from 'tsdown';
 
 export default defineConfig({
-  entry: ['index', 'http', 'lossless', 'presence', 'query', 'swr', 'db', 'optimistic', 'offline', 'yjs'].map((name) => `src/${name}.ts`),
+  entry: ['index', 'http', 'lossless', 'presence', 'query', 'swr', 'db', 'optimistic', 'offline', 'tabs', 'yjs'].map((name) => `src/${name}.ts`),
   format: 'esm',
   platform: 'neutral',
   target: 'es2022',

@@ -40,6 +40,7 @@ export const createFeed = (core: Core, name: string, options: ChannelOptions) =>
   let error: ChangefeedError | null = null;
   /** Rows that came another way, until their keys are known. */
   let raw = initial?.rows;
+  const kept = initial?.versions;
   let position = initial?.position ?? null;
   let snapshot: Snapshot | null = null;
   /** Of frames that were for this channel only. */
@@ -108,7 +109,7 @@ export const createFeed = (core: Core, name: string, options: ChannelOptions) =>
     /** What `subscribe` has. Rows that came another way have no versions. */
     _request: () => ({
       channel: name,
-      ...(position && !(raw && versions) ? { from: position } : whole === false && { snapshot: false }),
+      ...(position && !(raw && versions && !kept) ? { from: position } : whole === false && { snapshot: false }),
       ...(versions && { versions: true }),
     }),
     _lost() {
@@ -152,7 +153,7 @@ export const createFeed = (core: Core, name: string, options: ChannelOptions) =>
       cache._entities = message.entities ?? {};
       self._paced = message.min_interval_ms !== undefined;
       if (raw && message.recovered) {
-        for (const entity in raw) cache._add(entity, raw[entity] as AnyRow[]);
+        for (const entity in raw) cache._add(entity, raw[entity] as AnyRow[], kept?.[entity] as string[] | undefined);
         raw = undefined;
         cache._swap();
       } else if (message.recovered || whole === false) cache._filled = true;
@@ -234,6 +235,15 @@ export const createFeed = (core: Core, name: string, options: ChannelOptions) =>
       emit('end');
     },
 
+    _dump: (): Initial => {
+      if (!cache._filled) return { rows: raw ?? {}, position, ...(raw && kept && { versions: kept }) };
+      const by = <T>(of: (entity: string) => T) => Object.fromEntries(Object.keys(cache._entities).map((entity) => [entity, of(entity)]));
+      return {
+        rows: by(cache._rows), position,
+        ...(versions && { versions: by((entity) => cache._rows(entity).map((row) => cache._find(row, entity)?._version)) }),
+      };
+    },
+
     _handle({ refreshMs }: ChannelOptions): Channel {
       const own: (() => void)[] = [];
       let open = true;
@@ -280,10 +290,7 @@ export const createFeed = (core: Core, name: string, options: ChannelOptions) =>
           await core._wait(() => self._knows(txid), `transaction ${txid} did not come`, how);
         },
         refresh: () => core._refresh(self),
-        dump: () => ({
-          rows: cache._filled ? Object.fromEntries(Object.keys(cache._entities).map((entity) => [entity, cache._rows(entity)])) : raw ?? {},
-          position,
-        }),
+        dump: self._dump,
         unsubscribe() {
           if (!open) return;
           open = false;

@@ -480,6 +480,8 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
           feed._asked ||= 1;
           return feed._request();
         }),
+        dump: (name) => feeds.get(name)?._dump(),
+        purge,
         message: (message) => epoch === from && take(message),
         closed: (code, error, again) => epoch === from && lost(code, error, again),
       });

@@ -177,6 +177,8 @@ export interface Message<T = unknown> {
 export interface Initial {
   readonly rows: Readonly<Record<string, readonly object[]>>;
   readonly position?: string | null;
+  /** In the order of the rows, if the channel has them. */
+  readonly versions?: Readonly<Record<string, readonly (string | null | undefined)[]>>;
 }
 
 export interface ChannelOptions {
@@ -362,6 +364,10 @@ export interface TransportContext {
   fetch: typeof fetch;
   /** The channels of now. */
   wanted(): Wanted[];
+  /** What is there of a channel. */
+  dump(channel: string): Initial | undefined;
+  /** Takes all rows away, for another identity. */
+  purge(): void;
   /** A message of the server. */
   message(message: AnyRow): void;
   /**
