@@ -7,7 +7,7 @@
 import { createCache } from './cache.js';
 import { ChangefeedError } from './error.js';
 import type {
-  AnyRow, Change, Channel, ChannelOptions, ChannelState, Codec, Message, Transaction, WaitOptions,
+  AnyRow, Change, Channel, ChannelOptions, ChannelState, Initial, Codec, Message, Transaction, WaitOptions,
 } from './types.js';
 import { createEmitter } from './util.js';
 

@@ -8,6 +8,7 @@
 import { createFeed, type Core, type Feed } from './channel.js';
 import { ChangefeedError, errorOf } from './error.js';
 import { webSocket } from './socket.js';
+import { hasExpired } from './token.js';
 import type {
   AnyRow, CallOptions, Change, ChannelOptions, Client, ClientOptions, Codec, ConnectionState, Link, Metrics, Schema, AnySchema, Status,
   WaitOptions,
@@ -464,7 +465,9 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
     tickTimer(tick, TICK_MS);
     setConnection(counts.connects ? 'reconnecting' : 'connecting');
     try {
-      const next = given ?? (typeof auth === 'function' ? await auth(refused === undefined ? 'connect' : 'refresh') : auth) ?? null;
+      let next = given ?? (typeof auth === 'function' ? await auth(refused === undefined ? 'connect' : 'refresh') : auth) ?? null;
+      // One that is kept may be old.
+      if (given === undefined && typeof auth === 'function' && epoch === from && hasExpired(next)) next = (await auth('refresh')) ?? null;
       if (epoch !== from) return;
       if (next === refused) return unauthorized(connection.error!);
       setToken(next);

@@ -8,6 +8,7 @@
  */
 import { createClient } from './client.js';
 import { ChangefeedError } from './error.js';
+import { claimsOf, hasExpired } from './token.js';
 import type { AnyRow, Channel, Initial, Transport, TransportContext } from './types.js';
 
 export interface Leader {
@@ -46,6 +47,8 @@ interface Entry {
   versions: boolean;
   channel: Channel | null;
   offs: (() => void)[];
+  /** Why the rows were loaded anew the last time. */
+  reason: string;
   /** The tab that was asked for its rows. */
   asked: string | null;
   /** The log has everything of it from this index on. */
@@ -77,14 +80,6 @@ const LINGER_MS = 1000;
 /** Older messages are of before a sleep: their tab has gone on without this leader. */
 const OLD_MS = 10_000;
 const LONG_MS = 600_000;
-export const claimsOf = (token: string | null): AnyRow | null => {
-  try {
-    return JSON.parse(atob(token!.split('.')[1]!.replace(/-/g, '+').replace(/_/g, '/'))) as AnyRow;
-  } catch {
-    return null;
-  }
-};
-
 const NOTHING = { xmin: '0', xmax: '0', xip: [] };
 
 export const lead = (context: TransportContext, real: Transport, term: number): Leader => {
@@ -102,10 +97,21 @@ export const lead = (context: TransportContext, real: Transport, term: number): 
   let idle: ReturnType<typeof setTimeout> | undefined;
   let sweeping: ReturnType<typeof setTimeout> | undefined;
   let saying: AnyRow | null = null;
+  let renewed: (() => void) | undefined;
 
   const inner = createClient({
     url: context.base, codec: context.codec, WebSocket: context.WebSocket, fetch: context.fetch, flush: 'sync', lingerMs: 0,
-    auth: () => token,
+    async auth() {
+      // The tabs get fresh ones, when they come to it.
+      if (hasExpired(token)) {
+        const asked = new Promise<void>((resolve) => {
+          renewed = resolve;
+        });
+        for (const tab of [...tabs.values()]) drop(tab, { code: 1006, again: true });
+        await asked;
+      }
+      return token;
+    },
     transport: (below) => real({
       ...below,
       message(message) {
@@ -191,7 +197,7 @@ export const lead = (context: TransportContext, real: Transport, term: number): 
       }
       send(tab, { type: 'ready', channel: name, position: channel.position });
     } else {
-      if (sub.from !== undefined) send(tab, { type: 'resync', channel: name, reason: 'tabs' });
+      if (sub.from !== undefined) send(tab, { type: 'resync', channel: name, reason: entry.reason });
       if (!sub.plain) {
         for (const [entity, { key }] of Object.entries(channel.entities)) {
           const rows = channel.rows(entity);
@@ -298,6 +304,7 @@ export const lead = (context: TransportContext, real: Transport, term: number): 
         // If it was not the server who said so, what it still says is not meant for the new subscription.
         entry.paused = saying?.type !== 'resync';
         entry.since = Infinity;
+        entry.reason = reason;
         eachTold(entry, (tab) => send(tab, { type: 'resync', channel: entry.name, reason }));
       }),
       channel.on('error', (error) => {
@@ -338,7 +345,7 @@ export const lead = (context: TransportContext, real: Transport, term: number): 
     const entry = entries.get(name);
     if (!entry) {
       const fresh: Entry = {
-        name, plain: sub.plain, versions: true, channel: null, offs: [], asked: null, since: Infinity, paused: false, head: {}, snapshot: NOTHING,
+        name, plain: sub.plain, versions: true, channel: null, offs: [], reason: 'tabs', asked: null, since: Infinity, paused: false, head: {}, snapshot: NOTHING,
         members: null, counted: null, tracks: new Map(),
       };
       entries.set(name, fresh);
@@ -436,6 +443,7 @@ export const lead = (context: TransportContext, real: Transport, term: number): 
     if (type === 'connect') {
       tab.hello = message.id;
       useToken(message.token);
+      renewed?.();
       if (isUp()) return welcome(tab);
       return inner.connect();
     }

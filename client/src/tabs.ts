@@ -8,8 +8,9 @@
  * Only tabs with the same identity share: it is part of the lock's name. A tab whose identity changes leaves, without its rows.
  */
 import { ChangefeedError } from './error.js';
-import { claimsOf, lead, type Leader } from './leader.js';
+import { lead, type Leader } from './leader.js';
 import { webSocket } from './socket.js';
+import { claimsOf } from './token.js';
 import type { AnyRow, Transport, TransportContext } from './types.js';
 
 export interface TabsOptions {

@@ -178,7 +178,7 @@ test('the leader stands still: another one takes over, and the old one follows w
   await Promise.all([b, c].map(live));
   const { length } = load.txids;
   await until(() => load.txids.length > length + 5, 'writes');
-  await devtools.send('Debugger.resume');
+  await devtools.send('Debugger.disable');
   await until(async () => !(await leads(a)), 'the old one knows');
   assert.equal(await leads(next), true);
   await live(a);
@@ -195,7 +195,7 @@ test('the leader stands still: another one takes over, and the old one follows w
   const third = await until(() => leaderOf(others), 'a third one leads');
   await Promise.all(others.map(live));
   await db.exec(`UPDATE items SET note = 'while it was frozen' WHERE id = 6`);
-  await frozen.send('Debugger.resume');
+  await frozen.send('Debugger.disable');
   await get(next, () => document.dispatchEvent(new Event('resume')));
   await live(next);
   for (const page of pages) await same(page, 'items', db, 'ada', 'SELECT * FROM items', 'behind the freeze');

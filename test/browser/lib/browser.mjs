@@ -12,7 +12,7 @@ import { reload } from '../../integration/lib/psql.mjs';
 
 const ROOT = path.resolve(path.dirname(fileURLToPath(import.meta.url)), '../../..');
 /** Where the gateway is. */
-export const SERVER = new URL(process.env.WS_URL).origin;
+export const SERVER = new URL(process.env.WS_URL).origin.replace('ws', 'http');
 const FILES = { '/dist/': path.join(ROOT, 'client/dist'), '/lib/': path.join(ROOT, 'test/browser/lib') };
 const TYPES = { '.js': 'text/javascript', '.html': 'text/html', '.json': 'application/json' };
 
