@@ -9,7 +9,7 @@
 import { createClient } from './client.js';
 import { ChangefeedError } from './error.js';
 import { claimsOf, hasExpired } from './token.js';
-import type { AnyRow, Channel, Initial, Transport, TransportContext } from './types.js';
+import type { AnyRow, Channel, ClientOptions, Initial, Transport, TransportContext } from './types.js';
 
 export interface Leader {
   readonly id: string;
@@ -82,7 +82,7 @@ const OLD_MS = 10_000;
 const LONG_MS = 600_000;
 const NOTHING = { xmin: '0', xmax: '0', xip: [] };
 
-export const lead = (context: TransportContext, real: Transport, term: number): Leader => {
+export const lead = (context: TransportContext, real: Transport, term: number, backoff?: ClientOptions['backoff']): Leader => {
   const id = `pg-changefeed leader ${crypto.randomUUID()}`;
   const inbox = new BroadcastChannel(id);
   const tabs = new Map<string, Tab>();
@@ -100,7 +100,7 @@ export const lead = (context: TransportContext, real: Transport, term: number): 
   let renewed: (() => void) | undefined;
 
   const inner = createClient({
-    url: context.base, codec: context.codec, WebSocket: context.WebSocket, fetch: context.fetch, flush: 'sync', lingerMs: 0,
+    url: context.base, codec: context.codec, WebSocket: context.WebSocket, fetch: context.fetch, flush: 'sync', lingerMs: 0, backoff,
     async auth() {
       // The tabs get fresh ones, when they come to it.
       if (hasExpired(token)) {

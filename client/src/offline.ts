@@ -172,8 +172,8 @@ export const createOfflineQueue = async (client: Calls, options: OfflineOptions 
   const setAside = async (id: number, { code, message, hint, conflict }: ChangefeedError) => {
     const failed = { code, message, ...(hint && { hint }), ...(conflict && { conflict }) };
     await update(id, { failed });
-    settle({ id, error: failed });
     await tell({ id, error: failed });
+    settle({ id, error: failed });
   };
   let attempt = 0;
   let turn = 0;
@@ -199,8 +199,8 @@ export const createOfflineQueue = async (client: Calls, options: OfflineOptions 
         const answer = await client.call(next.name, next.args as never, { key: next.key, timeoutMs, ...(next.expect && { expect: next.expect as never }) });
         attempt = 0;
         await written(db, CALLS, (objects) => objects.delete(next.id));
-        settle({ id: next.id, answer });
         await tell({ id: next.id, answer });
+        settle({ id: next.id, answer });
       } catch (failure) {
         if (closed) return;
         const error = failure instanceof ChangefeedError ? failure : new ChangefeedError('XX000', String(failure));

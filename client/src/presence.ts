@@ -39,6 +39,9 @@ export interface Presence<P = unknown> extends Readable<PresenceState<P>> {
    */
   track(state: P, options?: TrackOptions): Promise<void>;
   untrack(): Promise<void>;
+  /** Holds a key beside those of `track`, until `drop`. Rejects like `track`. */
+  hold(key: string): Promise<void>;
+  drop(key: string): Promise<void>;
   /** Members page by page, for channels that are only counted. */
   page(options?: { limit?: number; after?: string }): Promise<{ members: Record<string, P[]>; next?: string; count: number }>;
   close(): void;
@@ -48,6 +51,8 @@ export interface Lock extends Readable<{ readonly held: boolean; readonly holder
   /** True if this user holds it now. */
   acquire(): Promise<boolean>;
   release(): Promise<void>;
+  /** Looks no more. What is held stays held. */
+  close(): void;
 }
 
 /** What presence needs of a client. */
@@ -60,6 +65,24 @@ interface Own<P> extends Omit<TrackOptions, 'expiresIn'> {
   state: P;
 }
 
+/** What a connection says in a channel: together, whoever in this page says it. */
+interface Said {
+  /** The latest last. */
+  states: Map<object, Own<unknown>>;
+  held: Map<string, object>;
+  told: boolean;
+}
+
+const sayings = new WeakMap<object, Map<string, Said>>();
+
+const saidOf = (client: object, name: string): Said => {
+  let byName = sayings.get(client);
+  if (!byName) sayings.set(client, (byName = new Map()));
+  let said = byName.get(name);
+  if (!said) byName.set(name, (said = { states: new Map(), held: new Map(), told: false }));
+  return said;
+};
+
 const NOBODY: PresenceState<never> = { members: new Map(), count: 0, kinds: {} };
 
 /** The presence of a channel, which has to stay subscribed. */
@@ -69,8 +92,9 @@ export const presence = <C extends ChannelTypes>(client: Requests, channel: Chan
   const schedule = createScheduler('microtask', () => emit('change'));
   let current: PresenceState<P> = NOBODY;
   let next: Map<string, Member<P>> | null = null;
-  let own: Own<P> | null = null;
-  let told = false;
+  const said = saidOf(client, channel.name);
+  const { states, held } = said;
+  const me = {};
 
   const set = (state: PresenceState<P>) => {
     current = state;
@@ -79,26 +103,48 @@ export const presence = <C extends ChannelTypes>(client: Requests, channel: Chan
   const say = async (message: AnyRow) => {
     await client.request({ ...message, channel: channel.name });
   };
-  const track = ({ state, kind, exclusive }: Own<P>, expiresIn?: number) =>
-    say({ type: 'track', state, ...(kind && { kind }), ...(exclusive?.length && { exclusive }), ...(expiresIn && { expires_in: expiresIn }) });
+  const track = ({ state, kind }: Own<P>, keys: readonly string[], expiresIn?: number) =>
+    say({ type: 'track', state, ...(kind && { kind }), ...(keys.length && { exclusive: keys }), ...(expiresIn && { expires_in: expiresIn }) });
+  const anything = () => states.size > 0 || held.size > 0;
+  /** All that this page says, as it is now: the latest state, and all keys. */
+  const again = () => {
+    said.told = connected();
+    if (!anything()) return say({ type: 'untrack' });
+    const all = [...states.values()] as Own<P>[];
+    return track(all.at(-1) ?? { state: {} as P }, [...new Set([...all.flatMap(({ exclusive = [] }) => exclusive), ...held.keys()])]);
+  };
   const connected = () => ['connected', 'polling'].includes(client.connection.current.status);
   const look = () => {
     if (!connected()) {
-      told = false;
+      said.told = false;
       next = null;
       if (current !== NOBODY) set(NOBODY);
-    } else if (own && !told && channel.state !== 'error' && channel.state !== 'closed') {
-      told = true;
-      const mine = own;
-      track(mine).catch((error: unknown) => {
-        // Another user was faster while this one was away.
-        if (own === mine && error instanceof ChangefeedError && !error.retryable) own = null;
-        emit('refused', error);
+    } else if (anything() && !said.told && channel.state !== 'error' && channel.state !== 'closed') {
+      again().catch((error: unknown) => {
+        if (!(error instanceof ChangefeedError)) return;
+        // Another user was faster while this one was away: the rest is said without that key.
+        const { key } = error.info as { key?: string };
+        if (error.code === '55P03' && key !== undefined) {
+          held.delete(key);
+          for (const [who, own] of states) if (own.exclusive) states.set(who, { ...own, exclusive: own.exclusive.filter((each) => each !== key) });
+          said.told = false;
+          look();
+        } else if (error.retryable && error.type !== 'network') {
+          setTimeout(() => {
+            said.told = false;
+            look();
+          }, error.retryAfterMs ?? 1000);
+        }
       });
     }
   };
   const offs = [
     client.connection.subscribe(look),
+    // It may be another subscription, which nothing was said in; behind the one who asks for it.
+    channel.on('resync', () => {
+      said.told = false;
+      queueMicrotask(look);
+    }),
     channel.on('presence', (message) => {
       if (message.count !== undefined) return set({ members: new Map(), count: message.count, kinds: message.kinds ?? {} });
       next ??= new Map(message.full ? [] : current.members);
@@ -122,20 +168,37 @@ export const presence = <C extends ChannelTypes>(client: Requests, channel: Chan
     },
     subscribe: (listener) => on('change', listener),
     async track(state, { expiresIn, ...options } = {}) {
-      const before = own;
       // What lies over it for a while is not said again.
-      if (expiresIn === undefined) own = { state, ...options };
-      told = connected();
+      if (expiresIn !== undefined) return track({ state, ...options }, options.exclusive ?? [], expiresIn);
+      const before = states.get(me);
+      const mine = { state, ...options };
+      states.delete(me);
+      states.set(me, mine);
       try {
-        await track({ state, ...options }, expiresIn);
+        return await again();
       } catch (error) {
-        if (expiresIn === undefined) own = before;
+        if (states.get(me) === mine) {
+          if (before) states.set(me, before as Own<P>);
+          else states.delete(me);
+        }
         throw error;
       }
     },
     async untrack() {
-      own = null;
-      if (connected()) await say({ type: 'untrack' });
+      if (states.delete(me) && connected()) await again();
+    },
+    async hold(key) {
+      const had = held.get(key);
+      held.set(key, me);
+      try {
+        await again();
+      } catch (error) {
+        if (!had) held.delete(key);
+        throw error;
+      }
+    },
+    async drop(key) {
+      if (held.delete(key) && connected()) await again();
     },
     async page(options = {}) {
       const { members, next: after, count } = await client.request({ type: 'presence', channel: channel.name, ...options });
@@ -143,14 +206,15 @@ export const presence = <C extends ChannelTypes>(client: Requests, channel: Chan
     },
     close() {
       offs.forEach((off) => off());
-      if (own && connected()) say({ type: 'untrack' }).catch(() => {});
-      own = null;
+      let mine = states.delete(me);
+      for (const [key, who] of held) if (who === me) mine = held.delete(key);
+      if (mine && connected() && channel.state !== 'closed') again().catch(() => {});
     },
   };
 };
 
 /** A key of the channel that one user holds at a time, such as the paragraph that somebody edits. */
-export const lock = <C extends ChannelTypes>(room: Presence<C['presence']>, key: string, me: string, state?: C['presence']): Lock => {
+export const lock = <C extends ChannelTypes>(room: Presence<C['presence']>, key: string, me: string): Lock => {
   const { on, emit } = createEmitter();
   let current: { held: boolean; holder: string | null } = { held: false, holder: null };
   const look = () => {
@@ -160,7 +224,7 @@ export const lock = <C extends ChannelTypes>(room: Presence<C['presence']>, key:
     current = { held: holder === me, holder };
     emit('change');
   };
-  room.subscribe(look);
+  const off = room.subscribe(look);
   look();
   return {
     get current() {
@@ -169,13 +233,14 @@ export const lock = <C extends ChannelTypes>(room: Presence<C['presence']>, key:
     subscribe: (listener) => on('change', listener),
     async acquire() {
       try {
-        await room.track(state as C['presence'], { exclusive: [key] });
+        await room.hold(key);
         return true;
       } catch (error) {
         if (error instanceof ChangefeedError && error.code === '55P03') return false;
         throw error;
       }
     },
-    release: () => room.untrack(),
+    release: () => room.drop(key),
+    close: off,
   };
 };

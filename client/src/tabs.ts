@@ -11,13 +11,15 @@ import { ChangefeedError } from './error.js';
 import { lead, type Leader } from './leader.js';
 import { webSocket } from './socket.js';
 import { claimsOf } from './token.js';
-import type { AnyRow, Transport, TransportContext } from './types.js';
+import type { AnyRow, ClientOptions, Transport, TransportContext } from './types.js';
 
 export interface TabsOptions {
   /** Tabs with the same name share. Where the identity is not in a token but in a cookie, it has to differ by user. */
   name?: string;
   /** The leader's way to the server: a WebSocket if it is left out. */
   transport?: Transport;
+  /** Of the leader's connection. */
+  backoff?: ClientOptions['backoff'];
   /** What tells identities apart: all claims but those that change from token to token, if it is left out. */
   identity?: (token: string | null) => string;
   /** A leader that has been silent for so long is replaced: 10 seconds if it is left out. */
@@ -92,7 +94,7 @@ const createGroup = (key: string, context: TransportContext, options: TabsOption
       if (over || mine.signal.aborted) return;
       await new Promise<void>((resolve) => {
         release = resolve;
-        leader = lead({ ...context, token: group.token }, options.transport ?? webSocket, Math.max(Date.now(), term + 1));
+        leader = lead({ ...context, token: group.token }, options.transport ?? webSocket, Math.max(Date.now(), term + 1), options.backoff);
         say({ leader: leader.id, term: leader.term });
       });
     }).catch(() => {

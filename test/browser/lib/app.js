@@ -9,7 +9,7 @@ import { shareTabs } from '/dist/tabs.js';
 export async function start({ url, channels, shared, sub, store: kept, queue: queued, lostMs = 1500, queueOptions }) {
   const app = { problems: [], sent: [], transactions: {}, messages: {}, resyncs: [], snapshots: {}, channels: {}, statuses: [], errors: [] };
   window.app = app;
-  app.tabs = shared ? shareTabs({ lostMs }) : undefined;
+  app.tabs = shared ? shareTabs({ lostMs, backoff: { minMs: 20, maxMs: 500 } }) : undefined;
   app.client = createClient({
     url, lingerMs: 50, backoff: { minMs: 20, maxMs: 500 }, ...(shared && { transport: app.tabs }),
     auth: (why) => window.token(why, app.sub),
