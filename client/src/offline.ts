@@ -5,8 +5,8 @@
  * that it is done once whatever happens to its answer. What the database refuses for good is set aside with the reason, and the next
  * one goes on.
  */
-import { ChangefeedError } from './error.js';
-import type { AnyRow, CallResult, Channel, ChannelOptions, Expectation, Initial, Readable } from './types.js';
+import { ChangefeedError, errorOf } from './error.js';
+import type { AnyRow, CallResult, Channel, ChannelOptions, Expectation, Initial, Readable, Token } from './types.js';
 import { createEmitter, createScheduler, jitter } from './util.js';
 
 export interface QueuedCall {
@@ -120,6 +120,7 @@ export const createOfflineQueue = async (client: Calls, options: OfflineOptions 
   });
 
   const read = async () => {
+    if (closed) return;
     const all = (await promised(db.transaction(CALLS).objectStore(CALLS).getAll())) as QueuedCall[];
     // Done or thrown away by a tab that has gone before it could tell.
     const there = new Set(all.map(({ id }) => id));
@@ -261,6 +262,8 @@ export const createOfflineQueue = async (client: Calls, options: OfflineOptions 
     leave?.();
     others?.close();
     db.close();
+    // The calls stay where they are; only their answers do not come here.
+    for (const id of [...waiters.keys()]) settle({ id, error: { code: 'closed', message: 'the queue is closed' } });
   };
   // Whoever comes next is somebody else, perhaps: these calls are not his.
   const off = client.on('purge', () => close());
@@ -368,4 +371,49 @@ export const createStore = async (client: Pick<Calls, 'on'>, options: Pick<Offli
 export const withStore = async (store: Store, name: string, options: ChannelOptions = {}): Promise<ChannelOptions> => {
   const initial = await store.load(name);
   return initial ? { ...options, initial } : options;
+};
+
+export interface ReplayOptions extends OfflineOptions {
+  /** The server: `https://example.com`. */
+  url: string;
+  /** A token of the user whose queue it is. */
+  auth?: Token | (() => Token | Promise<Token>);
+  /** How long it may take: a minute if it is left out. */
+  forMs?: number;
+  fetch?: typeof fetch;
+}
+
+/**
+ * For a service worker: makes the calls that wait, over HTTP, without a page. Rejects if some are left, so that the browser tries
+ * again. Calls that expect rows stay for a page, which has a WebSocket.
+ */
+export const replayQueue = async ({ url, auth, forMs = 60_000, fetch = globalThis.fetch, ...options }: ReplayOptions): Promise<void> => {
+  const base = url.replace(/^ws/, 'http').replace(/\/+$/, '');
+  const client: Calls = {
+    on: () => () => {},
+    async call(name, args, { key, expect, timeoutMs = 30_000 } = {}) {
+      if (expect) throw new ChangefeedError('no_connection', '"expect" needs a WebSocket');
+      try {
+        const token = typeof auth === 'function' ? await auth() : auth;
+        const response = await fetch(`${base}/v1/call/${encodeURIComponent(name)}`, {
+          method: 'POST', body: JSON.stringify(args), signal: AbortSignal.timeout(timeoutMs),
+          headers: { 'Content-Type': 'application/json', ...(key && { 'Idempotency-Key': key }), ...(token && { Authorization: `Bearer ${token}` }) },
+        });
+        const answer = (await response.json()) as AnyRow;
+        if (answer.type === 'result') return { result: answer.result, txid: answer.txid ?? null };
+        throw errorOf({ ...answer, ...(response.status === 401 && { code: '28000' }) });
+      } catch (error) {
+        throw error instanceof ChangefeedError ? error : new ChangefeedError('no_connection', String(error));
+      }
+    },
+  };
+  const queue = await createOfflineQueue(client, options);
+  let timer: ReturnType<typeof setTimeout> | undefined;
+  await Promise.race([queue.drained(), new Promise((resolve) => {
+    timer = setTimeout(resolve, forMs);
+  })]);
+  clearTimeout(timer);
+  const left = queue.current.waiting.length;
+  queue.close();
+  if (left) throw new ChangefeedError('no_connection', `${left} calls wait`);
 };

@@ -38,13 +38,11 @@ before(async () => {
     SELECT changefeed.create_channel('doc:{doc}', 'doc_updates', presence => '{}');
     CREATE FUNCTION change_task(id int, title text DEFAULT NULL, done boolean DEFAULT NULL, owner text DEFAULT NULL) RETURNS void LANGUAGE sql AS $$
         UPDATE tasks t SET title = coalesce(change_task.title, t.title), done = coalesce(change_task.done, t.done), owner = coalesce(change_task.owner, t.owner) WHERE t.id = change_task.id $$;
-    CREATE FUNCTION change_slowly(id int, title text) RETURNS void LANGUAGE sql AS $$
-        SELECT pg_sleep(0.3); UPDATE tasks t SET title = change_slowly.title WHERE t.id = change_slowly.id $$;
     CREATE FUNCTION add_task(id int, title text) RETURNS void LANGUAGE sql AS 'INSERT INTO tasks (id, title) VALUES (id, title)';
     CREATE FUNCTION drop_task(id int) RETURNS void LANGUAGE sql AS 'DELETE FROM tasks WHERE tasks.id = drop_task.id';
     CREATE FUNCTION make(n int) RETURNS void LANGUAGE sql AS 'INSERT INTO made VALUES (n)';
     CREATE FUNCTION add_update(doc text, update bytea) RETURNS void LANGUAGE sql AS 'INSERT INTO doc_updates (doc, update) VALUES (doc, update)';
-    SELECT changefeed.expose_function(f) FROM unnest('{change_task,change_slowly,add_task,drop_task,make,add_update}'::regproc[]) f;`);
+    SELECT changefeed.expose_function(f) FROM unnest('{change_task,add_task,drop_task,make,add_update}'::regproc[]) f;`);
   token = await db.token({ role: 'web', sub: 'ada' });
 });
 after(() => db.close());
@@ -126,12 +124,19 @@ describe('optimistic writes', () => {
     assert.equal(tasks.get({ id: 8 }).title, 'c');
     await Promise.all(writing);
     assert.equal(channel.get({ id: 8 }).title, 'c');
-    const slow = tasks.mutate({ key: { id: 8 }, set: { title: 'slow' }, call: (columns) => ['change_slowly', { id: 8, ...columns }] });
-    const next = tasks.mutate({ key: { id: 8 }, set: { title: 'mine' }, call: change(8) });
-    await db.exec(`UPDATE tasks SET owner = 'theirs' WHERE id = 8`);
-    const outcomes = await Promise.allSettled([slow, next]);
-    // Whoever was first: what the other did is seen by the one behind it.
-    assert.ok(outcomes.some(({ status, reason }) => status === 'rejected' && reason.code === '40001' && reason.conflict), JSON.stringify(outcomes));
+    // Somebody else writes between two changes.
+    const slow = optimistic({
+      connection: client.connection, sync: client.sync,
+      async call(name, args, options) {
+        if (args.title === 'mine') await db.exec(`UPDATE tasks SET owner = 'theirs' WHERE id = 8`);
+        return client.call(name, args, options);
+      },
+    }, channel);
+    const first = slow.mutate({ key: { id: 8 }, set: { title: 'first' }, call: change(8) });
+    const second = slow.mutate({ key: { id: 8 }, set: { title: 'mine' }, call: change(8) });
+    await first;
+    await assert.rejects(second, (error) => error.code === '40001' && error.conflict.row.owner === 'theirs');
+    assert.equal(slow.pending, 0);
     assert.equal(tasks.pending, 0);
     await same(client, channel, db, 'SELECT * FROM tasks', 'behind quick changes');
   });
@@ -230,7 +235,7 @@ describe('offline', () => {
     // The client ends while a call waits for its answer: the call is still there.
     client.close();
     const { done } = await queue.call('make', { n: 1 });
-    await assert.rejects(done, { code: 'no_answer' }).catch(() => {});
+    await assert.rejects(done, { code: 'closed' });
     const other = start(t, { auth: token });
     const again = await createOfflineQueue(other, options);
     await again.drained();
