@@ -153,6 +153,7 @@ export const createOfflineQueue = async (client: Calls, options: OfflineOptions 
 
   const pause = (ms: number) =>
     new Promise<void>((resolve) => {
+      if (closed) return resolve();
       const timer = setTimeout(resolve, ms);
       wake = () => {
         clearTimeout(timer);

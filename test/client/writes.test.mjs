@@ -262,7 +262,7 @@ describe('offline', () => {
   });
 
   test('what is kept is of one moment, whatever has been flushed', async (t) => {
-    const client = start(t, { auth: token, flush: 60_000 });
+    const client = start(t, { auth: token, flush: 3000 });
     const channel = client.channel('tasks', { versions: true });
     await channel.ready;
     await db.exec(`UPDATE tasks SET title = 'unflushed' WHERE id = 1`);
