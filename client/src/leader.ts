@@ -297,7 +297,7 @@ export const lead = (context: TransportContext, real: Transport, term: number, b
       record({ position: initial.position, channel: entry.name });
       entry.since = first + log.length - 1;
     }
-    const channel = inner.channel(entry.name, { versions: true, ...(entry.plain && { snapshot: false }), ...(initial && { initial }) }) as Channel;
+    const channel = inner.channel(entry.name, { ...(entry.versions && { versions: true }), ...(entry.plain && { snapshot: false }), ...(initial && { initial }) }) as Channel;
     entry.channel = channel;
     entry.offs = [
       channel.on('resync', (reason) => {
