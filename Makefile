@@ -152,7 +152,7 @@ help:
 	@echo 'make install         install them for the PostgreSQL of PG_CONFIG'
 	@echo 'make uninstall       remove what install copied'
 	@echo 'make clean           remove what was built'
-	@echo 'make demo            start a private cluster with the shop demo'
+	@echo 'make demo            start a private cluster with the shop demo and the dashboard'
 	@echo 'make demo-chat       the same with the chat demo'
 	@echo 'make test            run every test'
 	@echo 'make matrix          build and test with each supported server, in Debian systems of their own (root)'

@@ -68,12 +68,14 @@
 #define OVER_LIMIT_GRACE 20000
 
 /*
- * Waking a process is what a commit pays most for, and where commits come fast
- * we would fall asleep between them.  When WAL comes more often than this
- * (microseconds) we look for it by ourselves for a while, after naps of so long,
- * and so many of them before we sleep all the same.
+ * Waking a process is what a commit pays most for, and where commits come very
+ * fast we would fall asleep between them, and so would the feed worker.  When WAL
+ * comes more often than this (microseconds) we look for it by ourselves for a
+ * while, after naps of so long, and so many of them before we sleep all the same:
+ * several commits are then one batch for everybody.  Where they come more slowly
+ * that costs more CPU than it saves, and a change comes later.
  */
-#define FAST_COMMITS 1500
+#define FAST_COMMITS 400
 #define NAP			 200
 #define MAX_NAPS	 10
 
@@ -166,6 +168,35 @@ WaitForLatch(long timeout)
 	if (events & WL_LATCH_SET)
 		ResetLatch(MyLatch);
 	return (events & WL_TIMEOUT) != 0;
+}
+
+/* The same, or for a commit. */
+static bool
+WaitForCommit(long timeout)
+{
+	static WaitEventSet *set = NULL;
+	int event = SharedEvent(decoder_feed, SHARED_DECODER);
+	WaitEvent events[3];
+	int n;
+
+	if (event < 0)
+		return WaitForLatch(timeout);
+	if (set == NULL)
+	{
+		set = compat_create_wait_set(lengthof(events));
+		AddWaitEventToSet(set, WL_LATCH_SET, PGINVALID_SOCKET, MyLatch, NULL);
+		AddWaitEventToSet(set, WL_EXIT_ON_PM_DEATH, PGINVALID_SOCKET, NULL, NULL);
+		AddWaitEventToSet(set, WL_SOCKET_READABLE, event, NULL, NULL);
+	}
+	n = WaitEventSetWait(set, timeout, events, lengthof(events), wait_event);
+	for (int i = 0; i < n; i++)
+	{
+		if (events[i].events & WL_LATCH_SET)
+			ResetLatch(MyLatch);
+		else
+			SharedEventTaken(event);
+	}
+	return n == 0;
 }
 
 /* ----------------------------------------------------------------------
@@ -491,9 +522,9 @@ static int
 CountNaps(void)
 {
 	static TimestampTz last = 0;
-	static int64 interval = 10 * FAST_COMMITS;
+	static int64 interval = 40 * FAST_COMMITS;
 	TimestampTz now = GetCurrentTimestamp();
-	int64 elapsed = Min(Max(now - last, 0), 10 * FAST_COMMITS);
+	int64 elapsed = Min(Max(now - last, 0), 40 * FAST_COMMITS);
 
 	/* A pause ends it at once, a few fast commits alone do not begin it. */
 	last = now;
@@ -561,7 +592,7 @@ WaitForWal(XLogRecPtr until)
 
 		/* Nobody commits here, but others may fill the disk. */
 		SharedSleepUntil(decoder_feed, decoded + WalStep());
-		if (WaitForLatch(timeout))
+		if (WaitForCommit(timeout))
 		{
 			compat_wal_wait_leave();
 			if (creating)

@@ -292,8 +292,9 @@ Loop(XLogRecPtr start_lsn)
 
 	for (;;)
 	{
-		WaitEvent events[MAX_GATEWAYS + 2];
+		WaitEvent events[GATEWAYS_EVENTS];
 		long wait;
+		int n;
 
 		CHECK_FOR_INTERRUPTS();
 		if (ShutdownRequestPending)
@@ -330,8 +331,11 @@ Loop(XLogRecPtr start_lsn)
 			pgstat_report_activity(STATE_IDLE, "waiting for changes");
 			busy = false;
 		}
-		(void) WaitEventSetWait(GatewaysWaitSet(), wait, events, lengthof(events),
-								compat_wait_event("ChangefeedFeedMain"));
+		n = WaitEventSetWait(GatewaysWaitSet(), wait, events, lengthof(events),
+							 compat_wait_event("ChangefeedFeedMain"));
+		for (int i = 0; i < n; i++)
+			if (events[i].user_data == feed_shared)
+				SharedEventTaken(events[i].fd);
 	}
 }
 

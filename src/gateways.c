@@ -405,9 +405,13 @@ GatewaysWaitSet(void)
 	if (wait_set == NULL)
 	{
 		/* A set cannot lose a descriptor, so it is made anew. */
-		wait_set = compat_create_wait_set(MAX_GATEWAYS + 2);
+		int event = SharedEvent(feed_shared, SHARED_FEED_WORKER);
+
+		wait_set = compat_create_wait_set(GATEWAYS_EVENTS);
 		AddWaitEventToSet(wait_set, WL_LATCH_SET, PGINVALID_SOCKET, MyLatch, NULL);
 		AddWaitEventToSet(wait_set, WL_EXIT_ON_PM_DEATH, PGINVALID_SOCKET, NULL, NULL);
+		if (event >= 0)
+			AddWaitEventToSet(wait_set, WL_SOCKET_READABLE, event, NULL, feed_shared);
 		for (i = 0; i < gateway_count; i++)
 			if (gateways[i].link != NULL)
 				link_event[i] = AddWaitEventToSet(wait_set, WL_SOCKET_READABLE,

@@ -82,7 +82,11 @@ extern void GatewaysInit(void);
 /* Binds, starts and restarts what is due; returns ms until the next try. */
 extern long GatewaysMaintain(bool may_listen);
 
-/* The set to wait on: latch, postmaster's death, links.  Made when needed. */
+/*
+ * The set to wait on: latch, postmaster's death, commits (with the feed's
+ * entry as user data), links.  Made when needed.
+ */
+#define GATEWAYS_EVENTS (MAX_GATEWAYS + 3)
 extern WaitEventSet *GatewaysWaitSet(void);
 
 /* Reads a link and handles its messages.  True: there may be more. */

@@ -180,7 +180,7 @@ WakeFeed(DatabaseFeed *feed)
 	awaited = pg_atomic_read_u32(&feed->visibility_wanted);
 	if (awaited != 0 && (awaited == xid || !TransactionIdIsValid(xid)) &&
 		pg_atomic_read_u32(&feed->feed_proc) != compat_my_procno())
-		SharedWake(&feed->feed_proc);
+		SharedWakeFeedWorker(feed);
 }
 
 static void

@@ -20,6 +20,9 @@
 
 #include "shared.h"
 
+#include <sys/eventfd.h>
+#include <unistd.h>
+
 #include "access/xact.h"
 #include "access/xlog.h"
 #include "access/xlog_internal.h"
@@ -37,6 +40,16 @@ SharedFeeds *shared_feeds = NULL;
 
 static shmem_request_hook_type prev_shmem_request_hook = NULL;
 static shmem_startup_hook_type prev_shmem_startup_hook = NULL;
+
+/*
+ * What a commit wakes the workers of an entry with.  To set their latches takes a
+ * signal, which costs the one who commits twice as much as a write to this.
+ * Made by the postmaster, from which all have them; with so many databases that
+ * there is none (-1) it is the latch.
+ */
+#define DATABASES_WITH_EVENTS 16
+
+static int events[DATABASES_WITH_EVENTS][SHARED_WORKERS];
 
 static void
 SharedRequestHook(void)
@@ -181,6 +194,10 @@ SharedStartupHook(void)
 void
 SharedMemoryRequest(void)
 {
+	for (int i = 0; i < DATABASES_WITH_EVENTS; i++)
+		for (int k = 0; k < SHARED_WORKERS; k++)
+			events[i][k] = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+
 	prev_shmem_request_hook = shmem_request_hook;
 	shmem_request_hook = SharedRequestHook;
 	prev_shmem_startup_hook = shmem_startup_hook;
@@ -394,10 +411,39 @@ SharedWake(pg_atomic_uint32 *procno)
 		SetLatch(&ProcGlobal->allProcs[number].procLatch);
 }
 
+int
+SharedEvent(DatabaseFeed *feed, SharedWorker worker)
+{
+	int i = (int) (feed - shared_feeds->feeds);
+
+	return i < DATABASES_WITH_EVENTS ? events[i][worker] : -1;
+}
+
+void
+SharedEventTaken(int event)
+{
+	uint64 count;
+
+	if (read(event, &count, sizeof(count)) < 0 && errno != EAGAIN)
+		ereport(ERROR,
+				(errcode_for_file_access(), errmsg("could not read the event of a commit: %m")));
+}
+
+/* Errors are impossible: called after commit. */
+static void
+WakeByEvent(DatabaseFeed *feed, SharedWorker worker, pg_atomic_uint32 *procno)
+{
+	const uint64 one = 1;
+	int event = SharedEvent(feed, worker);
+
+	if (event < 0 || write(event, &one, sizeof(one)) != sizeof(one))
+		SharedWake(procno);
+}
+
 /*
  * The caller has flushed something, or asked for it, with a full barrier behind
  * that.  The decoder says that it sleeps, then looks at the WAL once more: one
- * of us notices.  Who resets the mark sets the latch; it is not reset behind the
+ * of us notices.  Who resets the mark wakes it; it is not reset behind the
  * wake-up, when the decoder may have set it again.
  */
 void
@@ -405,7 +451,13 @@ SharedWakeDecoder(DatabaseFeed *feed)
 {
 	if (pg_atomic_read_u32(&feed->decoder_sleeps) != 0 &&
 		pg_atomic_exchange_u32(&feed->decoder_sleeps, 0) != 0)
-		SharedWake(&feed->decoder_proc);
+		WakeByEvent(feed, SHARED_DECODER, &feed->decoder_proc);
+}
+
+void
+SharedWakeFeedWorker(DatabaseFeed *feed)
+{
+	WakeByEvent(feed, SHARED_FEED_WORKER, &feed->feed_proc);
 }
 
 /*

@@ -271,6 +271,22 @@ extern void SharedWake(pg_atomic_uint32 *procno);
 /* Something was committed: wakes the decoder if it sleeps. */
 extern void SharedWakeDecoder(DatabaseFeed *feed);
 
+/* The transaction that the feed worker waits for is visible. */
+extern void SharedWakeFeedWorker(DatabaseFeed *feed);
+
+/*
+ * The eventfd by which these two wake the worker, which has to wait for it and
+ * to take it; -1: it is the worker's latch.
+ */
+typedef enum SharedWorker
+{
+	SHARED_DECODER,
+	SHARED_FEED_WORKER
+} SharedWorker;
+#define SHARED_WORKERS 2
+extern int SharedEvent(DatabaseFeed *feed, SharedWorker worker);
+extern void SharedEventTaken(int event);
+
 /*
  * The decoder is about to sleep: a commit in any database shall wake it once
  * the WAL has come to `lsn`.  SharedWakeSleepers is called at each commit.

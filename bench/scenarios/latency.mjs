@@ -5,6 +5,10 @@
 // row level security policy on the owner. All get the same writer (bench/latency/writer.c) and the same client
 // (client.c). Ours and the peers have a server each, so that nobody decodes what is written for another.
 //
+// "commit alone" is the floor: the same writer and table on the peers' server, where nobody wants to know of it.
+// Its latency ends with the answer to COMMIT. tail_commit_share says how much of the slowest hundredth's time the
+// commit took that the change waited for.
+//
 // Parameters (--set): rates (list), subscribers (list), repeats.
 
 import { mkdtempSync, readFileSync, writeFileSync } from 'node:fs';
@@ -18,14 +22,18 @@ import { quantile } from '../lib/stats.mjs';
 export const title = 'commit-to-client latency';
 export const unit = 'microseconds from just before the writer sends its one-statement transaction to its receipt by the client';
 export const metrics = {
-  p50_us: 'µs', p99_us: 'µs', p999_us: 'µs', p99_times_p50: '×', commit_p50_us: 'µs', after_commit_p50_us: 'µs', written_per_s: '/s',
+  p50_us: 'µs', p99_us: 'µs', p999_us: 'µs', p99_times_p50: '×', commit_p50_us: 'µs', commit_p99_us: 'µs',
+  after_commit_p50_us: 'µs', after_commit_p99_us: 'µs', tail_commit_share: '', written_per_s: '/s',
 };
 
+// For the plot: a latency for each of these shares of the changes
+const QUANTILES = [0.01, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.995, 0.999, 1];
 const WARM_UP = 0.1; // of the transactions of a repeat, at its start, are not counted
 const PATIENCE = 15000; // ms in which all changes have to come after the last commit
 const PEERS = ['notify', 'postgres', 'lds'];
-const DATABASE = { notify: 'bridge', postgres: 'publication', lds: 'lds' };
-const SYSTEMS = ['pg_changefeed', 'with a policy', ...PEERS];
+const DATABASE = { notify: 'bridge', postgres: 'publication', lds: 'lds', 'commit alone': 'alone' };
+const FLOOR = 'commit alone';
+const SYSTEMS = ['pg_changefeed', 'with a policy', ...PEERS, FLOOR];
 
 export function cases({ quick, tiny, arguments: given = {} }) {
   const list = (text, otherwise) => text?.split(',').map(Number) ?? otherwise;
@@ -58,7 +66,7 @@ export async function setup(context) {
   await keep.ours.query(sqlFile('feed.sql').replace(/^VACUUM.*$/m, ''));
   await keep.ours.query('VACUUM ANALYZE');
   keep.theirs = new Cluster({ extension: false, settings: { shared_preload_libraries: '', 'changefeed.max_connections': null, 'changefeed.max_handshake_rate': null } });
-  for (const peer of PEERS) {
+  for (const peer of [...PEERS, FLOOR]) {
     const database = DATABASE[peer];
     await keep.theirs.query(`CREATE DATABASE ${database}`);
     await keep.theirs.query(sqlFile('setup.sql').replace(/^VACUUM.*$/m, ''), undefined, database);
@@ -116,23 +124,46 @@ async function peer(keep, name, table) {
 
 const numbers = (file) => readFileSync(file, 'utf8').trim().split('\n').filter(Boolean).map((line) => line.split(' ').map(Number));
 
+async function write({ cluster, database, table }, each, written) {
+  const writer = start(path.join(BIN, 'writer'), [
+    '--conninfo', cluster.conninfoOf(database), '--connections', String(each.writers), '--table', table,
+    '--rate', String(each.rate), '--count', String(each.count), '--rows', String(each.subscribers === 1 ? 100 : each.subscribers),
+    '--out', written]);
+  const speed = JSON.parse(await firstLine(writer, 'the writer'));
+  await finish(writer, 'the writer');
+  return speed;
+}
+
+async function measureFloor(keep, each, table, written) {
+  const speed = await write({ cluster: keep.theirs, database: DATABASE[FLOOR], table }, each, written);
+  const commits = numbers(written).slice(Math.floor(each.count * WARM_UP)).map(([, duration]) => duration);
+  const [p50, p99] = [quantile(commits, 0.5), quantile(commits, 0.99)];
+  return {
+    samples: commits.length,
+    p50_us: p50,
+    p99_us: p99,
+    p999_us: commits.length >= 2000 ? quantile(commits, 0.999) : NaN,
+    p99_times_p50: p99 / p50,
+    commit_p50_us: p50,
+    commit_p99_us: p99,
+    written_per_s: speed.per_second,
+    quantiles_us: QUANTILES.map((q) => quantile(commits, q)),
+  };
+}
+
 export async function measure({ keep }, each, system) {
   const table = each.subscribers === 1 ? 'orders' : 'many';
-  const target = await (system === 'pg_changefeed' ? feed(keep, table)
-    : system === 'with a policy' ? feed(keep, `private_${table}`) : peer(keep, system, table));
   const received = path.join(keep.folder, 'received');
   const written = path.join(keep.folder, 'written');
+  if (system === FLOOR) return measureFloor(keep, each, table, written);
+  const target = await (system === 'pg_changefeed' ? feed(keep, table)
+    : system === 'with a policy' ? feed(keep, `private_${table}`) : peer(keep, system, table));
   let speed;
   try {
     const client = start(path.join(BIN, 'client'), [...target.client, '--connections', String(each.subscribers),
       '--expect', String(each.count), '--drain', String(PATIENCE), '--out', received]);
     await firstLine(client, `the client of ${system}`);
-    const writer = start(path.join(BIN, 'writer'), [
-      '--conninfo', target.cluster.conninfoOf(target.database), '--connections', String(each.writers), '--table', target.table,
-      '--rate', String(each.rate), '--count', String(each.count), '--rows', String(each.subscribers === 1 ? 100 : each.subscribers),
-      '--out', written]);
-    speed = JSON.parse(await firstLine(writer, 'the writer'));
-    await finish(writer, 'the writer');
+    speed = await write(target, each, written);
     client.stdin.end();
     await finish(client, `the client of ${system}`);
   } finally {
@@ -151,13 +182,16 @@ export async function measure({ keep }, each, system) {
   // Negative: the client had the change before the writer had the answer to its COMMIT
   const after = changes.map(([at, latency]) => latency - durationOf.get(at));
   const tail = quantile(latencies, 0.999);
+  const p99 = quantile(latencies, 0.99);
+  const slowest = changes.filter(([, latency]) => latency >= p99);
+  const sum = (list) => list.reduce((a, b) => a + b, 0);
   return {
     samples: latencies.length,
     deliveries: got.length,
     expected: sent.length,
     p50_us: quantile(latencies, 0.5),
-    p99_us: quantile(latencies, 0.99),
-    p99_times_p50: quantile(latencies, 0.99) / quantile(latencies, 0.5),
+    p99_us: p99,
+    p99_times_p50: p99 / quantile(latencies, 0.5),
     // Of fewer samples it would be their maximum.
     p999_us: latencies.length >= 2000 ? tail : NaN,
     max_us: Math.max(...latencies),
@@ -165,16 +199,22 @@ export async function measure({ keep }, each, system) {
     commit_p99_us: quantile(commits, 0.99),
     after_commit_p50_us: quantile(after, 0.5),
     after_commit_p99_us: quantile(after, 0.99),
+    tail_commit_share: sum(slowest.map(([at, latency]) => Math.min(durationOf.get(at), latency))) / sum(slowest.map(([, latency]) => latency)),
     late_p99_us: quantile(counted.map(([, , late]) => late), 0.99),
     written_per_s: speed.per_second,
-    // For the plot: a latency for each of these shares of the changes
-    quantiles_us: [0.01, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.995, 0.999, 1].map((q) => quantile(latencies, q)),
+    quantiles_us: QUANTILES.map((q) => quantile(latencies, q)),
   };
 }
 
-export const ratios = PEERS.flatMap((name) => ['p50', 'p99'].map((q) => ({
-  name: `${q}, ours / ${name}`, metric: `${q}_us`, of: 'pg_changefeed', to: name,
-})));
+export const ratios = [
+  ...[...PEERS, FLOOR].flatMap((name) => ['p50', 'p99'].map((q) => ({
+    name: `${q}, ours / ${name}`, metric: `${q}_us`, of: 'pg_changefeed', to: name,
+  }))),
+  // What the first ratio could be at best
+  ...PEERS.flatMap((name) => ['p50', 'p99'].map((q) => ({
+    name: `${q}, ${FLOOR} / ${name}`, metric: `${q}_us`, of: FLOOR, to: name,
+  }))),
+];
 
 const few = (each) => each.rate === 100 && each.subscribers === 1;
 const many = (each) => each.rate === 1000 && each.subscribers === 1000;

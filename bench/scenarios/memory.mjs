@@ -27,6 +27,10 @@ const WISHED = 50000;
 const MORE = 10; // subscriptions
 const PER_LOAD = 10000; // connections that a load generator holds
 
+// Looks at memory that does not change. The feed worker gives back what many arrivals have taken for a while, but not
+// before two seconds without any; what was made for the first connection shall not be given back before others come.
+const QUIET = 12;
+
 // A process has its two ends of a connection in different processes; some descriptors are for other things.
 // The gateway keeps some 5,000 for handshakes, files of snapshots, and refusals.
 const descriptors = () => Number(execFileSync('sh', ['-c', 'ulimit -n'], { encoding: 'utf8' }).replace('unlimited', '1000000')) - 5300;
@@ -59,16 +63,18 @@ export async function setup({ keep, note, options }) {
   keep.versions = {};
 }
 
-// Until memory does not grow any more
-async function settled(system, patience) {
-  let last = JSON.stringify(system.memory());
-  for (let i = 0; i < 20; i += 1) {
+// Until memory has not changed for so many looks in a row
+async function settled(system, patience, looks) {
+  const own = (memory) => Object.values(memory).map((each) => each.private_kib).join();
+  let last = system.memory();
+  let quiet = 0;
+  for (let i = 0; i < 5 * QUIET && quiet < looks; i += 1) {
     await sleep(patience);
-    const now = JSON.stringify(system.memory());
-    if (now === last) break;
+    const now = system.memory();
+    quiet = own(now) === own(last) ? quiet + 1 : 0;
     last = now;
   }
-  return JSON.parse(last);
+  return last;
 }
 
 // A first connection that comes and goes, so that what is made once is there
@@ -83,7 +89,7 @@ async function grow({ options }, name, connections, subscriptions, users = false
     await first.open({ ...system.open, group: 'first', subscriptions, channels: subscriptions });
     await first.close('first');
     await sleep(patience);
-    const before = await settled(system, patience);
+    const before = await settled(system, patience, 1);
     for (let rest = connections; rest > 0; rest -= PER_LOAD) {
       const load = rest === connections ? first : new Load();
       if (load !== first) loads.push(load);
@@ -91,7 +97,7 @@ async function grow({ options }, name, connections, subscriptions, users = false
         ...system.open, ...who, connections: Math.min(rest, PER_LOAD), subscriptions, channels: subscriptions, sources: 4,
       });
     }
-    const after = await settled(system, patience);
+    const after = await settled(system, patience, QUIET);
     const growth = (process, kind) => (after[process] === undefined ? undefined : (after[process][kind] - before[process][kind]) / connections);
     const server = name === 'pg_changefeed' ? 'gateway' : 'server';
     return {

@@ -7,15 +7,15 @@
 import { createCache } from './cache.js';
 import { ChangefeedError } from './error.js';
 import type {
-  AnyRow, Change, Channel, ChannelOptions, ChannelState, Initial, Codec, Message, Transaction, WaitOptions,
+  AnyRow, Change, Channel, ChannelOptions, ChannelState, Codec, Initial, Message, WaitOptions,
 } from './types.js';
-import { createEmitter } from './util.js';
+import { createEmitter, createTimer } from './util.js';
 
 /** What feeds need of their client. */
 export interface Core {
   _codec: Codec;
   _flush(): void;
-  _counted(found: boolean): void;
+  _debug(event: string): void;
   /** Has everything up to the transaction come over this connection, or the transaction itself? */
   _passed(txid: string, paced: boolean): boolean;
   _publish(channel: string, event: string, payload: unknown, options?: { echo?: boolean }): Promise<void>;
@@ -36,15 +36,11 @@ export const createFeed = (core: Core, name: string, options: ChannelOptions) =>
   const cache = createCache(name, core._codec);
   const { on, emit } = createEmitter();
   let { snapshot: whole, versions, initial } = options;
-  let state: ChannelState = initial ? 'stale' : 'subscribing';
   let error: ChangefeedError | null = null;
   /** Rows that came another way, until their keys are known. */
-  let raw = initial?.rows;
-  const kept = initial?.versions;
+  let raw = initial;
   let position = initial?.position ?? null;
   let snapshot: Snapshot | null = null;
-  /** Of frames that were for this channel only. */
-  let seen: string[] = [];
   let reset = false;
   let touched = false;
   let handles = 0;
@@ -64,8 +60,8 @@ export const createFeed = (core: Core, name: string, options: ChannelOptions) =>
     core._flush();
   };
   const setState = (next: ChannelState) => {
-    if (state === next) return;
-    state = next;
+    if (self._state === next) return;
+    self._state = next;
     if (next === 'live') ends[0]();
     emit('state', next);
     touch();
@@ -99,24 +95,28 @@ export const createFeed = (core: Core, name: string, options: ChannelOptions) =>
     /** A time to wait before it is asked for again. */
     _waits: false,
     _attempts: 0,
-    _state: () => state,
+    /** The time until it ends, when nobody has a handle any more. */
+    _linger: createTimer(),
+    /** The transactions of frames that were for this channel only. */
+    _seen: [] as string[],
+    _state: (initial ? 'stale' : 'subscribing') as ChannelState,
     _position: () => position,
     /** What is collected aside has no position to come back with. */
     _setPosition(next: string | null | undefined) {
       if (next && !cache._staging()) position = next;
     },
 
-    /** What `subscribe` has. Rows that came another way have no versions. */
+    /** What `subscribe` has. */
     _request: () => ({
       channel: name,
-      ...(position && !(raw && versions && !kept) ? { from: position } : whole === false && { snapshot: false }),
+      ...(position && !(raw && versions && !raw.versions) ? { from: position } : whole === false && { snapshot: false }),
       ...(versions && { versions: true }),
     }),
     _lost() {
       self._on = self._live = self._waits = false;
       self._asked = 0;
       cache._stage(false);
-      if (state === 'live') setState('stale');
+      if (self._state === 'live') setState('stale');
     },
     _fail(failure: ChangefeedError) {
       error = failure;
@@ -126,42 +126,49 @@ export const createFeed = (core: Core, name: string, options: ChannelOptions) =>
     _purge() {
       self._live = false;
       drop();
-      if (state === 'stale' || state === 'live') setState('subscribing');
+      if (self._state === 'stale' || self._state === 'live') setState('subscribing');
     },
     /** Who was refused may try again. */
     _revive() {
-      if (state !== 'error') return;
+      if (self._state !== 'error') return;
       renewReady();
       error = null;
       setState('subscribing');
     },
-    /** Does the one who asks with these options need more than was asked for? */
-    _needs(how: ChannelOptions) {
-      if ((whole !== false || how.snapshot === false) && (versions || !how.versions)) return false;
-      if (whole === false && how.snapshot !== false) {
+    /** Does the one who asks with these options need more than was asked for? Rows that he has are shown until there are others. */
+    _needs({ snapshot: rows, versions: theirs, initial: given }: ChannelOptions) {
+      const more = (whole === false && rows !== false) || (!versions && theirs);
+      versions ||= theirs;
+      if (whole === false && rows !== false) {
         whole = true;
         renewReady();
-        drop();
-        setState('subscribing');
+        self._purge();
       }
-      versions ||= how.versions;
-      return true;
+      if (given && !raw && !cache._filled && self._state !== 'error') {
+        raw = given;
+        if (!self._asked) position = given.position ?? null;
+        setState('stale');
+      }
+      // Before it is asked for there is nothing to ask for again.
+      return more && self._asked;
     },
 
     _subscribed(message: AnyRow) {
       self._on = true;
-      cache._entities = message.entities ?? {};
+      self.columns(message);
       self._paced = message.min_interval_ms !== undefined;
       if (raw && message.recovered) {
-        for (const entity in raw) cache._add(entity, raw[entity] as AnyRow[], kept?.[entity] as string[] | undefined);
+        for (const entity in raw.rows) cache._add(entity, raw.rows[entity] as AnyRow[], raw.versions?.[entity] as string[]);
         raw = undefined;
         cache._swap();
       } else if (message.recovered || whole === false) cache._filled = true;
       else cache._stage(true);
     },
-    _rows(message: AnyRow) {
-      cache._add(message.entity, message.rows, message.versions);
+    snapshot: (message: AnyRow) => cache._add(message.entity, message.rows, message.versions),
+    columns({ entities }: AnyRow) {
+      cache._entities = entities;
     },
+    presence: (message: AnyRow) => emit('presence', message),
     /** Applies what a transaction did to this channel. */
     _change(changes: AnyRow[], txid: string | null): Change[] {
       const done = cache._apply(changes, txid);
@@ -170,21 +177,11 @@ export const createFeed = (core: Core, name: string, options: ChannelOptions) =>
       touch();
       return done;
     },
-    /** Tells of it, once it has been applied to all channels. */
-    _transaction(message: AnyRow, changes: Change[]) {
-      if (message.channel !== undefined) seen = [...seen.slice(-99), message.txid];
-      if (changes.length) {
-        emit('transaction', {
-          phase: self._live ? 'live' : 'replay', txid: message.txid ?? null, position: message.position ?? null,
-          committedAt: message.committed_at ?? null, changes,
-        } satisfies Transaction);
-      }
-    },
-    _ready(message: AnyRow) {
-      if (message.entities) cache._entities = message.entities;
+    ready(message: AnyRow) {
+      if (message.entities) self.columns(message);
       if (message.snapshot) {
         snapshot = message.snapshot;
-        seen = [];
+        self._seen = [];
         raw = undefined;
         cache._swap();
         reset = true;
@@ -195,7 +192,7 @@ export const createFeed = (core: Core, name: string, options: ChannelOptions) =>
       touch();
       if (message.snapshot) emit('snapshot');
     },
-    _resync(reason: string) {
+    resync({ reason }: AnyRow) {
       self._live = false;
       position = null;
       // Without rows to come, what has changed meanwhile is not told. Another identity's are not shown any longer than they have to be.
@@ -205,18 +202,15 @@ export const createFeed = (core: Core, name: string, options: ChannelOptions) =>
       setState(cache._filled || raw ? 'stale' : 'subscribing');
       emit('resync', reason);
     },
-    _message(message: AnyRow) {
-      const told: Message = {
-        channel: message.instance ?? message.channel, event: message.event, payload: message.payload, from: message.from ?? null,
-        txid: message.txid ?? null, committedAt: message.committed_at ?? null,
-      };
+    message({ channel, instance, event, payload, from = null, txid = null, committed_at: committedAt = null }: AnyRow) {
+      const told: Message = { channel: instance ?? channel, event, payload, from, txid, committedAt };
       emit('message', told);
-      emit(`message ${message.event}`, told.payload, told);
+      emit(`message ${event}`, payload, told);
     },
     /** Is it known that the transaction is in the rows, or has no part in them? */
     _knows(txid: string) {
       const id = BigInt(txid);
-      return self._live && (seen.includes(txid) || core._passed(txid, self._paced)
+      return self._live && (self._seen.includes(txid) || core._passed(txid, self._paced)
         || (snapshot !== null && (id < BigInt(snapshot.xmin) || (id < BigInt(snapshot.xmax) && !snapshot.xip.includes(txid)))));
     },
 
@@ -229,22 +223,22 @@ export const createFeed = (core: Core, name: string, options: ChannelOptions) =>
       emit('flush');
     },
     _close() {
-      if (state === 'closed') return;
-      end('closed', new ChangefeedError('closed', `channel "${name}" was closed`, { channel: name }));
+      self._linger();
+      end('closed', new ChangefeedError('closed', 'closed'));
       self._flush();
-      emit('end');
     },
 
-    _dump: (): Initial => {
-      if (!cache._filled) return { rows: raw ?? {}, position, ...(raw && kept && { versions: kept }) };
-      const by = <T>(of: (entity: string) => T) => Object.fromEntries(Object.keys(cache._entities).map((entity) => [entity, of(entity)]));
-      return {
-        rows: by(cache._rows), position,
-        ...(versions && { versions: by((entity) => cache._rows(entity).map((row) => cache._find(row, entity)?._version)) }),
-      };
+    _dump(): Initial {
+      if (!cache._filled) return { rows: {}, ...raw, position };
+      const all = { rows: {} as AnyRow, position, ...(versions && { versions: {} as AnyRow }) };
+      for (const entity in cache._entities) {
+        all.rows[entity] = cache._rows(entity);
+        if (all.versions) all.versions[entity] = cache._versions(entity);
+      }
+      return all;
     },
 
-    _handle({ refreshMs }: ChannelOptions): Channel {
+    _handle(): Channel {
       const own: (() => void)[] = [];
       let open = true;
       const listen = (event: string, listener: (...values: never[]) => void) => {
@@ -253,15 +247,10 @@ export const createFeed = (core: Core, name: string, options: ChannelOptions) =>
         return off;
       };
       handles += 1;
-      if (refreshMs && state !== 'closed') {
-        const timer = setInterval(() => state === 'live' && core._refresh(self), refreshMs);
-        const stop = () => clearInterval(timer);
-        own.push(on('end', stop), stop);
-      }
       return {
         name,
         get state() {
-          return open ? state : 'closed';
+          return open ? self._state : 'closed';
         },
         get error() {
           return error;
@@ -275,10 +264,10 @@ export const createFeed = (core: Core, name: string, options: ChannelOptions) =>
         get ready() {
           return ready;
         },
-        rows: (entity?: string) => (raw && !cache._filled ? raw[entity ?? Object.keys(raw)[0] ?? ''] ?? [] : cache._rows(entity)) as never,
+        rows: (entity?: string) => (raw && !cache._filled ? raw.rows[entity ?? Object.keys(raw.rows)[0] ?? ''] ?? [] : cache._rows(entity)) as never,
         get(key: AnyRow, entity?: string) {
           const found = cache._find(key, entity);
-          core._counted(found !== undefined);
+          core._debug(found ? 'hit' : 'miss');
           return found?._row as never;
         },
         version: (key: AnyRow, entity?: string) => cache._find(key, entity)?._version ?? undefined,
@@ -287,7 +276,7 @@ export const createFeed = (core: Core, name: string, options: ChannelOptions) =>
         message: (event, listener) => listen(`message ${event}`, listener as () => void),
         publish: (event, payload, how) => core._publish(name.split('?', 1)[0]!, event, payload, how),
         seen: async (txid: string, how?: WaitOptions) => {
-          await core._wait(() => self._knows(txid), `transaction ${txid} did not come`, how);
+          await core._wait(() => self._knows(txid), `transaction ${txid}`, how);
         },
         refresh: () => core._refresh(self),
         dump: self._dump,

@@ -8,9 +8,9 @@
 import { createFeed, type Core, type Feed } from './channel.js';
 import { ChangefeedError, errorOf } from './error.js';
 import { webSocket } from './socket.js';
-import { hasExpired } from './token.js';
+import { claimsOf, hasExpired } from './token.js';
 import type {
-  AnyRow, CallOptions, Change, ChannelOptions, Client, ClientOptions, Codec, ConnectionState, Link, Metrics, Schema, AnySchema, Status,
+  AnyRow, CallOptions, Change, ChannelOptions, Client, ClientOptions, Codec, ConnectionState, Link, Schema, AnySchema, Status,
   WaitOptions,
 } from './types.js';
 import { createEmitter, createScheduler, createTimer, jitter } from './util.js';
@@ -42,19 +42,16 @@ const REFRESH_MS = 60_000;
 const MAX_TIMER_MS = 2 ** 31 - 1;
 
 const noAnswer = (what: string) => new ChangefeedError('no_answer', what);
-const noToken = (why: unknown) => new ChangefeedError('28000', `no token: ${String(why)}`);
-const asError = (error: unknown) => (error instanceof ChangefeedError ? error : new ChangefeedError('no_connection', String(error)));
+const noConnection = (what: unknown) => new ChangefeedError('no_connection', String(what));
+const isClosed = () => new ChangefeedError('closed', 'closed');
+const asError = (error: unknown) => (error instanceof ChangefeedError ? error : noConnection(error));
 /** Not by the wall's clock, which may be set. */
 const now = () => performance.now();
 
 /** Whose token it is, as far as can be read here; the server looks at more. */
-const who = (token: string | null | undefined): unknown => {
-  try {
-    const { role, sub } = JSON.parse(atob(token!.split('.')[1]!.replace(/-/g, '+').replace(/_/g, '/'))) as AnyRow;
-    return `${role} ${sub}`;
-  } catch {
-    return token;
-  }
+const who = (token: ClientOptions['auth']): unknown => {
+  const claims = claimsOf(token as string);
+  return claims ? `${claims.role} ${claims.sub}` : token;
 };
 
 export const createClient = <S extends Schema = AnySchema>(options: ClientOptions): Client<S> => {
@@ -63,14 +60,13 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
   const { on, emit } = createEmitter();
   const feeds = new Map<string, Feed>();
   const requests = new Map<number, Request>();
-  const lingers = new Map<Feed, ReturnType<typeof createTimer>>();
   const retryTimer = createTimer();
   const tickTimer = createTimer();
   const tokenTimer = createTimer();
-  const hiddenTimer = createTimer();
   const ending = new AbortController();
-  const debug = (event: string, data?: unknown) =>
-    options.debug === true ? console.debug('changefeed', event, data) : options.debug && options.debug(event, data);
+  /** For the application's log, and for metrics. */
+  const debug = (event: string, data?: unknown) => emit('debug', event, data);
+  if (options.debug) on('debug', options.debug);
 
   let auth = options.auth;
   let live = options.live !== false;
@@ -78,6 +74,7 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
   let link: Link | null = null;
   let epoch = 0;
   let open = false;
+  let once = false;
   let wanted = false;
   let hidden = false;
   let taking = false;
@@ -96,11 +93,9 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
   let nextSeq = 1;
   let parts: AnyRow[] = [];
   let settled = 0n;
-  let recent: string[] = [];
+  /** The transactions of frames for all channels. */
+  const common = { _seen: [] as string[] };
 
-  const counts = { connects: 0, received: 0, sent: 0, errors: 0, resyncs: 0, hits: 0, misses: 0 };
-  let lagMs = 0;
-  let latencies: number[] = [];
 
   // ---- State ----
 
@@ -113,7 +108,6 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
     emit('connection');
   };
   const report = (error: ChangefeedError) => {
-    counts.errors += 1;
     debug('error', error);
     emit('error', error);
   };
@@ -127,7 +121,6 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
   const transmit = (id: number | undefined, message: AnyRow, request?: Request) => {
     try {
       if (request) request._sentAt = now();
-      counts.sent += 1;
       debug('send', message.token ? { ...message, token: '…' } : message);
       link!.send({ ...message, id });
     } catch (error) {
@@ -135,7 +128,7 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
       request?._failed(new ChangefeedError('22023', String(error)));
     }
   };
-  const ask = (message: AnyRow, { signal, timeoutMs = 30_000, resend, _check, _hello }: How = {}): Promise<AnyRow> =>
+  const ask = (message: AnyRow, { _hello, timeoutMs = _hello ? MAX_TIMER_MS : 30_000, signal, resend, _check }: How = {}): Promise<AnyRow> =>
     new Promise((resolve, reject) => {
       const id = nextId++;
       const timer = createTimer();
@@ -148,11 +141,11 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
       const request: Request = {
         _message: message, _check, _resend: resend, _sentAt: 0, _generation: generation, _done: ended(resolve), _failed: ended(reject),
       };
-      const aborted = () => request._failed(noAnswer(`${message.type}: aborted`));
+      const aborted = () => request._failed(noAnswer('aborted'));
       if (signal?.aborted) return aborted();
-      if (connection.status === 'closed') return request._failed(new ChangefeedError('closed', 'the client is closed'));
+      if (connection.status === 'closed') return request._failed(isClosed());
       signal?.addEventListener('abort', aborted);
-      timer(() => request._failed(noAnswer(`${message.type}: no answer within ${timeoutMs} ms`)), timeoutMs);
+      timer(() => request._failed(noAnswer(`${message.type}: no answer`)), timeoutMs);
       requests.set(id, request);
       if (_check) check();
       else if (open || _hello) transmit(id, message, request);
@@ -166,21 +159,20 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
   const leave = (feed: Feed) => {
     const asked = feed._asked;
     feed._lost();
-    if (!open || !asked) return;
-    if (link!.changed) link!.changed();
-    else ask({ type: 'unsubscribe', channel: feed._name }).catch(() => {});
+    if (!link || !asked) return;
+    // In the order in which they are said, also before the connection is open.
+    ask({ type: 'unsubscribe', channel: feed._name }, { _hello: true }).catch(() => {});
   };
   const subscribe = (feed: Feed) => {
-    if (!open || feed._asked || feed._waits || feed._state() === 'error') return;
+    if (!link || feed._asked || feed._waits || feed._state === 'error') return;
     const id = (feed._asked = nextId);
-    if (link!.changed) return link!.changed();
-    ask({ type: 'subscribe', ...feed._request() }, { timeoutMs: MAX_TIMER_MS }).catch((error) => feed._asked === id && notSubscribed(feed, error));
+    ask({ type: 'subscribe', ...feed._request() }, { _hello: true }).catch((error) => feed._asked === id && notSubscribed(feed, error));
   };
   const notSubscribed = (feed: Feed, error: ChangefeedError) => {
     feed._asked = 0;
     if (error.code === '22023' && feed._position()) {
       // A position that the server does not take: begin again.
-      feed._resync('position_refused');
+      feed.resync({ reason: 'position_refused' });
       return subscribe(feed);
     }
     report(error);
@@ -202,64 +194,53 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
   const refresh = (feed: Feed, reason = 'refresh', error?: ChangefeedError) => {
     feed._revive();
     leave(feed);
-    feed._resync(reason);
+    feed.resync({ reason });
     // What goes wrong again and again must not do so without a pause.
     if (error) later(feed, error);
-    else if (open) subscribe(feed);
+    else if (link) subscribe(feed);
     else begin();
   };
 
   // ---- Receiving ----
 
   /** Where all channels are that are ready, or the one that is named. */
-  const moved = (position: string | undefined, only?: Feed) => {
+  const moved = (position: string | null | undefined, only?: Feed) => {
     for (const feed of only ? [only] : feeds.values()) if (only || (feed._live && !feed._paced)) feed._setPosition(position);
   };
 
   const apply = (frames: AnyRow[]) => {
-    const frame = frames.at(-1)!;
-    const only = feeds.get(frame.channel);
+    const { channel, txid, position = null, committed_at: committedAt = null } = frames.at(-1)!;
     const byFeed = new Map<Feed, AnyRow[]>();
     const done: [Feed, Change[]][] = [];
-    for (const { changes } of frames) {
-      for (const change of changes) {
-        const feed = feeds.get(change.channel);
-        if (!feed?._on) continue;
-        const list = byFeed.get(feed);
-        if (list) list.push(change);
-        else byFeed.set(feed, [change]);
-      }
+    for (const change of frames.flatMap(({ changes }) => changes as AnyRow[])) {
+      const feed = feeds.get(change.channel);
+      if (!feed?._on) continue;
+      if (!byFeed.has(feed)) byFeed.set(feed, []);
+      byFeed.get(feed)!.push(change);
     }
     for (const [feed, changes] of byFeed) {
       try {
-        done.push([feed, feed._change(changes, frame.txid)]);
+        done.push([feed, feed._change(changes, txid)]);
       } catch (error) {
+        if (!(error instanceof ChangefeedError)) throw error;
         misfit(feed, error);
       }
     }
     // A frame with a channel of its own counts for that channel only.
-    if (frame.channel === undefined) {
-      moved(frame.position);
-      recent = [...recent.slice(-99), frame.txid];
-      if (frame.committed_at) lagMs = Date.now() - Date.parse(frame.committed_at);
-    } else if (only?._on) {
-      moved(frame.position, only);
-      if (!byFeed.has(only)) done.push([only, []]);
+    const only = feeds.get(channel);
+    const holder = channel === undefined ? common : only?._on ? only : undefined;
+    if (holder) {
+      moved(position, channel && only);
+      holder._seen = [...holder._seen.slice(-99), txid];
     }
-    const phase = frame.channel === undefined || only?._paced ? 'live' : 'replay';
-    for (const [feed, changes] of done) feed._transaction(frame, changes);
     const changes = done.flatMap(([, each]) => each);
-    if (changes.length) {
-      emit('transaction', {
-        phase, txid: frame.txid ?? null, position: frame.position ?? null, committedAt: frame.committed_at ?? null, changes,
-      });
-    }
-    check();
+    const told = { phase: channel === undefined || only?._live ? 'live' : 'replay', txid, position, committedAt };
+    for (const [feed, own] of done) if (own.length) feed._emit('transaction', { ...told, changes: own });
+    if (changes.length) emit('transaction', { ...told, changes });
   };
 
   /** Never wrong without a word: the rows are asked for again, or given up. */
-  const misfit = (feed: Feed, error: unknown) => {
-    if (!(error instanceof ChangefeedError)) throw error;
+  const misfit = (feed: Feed, error: ChangefeedError) => {
     report(error);
     if (error.code === 'inconsistent') return refresh(feed, error.code, error);
     leave(feed);
@@ -269,8 +250,6 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
   const answer = (message: AnyRow): boolean => {
     const request = requests.get(message.id);
     if (!request) return false;
-    // Of a call the time says more about the function.
-    if (request._message.type !== 'call') latencies = [...latencies.slice(-99), now() - request._sentAt];
     if (message.type === 'error') request._failed(errorOf(message));
     else request._done(message);
     return true;
@@ -283,7 +262,6 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
     moved(message.position);
     if (message.settled_txid) settled = BigInt(message.settled_txid);
     for (const feed of feeds.values()) if (feed._live) feed._attempts = 0;
-    check();
     answer(message);
   };
 
@@ -292,10 +270,9 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
       open = true;
       openedAt = now();
       refused = undefined;
-      counts.connects += 1;
+      once = true;
       heartbeatMs = message.heartbeat_ms ?? heartbeatMs;
       accept(message);
-      for (const feed of feeds.values()) subscribe(feed);
       setConnection(link!.name === 'poll' ? 'polling' : 'connected', { error: null });
       for (const [id, request] of [...requests]) if (!request._sentAt && !request._check) transmit(id, request._message, request);
     },
@@ -305,17 +282,12 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
       const feed = feeds.get(message.channel);
       answer(message);
       // Of one that was ended before it was answered nothing counts.
-      if (feed?._asked && (link!.changed || feed._asked === message.id)) feed._subscribed(message);
-    },
-    snapshot: (message, feed) => feed?._rows(message),
-    ready(message, feed) {
-      feed?._ready(message);
-      check();
+      if (feed?._asked === message.id) feed!._subscribed(message);
     },
     transaction(message) {
       const { seq, part = 1, last } = message;
       if ((seq ?? nextSeq) !== nextSeq || part !== parts.length + 1) {
-        throw new ChangefeedError('inconsistent', `part ${parts.length + 1} of frame ${nextSeq} is missing: ${part} of ${seq} came`);
+        return broken(new ChangefeedError('inconsistent', 'a frame is missing'));
       }
       parts.push(message);
       if (last === false) return;
@@ -326,21 +298,17 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
     },
     message(message, feed) {
       if (message.position) moved(message.position, feed?._live && !feed._paced ? undefined : feed);
-      feed?._message(message);
+      feed?.message(message);
     },
     presence(message, feed) {
-      if (!answer(message)) feed?._emit('presence', message);
-    },
-    columns(message, feed) {
-      if (feed) feed._cache._entities = message.entities;
+      if (!answer(message)) feed?.presence(message);
     },
     resync(message, feed) {
-      counts.resyncs += 1;
-      recent = [];
-      feed?._resync(message.reason);
+      common._seen = [];
+      feed?.resync(message);
     },
     revoked(message, feed) {
-      const error = errorOf({ code: message.reason.startsWith('perm') ? '42501' : '28000', ...message });
+      const error = errorOf({ code: /^(tok|rev)/.test(message.reason) ? '28000' : '42501', ...message });
       report(error);
       feed?._fail(error);
       flushNow();
@@ -351,38 +319,34 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
     },
     synced: passed,
     error(message) {
-      const feed = feeds.get(message.channel);
-      const error = errorOf(message);
       if (answer(message)) return;
       // A minute before the token expires.
       if (message.expires_at && typeof auth === 'function') renewToken();
-      else if (feed && link!.changed) notSubscribed(feed, error);
-      else report(error);
+      else report(errorOf(message));
     },
     closing(message) {
       floorMs = message.retry_after_ms ?? 0;
     },
   };
 
-  const take = (message: AnyRow) => {
-    const feed = feeds.get(message.channel);
-    counts.received += 1;
+  const take = (said: AnyRow | string) => {
+    let feed: Feed | undefined;
     heardAt = now();
-    debug('receive', message);
     // Nobody is called in the middle of a transaction.
     taking = true;
     try {
+      const message = typeof said === 'string' ? (codec.parse(said) as AnyRow) : said;
+      debug('receive', message);
+      feed = feeds.get(message.channel);
       // What is not subscribed to any more gets nothing, whatever is still on its way.
-      handlers[message.type]?.(message, feed?._on ? feed : undefined);
+      const its = feed?._on ? feed : undefined;
+      const { type } = message;
+      if (/^(snap|read|col)/.test(type)) its?.[type as 'ready'](message);
+      else handlers[type]?.(message, its);
+      check();
     } catch (error) {
-      try {
-        if (!feed) throw error;
-        misfit(feed, error);
-      } catch {
-        // What cannot be followed here is asked for again over another connection.
-        report(asError(error));
-        lost(1006, asError(error));
-      }
+      if (feed && error instanceof ChangefeedError) misfit(feed, error);
+      else broken(asError(error));
     }
     taking = false;
     schedule();
@@ -407,13 +371,19 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
       if (!request._sentAt) continue;
       // What was too large will be again.
       if (request._resend && code !== 1009) request._sentAt = 0;
-      else request._failed(new ChangefeedError('no_connection', `${request._message.type}: the connection was lost before the answer`));
+      else request._failed(noConnection('connection lost'));
     }
     schedule();
   };
 
+  /** What cannot be followed here is asked for again over another connection. */
+  const broken = (error: ChangefeedError) => {
+    report(error);
+    lost(1006, error);
+  };
+
   /** The end of a connection that nobody asked for. */
-  const lost = (code: number, error = new ChangefeedError('no_connection', `the connection was lost (${code})`), again?: boolean) => {
+  const lost = (code: number, error = noConnection(`connection lost (${code})`), again?: boolean) => {
     const held = open && now() - openedAt > STABLE_MS;
     stop(code);
     if (!wanted) return;
@@ -427,7 +397,7 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
     if (held || again) attempt = 0;
     // Who has sent or wants too much had better wait.
     const slow = error.type === 'limit' || code === 1013 || (code > 4004 && code < 4008);
-    const delay = again ? 0 : Math.max(floorMs, error.retryAfterMs ?? 0, slow ? maxMs / 2 + jitter(0, maxMs / 2, maxMs) : jitter(attempt, minMs, maxMs));
+    const delay = again ? 0 : Math.max(floorMs, error.retryAfterMs ?? 0, jitter(slow ? 99 : attempt, minMs, maxMs));
     attempt += 1;
     floorMs = 0;
     setConnection('reconnecting', { retryAt: Date.now() + delay, error });
@@ -444,7 +414,7 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
     for (const feed of feeds.values()) feed._purge();
     // What one user has asked for is not done in the name of another.
     for (const request of [...requests.values()]) {
-      if (request._generation <= tokenGeneration) request._failed(new ChangefeedError('28000', `${request._message.type}: the identity has changed`));
+      if (request._generation <= tokenGeneration) request._failed(new ChangefeedError('28000', 'another identity'));
     }
     emit('purge');
     flushNow();
@@ -456,45 +426,47 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
     tokenGeneration = generation;
   };
 
-  const start = async (given?: string) => {
+  const start = async (given?: string | null) => {
     if (!wanted || hidden) return;
     stop();
     const from = epoch;
     heardAt = now();
     tickedAt = Date.now();
     tickTimer(tick, TICK_MS);
-    setConnection(counts.connects ? 'reconnecting' : 'connecting');
+    setConnection(once ? 'reconnecting' : 'connecting');
     try {
       let next = given ?? (typeof auth === 'function' ? await auth(refused === undefined ? 'connect' : 'refresh') : auth) ?? null;
       // One that is kept may be old.
-      if (given === undefined && typeof auth === 'function' && epoch === from && hasExpired(next)) next = (await auth('refresh')) ?? null;
+      if (!given && typeof auth === 'function' && hasExpired(next)) next = await auth('refresh') ?? null;
       if (epoch !== from) return;
       if (next === refused) return unauthorized(connection.error!);
       setToken(next);
-      if (given !== undefined || refused !== undefined) for (const feed of feeds.values()) feed._revive();
+      // What was refused may be granted now.
+      for (const feed of feeds.values()) feed._revive();
       const address = new URL(typeof options.url === 'function' ? options.url() : options.url, globalThis.location?.href);
       link = (options.transport ?? webSocket)({
+        ...options,
         base: address.href.replace(/^ws/, 'http').replace(/\/+$/, ''),
         token: next,
         codec,
-        WebSocket: options.WebSocket ?? globalThis.WebSocket,
-        fetch: options.fetch ?? ((...args) => globalThis.fetch(...args)),
-        wanted: () => [...feeds.values()].filter((feed) => !feed._waits && feed._state() !== 'error').map((feed) => {
-          feed._asked ||= 1;
-          return feed._request();
-        }),
         dump: (name) => feeds.get(name)?._dump(),
         purge,
         message: (message) => epoch === from && take(message),
         closed: (code, error, again) => epoch === from && lost(code, error, again),
       });
-      if (!link.changed) {
-        ask({ type: 'connect', client: 'pg-changefeed-js', ...(next && { token: next }) }, { timeoutMs: MAX_TIMER_MS, _hello: true }).catch(
-          (error: ChangefeedError) => epoch === from && lost(error.type === 'auth' ? 4003 : 1006, error));
-      }
+      ask({ type: 'connect', client: 'pg-changefeed-js', ...(next && { token: next }) }, { _hello: true }).catch(notTaken());
+      // Right behind it, and not a round trip later.
+      for (const feed of feeds.values()) subscribe(feed);
     } catch (error) {
       if (epoch === from) lost(0, asError(error));
     }
+  };
+  /** What to do if the server does not take the token. */
+  const notTaken = () => {
+    const from = epoch;
+    return (error: ChangefeedError) => {
+      if (epoch === from) lost(error.type === 'auth' ? 4003 : 1006, error);
+    };
   };
   /** What needs a connection makes one, unless the application has said otherwise. */
   const begin = () => {
@@ -507,8 +479,7 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
     const wall = Date.now();
     tickedAt = wall;
     tickTimer(tick, TICK_MS);
-    // Over HTTP each answer has its own limit.
-    if (!link?.changed && now() - heardAt > (open ? heartbeatMs + GRACE_MS : CONNECT_MS)) lost(4000, noAnswer('nothing was heard of the server'));
+    if (now() - heardAt > (open ? heartbeatMs + GRACE_MS : CONNECT_MS)) lost(4000, noAnswer('no answer'));
     // No event tells everywhere that the machine has slept; a timer that comes far too late does.
     else if (Math.abs(wall - since - TICK_MS) > TICK_MS) wake();
   };
@@ -518,44 +489,37 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
     if (connection.retryAt) {
       attempt = 0;
       void start();
-    } else if (open && link!.changed) link!.changed();
-    else if (open) {
+    } else if (open) {
       const from = epoch;
       const heard = heardAt;
       ask({ type: 'sync' }, { timeoutMs: 5000 }).catch((error) => epoch === from && heardAt === heard && lost(4000, error));
     }
   };
-  const pause = (status: Status) => {
-    hidden = true;
-    if (!wanted || connection.status === 'unauthorized') return;
-    stop();
-    setConnection(status);
-  };
-  const resume = () => {
-    hiddenTimer();
-    if (!hidden) return wake();
-    hidden = false;
-    if (connection.status !== 'unauthorized') void start();
-  };
   const listen = (target: EventTarget | undefined, event: string, listener: () => void) =>
     target?.addEventListener?.(event, listener, { signal: ending.signal });
   const page = globalThis as unknown as EventTarget;
-  const { pauseWhenHiddenMs } = options;
   listen(page, 'online', wake);
   // The page may come back out of the browser's cache.
-  listen(page, 'pagehide', () => pause('reconnecting'));
-  listen(page, 'pageshow', resume);
-  listen(globalThis.document, 'visibilitychange', () => {
-    if (document.visibilityState === 'visible') resume();
-    else if (pauseWhenHiddenMs !== undefined) hiddenTimer(() => pause('disconnected'), pauseWhenHiddenMs);
+  listen(page, 'pagehide', () => {
+    hidden = true;
+    if (connection.status === 'unauthorized' || !wanted) return;
+    stop();
+    setConnection('reconnecting');
   });
+  listen(page, 'pageshow', () => {
+    if (hidden && connection.status !== 'unauthorized') void start();
+    hidden = false;
+  });
+  listen(globalThis.document, 'visibilitychange', wake);
 
   // ---- Tokens ----
 
   /** A token for the connection: in place if it is the same user's, else with another connection. */
-  const use = async (next: string) => {
-    if (!open || link!.changed || who(next) !== who(token)) return start(next);
+  const use = async (next: string | null) => {
+    const same = open && next && who(next) === who(token);
+    // Before anybody is told that the connection ends.
     setToken(next);
+    if (!same) return start(next);
     await ask({ type: 'token', token: next });
     for (const feed of feeds.values()) {
       feed._revive();
@@ -565,7 +529,7 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
   const expires = (at: string) => {
     const left = Date.parse(at) - Date.now();
     // With a clock that is wrong the server's warning has to do.
-    if (left > 0 && typeof auth === 'function') tokenTimer(renewToken, Math.min(MAX_TIMER_MS, Math.max(1000, left > 2 * REFRESH_MS ? left - REFRESH_MS : left / 2)));
+    if (left > 0 && typeof auth === 'function') tokenTimer(renewToken, Math.min(MAX_TIMER_MS, Math.max(1000, left - REFRESH_MS, left / 2)));
   };
   const renewToken = async () => {
     const from = epoch;
@@ -574,7 +538,7 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
       if (epoch === from && next) await use(next);
     } catch (error) {
       // The connection goes on with the old one; when that expires the server says so.
-      if (epoch === from) report(error instanceof ChangefeedError ? error : noToken(error));
+      if (epoch === from) report(asError(error));
     }
   };
 
@@ -583,17 +547,14 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
   const core: Core = {
     _codec: codec,
     _flush: () => taking || schedule(),
-    _counted: (found) => (counts[found ? 'hits' : 'misses'] += 1),
-    _passed: (txid, paced) => BigInt(txid) < settled || (!paced && recent.includes(txid)),
+    _debug: debug,
+    _passed: (txid, paced) => BigInt(txid) < settled || (!paced && common._seen.includes(txid)),
     _publish: (...args) => self.publish(...args),
     _wait: (_check, type, how) => ask({ type }, { timeoutMs: 5000, ...how, _check }),
     _refresh: refresh,
     _unused(feed) {
       if (connection.status === 'closed') return;
-      const timer = createTimer();
-      lingers.set(feed, timer);
-      timer(() => {
-        lingers.delete(feed);
+      feed._linger(() => {
         feeds.delete(feed._name);
         leave(feed);
         feed._close();
@@ -608,23 +569,12 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
       },
       subscribe: (listener) => on('connection', listener),
     },
-    metrics(): Metrics {
-      const sorted = [...latencies].sort((a, b) => a - b);
-      return {
-        ...counts, uptimeMs: open ? now() - openedAt : 0, lagMs, channels: feeds.size,
-        rows: [...feeds.values()].reduce((sum, feed) => sum + feed._cache._size(), 0),
-        latencyMs: {
-          last: latencies.at(-1) ?? 0, p95: sorted[Math.floor(sorted.length * 0.95)] ?? 0,
-          avg: sorted.reduce((sum, value) => sum + value, 0) / (sorted.length || 1),
-        },
-      };
-    },
+    channels: () => [...feeds.values()].map((feed) => ({ name: feed._name, state: feed._state, rows: feed._cache._size() })),
     connect() {
       const { status } = connection;
       if (status === 'closed' || !live || (wanted && status !== 'unauthorized')) return;
       wanted = true;
       refused = undefined;
-      for (const feed of feeds.values()) feed._revive();
       void start();
     },
     disconnect() {
@@ -636,50 +586,45 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
     },
     setLive(value) {
       live = value;
-      if (value) self.connect();
-      else self.disconnect();
+      self[value ? 'connect' : 'disconnect']();
     },
     setAuth(next) {
+      // Whose token it will be is not known yet, or whose it would have been: nothing is shown to another user meanwhile.
+      if (auth && who(auth) !== who(next) && (token === undefined || typeof next === 'function')) {
+        tokenGeneration = generation;
+        purge();
+        token = undefined;
+      }
       auth = next;
       refused = undefined;
       generation += 1;
-      if (typeof next === 'function' || (next && open)) {
-        for (const feed of feeds.values()) feed._revive();
-        if (typeof next === 'function') void start();
-        else use(next!).catch((error) => lost(4003, error));
-      } else {
-        setToken(next ?? null);
-        for (const feed of feeds.values()) feed._revive();
-        void start();
-      }
+      if (typeof next === 'function') void start();
+      else use(next ?? null).catch(notTaken());
     },
     close() {
       if (connection.status === 'closed') return;
+      for (const request of [...requests.values()]) request._failed(isClosed());
       self.disconnect();
       setConnection('closed');
       ending.abort();
-      hiddenTimer();
-      for (const timer of lingers.values()) timer();
-      for (const request of [...requests.values()]) request._failed(new ChangefeedError('closed', 'the client is closed'));
       for (const feed of feeds.values()) feed._close();
       feeds.clear();
     },
     channel(name, how: ChannelOptions = {}) {
       let feed = feeds.get(name);
       if (feed) {
-        lingers.get(feed)?.();
-        lingers.delete(feed);
+        feed._linger();
         if (feed._needs(how)) refresh(feed);
       } else {
         feed = createFeed(core, name, how);
         if (connection.status === 'closed') feed._close();
         else {
           feeds.set(name, feed);
-          if (open) subscribe(feed);
+          if (link) subscribe(feed);
           else begin();
         }
       }
-      return feed._handle(how) as never;
+      return feed._handle() as never;
     },
     async publish(channel, event, payload = null, how) {
       await ask({ type: 'publish', channel, event, payload, ...how });

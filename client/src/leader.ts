@@ -99,22 +99,23 @@ export const lead = (context: TransportContext, real: Transport, term: number, b
   let saying: AnyRow | null = null;
   let renewed: (() => void) | undefined;
 
+  const auth = async () => {
+    // The tabs get fresh ones, when they come to it.
+    if (hasExpired(token)) {
+      const asked = new Promise<void>((resolve) => {
+        renewed = resolve;
+      });
+      for (const tab of [...tabs.values()]) drop(tab, { code: 1006, again: true });
+      await asked;
+    }
+    return token;
+  };
   const inner = createClient({
-    url: context.base, codec: context.codec, WebSocket: context.WebSocket, fetch: context.fetch, flush: 'sync', lingerMs: 0, backoff,
-    async auth() {
-      // The tabs get fresh ones, when they come to it.
-      if (hasExpired(token)) {
-        const asked = new Promise<void>((resolve) => {
-          renewed = resolve;
-        });
-        for (const tab of [...tabs.values()]) drop(tab, { code: 1006, again: true });
-        await asked;
-      }
-      return token;
-    },
+    url: context.base, codec: context.codec, WebSocket: context.WebSocket, fetch: context.fetch, flush: 'sync', lingerMs: 0, backoff, auth,
     transport: (below) => real({
       ...below,
-      message(message) {
+      message(said) {
+        const message = typeof said === 'string' ? (below.codec.parse(said) as AnyRow) : said;
         // Tokens are the tabs' business.
         if (message.type === 'error' && message.code === '28000' && message.expires_at) {
           for (const tab of tabs.values()) if (tab.connected) send(tab, message);
@@ -427,7 +428,7 @@ export const lead = (context: TransportContext, real: Transport, term: number, b
         } catch (error) {
           // Not over HTTP: there a token is that of a connection.
           if (!(error instanceof ChangefeedError) || error.code !== '0A000') throw error;
-          inner.setAuth(() => token);
+          inner.setAuth(auth);
         }
       } else inner.connect();
       return { type: 'ok', expires_at: expiresAt };

@@ -4,11 +4,12 @@
  * The server sends numbers with all their digits; `JSON.parse` makes doubles of them. With this codec a number that a double
  * does not hold exactly becomes a `bigint`, if it is whole, or else a string with the digits as they came.
  */
-import type { Codec } from './types.js';
+import type { AnyRow, Codec } from './types.js';
 
 const TOKEN = /"(?:[^"\\]|\\.)*"|-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?/g;
-/** No text of jsonb has this character. */
-const MARK = '\u0000';
+/** What a number's digits are marked with while they are a string: nobody else can have it in his strings. */
+const MARK = `\u0000${Math.random().toString(36).slice(2)}:`;
+const MARKED = new RegExp(`"\\\\u0000${MARK.slice(1)}(-?\\d+)"`, 'g');
 
 /** What JavaScript writes with an exponent PostgreSQL writes without: 1e-7 is 0.0000001. */
 const written = (value: number): string =>
@@ -21,6 +22,12 @@ export interface LosslessOptions {
   decimals?: 'auto' | 'string';
 }
 
+/** The protocol's own numbers, which are small, stay numbers. */
+const OWN = ['id', 'seq', 'part', 'heartbeat_ms', 'retry_after_ms', 'min_interval_ms', 'count'];
+const plain = (message: AnyRow) => {
+  if (typeof message?.type === 'string') for (const name of OWN) if (typeof message[name] === 'bigint') message[name] = Number(message[name]);
+};
+
 /** A codec for `createClient`, that keeps all digits. */
 export const lossless = ({ integers = 'auto', decimals = 'auto' }: LosslessOptions = {}): Codec => ({
   parse(text) {
@@ -30,17 +37,20 @@ export const lossless = ({ integers = 'auto', decimals = 'auto' }: LosslessOptio
       const whole = /^-?\d+$/.test(token);
       if ((whole ? integers : decimals) === 'auto' && written(Number(token)) === token && (!whole || Number.isSafeInteger(Number(token)))) return token;
       marked = true;
-      return `"\\u0000${token}"`;
+      return JSON.stringify(MARK + token);
     });
-    return JSON.parse(safe, marked
-      ? (_, value: unknown) => {
-        if (typeof value !== 'string' || value[0] !== MARK) return value;
-        const digits = value.slice(1);
+    const value = JSON.parse(safe, marked
+      ? (_, inner: unknown) => {
+        if (typeof inner !== 'string' || !inner.startsWith(MARK)) return inner;
+        const digits = inner.slice(MARK.length);
         return /^-?\d+$/.test(digits) ? BigInt(digits) : digits;
       }
-      : undefined);
+      : undefined) as AnyRow;
+    plain(value);
+    if (Array.isArray(value?.messages)) value.messages.forEach(plain);
+    return value;
   },
   stringify: (value) =>
     JSON.stringify(value, (_, inner: unknown) => (typeof inner === 'bigint' ? `${MARK}${inner}` : inner))
-      .replace(/"\\u0000(-?\d+)"/g, '$1'),
+      .replace(MARKED, '$1'),
 });

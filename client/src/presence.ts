@@ -5,7 +5,7 @@
  */
 import { ChangefeedError } from './error.js';
 import type { AnyRow, Channel, ChannelTypes, Readable } from './types.js';
-import { createEmitter, createScheduler } from './util.js';
+import { createEmitter, createScheduler, type Emitter } from './util.js';
 
 export interface Member<P = unknown> {
   /** The claim `sub`, or `session:` and the connection's session. */
@@ -44,6 +44,8 @@ export interface Presence<P = unknown> extends Readable<PresenceState<P>> {
   drop(key: string): Promise<void>;
   /** Members page by page, for channels that are only counted. */
   page(options?: { limit?: number; after?: string }): Promise<{ members: Record<string, P[]>; next?: string; count: number }>;
+  /** What was tracked is refused on a new connection: another user was faster. The rest is, without that key. */
+  onRefused(listener: (error: ChangefeedError) => void): () => void;
   close(): void;
 }
 
@@ -66,11 +68,15 @@ interface Own<P> extends Omit<TrackOptions, 'expiresIn'> {
 }
 
 /** What a connection says in a channel: together, whoever in this page says it. */
-interface Said {
+interface Said extends Emitter {
   /** The latest last. */
   states: Map<object, Own<unknown>>;
   held: Map<string, object>;
   told: boolean;
+  /** Requests on their way. */
+  asking: number;
+  /** Grows when what was said counts no more. */
+  round: number;
 }
 
 const sayings = new WeakMap<object, Map<string, Said>>();
@@ -79,7 +85,7 @@ const saidOf = (client: object, name: string): Said => {
   let byName = sayings.get(client);
   if (!byName) sayings.set(client, (byName = new Map()));
   let said = byName.get(name);
-  if (!said) byName.set(name, (said = { states: new Map(), held: new Map(), told: false }));
+  if (!said) byName.set(name, (said = { ...createEmitter(), states: new Map(), held: new Map(), told: false, asking: 0, round: 0 }));
   return said;
 };
 
@@ -106,44 +112,56 @@ export const presence = <C extends ChannelTypes>(client: Requests, channel: Chan
   const track = ({ state, kind }: Own<P>, keys: readonly string[], expiresIn?: number) =>
     say({ type: 'track', state, ...(kind && { kind }), ...(keys.length && { exclusive: keys }), ...(expiresIn && { expires_in: expiresIn }) });
   const anything = () => states.size > 0 || held.size > 0;
-  /** All that this page says, as it is now: the latest state, and all keys. */
-  const again = () => {
-    said.told = connected();
-    if (!anything()) return say({ type: 'untrack' });
-    const all = [...states.values()] as Own<P>[];
-    return track(all.at(-1) ?? { state: {} as P }, [...new Set([...all.flatMap(({ exclusive = [] }) => exclusive), ...held.keys()])]);
-  };
   const connected = () => ['connected', 'polling'].includes(client.connection.current.status);
+  /** All that this page says, as it is now: the latest state, and all keys. */
+  const again = async () => {
+    const { round } = said;
+    said.asking += 1;
+    try {
+      const all = [...states.values()] as Own<P>[];
+      await (anything()
+        ? track(all.at(-1) ?? { state: {} as P }, [...new Set([...all.flatMap(({ exclusive = [] }) => exclusive), ...held.keys()])])
+        : say({ type: 'untrack' }));
+      said.told = connected() && said.round === round;
+    } finally {
+      said.asking -= 1;
+    }
+    if (!said.told) look();
+  };
   const look = () => {
-    if (!connected()) {
-      said.told = false;
+    const gone = !connected() || channel.state === 'error';
+    if (gone) said.told = false;
+    if (gone || channel.state === 'closed') {
       next = null;
       if (current !== NOBODY) set(NOBODY);
-    } else if (anything() && !said.told && channel.state !== 'error' && channel.state !== 'closed') {
+    } else if (anything() && !said.told && !said.asking) {
       again().catch((error: unknown) => {
-        if (!(error instanceof ChangefeedError)) return;
-        // Another user was faster while this one was away: the rest is said without that key.
+        if (!(error instanceof ChangefeedError) || error.type === 'network') return;
         const { key } = error.info as { key?: string };
         if (error.code === '55P03' && key !== undefined) {
+          // Another user was faster while this one was away: the rest is said without that key.
           held.delete(key);
           for (const [who, own] of states) if (own.exclusive) states.set(who, { ...own, exclusive: own.exclusive.filter((each) => each !== key) });
-          said.told = false;
-          look();
-        } else if (error.retryable && error.type !== 'network') {
-          setTimeout(() => {
-            said.told = false;
-            look();
-          }, error.retryAfterMs ?? 1000);
+        } else if (error.retryable) return void setTimeout(look, error.retryAfterMs ?? 1000);
+        else {
+          held.clear();
+          states.clear();
         }
+        said.emit('refused', error);
+        look();
       });
     }
   };
+  const lookSoon = () => queueMicrotask(look);
   const offs = [
     client.connection.subscribe(look),
-    // It may be another subscription, which nothing was said in; behind the one who asks for it.
+    // Behind the one who asks for the channel again.
+    channel.on('state', lookSoon),
+    // It may be another subscription, which nothing was said in.
     channel.on('resync', () => {
       said.told = false;
-      queueMicrotask(look);
+      said.round += 1;
+      lookSoon();
     }),
     channel.on('presence', (message) => {
       if (message.count !== undefined) return set({ members: new Map(), count: message.count, kinds: message.kinds ?? {} });
@@ -175,7 +193,7 @@ export const presence = <C extends ChannelTypes>(client: Requests, channel: Chan
       states.delete(me);
       states.set(me, mine);
       try {
-        return await again();
+        await again();
       } catch (error) {
         if (states.get(me) === mine) {
           if (before) states.set(me, before as Own<P>);
@@ -185,7 +203,8 @@ export const presence = <C extends ChannelTypes>(client: Requests, channel: Chan
       }
     },
     async untrack() {
-      if (states.delete(me) && connected()) await again();
+      states.delete(me);
+      if (connected()) await again();
     },
     async hold(key) {
       const had = held.get(key);
@@ -203,6 +222,11 @@ export const presence = <C extends ChannelTypes>(client: Requests, channel: Chan
     async page(options = {}) {
       const { members, next: after, count } = await client.request({ type: 'presence', channel: channel.name, ...options });
       return { members, next: after, count };
+    },
+    onRefused(listener) {
+      const off = said.on('refused', listener);
+      offs.push(off);
+      return off;
     },
     close() {
       offs.forEach((off) => off());

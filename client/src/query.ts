@@ -2,7 +2,8 @@
  * TanStack Query: pushes what changes in a channel into queries that were loaded some other way.
  *
  * Changes of a flush go into a query at once. A load that is on its way when a change comes would bring back what was before
- * it, so it is cancelled and made again behind the change. What was pushed does not make a query look freshly loaded.
+ * it, so it is cancelled and made again behind the change; one that no component shows is somebody's to wait for, so it ends
+ * first. What was pushed does not make a query look freshly loaded.
  */
 import type { QueryClient, QueryKey } from '@tanstack/query-core';
 
@@ -27,6 +28,8 @@ export interface Binding<C extends ChannelTypes = ChannelTypes, Row extends obje
   queryKey: QueryKey | ((change: Change<C>) => QueryKey | null);
   /** From the row to what the query holds. Null: it does not belong there, and is taken out if it is. */
   transform?(row: Row, change: Change<C>): object | null;
+  /** Where the list is in what the query holds, or in each of its pages: `items` in `{ items: [...], total: 3 }`. */
+  path?: string;
   /** The key of what the query holds: its members with the names of the key's columns, if it is left out. */
   getKey?(item: AnyRow): object;
 }
@@ -34,14 +37,15 @@ export interface Binding<C extends ChannelTypes = ChannelTypes, Row extends obje
 const keyText = (names: readonly string[], item: AnyRow): string => JSON.stringify(names.map((name) => String(item[name])));
 
 /** The data of a query behind the changes; the same object if they are nothing to it. */
-export const applyChanges = (data: unknown, changes: readonly Change[], binding: Pick<Binding, 'updateType' | 'transform' | 'getKey' | 'channel'>): unknown => {
-  const { updateType, transform, getKey, channel } = binding;
+export const applyChanges = (data: unknown, changes: readonly Change[], binding: Pick<Binding, 'updateType' | 'transform' | 'path' | 'getKey' | 'channel'>): unknown => {
+  const { updateType, transform, path, getKey, channel } = binding;
+  const namesOf = (change: Change) => channel.entities[change.entity]?.key ?? Object.keys(change.key);
   const apply = (list: readonly AnyRow[], add: boolean): readonly AnyRow[] => {
     let result: AnyRow[] | null = null;
     let places: Map<string, number> | null = null;
     const holes = new Set<number>();
     for (const change of changes) {
-      const names = channel.entities[change.entity]?.key ?? Object.keys(change.key);
+      const names = namesOf(change);
       places ??= new Map(list.map((item, i) => [keyText(names, (getKey?.(item) ?? item) as AnyRow), i]));
       const text = keyText(names, change.key as AnyRow);
       const at = places.get(text);
@@ -63,22 +67,31 @@ export const applyChanges = (data: unknown, changes: readonly Change[], binding:
     if (!result) return list;
     return holes.size ? result.filter((_, i) => !holes.has(i)) : result;
   };
-  if (Array.isArray(data)) return apply(data as AnyRow[], true);
+  /** A list, or an object with one; undefined if it is neither. */
+  const inside = (page: unknown, add: boolean, own = apply): unknown => {
+    if (Array.isArray(page)) return own(page as AnyRow[], add);
+    const list = path === undefined ? undefined : (page as AnyRow | null)?.[path];
+    if (!Array.isArray(list)) return undefined;
+    const next = own(list as AnyRow[], add);
+    return next === list ? page : { ...(page as AnyRow), [path!]: next };
+  };
+  const whole = inside(data, true);
+  if (whole !== undefined) return whole;
   if (typeof data !== 'object' || data === null) return data;
   // Of an infinite query: what is new goes to the last page.
   if ('pages' in data && Array.isArray(data.pages)) {
-    const pages = data.pages as AnyRow[][];
-    const held = (page: AnyRow[]) => apply(page, false);
-    const next: (readonly AnyRow[])[] = pages.map(held);
-    const last = pages.length - 1;
-    if (last >= 0) {
-      const elsewhere = changes.filter((change) => {
-        const names = channel.entities[change.entity]?.key ?? Object.keys(change.key);
-        const text = keyText(names, change.key as AnyRow);
-        return !pages.slice(0, last).some((page) => page.some((item) => keyText(names, (getKey?.(item) ?? item) as AnyRow) === text));
-      });
-      next[last] = applyChanges(pages[last], elsewhere, binding) as readonly AnyRow[];
-    }
+    const pages = data.pages as unknown[];
+    const known = new Set<string>();
+    pages.slice(0, -1).forEach((page) => inside(page, false, (list) => {
+      for (const change of changes) {
+        const names = namesOf(change);
+        for (const item of list) known.add(keyText(names, (getKey?.(item) ?? item) as AnyRow));
+      }
+      return list;
+    }));
+    const elsewhere = changes.filter((change) => !known.has(keyText(namesOf(change), change.key as AnyRow)));
+    const next = pages.map((page, i) =>
+      (i < pages.length - 1 ? inside(page, false) : inside(page, true, (list) => applyChanges(list, elsewhere, binding) as AnyRow[])) ?? page);
     return next.some((page, i) => page !== pages[i]) ? { ...data, pages: next } : data;
   }
   const one = [data as AnyRow];
@@ -95,13 +108,24 @@ export const bindQueryClient = (queryClient: QueryClient, bindings: readonly Bin
 
   const enqueue = (queryKey: QueryKey, work: () => Promise<void>) => {
     const hash = JSON.stringify(queryKey);
-    const next = (queues.get(hash) ?? Promise.resolve()).then(() => (over ? undefined : work())).catch(() => {});
+    const next = (queues.get(hash) ?? Promise.resolve()).then(() => (over ? undefined : work())).catch((error: unknown) => {
+      // A `transform` that fails must not leave what was before without a word.
+      void queryClient.invalidateQueries({ queryKey });
+      queueMicrotask(() => {
+        throw error;
+      });
+    });
     queues.set(hash, next);
     void next.then(() => queues.get(hash) === next && queues.delete(hash));
   };
+  /** Those that nobody shows are waited for by whoever has asked for them, and would fail there. */
+  const cancel = async (queryKey: QueryKey, exact: boolean) => {
+    await queryClient.cancelQueries({ queryKey, exact, type: 'active' });
+    await Promise.allSettled(queryClient.getQueryCache().findAll({ queryKey, exact, type: 'inactive', fetchStatus: 'fetching' }).map((query) => query.promise));
+  };
   const invalidate = (queryKey: QueryKey) =>
     enqueue(queryKey, async () => {
-      await queryClient.cancelQueries({ queryKey });
+      await cancel(queryKey, false);
       // What it brings comes later, and changes meanwhile must not wait for it.
       void queryClient.invalidateQueries({ queryKey });
     });
@@ -109,6 +133,8 @@ export const bindQueryClient = (queryClient: QueryClient, bindings: readonly Bin
   for (const binding of bindings as readonly Binding[]) {
     const { channel, entity, updateType, queryKey } = binding;
     const used = new Map<string, QueryKey>();
+    // What was loaded before may be from before the channel's rows.
+    if (channel.state === 'live' && typeof queryKey !== 'function' && queryClient.getQueryCache().findAll({ queryKey }).length) invalidate(queryKey);
     offs.push(channel.on('change', ({ reset, changes }) => {
       if (reset) {
         // All rows may be others: what was loaded may be as wrong as what was pushed.
@@ -135,7 +161,7 @@ export const bindQueryClient = (queryClient: QueryClient, bindings: readonly Bin
           const before = queryClient.getQueryState(key);
           if (!before) return;
           const loading = before.fetchStatus !== 'idle';
-          if (loading) await queryClient.cancelQueries({ queryKey: key, exact: true });
+          if (loading) await cancel(key, true);
           const state = queryClient.getQueryState(key);
           if (state?.data !== undefined) {
             queryClient.setQueryData(key, (data: unknown) => applyChanges(data, own, binding) as never, { updatedAt: state.dataUpdatedAt });

@@ -3,24 +3,27 @@
  * React: rows, presence, calls and the connection as hooks.
  *
  * Everything is an external store, so that a render sees one state of all rows. On the server nothing connects: hooks give what
- * was passed as `initial`. Channels are counted and end a while behind the last component, so that a second mount costs nothing.
+ * was passed as `initial`. What several components ask for exists once (shared.ts).
  */
 import {
   createContext, createElement, useCallback, useContext, useEffect, useMemo, useRef, useState, useSyncExternalStore, type ReactNode,
 } from 'react';
 
-import { ChangefeedError } from './error.js';
-import { lock, presence, type Presence, type PresenceState, type TrackOptions } from './presence.js';
+import type { ChangefeedError } from './error.js';
+import { metrics, type Metrics } from './extras.js';
+import { optimistic, type Mutation, type Optimistic, type SyncStatus } from './optimistic.js';
+import type { Presence, PresenceState, TrackOptions } from './presence.js';
+import { channels, createShelf, mayShow, messages, rooms, stable, type Room, type RoomState, type Shelf, type View } from './shared.js';
 import type {
   AnyRow, AnySchema, CallOptions, CallResult, Channel, ChannelName, ChannelOf, ChannelOptions, ChannelState, ChannelTypes, Client, ConnectionState,
-  Message, Metrics, Schema,
+  Message, Schema,
 } from './types.js';
 
-const Context = createContext<Client<never> | null>(null);
+const Context = /* @__PURE__ */ createContext<Client | null>(null);
 
 /** Gives a client to everything below. The client stays the application's: it is not closed here. */
-export const RealtimeProvider = ({ client, children }: { client: Client<never> | Client; children?: ReactNode }) =>
-  createElement(Context.Provider, { value: client as Client<never> }, children);
+export const RealtimeProvider = <S extends Schema>({ client, children }: { client: Client<S>; children?: ReactNode }) =>
+  createElement(Context.Provider, { value: client as unknown as Client }, children);
 
 export const useClient = <S extends Schema = AnySchema>(): Client<S> => {
   const client = useContext(Context);
@@ -28,31 +31,26 @@ export const useClient = <S extends Schema = AnySchema>(): Client<S> => {
   return client as unknown as Client<S>;
 };
 
-const NOTHING: readonly never[] = Object.freeze([]);
+const NOTHING: readonly never[] = /* @__PURE__ */ Object.freeze([]);
 const never = () => () => {};
+const none = () => null;
+
+/** What is on the shelf under that name, kept there as long as the component is; null before its first effect. */
+const useShared = <T, O>(shelf: Shelf<T, O>, name: string | null, options?: O): T | null => {
+  const client = useClient();
+  // The options are those of the moment when it is asked for.
+  // eslint-disable-next-line react-hooks/exhaustive-deps
+  const take = useCallback(() => (name === null ? () => {} : shelf.take(client, name, options)), [shelf, client, name]);
+  return useSyncExternalStore(take, () => (name === null ? null : shelf.peek(client, name)), none);
+};
 
 /**
- * A channel while the component is there; null on the server, before the first effect, and for a name that is null.
+ * A channel while the component is there; null on the server, for a name that is null, and before the first effect, if no other
+ * component has it.
  */
 export const useChannel = <S extends Schema = AnySchema, N extends ChannelName<S> = ChannelName<S>>(
   name: N | null, options?: ChannelOptions,
-): Channel<ChannelOf<S, N>> | null => {
-  const client = useClient<S>();
-  const [channel, setChannel] = useState<Channel<ChannelOf<S, N>> | null>(null);
-  const latest = useRef(options);
-  latest.current = options;
-  useEffect(() => {
-    if (name === null) return undefined;
-    const opened = client.channel(name, latest.current);
-    setChannel(opened);
-    return () => {
-      opened.unsubscribe();
-      setChannel(null);
-    };
-  }, [client, name]);
-  // Of a name that was asked for before, nothing is shown.
-  return channel?.name === name ? channel : null;
-};
+): Channel<ChannelOf<S, N>> | null => (useShared(channels, name, options)?.channel as unknown as Channel<ChannelOf<S, N>> | undefined) ?? null;
 
 export interface Rows<R> {
   readonly rows: readonly R[];
@@ -63,102 +61,147 @@ export interface Rows<R> {
 
 type RowOf<C extends ChannelTypes, K> = K extends keyof C['entities'] ? C['entities'][K]['Row'] : C['entities'][keyof C['entities']]['Row'];
 
-/** The rows of a channel. `initial` is shown until there are others, on the server as well. */
-export const useRows = <S extends Schema = AnySchema, N extends ChannelName<S> = ChannelName<S>, K extends string = string>(
-  name: N | null, options?: ChannelOptions & { entity?: K },
-): Rows<RowOf<ChannelOf<S, N>, K>> => {
-  const channel = useChannel<S, N>(name, options) as unknown as Channel | null;
-  const entity = options?.entity;
-  const first = (options?.initial ? options.initial.rows[entity ?? Object.keys(options.initial.rows)[0] ?? ''] : undefined) ?? NOTHING;
-  const initial = useRef(first);
-  const cached = useRef<Rows<AnyRow> | null>(null);
-  const read = () => {
-    const rows = channel ? channel.rows(entity) : (initial.current as readonly AnyRow[]);
-    const state = channel?.state ?? (initial.current.length ? 'stale' : 'subscribing');
-    const error = channel?.error ?? null;
-    const before = cached.current;
-    if (before && before.rows === rows && before.state === state && before.error === error && before.channel === channel) return before;
-    return (cached.current = { rows, state, error, channel });
-  };
-  const subscribe = useCallback((listener: () => void) => channel?.subscribe(listener) ?? (() => {}), [channel]);
-  return useSyncExternalStore(subscribe, read, read) as Rows<never>;
-};
-
-export const useConnection = (): ConnectionState => {
-  const { connection } = useClient();
-  return useSyncExternalStore(connection.subscribe, () => connection.current, () => connection.current);
-};
-
-/** Figures of the client, looked at every so often. */
-export const useMetrics = (everyMs = 1000): Metrics => {
-  const client = useClient();
-  const [metrics, setMetrics] = useState(() => client.metrics());
-  useEffect(() => {
-    const timer = setInterval(() => setMetrics(client.metrics()), everyMs);
-    return () => clearInterval(timer);
-  }, [client, everyMs]);
-  return metrics;
-};
-
-const NOBODY: PresenceState<never> = { members: new Map(), count: 0, kinds: {} };
-
-/** Who is in the channel. With `state`, this client is, too, for as long as the component is there. */
-export const usePresence = <P = AnyRow>(name: string | null, state?: P, options?: TrackOptions): PresenceState<P> & { readonly presence: Presence<P> | null } => {
-  const client = useClient();
-  const channel = useChannel(name);
-  const room = useMemo(() => (channel ? (presence(client, channel as never) as unknown as Presence<P>) : null), [client, channel]);
-  useEffect(() => () => room?.close(), [room]);
-  const text = state === undefined ? undefined : JSON.stringify([state, options]);
-  useEffect(() => {
-    if (!room || text === undefined) return;
-    const [mine, how] = JSON.parse(text) as [P, TrackOptions | undefined];
-    room.track(mine, how ?? undefined).catch(() => {});
-  }, [room, text]);
-  const current = useSyncExternalStore(room?.subscribe ?? never, () => room?.current ?? NOBODY, () => NOBODY);
-  return useMemo(() => ({ ...current, presence: room }), [current, room]);
+/** What is shown before there is a channel: `initial`, or nothing. */
+const useFirst = (entity?: string, initial?: ChannelOptions['initial']): View => {
+  const rows = (initial?.rows[entity ?? Object.keys(initial.rows)[0] ?? ''] ?? NOTHING) as readonly AnyRow[];
+  const state = initial ? 'stale' : 'subscribing';
+  return useMemo(() => ({ rows, state, error: null, channel: null }), [rows, state]);
 };
 
 /**
- * Who is typing, and a function to call at each key. What is said lasts for `ms` and is repeated at most twice in that time.
+ * The rows of a channel: the same array until they change, and each row the same object until it does. `initial` is shown until
+ * there are others, on the server as well.
  */
-export const useTyping = (name: string | null, { ms = 3000, state }: { ms?: number; state?: AnyRow } = {}): readonly [readonly string[], () => void] => {
-  const { members, presence: room } = usePresence<AnyRow>(name, state ?? {});
+export const useRows = <S extends Schema = AnySchema, N extends ChannelName<S> = ChannelName<S>, K extends string = string>(
+  name: N | null, options?: ChannelOptions & { entity?: K },
+): Rows<RowOf<ChannelOf<S, N>, K>> => {
+  const client = useClient();
+  const shared = useShared(channels, name, options);
+  const { entity, initial } = options ?? {};
+  const given = useFirst(entity, initial);
+  const blank = useFirst();
+  const before = initial && mayShow(client, initial) ? given : blank;
+  const subscribe = useCallback((listener: () => void) => shared?.channel.subscribe(listener) ?? (() => {}), [shared]);
+  return useSyncExternalStore(subscribe, () => shared?.view(entity) ?? before, () => given) as Rows<never>;
+};
+
+const IDLE: ConnectionState = /* @__PURE__ */ Object.freeze({ status: 'idle', transport: null, attempt: 0, retryAt: null, since: 0, error: null });
+
+export const useConnection = (): ConnectionState => {
+  const { connection } = useClient();
+  return useSyncExternalStore(connection.subscribe, () => connection.current, () => IDLE);
+};
+
+const NO_METRICS: Metrics = /* @__PURE__ */ Object.freeze({
+  uptimeMs: 0, connects: 0, received: 0, sent: 0, errors: 0, resyncs: 0, latencyMs: { last: 0, avg: 0, p95: 0 }, lagMs: 0,
+  channels: 0, rows: 0, hits: 0, misses: 0,
+});
+
+/** Figures of the client since they were asked for first, looked at every so often. */
+export const useMetrics = (everyMs = 1000): Metrics => {
+  const client = useClient();
+  const [figures, setFigures] = useState(NO_METRICS);
+  useEffect(() => {
+    const read = metrics(client);
+    const look = () => setFigures(read());
+    look();
+    const timer = setInterval(look, everyMs);
+    return () => clearInterval(timer);
+  }, [client, everyMs]);
+  return figures;
+};
+
+const NOBODY: RoomState | Omit<RoomState, 'presence'> & { presence: null } = /* @__PURE__ */ Object.freeze({
+  members: new Map(), count: 0, kinds: {}, presence: null, error: null,
+});
+
+const useRoom = (name: string | null): readonly [Room | null, RoomState | typeof NOBODY] => {
+  const room = useShared(rooms, name);
+  return [room, useSyncExternalStore(room?.subscribe ?? never, () => room?.current ?? NOBODY, () => NOBODY)];
+};
+
+/** What this component says of the client: one object for its life. */
+const useVoice = (): object => useState(() => ({}))[0];
+
+/**
+ * Who is in the channel. With `state`, this client is, too, for as long as the component is there. What several components say
+ * is told as one state with the members of all.
+ */
+export const usePresence = <P = AnyRow>(
+  name: string | null, state?: P, options?: Omit<TrackOptions, 'expiresIn'>,
+): PresenceState<P> & { readonly presence: Presence<P> | null; readonly error: ChangefeedError | null } => {
+  const [room, current] = useRoom(name);
+  const voice = useVoice();
+  const text = state === undefined ? undefined : JSON.stringify([state, options?.kind, options?.exclusive]);
+  useEffect(() => {
+    if (!room || text === undefined) return undefined;
+    const [mine, kind, exclusive] = JSON.parse(text) as [P, string | null, string[] | null];
+    room.say(voice, { state: mine, kind: kind ?? undefined, exclusive: exclusive ?? undefined });
+    return () => room.say(voice, null);
+  }, [room, voice, text]);
+  return current as never;
+};
+
+/**
+ * Who is typing (but `me`, if that is given), a function to call at each key, and one for the end. What is said lasts for `ms`
+ * and is repeated at most twice in that time; `state` is said with it.
+ */
+export const useTyping = (
+  name: string | null, { ms = 3000, state, me }: { ms?: number; state?: AnyRow; me?: string } = {},
+): readonly [users: readonly string[], onType: () => void, stop: () => void] => {
+  const [room, { members }] = useRoom(name);
   const told = useRef(0);
-  const latest = useRef(state);
-  latest.current = state;
   const typing = useMemo(
-    () => [...members.values()].filter((member) => member.states.some((said) => said?.typing === true)).map(({ user }) => user), [members]);
+    () => [...members.values()].filter((member) => member.user !== me && member.states.some((said) => said?.typing === true)).map(({ user }) => user),
+    [members, me]);
+  const text = JSON.stringify(state ?? {});
   const onType = useCallback(() => {
     const now = Date.now();
     if (!room || now - told.current < ms / 2) return;
     told.current = now;
-    room.track({ ...latest.current, typing: true }, { expiresIn: Math.ceil(ms / 1000) }).catch(() => {});
-  }, [room, ms]);
-  return [typing, onType];
+    room.over({ ...(JSON.parse(text) as AnyRow), typing: true }, Math.ceil(ms / 1000)).catch(() => {});
+  }, [room, ms, text]);
+  const stop = useCallback(() => {
+    if (!room || told.current === 0) return;
+    told.current = 0;
+    room.over(null, 0).catch(() => {});
+  }, [room]);
+  useEffect(() => stop, [stop]);
+  return [typing, onType, stop];
 };
 
-/** A key of the channel that one user holds at a time; let go of with the component. */
-export const useLock = (name: string, key: string, me: string) => {
-  const { presence: room } = usePresence(name);
-  const own = useMemo(() => (room ? lock(room as never, key, me) : null), [room, key, me]);
-  useEffect(() => () => void own?.release().catch(() => {}), [own]);
-  const current = useSyncExternalStore(own?.subscribe ?? never, () => own?.current ?? null, () => null);
-  return {
-    held: current?.held ?? false,
-    holder: current?.holder ?? null,
-    acquire: useCallback(async () => (await own?.acquire()) ?? false, [own]),
-    release: useCallback(async () => own?.release(), [own]),
-  };
+/**
+ * A key of the channel that one user holds at a time, such as the paragraph that somebody edits; let go of with the component.
+ * `held` is also true in this user's other pages if `me` is given, the claim `sub` of the token.
+ */
+export const useLock = (name: string | null, key: string, me?: string) => {
+  const [room, { members }] = useRoom(name);
+  const voice = useVoice();
+  useEffect(() => () => room?.say(voice, null), [room, voice, key]);
+  const acquire = useCallback(async () => {
+    try {
+      await room?.claim(voice, { exclusive: [key] });
+      return room !== null;
+    } catch (error) {
+      if ((error as ChangefeedError).code === '55P03') return false;
+      throw error;
+    }
+  }, [room, voice, key]);
+  const release = useCallback(() => room?.say(voice, null), [room, voice]);
+  const holder = useMemo(() => [...members.values()].find(({ holds }) => holds.includes(key))?.user ?? null, [members, key]);
+  return { held: (room?.has(voice) ?? false) || (me !== undefined && holder === me), holder, acquire, release };
 };
 
 /** Sends messages to a channel; with `onMessage`, gets them as well. */
 export const usePublish = <T = unknown>(name: string, event: string, onMessage?: (payload: T, message: Message<T>) => void) => {
   const client = useClient();
-  const channel = useChannel(onMessage ? name : null);
+  const channel = useShared(messages, onMessage ? name : null);
   const latest = useRef(onMessage);
-  latest.current = onMessage;
+  useEffect(() => {
+    latest.current = onMessage;
+  });
   useEffect(() => channel?.message(event as never, ((payload: T, message: Message<T>) => latest.current?.(payload, message)) as never), [channel, event]);
-  return useCallback((payload: T, options?: { echo?: boolean }) => client.publish(name, event, payload, options), [client, name, event]);
+  return useCallback((payload: T, options?: { echo?: boolean }) => client.publish(name.split('?', 1)[0]!, event, payload, options), [client, name, event]);
 };
 
 export interface CallState<T> {
@@ -187,3 +230,82 @@ export const useCall = <S extends Schema = AnySchema, F extends keyof S['functio
   }, [client, name]);
   return [call, state] as const;
 };
+
+interface Overlay extends View {
+  readonly pending: number;
+  readonly status: SyncStatus;
+}
+
+/** The rows of a channel's entity with what is pending over them; one for all components. */
+const overlays = /* @__PURE__ */ createShelf<{ mutable: Optimistic<AnyRow>; current(): Overlay }, ChannelOptions & { entity?: string }>((client, name, options) => {
+  const [address, entity] = JSON.parse(name) as [string, string?];
+  const leave = channels.take(client, address, { versions: true, ...options });
+  const { channel } = channels.peek(client, address)!;
+  const mutable = optimistic<AnyRow>(client as never, channel, entity);
+  let kept: Overlay | null = null;
+  return {
+    value: {
+      mutable,
+      current() {
+        const { current: shown, pending, status } = mutable;
+        const rows = kept ? stable(kept.rows, shown) : shown;
+        const { state, error } = channel;
+        if (kept && kept.rows === rows && kept.pending === pending && kept.status === status && kept.state === state && kept.error === error) return kept;
+        return (kept = { rows, pending, status, state, error, channel });
+      },
+    },
+    end() {
+      mutable.close();
+      leave();
+    },
+  };
+});
+
+export interface OptimisticRows<R extends object> extends Rows<R> {
+  /** Mutations under way. */
+  readonly pending: number;
+  readonly status: SyncStatus;
+  /** Shown at once; resolves when it has come back from the database, rejects when it was rolled back. */
+  mutate(mutation: Mutation<R>): Promise<CallResult<unknown>>;
+  isPending(key: object): boolean;
+}
+
+/** As `useRows`, with writes that are shown before the database has them. Channels are asked for with `versions`. */
+export const useOptimisticRows = <R extends object = AnyRow>(name: string | null, options?: ChannelOptions & { entity?: string }): OptimisticRows<R> => {
+  const client = useClient();
+  const { entity, initial } = options ?? {};
+  const shared = useShared(overlays, name === null ? null : JSON.stringify([name, entity]), options);
+  const given = useFirst(entity, initial);
+  const blank = useFirst();
+  const view = initial && mayShow(client, initial) ? given : blank;
+  const [before, first] = useMemo(() => [view, given].map((rows): Overlay => ({ ...rows, pending: 0, status: 'synced' })) as [Overlay, Overlay], [view, given]);
+  const current = useSyncExternalStore(shared?.mutable.subscribe ?? never, () => shared?.current() ?? before, () => first);
+  return useMemo(() => ({
+    ...current,
+    mutate: (mutation: Mutation<AnyRow>) =>
+      shared?.mutable.mutate(mutation) ?? Promise.reject(new Error('there is no channel yet')),
+    isPending: (key: object) => shared?.mutable.isPending(key) ?? false,
+  }), [current, shared]) as never;
+};
+
+/** The hooks with the types of a schema: `export const { useRows, useCall } = createHooks<Schema>()`. */
+export interface Hooks<S extends Schema> {
+  useClient(): Client<S>;
+  useChannel<N extends ChannelName<S>>(name: N | null, options?: ChannelOptions): Channel<ChannelOf<S, N>> | null;
+  useRows<N extends ChannelName<S>, K extends keyof ChannelOf<S, N>['entities'] & string = keyof ChannelOf<S, N>['entities'] & string>(
+    name: N | null, options?: ChannelOptions & { entity?: K },
+  ): Rows<ChannelOf<S, N>['entities'][K]['Row']>;
+  useOptimisticRows<N extends ChannelName<S>, K extends keyof ChannelOf<S, N>['entities'] & string = keyof ChannelOf<S, N>['entities'] & string>(
+    name: N | null, options?: ChannelOptions & { entity?: K },
+  ): OptimisticRows<ChannelOf<S, N>['entities'][K]['Row']>;
+  usePresence<N extends ChannelName<S>>(name: N | null, state?: ChannelOf<S, N>['presence'], options?: Omit<TrackOptions, 'expiresIn'>):
+    ReturnType<typeof usePresence<ChannelOf<S, N>['presence']>>;
+  usePublish<N extends ChannelName<S>, E extends keyof ChannelOf<S, N>['events'] & string>(
+    name: N, event: E, onMessage?: (payload: ChannelOf<S, N>['events'][E], message: Message<ChannelOf<S, N>['events'][E]>) => void,
+  ): (payload: ChannelOf<S, N>['events'][E], options?: { echo?: boolean }) => Promise<void>;
+  useCall<F extends keyof S['functions'] & string>(name: F): readonly [
+    (args: S['functions'][F]['Args'], options?: CallOptions) => Promise<CallResult<S['functions'][F]['Result']>>, CallState<S['functions'][F]['Result']>];
+}
+
+export const createHooks = <S extends Schema>(): Hooks<S> =>
+  ({ useClient, useChannel, useRows, useOptimisticRows, usePresence, usePublish, useCall }) as never;

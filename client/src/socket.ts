@@ -1,33 +1,23 @@
 /**
  * The WebSocket transport.
  */
-import type { AnyRow, Transport } from './types.js';
+import type { Transport } from './types.js';
 
 export const webSocket: Transport = (context) => {
-  const socket = new context.WebSocket(`${context.base.replace(/^http/, 'ws')}/v1/socket`, 'changefeed.v1');
-  const waiting: string[] = [];
+  const socket = new (context.WebSocket ?? WebSocket)(`${context.base.replace(/^http/, 'ws')}/v1/socket`, 'changefeed.v1');
   let over = false;
-  const end = (code: number) => {
-    if (over) return;
-    over = true;
-    context.closed(code);
-  };
-  socket.onopen = () => {
-    for (const text of waiting) socket.send(text);
-    waiting.length = 0;
-  };
-  socket.onmessage = ({ data }) => {
-    if (!over) context.message(context.codec.parse(data) as AnyRow);
-  };
+  const opened = new Promise((resolve) => {
+    socket.onopen = resolve;
+  });
+  socket.onmessage = ({ data }) => over || context.message(data as string);
   // What an error is about is not told to pages; a close event follows. Not all implementations take that nobody listens.
   socket.onerror = () => {};
-  socket.onclose = ({ code }) => end(code);
+  socket.onclose = ({ code }) => over || context.closed(code);
   return {
     name: 'websocket',
     send(message) {
       const text = context.codec.stringify(message);
-      if (socket.readyState === 1) socket.send(text);
-      else waiting.push(text);
+      void opened.then(() => over || socket.send(text));
     },
     close() {
       over = true;

@@ -11,9 +11,14 @@ export interface SWRBinding<C extends ChannelTypes = ChannelTypes, Row extends o
   entity?: keyof C['entities'] & string;
   /** As for TanStack Query: `pg-changefeed/query`. */
   updateType: UpdateType;
-  /** The key, or which one a change belongs to; null: none. */
+  /**
+   * The key, or which one a change belongs to; null: none. Of `useSWRInfinite` and for keys that are no strings: what
+   * `unstable_serialize` makes of them.
+   */
   key: string | ((change: Change<C>) => string | null);
   transform?(row: Row, change: Change<C>): object | null;
+  /** Where the list is in what the key holds, or in each of its pages. */
+  path?: string;
   getKey?(item: AnyRow): object;
 }
 
@@ -22,6 +27,8 @@ interface Config {
   mutate: ScopedMutator;
 }
 
+/** What keys of `useSWRInfinite` begin with. */
+const INFINITE = '$inf$';
 /** How long a change waits for a local mutation that is under way. */
 const LOOK_MS = 20;
 
@@ -46,16 +53,26 @@ export const bindSWR = ({ cache, mutate }: Config, bindings: readonly SWRBinding
       return;
     }
     const loading = state.isValidating;
-    void mutate(key, (data: unknown) => work.reduce((now, { binding, changes }) => applyChanges(now, changes, binding), data), {
+    const apply = (data: unknown) => work.reduce((now, { binding, changes }) => {
+      if (!key.startsWith(INFINITE) || !Array.isArray(now)) return applyChanges(now, changes, binding);
+      return (applyChanges({ pages: now }, changes, binding) as { pages: unknown }).pages;
+    }, data);
+    mutate(key, apply, {
       // The load that was on its way is discarded by this; another one has to take its place.
       revalidate: loading ?? false,
       populateCache: true,
+    }).catch((error: unknown) => {
+      // A `transform` that fails must not leave what was before without a word.
+      void mutate(key);
+      throw error;
     });
   };
 
   for (const binding of bindings as readonly SWRBinding[]) {
     const { channel, entity, updateType, key: keyOf } = binding;
     const used = new Set<string>();
+    // What was loaded before may be from before the channel's rows.
+    if (channel.state === 'live' && typeof keyOf === 'string' && cache.get(keyOf)) void mutate(keyOf);
     offs.push(channel.on('change', ({ reset, changes }) => {
       if (reset) {
         for (const key of typeof keyOf === 'function' ? used : [keyOf]) void mutate(key);

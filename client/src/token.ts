@@ -4,7 +4,7 @@
 import type { AnyRow } from './types.js';
 
 /** The claims of a JWT; null for anything else. */
-export const claimsOf = (token: string | null): AnyRow | null => {
+export const claimsOf = (token: string | null | undefined): AnyRow | null => {
   try {
     return JSON.parse(atob(token!.split('.')[1]!.replace(/-/g, '+').replace(/_/g, '/'))) as AnyRow;
   } catch {
@@ -13,4 +13,4 @@ export const claimsOf = (token: string | null): AnyRow | null => {
 };
 
 /** Does this clock say that the token has expired? */
-export const hasExpired = (token: string | null): boolean => (claimsOf(token)?.exp ?? Infinity) * 1000 <= Date.now();
+export const hasExpired = (token: string | null | undefined): boolean => claimsOf(token)?.exp * 1000 <= Date.now();

@@ -3,6 +3,8 @@
  */
 import type { ChangefeedError } from './error.js';
 
+export type { Metrics } from './extras.js';
+
 /** A value as `to_jsonb` gives it. */
 export type Json = string | number | boolean | null | Json[] | { [name: string]: Json };
 
@@ -188,8 +190,6 @@ export interface ChannelOptions {
   snapshot?: boolean;
   /** Also the rows' versions, for `expect` of calls. */
   versions?: boolean;
-  /** Load the rows again every so many milliseconds. */
-  refreshMs?: number;
 }
 
 export interface WaitOptions {
@@ -270,25 +270,6 @@ export interface CallResult<T> {
   txid: string | null;
 }
 
-export interface Metrics {
-  readonly uptimeMs: number;
-  readonly connects: number;
-  /** Messages, in both directions. */
-  readonly received: number;
-  readonly sent: number;
-  readonly errors: number;
-  readonly resyncs: number;
-  /** From a request to its answer. */
-  readonly latencyMs: { readonly last: number; readonly avg: number; readonly p95: number };
-  /** From the commit to this client, by the clocks of both: the last transaction's. */
-  readonly lagMs: number;
-  readonly channels: number;
-  readonly rows: number;
-  /** Of `get()`. */
-  readonly hits: number;
-  readonly misses: number;
-}
-
 /** Reads and writes JSON; `pg-changefeed/lossless` has one that keeps all digits. */
 export interface Codec {
   parse(text: string): unknown;
@@ -308,28 +289,27 @@ export interface ClientOptions {
   backoff?: { minMs?: number; maxMs?: number };
   /** When listeners of `change` and `subscribe` are called: `microtask` if it is left out, or every so many milliseconds. */
   flush?: 'sync' | 'microtask' | 'frame' | number;
-  /** Disconnects when the page has been hidden for so long. */
-  pauseWhenHiddenMs?: number;
   /** How long a channel goes on behind its last `unsubscribe()`: 1 second if it is left out. */
   lingerMs?: number;
-  /** Gets everything that happens; `true` for the console. */
   /** False: without live updates until `setLive(true)`. */
   live?: boolean;
-  debug?: boolean | ((event: string, data?: unknown) => void);
+  /** Gets everything that happens, tokens left out; such as `console.debug`. */
+  debug?: (event: string, data?: unknown) => void;
   WebSocket?: typeof WebSocket;
   fetch?: typeof fetch;
 }
 
 export interface Client<S extends Schema = AnySchema> {
   readonly connection: Readable<ConnectionState>;
-  metrics(): Metrics;
+  /** The channels that are open, with the number of their rows. */
+  channels(): { readonly name: string; readonly state: ChannelState; readonly rows: number }[];
   /** Not needed: `channel`, `call` and `publish` connect. Behind `unauthorized` it tries again. */
   connect(): void;
   /** Until `connect()`. Rows stay. */
   disconnect(): void;
   /** The switch for live updates: false disconnects and keeps the rows, true resumes. */
   setLive(on: boolean): void;
-  /** Another user, or a fresh token of the same one. Null: nobody, with all rows purged at once. */
+  /** Another user, or a fresh token of the same one. Null, another user or another function: all rows are purged at once. */
   setAuth(auth: ClientOptions['auth']): void;
   /** For good: rows are purged, what waits is rejected. */
   close(): void;
@@ -342,17 +322,12 @@ export interface Client<S extends Schema = AnySchema> {
   /** Every channel of one commit, at once. */
   on(event: 'transaction', listener: (transaction: Transaction) => void): () => void;
   on(event: 'error', listener: (error: ChangefeedError) => void): () => void;
+  /** What the option `debug` gets. */
+  on(event: 'debug', listener: (event: string, data?: unknown) => void): () => void;
   /** The rows have to go: sign-out, or another identity. */
   on(event: 'purge', listener: () => void): () => void;
   /** For extensions: a request of the protocol, without `id`; resolves with its answer. */
   request(message: AnyRow, options?: WaitOptions & { resend?: boolean }): Promise<AnyRow>;
-}
-
-/** What a connection needs to know of a channel when it subscribes by its address. */
-export interface Wanted {
-  channel: string;
-  from?: string;
-  snapshot?: boolean;
 }
 
 export interface TransportContext {
@@ -360,16 +335,14 @@ export interface TransportContext {
   base: string;
   token: string | null;
   codec: Codec;
-  WebSocket: typeof WebSocket;
-  fetch: typeof fetch;
-  /** The channels of now. */
-  wanted(): Wanted[];
+  WebSocket?: typeof WebSocket;
+  fetch?: typeof fetch;
   /** What is there of a channel. */
   dump(channel: string): Initial | undefined;
   /** Takes all rows away, for another identity. */
   purge(): void;
-  /** A message of the server. */
-  message(message: AnyRow): void;
+  /** A message of the server, or its text. */
+  message(message: AnyRow | string): void;
   /**
    * The connection has ended, or could not be made. `code` is that of WebSockets, or the HTTP status. `again`: come back
    * at once, without counting it as a failure.
@@ -380,8 +353,7 @@ export interface TransportContext {
 export interface Link {
   /** `websocket`, `sse`, `poll` ... */
   readonly name: string;
-  /** Subscriptions are in its address: it has to be told when they change, instead of getting messages. */
-  changed?(): void;
+  /** A message of the client: first `connect`, right behind it what it subscribes to. */
   send(message: AnyRow): void;
   close(): void;
 }

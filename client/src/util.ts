@@ -47,8 +47,8 @@ export const createScheduler = (when: 'sync' | 'microtask' | 'frame' | number, w
     else if (when === 'microtask') queueMicrotask(run);
     else {
       // In a hidden page there are no frames.
-      const frames = when === 'frame' && globalThis.requestAnimationFrame?.(run);
-      setTimeout(run, when === 'frame' ? (frames ? 100 : 16) : when);
+      if (when === 'frame') globalThis.requestAnimationFrame?.(run);
+      setTimeout(run, when === 'frame' ? 100 : when);
     }
   };
 };

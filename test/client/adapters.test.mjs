@@ -67,27 +67,27 @@ describe('TanStack Query', () => {
     t.after(observer.subscribe(() => {}));
     await until(() => observer.getCurrentResult().isSuccess, 'the first load');
     t.after(bindQueryClient(queryClient, [{ channel, entity: 'orders', updateType: 'merge', queryKey: ['orders'] }]));
+    await until(() => loads === 2 && observer.getCurrentResult().fetchStatus === 'idle', 'what was loaded before the binding, again');
     const { dataUpdatedAt } = observer.getCurrentResult();
     const untouched = observer.getCurrentResult().data.find(({ id }) => id === 1);
     await db.exec(`UPDATE orders SET note = 'q' WHERE id = 2; DELETE FROM orders WHERE id = 3; INSERT INTO orders VALUES (30, 42, 'new')`);
     const wanted = await truth();
     await until(() => same(observer.getCurrentResult().data, wanted), 'the changes');
-    assert.equal(loads, 1);
+    assert.equal(loads, 2);
     assert.equal(observer.getCurrentResult().dataUpdatedAt, dataUpdatedAt);
     assert.equal(observer.getCurrentResult().data.find(({ id }) => id === 1), untouched);
 
     // A load that read before the change and answers behind it.
     let release;
     slow = new Promise((resolve) => { release = resolve; });
-    const { loads: _ } = { loads };
     void observer.refetch().catch(() => {});
-    await until(() => loads === 2, 'the second load');
+    await until(() => loads === 3, 'the second load');
     await client.sync();
     await db.exec(`UPDATE orders SET note = 'raced' WHERE id = 4`);
     await until(() => observer.getCurrentResult().data.find(({ id }) => id === 4).note === 'raced', 'the pushed change');
     slow = null;
     release();
-    await until(() => loads === 3 && observer.getCurrentResult().fetchStatus === 'idle', 'the load behind it');
+    await until(() => loads === 4 && observer.getCurrentResult().fetchStatus === 'idle', 'the load behind it');
     assert.ok(same(observer.getCurrentResult().data, await truth()));
   });
 
@@ -99,10 +99,6 @@ describe('TanStack Query', () => {
     const channel = client.channel('all');
     await channel.ready;
     const list = [{ id: 5, note: 'x', extra: 1 }, { id: 6, note: 'y', extra: 2 }];
-    for (const key of ['append', 'remove', 'replace', 'merge', 'short']) queryClient.setQueryData([key], list);
-    queryClient.setQueryData(['pages'], { pages: [[list[0]], [list[1]]], pageParams: [0, 1] });
-    queryClient.setQueryData(['one', 5], list[0]);
-    queryClient.setQueryData(['again'], 1);
     t.after(bindQueryClient(queryClient, [
       ...['append', 'remove', 'replace', 'merge'].map((updateType) => ({ channel, updateType, queryKey: [updateType] })),
       { channel, updateType: 'replace', queryKey: ['short'], transform: ({ id, note }) => (note === 'hide' ? null : { id, note: note.toUpperCase() }) },
@@ -110,6 +106,10 @@ describe('TanStack Query', () => {
       { channel, updateType: 'merge', queryKey: ({ key }) => ['one', key.id] },
       { channel, updateType: 'invalidate', queryKey: ['again'] },
     ]));
+    for (const key of ['append', 'remove', 'replace', 'merge', 'short']) queryClient.setQueryData([key], list);
+    queryClient.setQueryData(['pages'], { pages: [[list[0]], [list[1]]], pageParams: [0, 1] });
+    queryClient.setQueryData(['one', 5], list[0]);
+    queryClient.setQueryData(['again'], 1);
     await client.sync();
     await db.exec(`UPDATE orders SET note = 'z' WHERE id = 5; DELETE FROM orders WHERE id = 6; INSERT INTO orders VALUES (31, 42, 'new')`);
     const data = (...key) => queryClient.getQueryData(key);
@@ -128,6 +128,47 @@ describe('TanStack Query', () => {
     await until(() => data('short').length === 1, 'taken out');
     channel.refresh();
     await until(() => queryClient.getQueryState(['merge']).isInvalidated, 'a resync makes it load again');
+  });
+
+  test('a load that somebody waits for is not cancelled; lists inside of objects; a transform that fails', async (t) => {
+    const { QueryClient } = await load('@tanstack/query-core');
+    const client = start(t, { auth: token });
+    const queryClient = new QueryClient({ defaultOptions: { queries: { gcTime: Infinity } } });
+    t.after(() => queryClient.clear());
+    const channel = client.channel('all');
+    await channel.ready;
+    let broken = false;
+    t.after(bindQueryClient(queryClient, [
+      { channel, updateType: 'merge', queryKey: ['loader'] },
+      { channel, updateType: 'merge', queryKey: ['object'], path: 'items' },
+      { channel, updateType: 'merge', queryKey: ['pages'], path: 'items' },
+      { channel, updateType: 'merge', queryKey: ['broken'], transform: (row) => { if (broken) throw new Error('transform'); return row; } },
+    ]));
+    queryClient.setQueryData(['object'], { items: [{ id: 5, note: 'x' }], total: 1 });
+    queryClient.setQueryData(['pages'], { pages: [{ items: [{ id: 5, note: 'x' }], next: 1 }, { items: [], next: null }], pageParams: [0, 1] });
+    queryClient.setQueryData(['broken'], [{ id: 5, note: 'x' }]);
+    // A router's loader, with a component to come.
+    let answer;
+    const loaded = queryClient.fetchQuery({ queryKey: ['loader'], queryFn: () => new Promise((resolve) => { answer = resolve; }) });
+    await until(() => answer, 'the load');
+    await db.exec(`UPDATE orders SET note = 'while loading' WHERE id = 5; INSERT INTO orders VALUES (32, 42, 'new')`);
+    const data = (...key) => queryClient.getQueryData(key);
+    await until(() => data('object').items.length === 2 && data('pages').pages[1].items.length === 1, 'the changes');
+    assert.deepEqual(data('object'), { items: [{ id: 5, note: 'while loading', customer_id: 43 }, { id: 32, customer_id: 42, note: 'new' }], total: 1 });
+    assert.deepEqual(data('pages').pages, [
+      { items: [{ id: 5, note: 'while loading', customer_id: 43 }], next: 1 }, { items: [{ id: 32, customer_id: 42, note: 'new' }], next: null }]);
+    answer([{ id: 5, note: 'older' }]);
+    assert.deepEqual(await loaded, [{ id: 5, note: 'older' }]);
+    await until(() => data('loader')[0].note === 'while loading' && queryClient.getQueryState(['loader']).isInvalidated, 'the change behind it');
+
+    broken = true;
+    const listeners = process.listeners('uncaughtException');
+    process.removeAllListeners('uncaughtException');
+    const told = new Promise((resolve) => { process.once('uncaughtException', resolve); });
+    await db.exec(`UPDATE orders SET note = 'again' WHERE id = 5`);
+    assert.equal((await told).message, 'transform');
+    for (const listener of listeners) process.on('uncaughtException', listener);
+    assert.equal(queryClient.getQueryState(['broken']).isInvalidated, true);
   });
 });
 

@@ -7,7 +7,9 @@
 //   ```sql test=NAME             psql runs it; an error fails
 //   ```sh test=NAME              bash runs it, in the project's directory; an error fails
 //   ```conf test=NAME            settings of the cluster; before anything else of NAME
-//   ```js test=NAME              a module that runs on in the background until NAME ends
+//   ```js test=NAME              a module that runs on in the background until NAME's next one;
+//                                it has WebSocket and, as a page has, IndexedDB, and may import
+//                                pg-changefeed as it was built last, and what that is tested with
 //   ```json test=NAME send       sends each line as a message on NAME's WebSocket
 //   ```json test=NAME send new   the same on a new connection, in place of the old one
 //   ```json test=NAME receive    waits for these messages, in this order
@@ -15,6 +17,7 @@
 //   ```text test=NAME output     waits until these lines are in the output of the js that runs, or
 //                                else of the last block of sql or sh, in this order; any white space
 //                                is as good as another
+//   ```… from=FILE               is not run, but has to stand in that file like this, indentation and ends of lines aside
 //   ```… notest="why not"        is not run
 //
 // Blocks of the same NAME run one after the other on a cluster of their own, made when the first
@@ -24,7 +27,7 @@
 // not shown.
 
 import { execFileSync, spawn } from 'node:child_process';
-import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import os from 'node:os';
 import path from 'node:path';
@@ -52,6 +55,7 @@ function blocksOf(file) {
       block = { file, line: i + 1, language, words, lines: [] };
       for (const word of words) {
         if (word.startsWith('test=')) block.test = word.slice(5);
+        if (word.startsWith('from=')) block.from = word.slice(5);
         if (word.startsWith('notest=')) block.notest = true;
       }
     } else if (block !== null && line.startsWith('```')) {
@@ -78,6 +82,11 @@ function matches(expected, actual) {
 // ---- running ----
 
 const scratch = mkdtempSync(path.join(os.tmpdir(), 'changefeed-docs.'));
+const packages = path.join(scratch, 'node_modules');
+mkdirSync(packages);
+symlinkSync(path.join(ROOT, 'client'), path.join(packages, 'pg-changefeed'));
+const installed = path.join(ROOT, 'client/node_modules');
+if (existsSync(installed)) for (const name of readdirSync(installed)) if (!name.startsWith('.')) symlinkSync(path.join(installed, name), path.join(packages, name));
 
 class Runner {
   constructor(name) {
@@ -154,8 +163,10 @@ class Runner {
     this.start();
     await this.serving();
     const file = path.join(scratch, `${this.name}-${block.line}.mjs`);
-    const prelude = `import WebSocket from ${JSON.stringify(WS)};\nglobalThis.prompt = () => ${JSON.stringify(this.token)};\n`;
-    writeFileSync(file, prelude + this.fill(block.lines.join('\n')));
+    const text = block.lines.join('\n');
+    const prelude = `import WebSocket from ${JSON.stringify(WS)};\nglobalThis.prompt = () => ${JSON.stringify(this.token)};\nglobalThis.WebSocket ??= WebSocket;\n`
+      + (text.includes('pg-changefeed/offline') ? "import 'fake-indexeddb/auto';\n" : '');
+    writeFileSync(file, prelude + this.fill(text));
     this.child?.kill();
     this.child = spawn(process.execPath, [file], { env: this.env, stdio: ['ignore', 'pipe', 'inherit'] });
     this.child.on('exit', (code) => { this.failed = code !== null && code !== 0; });
@@ -259,13 +270,22 @@ for (const signal of ['SIGINT', 'SIGTERM']) {
   });
 }
 
+const compact = (text) => text.split('\n').map((line) => line.trim()).filter((line) => line !== '').join('\n');
+
 const broken = new Set();
 try {
   for (const block of process.argv.slice(2).flatMap(blocksOf)) {
     const where = `${path.relative(ROOT, path.resolve(block.file))}:${block.line}`;
+    if (block.from !== undefined) {
+      run += 1;
+      const found = existsSync(path.join(ROOT, block.from)) && compact(readFileSync(path.join(ROOT, block.from), 'utf8')).includes(compact(block.lines.join('\n')));
+      console.log(`${found ? 'ok' : 'not ok'} - ${where}: excerpt of ${block.from}`);
+      if (!found) failures += 1;
+      continue;
+    }
     if (block.test === undefined) {
       if (CHECKED.has(block.language) && !block.notest) {
-        console.log(`not ok - ${where}: the block says neither test= nor notest=`);
+        console.log(`not ok - ${where}: the block says none of test=, from= and notest=`);
         failures += 1;
       }
       continue;

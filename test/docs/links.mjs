@@ -1,4 +1,4 @@
-// Every link in README.md and doc/*.md that stays in the project has to lead somewhere: the file
+// Every link in README.md, client/README.md and doc/*.md that stays in the project has to lead somewhere: the file
 // exists, and so does the heading, if one is named.
 //
 //   node test/docs/links.mjs
@@ -8,7 +8,7 @@ import path from 'node:path';
 import { fileURLToPath } from 'node:url';
 
 const ROOT = path.resolve(path.dirname(fileURLToPath(import.meta.url)), '../..');
-const pages = ['README.md', ...readdirSync(path.join(ROOT, 'doc')).filter((name) => name.endsWith('.md')).map((name) => `doc/${name}`)];
+const pages = ['README.md', 'client/README.md', ...readdirSync(path.join(ROOT, 'doc')).filter((name) => name.endsWith('.md')).map((name) => `doc/${name}`)];
 
 const textOf = (page) => readFileSync(path.join(ROOT, page), 'utf8').replace(/^```[^]*?^```/gm, '');
 // As GitHub makes them

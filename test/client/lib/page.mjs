@@ -1,5 +1,6 @@
 // A client of client/ in this process, with the WebSocket of npm's ws.
 
+import { metrics } from '../../../client/dist/extras.js';
 import { createClient } from '../../../client/dist/index.js';
 import { assertSame } from '../../integration/lib/client.mjs';
 import WebSocketOf from 'ws';
@@ -22,6 +23,7 @@ export function start(t, options) {
     debug: (event, data) => { log.push([event, data]); options?.debug?.(event, data); },
   });
   client.log = log;
+  client.metrics = metrics(client);
   client.errors = [];
   client.on('error', (error) => client.errors.push(error));
   t.after(() => client.close());
