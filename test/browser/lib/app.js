@@ -1,6 +1,6 @@
 // What the pages of these tests run: an application with channels, a queue and a store, and an eye on itself.
 
-import { createClient } from '/dist/index.js';
+import { createClient, webSocket } from '/dist/index.js';
 import { createOfflineQueue, createStore, withStore } from '/dist/offline.js';
 import { presence } from '/dist/presence.js';
 import { shareTabs } from '/dist/tabs.js';
@@ -9,13 +9,21 @@ import { shareTabs } from '/dist/tabs.js';
 export async function start({ url, channels, shared, sub, store: kept, queue: queued, lostMs = 1500, queueOptions }) {
   const app = { problems: [], sent: [], transactions: {}, messages: {}, resyncs: [], snapshots: {}, channels: {}, statuses: [], errors: [] };
   window.app = app;
-  app.tabs = shared ? shareTabs({ lostMs, backoff: { minMs: 20, maxMs: 500 } }) : undefined;
+  /** Notes the tokens that are sent, to the server and to the leader of the tabs. */
+  const watched = (transport) => (context) => {
+    const link = transport(context);
+    return {
+      ...link,
+      send(message) {
+        if (message.token) app.sent.push({ token: message.token, at: Date.now() });
+        link.send(message);
+      },
+    };
+  };
+  app.tabs = shared ? shareTabs({ lostMs, backoff: { minMs: 20, maxMs: 500 }, transport: watched(webSocket) }) : undefined;
   app.client = createClient({
-    url, lingerMs: 50, backoff: { minMs: 20, maxMs: 500 }, ...(shared && { transport: app.tabs }),
+    url, lingerMs: 50, backoff: { minMs: 20, maxMs: 500 }, transport: watched(app.tabs ?? webSocket),
     auth: (why) => window.token(why, app.sub),
-    debug: (event, data) => {
-      if (event === 'send' && data.token) app.sent.push({ token: data.token, at: Date.now() });
-    },
   });
   app.sub = sub;
   app.client.on('error', ({ code, message }) => app.errors.push(`${code} ${message}`));
