@@ -8,6 +8,11 @@
 # shellcheck disable=SC2034
 PROJECT_ROOT=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)
 
+# A newer Node.js than the machine's, if scripts/setup needed one
+if [[ -x $PROJECT_ROOT/.cache/node/bin/node && :$PATH: != *:$PROJECT_ROOT/.cache/node/bin:* ]]; then
+    export PATH=$PROJECT_ROOT/.cache/node/bin:$PATH
+fi
+
 # Everything meant for people goes to stderr; stdout is for other programs.
 say() {
     printf '%s\n' "$*" >&2

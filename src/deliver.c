@@ -715,6 +715,8 @@ Publish(LogTransaction *transaction)
 {
 	Delivery d = {0};
 
+	EventsCheckLabels();
+
 	/* What it does to subscriptions as a whole comes first. */
 	PublishApply(transaction);
 	EventsApply(transaction);

@@ -29,11 +29,15 @@
 
 #include "utils/inval.h"
 #include "utils/snapmgr.h"
+#include "utils/syscache.h"
 
 bool events_catalog_stale = false;
 
 /* Of feed_shared->role_changes, when the identities were looked at last. */
 static uint64 seen_role_changes;
+
+/* Some may have other names than those that were compared last. */
+static bool labels_invalidated;
 
 typedef struct Concern
 {
@@ -196,6 +200,45 @@ EventsCheckRoles(void)
 		return false;
 	EventsRolesChanged();
 	return true;
+}
+
+static void
+LabelsInvalidated(Datum arg, int cacheid, uint32 hashvalue)
+{
+	labels_invalidated = true;
+}
+
+static void
+ResyncSource(Subscription *s, void *arg)
+{
+	if (HasSource(s, *(Oid *) arg))
+		SubscribeResync(s, "type_changed");
+}
+
+/*
+ * Values are written and conditions are read with the labels of now, so nothing
+ * from before their barrier, which is still to come, can be delivered any more.
+ */
+void
+EventsCheckLabels(void)
+{
+	static bool registered = false;
+	ListCell *lc;
+
+	if (!registered)
+		CacheRegisterSyscacheCallback(ENUMOID, LabelsInvalidated, (Datum) 0);
+	registered = true;
+	if (!labels_invalidated)
+		return;
+	labels_invalidated = false;
+	foreach(lc, RelationsAll())
+	{
+		if (!RelationLabelsAhead(lfirst_oid(lc)))
+			continue;
+		ChannelsForgetCompiled(lfirst_oid(lc));
+		AudiencesForgetCompiled(lfirst_oid(lc));
+		SubscriptionForEach(NULL, ResyncSource, &lfirst_oid(lc));
+	}
 }
 
 /* One subscription and one table of which something has changed. */

@@ -228,6 +228,7 @@ Turn(XLogRecPtr start_lsn, bool *serving)
 
 	Sooner(&wait, GatewaysMaintain(*serving));
 	(void) EventsCheckRoles();
+	EventsCheckLabels();
 
 	if (events_catalog_stale && !EventsReloadCatalog())
 		Sooner(&wait, 50);

@@ -60,6 +60,7 @@ typedef struct View
 	Oid relid;
 	int ncolumns;
 	int16 *columns; /* attribute numbers to send, ascending */
+	struct ColumnNames *names;
 	int nkey;
 	int16 *key;
 	int rls; /* 0: every row, 1: to be judged, 2: no row */
@@ -76,6 +77,14 @@ typedef struct View
 	struct PolicyRule *rule;		   /* decides about rows in the place of query workers:
 										* policy_rule.h; NULL: they have to be asked */
 } View;
+
+/* What columns are called, shared by all views that say so. */
+typedef struct ColumnNames
+{
+	int refcount;
+	int length;
+	char data[FLEXIBLE_ARRAY_MEMBER]; /* one behind the other, each with its end */
+} ColumnNames;
 
 typedef struct Identity
 {
@@ -313,6 +322,8 @@ extern void ConnectionForEach(void (*callback)(Connection *connection));
 extern Identity *IdentityIntern(const IdentityInfo *info);
 extern void IdentityRelease(Identity *identity);
 extern View *ViewIntern(Identity *identity, const View *view);
+extern ColumnNames *ColumnNamesIntern(const char *data, int length);
+extern void ColumnNamesRelease(ColumnNames *names);
 
 /* One more reference. */
 extern void ViewKeep(Identity *identity, View *view);
@@ -594,6 +605,9 @@ extern void EventsRolesChanged(void);
 /* The same if a command in any database changed roles since the last look. */
 extern bool EventsCheckRoles(void);
 
+/* Labels of enums have changed somewhere, and their barrier is not here yet. */
+extern void EventsCheckLabels(void);
+
 /* Reads the channel catalog; false: locked, try again. */
 extern bool EventsReloadCatalog(void);
 extern bool events_catalog_stale; /* nothing is published while true */
@@ -769,6 +783,9 @@ extern bool RelationIsView(Oid relid);
  */
 extern const char *RelationChangedSince(Oid relid, uint64 number, const LogBarrier *barrier);
 extern const char *RelationReason(uint32 aspects);
+
+/* Have labels of its types other names than at the last barrier? */
+extern bool RelationLabelsAhead(Oid relid);
 
 /* Did that transaction add the column? */
 extern bool RelationColumnIsNew(Oid relid, int16 attno, uint64 number);

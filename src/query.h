@@ -97,7 +97,7 @@ typedef enum QueryKind
 	 * Of QUERY_SUBSCRIBE, once for each source in order (without any, once for the
 	 * channel: only with what the check depends on): u16 index of source,
 	 * u16 n + n x u16 attno of the columns to send (published and readable by
-	 * the role, in attno order), u16 n + n x u16 attno of key columns, u8 rls
+	 * the role, in attno order), n x bytes their names, u16 n + n x u16 attno of key columns, u8 rls
 	 * (0: every row may be read, 1: rows have to be judged by QUERY_VERDICTS,
 	 * 2: no row may be read), u64 fingerprint, u32 n + n x u32 relid of tables
 	 * that the policies read (dependencies; of the first source also those
@@ -158,7 +158,8 @@ typedef enum QueryKind
 	/*
 	 * Of QUERY_VERDICTS, for some identities, in order, each: u32 length and u32 index of
 	 * the identity, u32 microseconds that it took, u64 LSN noted after the last
-	 * snapshot used, u8 QueryVerdictStatus.  OK: u64 fingerprint, u32 n + n x
+	 * snapshot used, u8 QueryVerdictStatus.  OK: u64 fingerprint, u8 1 if the policies
+	 * may find labels or functions by name (the LSN was noted behind that then), u32 n + n x
 	 * u32 dependencies, bytes bitmap (bit i: the i-th of its rows is visible),
 	 * and for each visible row in order, for each column with a cast, bytes
 	 * JSON; ERROR: bytes SQLSTATE, bytes message

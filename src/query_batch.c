@@ -177,6 +177,7 @@ JudgeOne(BatchState *state, const VerdictIdentity *identity, StringInfo answer)
 		}
 	}
 	CHECK_FOR_INTERRUPTS();
+	VerdictNotePosition(state->job, state->policy);
 	VerdictPut(answer, identity, state->policy, bitmap);
 	if (bitmap != few)
 		pfree(bitmap);

@@ -75,6 +75,9 @@ extern void VerdictRowToParams(const VerdictJob *job, const VerdictRow *row, con
 extern void VerdictJudgeRows(const VerdictJob *job, const VerdictIdentity *identity,
 							 const Policy *policy, Relation rel, uint8 *bitmap);
 
+/* Behind the rows of an identity, before its answer is appended. */
+extern void VerdictNotePosition(VerdictJob *job, const Policy *policy);
+
 /* The answer of who was judged. */
 extern void VerdictPut(StringInfo out, const VerdictIdentity *identity, const Policy *policy,
 					   const uint8 *bitmap);

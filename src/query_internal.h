@@ -471,6 +471,7 @@ typedef struct Policy
 	Bitmapset *needed; /* attribute numbers that the plan reads */
 	bool whole_row;	   /* and the row as a whole */
 	bool functions;	   /* it calls some that are not built in */
+	bool named;		   /* it may find by name what is in no fingerprint */
 	int ndependencies;
 	Oid *dependencies;			 /* tables that the plan reads, sorted */
 	bool opaque;				 /* it calls functions whose reads are not known */

@@ -31,6 +31,7 @@
 #include "access/htup_details.h"
 #include "access/sysattr.h"
 #include "access/table.h"
+#include "access/transam.h"
 #include "access/xact.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_proc.h"
@@ -311,6 +312,20 @@ MaySelect(Relation rel, Oid role)
 			   ACLCHECK_OK;
 }
 
+/* Values of such types are made of labels, and of what their domains call. */
+static bool
+HasUserTypes(Relation rel)
+{
+	TupleDesc tupdesc = RelationGetDescr(rel);
+	int i;
+
+	for (i = 0; i < tupdesc->natts; i++)
+		if (!TupleDescAttr(tupdesc, i)->attisdropped &&
+			TupleDescAttr(tupdesc, i)->atttypid >= FirstNormalObjectId)
+			return true;
+	return false;
+}
+
 /*
  * Fills the policy for the current user.  It may raise errors, of functions
  * that the planner calls, too: then the policy stays invalid.
@@ -394,6 +409,7 @@ BuildPolicy(Policy *policy, Relation rel)
 											 replace.whole_row, policy->dependencies,
 											 policy->ndependencies, &functions);
 	policy->functions = functions != NIL;
+	policy->named = policy->functions || HasUserTypes(rel);
 	foreach(cell, functions)
 		if (func_volatile(lfirst_oid(cell)) == PROVOLATILE_IMMUTABLE)
 			policy->reusable = false;

@@ -286,8 +286,9 @@ LockSources(Request *request)
 	}
 }
 
+/* All but its last part: see EndSnapshot. */
 static void
-PutSnapshot(Request *request, Snapshot snapshot, XLogRecPtr lsn)
+PutSnapshot(Request *request, Snapshot snapshot)
 {
 	uint32 i;
 
@@ -301,7 +302,19 @@ PutSnapshot(Request *request, Snapshot snapshot, XLogRecPtr lsn)
 	WirePutU32(&request->snapshot, snapshot->xcnt);
 	for (i = 0; i < snapshot->xcnt; i++)
 		WirePutU32(&request->snapshot, snapshot->xip[i]);
-	WirePutU64(&request->snapshot, lsn);
+}
+
+/*
+ * Tables are locked; functions, types and roles are not, and queries are planned
+ * and run behind the snapshot, with the catalogs of then.  Whoever uses the
+ * answer has to know all that it can have seen, so N is noted when nothing is
+ * looked at any more.
+ */
+static void
+EndSnapshot(Request *request)
+{
+	if (request->snapshot.data != NULL)
+		WirePutU64(&request->snapshot, SharedInsertLsn());
 }
 
 /* A channel without sources is described by what its check depends on. */
@@ -377,7 +390,6 @@ BeginSnapshot(Request *request)
 	{
 		bool known = true;
 		bool joined;
-		XLogRecPtr lsn;
 		MemoryContext old;
 		int i;
 
@@ -399,19 +411,13 @@ BeginSnapshot(Request *request)
 		if ((request->flags & (QUERY_WITH_ROWS | QUERY_WITH_POSITION)) == 0 && joined)
 			return;
 
-		/*
-		 * Functions are not locked, and may have been replaced since the snapshot
-		 * was taken: whoever uses the answer has to know all that it can have
-		 * seen.
-		 */
-		lsn = SharedInsertLsn();
 		if ((request->flags & QUERY_WITH_KEYS) != 0)
 			for (i = 0; i < request->nsources; i++)
 				SourceQueryKeysOnly(&request->sources[i]);
 		if ((joined && (known || (request->flags & QUERY_WITH_ROWS) == 0)) || attempt >= 2)
 		{
 			old = MemoryContextSwitchTo(query_job_context);
-			PutSnapshot(request, GetActiveSnapshot(), lsn);
+			PutSnapshot(request, GetActiveSnapshot());
 			MemoryContextSwitchTo(old);
 			return;
 		}
@@ -484,6 +490,7 @@ QueryRunSubscribe(WireReader *body)
 		pages.inline_bytes = (Size) setting_max_transaction * 1024;
 	for (i = 0; i < request.nsources; i++)
 		SnapshotSource(&request, i, with_rows ? &pages : NULL);
+	EndSnapshot(&request);
 	QueryTransactionEnd();
 
 	for (i = 0; i < Max(request.nsources, 1); i++)

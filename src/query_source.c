@@ -282,6 +282,9 @@ SourceQueryDescribe(SourceQuery *source, int index, Oid role, StringInfo out)
 	WirePutU16(out, (uint16) source->ncolumns);
 	for (i = 0; i < source->ncolumns; i++)
 		WirePutU16(out, (uint16) source->columns[i]);
+	for (i = 0; i < source->ncolumns; i++)
+		WirePutString(
+			out, NameStr(TupleDescAttr(RelationGetDescr(rel), source->columns[i] - 1)->attname));
 	WirePutU16(out, (uint16) source->nkeys);
 	source->key = palloc(sizeof(int16) * Max(source->nkeys, 1));
 	for (i = 0; i < source->nkeys; i++)

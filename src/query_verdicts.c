@@ -272,6 +272,14 @@ VerdictsBegin(const VerdictJob *job)
 	return try_table_open(job->relid, AccessShareLock);
 }
 
+/* What is found by name counts from when it was found, not from the snapshot. */
+void
+VerdictNotePosition(VerdictJob *job, const Policy *policy)
+{
+	if (policy->named)
+		job->lsn = Max(job->lsn, SharedInsertLsn());
+}
+
 void
 VerdictPut(StringInfo out, const VerdictIdentity *identity, const Policy *policy,
 		   const uint8 *bitmap)
@@ -280,6 +288,7 @@ VerdictPut(StringInfo out, const VerdictIdentity *identity, const Policy *policy
 
 	WirePutU8(out, QUERY_VERDICT_OK);
 	WirePutU64(out, identity->fingerprint);
+	WirePutU8(out, policy->named);
 	WirePutU32(out, policy->ndependencies);
 	for (i = 0; i < policy->ndependencies; i++)
 		WirePutU32(out, policy->dependencies[i]);
@@ -342,6 +351,7 @@ JudgeInTransaction(VerdictJob *job, const VerdictIdentity *identity, bool trial,
 	VerdictPut(out, identity, policy, bitmap);
 	if (identity->ncasts > 0)
 		CastRows(job, identity, policy, rel, bitmap, out);
+	VerdictNotePosition(job, policy);
 	return QUERY_VERDICT_OK;
 }
 

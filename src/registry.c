@@ -72,7 +72,8 @@ static HTAB *connections;
 static HTAB *connection_ids;
 static HTAB *identities;
 static HTAB *instances;
-static List *starred; /* instances with a "*" */
+static List *column_names; /* of ColumnNames: there are few */
+static List *starred;	   /* instances with a "*" */
 static uint64 next_connection_id;
 static uint32 next_subscription_id;
 static uint64 next_identity_serial;
@@ -329,12 +330,47 @@ IdentityRelease(Identity *identity)
 	pfree(identity);
 }
 
+ColumnNames *
+ColumnNamesIntern(const char *data, int length)
+{
+	ColumnNames *names;
+	ListCell *lc;
+	MemoryContext old;
+
+	foreach(lc, column_names)
+	{
+		names = lfirst(lc);
+		if (names->length == length && memcmp(names->data, data, length) == 0)
+		{
+			names->refcount++;
+			return names;
+		}
+	}
+	old = MemoryContextSwitchTo(registry_context);
+	names = palloc(offsetof(ColumnNames, data) + length);
+	names->refcount = 1;
+	names->length = length;
+	memcpy(names->data, data, length);
+	column_names = lcons(names, column_names);
+	MemoryContextSwitchTo(old);
+	return names;
+}
+
+void
+ColumnNamesRelease(ColumnNames *names)
+{
+	if (--names->refcount > 0)
+		return;
+	column_names = list_delete_ptr(column_names, names);
+	pfree(names);
+}
+
 static bool
 SameView(const View *a, const View *b)
 {
 	return a->source_id == b->source_id && a->relid == b->relid && a->rls == b->rls &&
 		   a->recheck == b->recheck && a->fingerprint == b->fingerprint &&
-		   a->ncolumns == b->ncolumns && a->nkey == b->nkey &&
+		   a->ncolumns == b->ncolumns && a->names == b->names && a->nkey == b->nkey &&
 		   a->ndependencies == b->ndependencies && a->casts == b->casts &&
 		   a->functions == b->functions && a->rule == b->rule &&
 		   memcmp(a->columns, b->columns, sizeof(int16) * a->ncolumns) == 0 &&
@@ -382,6 +418,7 @@ ViewIntern(Identity *identity, const View *view)
 	copy->narrowing = Copy(view->narrowing, view->narrowing_length);
 	copy->refcount = 1;
 	PolicyRuleKeep(copy->rule);
+	copy->names->refcount++;
 	DependencyAdd(identity, copy);
 	identity->refcount++;
 	identity->views = lcons(copy, identity->views);
@@ -408,6 +445,7 @@ ViewRelease(Identity *identity, View *view)
 		pfree(view->dependencies);
 		pfree(view->narrowing);
 		PolicyRuleRelease(view->rule);
+		ColumnNamesRelease(view->names);
 		pfree(view);
 	}
 	IdentityRelease(identity);

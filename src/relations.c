@@ -504,6 +504,27 @@ RelationChangedSince(Oid relid, uint64 number, const LogBarrier *barrier)
 }
 
 bool
+RelationLabelsAhead(Oid relid)
+{
+	StateEntry *entry = hash_search(states, &relid, HASH_FIND, NULL);
+	MemoryContext context;
+	MemoryContext old;
+	RelationState now;
+	bool ahead;
+
+	if (entry == NULL || entry->state.nlabels == 0)
+		return false;
+	context = AllocSetContextCreate(CurrentMemoryContext, "changefeed labels",
+									ALLOCSET_SMALL_SIZES);
+	old = MemoryContextSwitchTo(context);
+	RelationReadState(relid, &now);
+	MemoryContextSwitchTo(old);
+	ahead = now.exists && LabelsChanged(&entry->state, &now);
+	MemoryContextDelete(context);
+	return ahead;
+}
+
+bool
 RelationColumnIsNew(Oid relid, int16 attno, uint64 number)
 {
 	StateEntry *entry = states != NULL ? hash_search(states, &relid, HASH_FIND, NULL) : NULL;

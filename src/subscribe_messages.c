@@ -35,6 +35,7 @@ AppendEntities(Subscription *s, StringInfo m)
 	{
 		Source *source = channel->sources[i];
 		View *view = s->views[i];
+		const char *name = view->names->data;
 
 		if (i > 0)
 			appendStringInfoChar(m, ',');
@@ -49,11 +50,10 @@ AppendEntities(Subscription *s, StringInfo m)
 		appendStringInfoString(m, "],\"columns\":[");
 		for (k = 0; k < view->ncolumns; k++)
 		{
-			char *name = RelationColumnName(source->relid, view->columns[k]);
-
 			if (k > 0)
 				appendStringInfoChar(m, ',');
 			EncodeString(m, name, strlen(name));
+			name += strlen(name) + 1;
 		}
 		appendStringInfoString(m, "]}");
 	}

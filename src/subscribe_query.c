@@ -147,7 +147,10 @@ SubscribeAsk(Subscription *s)
 
 /* ---- answers ---- */
 
-/* A description from a query worker, as a view in the current context; its rule is referenced. */
+/*
+ * A description from a query worker, as a view in the current context; its rule
+ * and its names are referenced.
+ */
 static int
 ReadView(Channel *channel, Audience *audience, WireReader *r, View *result)
 {
@@ -157,6 +160,7 @@ ReadView(Channel *channel, Audience *audience, WireReader *r, View *result)
 	int16 *casts;
 	WireBytes narrowing;
 	WireBytes rule;
+	StringInfoData names;
 	int i;
 
 	if (r->failed || index >= channel->nviews)
@@ -173,6 +177,14 @@ ReadView(Channel *channel, Audience *audience, WireReader *r, View *result)
 	view.columns = palloc(sizeof(int16) * Max(view.ncolumns, 1));
 	for (i = 0; i < view.ncolumns; i++)
 		view.columns[i] = (int16) WireGetU16(r);
+	initStringInfo(&names);
+	for (i = 0; i < view.ncolumns; i++)
+	{
+		WireBytes name = WireGetBytes(r);
+
+		appendBinaryStringInfo(&names, name.data, (int) name.length);
+		appendStringInfoChar(&names, '\0');
+	}
 	view.nkey = WireGetU16(r);
 	view.key = palloc(sizeof(int16) * Max(view.nkey, 1));
 	for (i = 0; i < view.nkey; i++)
@@ -205,6 +217,7 @@ ReadView(Channel *channel, Audience *audience, WireReader *r, View *result)
 	view.narrowing_length = (int) narrowing.length;
 	view.casts = CastListIntern(casts, ncasts);
 	view.rule = PolicyRuleIntern(view.relid, rule.data, (int) rule.length);
+	view.names = ColumnNamesIntern(names.data, names.len);
 
 	/* Their values come with the verdict. */
 	if (view.casts != NULL && view.rls == 0)
@@ -228,6 +241,7 @@ SubscribeReadView(Identity *identity, Channel *channel, Audience *audience, View
 						errmsg("malformed description from a query worker")));
 	views[index] = ViewIntern(identity, &view);
 	PolicyRuleRelease(view.rule);
+	ColumnNamesRelease(view.names);
 	MemoryContextSwitchTo(old);
 	MemoryContextDelete(work);
 }
@@ -266,6 +280,7 @@ SubscribeSameView(Subscription *s, WireReader *r)
 	View *mine = s->views[ReadView(s->instance->channel, NULL, r, &view)];
 
 	PolicyRuleRelease(view.rule);
+	ColumnNamesRelease(view.names);
 	if (view.rule != NULL && mine->rule != NULL && view.rule != mine->rule)
 		return false;
 	return view.fingerprint == mine->fingerprint && view.rls == mine->rls &&

@@ -16,7 +16,9 @@
  * snapshot later than the row's commit.  It is accepted once everything up to
  * that snapshot has been decoded and no transaction behind the row's has done
  * something to a dependency that can make a difference (dependencies.c);
- * otherwise the subscriptions concerned are resynced.
+ * otherwise the subscriptions concerned are resynced.  The same holds for what
+ * policies find by name, in functions and as labels, of which the fingerprint
+ * knows nothing.
  *
  * Process: feed worker.  Memory: batches in feed_context until answered;
  * verdicts with the transaction's map.
@@ -617,6 +619,70 @@ IsOutdated(const Question *q, const Oid *dependencies, int ndependencies, uint64
 							  transaction, q->image, until);
 }
 
+/* May that transaction have given another meaning to what policies find by name? */
+static bool
+ChangesNames(Subscription *s, uint64 number)
+{
+	LogTransaction *transaction = LogGet(number);
+	int i;
+
+	if (transaction == NULL)
+		return true;
+	if (transaction->nbarriers == 0)
+		return false;
+	if (number <= LogPublished())
+		return EventConcerns(s, transaction, true) != NULL;
+	for (i = 0; i < transaction->nbarriers; i++)
+		switch (transaction->barriers[i].kind)
+		{
+			case BARRIER_TYPES:
+			case BARRIER_FUNCTIONS:
+			case BARRIER_SCHEMA:
+			case BARRIER_ALL:
+				return true;
+			default:
+				break;
+		}
+	return false;
+}
+
+/*
+ * The worker may have found by name what nobody has been told of yet.  Who is
+ * ready has been told of what is published.  False: it concerns nobody.
+ */
+static bool
+ResyncNamed(Identity *identity, Oid relid, uint64 from, uint64 until)
+{
+	List *concerned = NIL;
+	ListCell *lc;
+	bool any = false;
+	uint64 number;
+
+	/* Nearly always there is no barrier at all. */
+	for (number = from + 1; number <= until && !any; number++)
+		any = LogGet(number) == NULL || LogGet(number)->nbarriers > 0;
+	if (!any)
+		return false;
+
+	foreach(lc, SubscriptionsOf(identity, relid))
+	{
+		Subscription *s = lfirst(lc);
+
+		if (s->state != SUB_READY && s->state != SUB_CATCHUP)
+			continue;
+		number = Max(from, s->state == SUB_READY ? LogPublished() : s->cursor);
+		while (++number <= until)
+			if (ChangesNames(s, number))
+			{
+				concerned = lappend(concerned, s);
+				break;
+			}
+	}
+	foreach(lc, concerned)
+		SubscribeResync(lfirst(lc), "policy_changed");
+	return concerned != NIL;
+}
+
 /* Takes over what the answer says about one identity. */
 static void
 AcceptIdentity(Batch *batch, int index, WireReader *r)
@@ -639,8 +705,10 @@ AcceptIdentity(Batch *batch, int index, WireReader *r)
 			Oid *dependencies;
 			WireBytes bits;
 			bool outdated = false;
+			bool named;
 
 			(void) WireGetU64(r);
+			named = WireGetU8(r) != 0;
 			ndependencies = WireGetU32(r);
 			if (r->failed || ndependencies > r->length)
 				break;
@@ -663,6 +731,24 @@ AcceptIdentity(Batch *batch, int index, WireReader *r)
 					ResyncAll(identity, batch->relid, "dependency_changed");
 				Wake(identity);
 				return;
+			}
+			if (named)
+			{
+				uint64 first = until;
+
+				for (i = 0; i < n; i++)
+				{
+					LogTransaction *transaction = PaceTransaction(from[i].number);
+
+					if (transaction != NULL)
+						first = Min(first, transaction->number);
+				}
+				if (ResyncNamed(identity, batch->relid, first, until))
+				{
+					PutBack(from, n);
+					Wake(identity);
+					return;
+				}
 			}
 			for (i = 0; i < n; i++)
 			{
@@ -721,15 +807,17 @@ AcceptIdentity(Batch *batch, int index, WireReader *r)
 					errmsg("malformed verdicts from a query worker")));
 }
 
-/* Did the verdict read tables?  Others need not wait for the stream. */
+/* Did the verdict read tables, or names?  Others need not wait for the stream. */
 static bool
-HasDependencies(const Part *part)
+WaitsForStream(const Part *part)
 {
 	WireReader r = WireReaderInit(part->answer, part->length);
 
 	if (WireGetU8(&r) != QUERY_VERDICT_OK)
 		return false;
 	(void) WireGetU64(&r);
+	if (WireGetU8(&r) != 0)
+		return true;
 	return WireGetU32(&r) > 0 || r.failed;
 }
 
@@ -745,7 +833,7 @@ AcceptAnswers(Batch *batch)
 		WireReader r = WireReaderInit(part->answer, part->length);
 
 		if (!part->answered || part->accepted ||
-			(HasDependencies(part) && !LogReceivedUpTo(part->lsn)))
+			(WaitsForStream(part) && !LogReceivedUpTo(part->lsn)))
 			continue;
 		part->accepted = true;
 		batch->open--;

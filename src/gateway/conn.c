@@ -24,11 +24,14 @@
 
 #include "http.h"
 
-/* A closing handshake, or a queue before a close, may take this long. */
 /* How long the feed worker may take to find out who it is. */
 #define WAITING_MS 60000
 
+/* A closing handshake, or a queue before a close, may take this long. */
 #define CLOSE_MS 5000
+
+/* So many are dropped in a turn, some 30 us each; the loop goes on with others. */
+#define DROPPED_PER_TURN 16
 
 static const char too_big[] = "message larger than changefeed.max_message";
 static const char pong[] = "{\"type\":\"pong\"}";
@@ -42,13 +45,25 @@ static uint32_t last_number;
 /* Connections that we do not read from because the link is full. */
 static ListNode stopped_list;
 
+/* Those that were killed and that lws has yet to drop. */
+static ListNode doomed_list;
+static uv_idle_t idle; /* runs while there are some */
+
 /* Somebody was killed: lws has to be woken once, at the end of the turn. */
 static bool wake_lws;
+
+static void
+OnIdle(uv_idle_t *handle)
+{
+	(void) handle; /* it only keeps the loop from sleeping */
+}
 
 void
 ConnStart(void)
 {
 	ListInit(&stopped_list);
+	ListInit(&doomed_list);
+	uv_idle_init(&gateway.loop, &idle);
 	conn_table.mask = 63;
 	conn_table.slots = GatewayAllocZero(64 * sizeof(Connection *));
 }
@@ -464,7 +479,7 @@ ConnRefuse(Connection *conn, LinkCause cause, uint16_t code, const char *sqlstat
 	conn->cause = (uint8_t) cause;
 }
 
-/* Drops the TCP connection. */
+/* Drops the TCP connection, soon: many may end at once. */
 void
 ConnKill(Connection *conn, LinkCause cause)
 {
@@ -474,7 +489,8 @@ ConnKill(Connection *conn, LinkCause cause)
 		conn->cause = (uint8_t) cause;
 	StopUsing(conn);
 	conn->killed = true;
-	ConnKillSocket(conn->wsi);
+	ListRemove(&conn->stopped);
+	ListAppend(&doomed_list, &conn->stopped);
 }
 
 /* The same for one that is no connection yet. */
@@ -492,6 +508,20 @@ ConnKillSocket(struct lws *wsi)
 void
 ConnEndTurn(void)
 {
+	int i;
+
+	/* A shutdown has its time, and nobody who would wait for it. */
+	for (i = 0; (i < DROPPED_PER_TURN || gateway.ending) && !ListIsEmpty(&doomed_list); i++)
+	{
+		Connection *conn = ListElement(doomed_list.next, Connection, stopped);
+
+		ListRemove(&conn->stopped);
+		ConnKillSocket(conn->wsi);
+	}
+	if (ListIsEmpty(&doomed_list))
+		uv_idle_stop(&idle);
+	else
+		uv_idle_start(&idle, OnIdle);
 	if (!wake_lws)
 		return;
 	wake_lws = false;

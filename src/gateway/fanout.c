@@ -105,6 +105,7 @@ ForAudience(const char *audience, uint32_t n, Fragment *fragment,
 {
 	uint32_t i;
 
+	WalkExpect(n);
 	for (i = 0; i < n; i++)
 	{
 		Connection *conn;
@@ -120,6 +121,7 @@ ForAudience(const char *audience, uint32_t n, Fragment *fragment,
 		if (conn != NULL)
 			add(conn, fragment);
 	}
+	WalkExpect(0);
 	FragmentRelease(fragment);
 }
 

@@ -315,7 +315,7 @@ typedef struct Connection
 	bool in_message;  /* it has begun */
 	bool in_packed;	  /* it is compressed */
 	bool frame_ended; /* its next piece begins a frame */
-	ListNode stopped; /* reading is stopped: in conn.c's list */
+	ListNode stopped; /* in a list of conn.c: reading is stopped, or it is to be dropped */
 
 	/* throttle.c */
 	ListNode paused;	   /* reading is paused: in its list */
@@ -459,6 +459,10 @@ GatewayShutdown(const char *reason, size_t reason_length, uint32_t least_ms, uin
 extern void GatewayConnectionGone(void);
 extern void GatewayExit(int exit_code);
 
+/* ---- turn.c ---- */
+
+extern bool TurnWasFull(void);
+
 /* ---- server.c ---- */
 
 extern void ServerCreate(void);
@@ -469,6 +473,7 @@ extern void ServerDestroy(void);
 
 extern void LinkStart(int fd);
 extern void LinkStop(void);
+extern void LinkLook(void);
 extern void LinkEndTurn(void);
 extern bool LinkIsOverloaded(void);
 extern void LinkEndMessage(void);
@@ -581,6 +586,7 @@ extern bool ConnIsChoked(const Connection *conn);
 
 extern void WalkStart(void);
 extern void WalkForget(Connection *conn);
+extern void WalkExpect(uint32_t n);
 extern void QueueMarkDirty(Connection *conn);
 extern void QueueTransactionEnded(void);
 extern FlushResult QueueFlush(Connection *conn);
@@ -723,6 +729,7 @@ extern void WheelRemove(WheelTimer *timer);
 extern void ListenerTake(int fd, uint8_t flags);
 extern bool ListenerIsTaken(void);
 extern void ListenerStart(void);
+extern void ListenerLook(void);
 extern void ListenerUpdate(void);
 extern void ListenerStop(void);
 

@@ -481,15 +481,12 @@ Watch(int events)
 	uv_poll_start(&poll_handle, events, OnLink);
 }
 
-static void
-OnLink(uv_poll_t *handle, int status, int events)
+/* Takes and passes on what has come, a portion. */
+void
+LinkLook(void)
 {
 	LinkMessage message;
 	LinkStatus result;
-
-	(void) handle;
-	if (status == 0 && (events & UV_READABLE) == 0)
-		return; /* LinkEndTurn writes */
 
 	result = LinkFrameFill(gateway.link, READ_BUDGET);
 	if (result == LINK_OK)
@@ -502,6 +499,15 @@ OnLink(uv_poll_t *handle, int status, int events)
 		GatewayExit(EXIT_DONE);
 	else if (result == LINK_ERROR)
 		GatewayFatal(EXIT_PROTOCOL, "the link is damaged");
+}
+
+static void
+OnLink(uv_poll_t *handle, int status, int events)
+{
+	(void) handle;
+	if (status == 0 && (events & UV_READABLE) == 0)
+		return; /* LinkEndTurn writes */
+	LinkLook();
 }
 
 /* Before the loop sleeps: write what this turn has gathered. */

@@ -150,6 +150,11 @@ static void
 OnPrepare(uv_prepare_t *handle)
 {
 	(void) handle;
+	if (TurnWasFull())
+	{
+		LinkLook();
+		ListenerLook();
+	}
 	LinkEndTurn();
 	ConnEndTurn();
 }

@@ -149,8 +149,15 @@ VisitorBegin(Visitor *visitor, struct lws *wsi)
 {
 	visitor->wsi = wsi;
 	lws_set_wsi_user(wsi, visitor);
-	if (gateway.handshake_timeout_ms > 0)
-		WheelSet(&visitor->late, gateway.handshake_timeout_ms);
+	if (gateway.handshake_timeout_ms == 0)
+		return;
+	WheelSet(&visitor->late, gateway.handshake_timeout_ms);
+
+	/*
+	 * lws keeps its times in a sorted list, and goes through all that are there for
+	 * each that is added: with thousands of handshakes under way most of the work.
+	 */
+	lws_set_timeout(wsi, NO_PENDING_TIMEOUT, 0);
 }
 
 void

@@ -8,6 +8,10 @@
  * takes long, and meanwhile nobody is accepted or heard: so a walk is bounded and
  * goes on in the next turn of the loop.
  *
+ * Who gets something together with many others is in an array of its own, of which
+ * each walk does a part, too: one for ten thousand takes a tenth of a second,
+ * for which the hundred of another channel should not wait.
+ *
  * With thousands of connections none of what a connection needs is in the
  * processor's caches, and the memory's answer would be waited for several times
  * with each.  Hence arrays rather than linked lists: it is known who comes next,
@@ -22,8 +26,9 @@
 
 #include "gateway.h"
 
-/* Bounds of one walk. */
+/* Bounds of one walk, and what each array may take of it when others wait for the loop. */
 #define WALK_CONNECTIONS 256
+#define WALK_BUSY		 64
 #define WALK_BYTES		 ((uint64_t) 4 * 1024 * 1024)
 
 /* So many connections are looked at together before they are written to. */
@@ -45,11 +50,15 @@ typedef struct ConnArray
 typedef enum ArrayName
 {
 	IN_NONE,
-	IN_DIRTY, /* they have something to send */
-	IN_OPEN	  /* their next item is a transaction that is still being built */
+	IN_FEW,	 /* they have something to send */
+	IN_MANY, /* likewise, and so have many others at the same time */
+	IN_OPEN	 /* their next item is a transaction that is still being built */
 } ArrayName;
 
-static ConnArray arrays[3];
+static ConnArray arrays[4];
+
+/* Those who get something now are many. */
+static bool for_many;
 
 /* Runs while there were too many for one turn. */
 static uv_idle_t idle;
@@ -120,14 +129,28 @@ WalkForget(Connection *conn)
 	conn->listed = IN_NONE;
 }
 
+/* Are those who get something from now on many? */
+void
+WalkExpect(uint32_t n)
+{
+	for_many = n > WALK_CONNECTIONS;
+}
+
+static void
+EnterDirty(Connection *conn, ArrayName name)
+{
+	if (arrays[IN_FEW].end == 0 && arrays[IN_MANY].end == 0)
+		uv_idle_start(&idle, OnIdle);
+	Enter(conn, name);
+}
+
 void
 QueueMarkDirty(Connection *conn)
 {
-	if (conn->closing || conn->listed != IN_NONE)
+	if (conn->closing || (conn->listed != IN_NONE && (conn->listed != IN_MANY || for_many)))
 		return;
-	if (arrays[IN_DIRTY].end == 0)
-		uv_idle_start(&idle, OnIdle);
-	Enter(conn, IN_DIRTY);
+	WalkForget(conn);
+	EnterDirty(conn, for_many ? IN_MANY : IN_FEW);
 }
 
 /* A transaction is complete: those who waited for it can be sent to. */
@@ -136,6 +159,7 @@ QueueTransactionEnded(void)
 {
 	ConnArray *open = &arrays[IN_OPEN];
 
+	WalkExpect(open->end - open->first);
 	for (; open->first < open->end; open->first++)
 	{
 		Connection *conn = open->slots[open->first];
@@ -146,6 +170,7 @@ QueueTransactionEnded(void)
 		QueueMarkDirty(conn);
 	}
 	Tidy(open);
+	WalkExpect(0);
 }
 
 static FlushResult
@@ -158,7 +183,7 @@ Flush(Connection *conn)
 		return result;
 	WalkForget(conn);
 	if (result == FLUSH_MORE)
-		QueueMarkDirty(conn);
+		EnterDirty(conn, IN_MANY); /* it has had its share */
 	else if (result == FLUSH_DONE && conn->head != NULL)
 		Enter(conn, IN_OPEN);
 	else if (result == FLUSH_DONE && conn->http != NULL)
@@ -207,18 +232,15 @@ PrefetchBlock(const ConnArray *array)
 	}
 }
 
-/* Sends to all that have something, up to the bounds of one walk. */
-void
-QueueFlushDirty(void)
+static void
+FlushSome(ConnArray *dirty)
 {
-	ConnArray *dirty = &arrays[IN_DIRTY];
+	uint32_t bound = TurnWasFull() ? WALK_BUSY : WALK_CONNECTIONS;
 	uint64_t start = gateway.bytes;
 	uint32_t i;
 
-	for (i = 0; i < WALK_CONNECTIONS && gateway.bytes - start < WALK_BYTES; i++)
+	for (i = 0; i < bound && gateway.bytes - start < WALK_BYTES; i++)
 	{
-		Connection *conn;
-
 		Tidy(dirty);
 		if (dirty->first == dirty->end)
 			break;
@@ -228,10 +250,17 @@ QueueFlushDirty(void)
 			StatsForgetClock();
 			PrefetchBlock(dirty);
 		}
-		conn = dirty->slots[dirty->first];
-		Flush(conn);
+		Flush(dirty->slots[dirty->first]);
 	}
 	Tidy(dirty);
-	if (dirty->end == 0)
+}
+
+/* Sends to all that have something, up to the bounds of one walk. */
+void
+QueueFlushDirty(void)
+{
+	FlushSome(&arrays[IN_FEW]);
+	FlushSome(&arrays[IN_MANY]);
+	if (arrays[IN_FEW].end == 0 && arrays[IN_MANY].end == 0)
 		uv_idle_stop(&idle);
 }

@@ -8,6 +8,7 @@
 #include <poll.h>
 #include <signal.h>
 #include <sys/socket.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "tests.h"
@@ -572,5 +573,126 @@ TestArrivals(void)
 		n++;
 	}
 	Is((uint64_t) n, N, "who waits at the end is let go");
+	Disconnect(live);
 	Is((uint64_t) WaitExit(), 0, "and the gateway ends in order");
+}
+
+/* How many kept messages of one type came before the first of the other. */
+static int
+CountBefore(LinkType type, LinkType until)
+{
+	Kept *kept;
+	int n = 0;
+
+	for (kept = worker.first; kept != NULL && kept->type != until; kept = kept->next)
+		n += kept->type == type;
+	return n;
+}
+
+static void
+DropClient(Client *client)
+{
+	struct linger linger = {1, 0};
+
+	setsockopt(client->fd, SOL_SOCKET, SO_LINGER, &linger, sizeof(linger));
+	Disconnect(client);
+}
+
+/* It does nothing more until SIGCONT. */
+static void
+HoldGateway(void)
+{
+	siginfo_t info;
+
+	kill(worker.pid, SIGSTOP);
+	if (waitid(P_PID, (id_t) worker.pid, &info, WSTOPPED) != 0)
+		Die("the gateway cannot be held");
+}
+
+/* What many others cause at the same time is not waited for. */
+void
+TestTurns(void)
+{
+	enum
+	{
+		N = 300
+	};
+	static Client *clients[N];
+	static uint32_t numbers[N];
+	Settings settings = DefaultSettings();
+	Client *live;
+	Frame frame;
+	Kept *kept;
+	uint32_t first;
+	int i;
+
+	settings.max_connections = 2 * N;
+	StartGateway(&settings);
+	live = OpenIdentified();
+	for (i = 0; i < N; i++)
+	{
+		clients[i] = OpenIdentified();
+		numbers[i] = clients[i]->conn;
+	}
+
+	/* Something for all, then something for one; who is written to first? */
+	HoldGateway();
+	SendTransaction(1, 0, numbers, N, "{\"n\":1}");
+	SendTransaction(2, 0, &live->conn, 1, "{\"n\":2}");
+	SendMark(live->conn, 1);
+	SendMark(numbers[N - 1], 2);
+	kill(worker.pid, SIGCONT);
+	kept = Take(LINK_FLUSHED, 0);
+	memcpy(&first, kept->data, sizeof(first));
+	Is(first, live->conn, "one does not wait until %d others are written to", N);
+	Take(LINK_FLUSHED, 0);
+	frame = ReadFrame(live);
+	Ok(Contains(frame.text, "{\"n\":2}"), "and has it");
+	for (i = 0; i < N; i++)
+	{
+		frame = ReadFrame(clients[i]);
+		if (!Contains(frame.text, "{\"n\":1}"))
+			break;
+	}
+	Is((uint64_t) i, N, "as all the others have theirs");
+
+	/* All but one are cut, and are ready in epoll before the link is. */
+	HoldGateway();
+	for (i = 0; i < N; i++)
+		DropClient(clients[i]);
+	SendTransaction(3, 0, &live->conn, 1, "{\"n\":3}");
+	SendMark(live->conn, 3);
+	kill(worker.pid, SIGCONT);
+	while (!Has(LINK_FLUSHED, live->conn))
+		Step(100);
+	Ok(CountBefore(LINK_CLOSED, LINK_FLUSHED) < N / 2,
+	   "a frame goes out when %d of %d ends were told",
+	   CountBefore(LINK_CLOSED, LINK_FLUSHED), N);
+	frame = ReadFrame(live);
+	Ok(Contains(frame.text, "{\"n\":3}"), "it is the right one");
+	for (i = 0; i < N; i++)
+		Take(LINK_CLOSED, numbers[i]);
+	Ok(true, "and all the ends are told");
+
+	/* Those who are gone are written to before their end is noticed. */
+	for (i = 0; i < N; i++)
+	{
+		clients[i] = OpenIdentified();
+		numbers[i] = clients[i]->conn;
+	}
+	DropKept();
+	HoldGateway();
+	SendTransaction(4, 0, numbers, N, "{\"n\":4}");
+	SendTransaction(5, 0, numbers, N, "{\"n\":5}");
+	for (i = 0; i < N; i++)
+		DropClient(clients[i]);
+	SendTransaction(6, 0, &live->conn, 1, "{\"n\":6}");
+	kill(worker.pid, SIGCONT);
+	frame = ReadFrame(live);
+	Ok(Contains(frame.text, "{\"n\":6}"), "a frame comes while %d writes fail", N);
+	for (i = 0; i < N; i++)
+		Take(LINK_CLOSED, numbers[i]);
+	Ok(SpentTicks(300) < 15, "nothing is spent behind that");
+	Disconnect(live);
+	Is((uint64_t) StopGateway(), 0, "and the gateway ends in order");
 }

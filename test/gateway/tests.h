@@ -46,6 +46,7 @@ extern void TestHandshakeRates(void);
 extern void TestSlowRequests(void);
 extern void TestFloods(void);
 extern void TestArrivals(void);
+extern void TestTurns(void);
 
 /* test_fanout.c */
 extern void TestFanout(void);

@@ -564,6 +564,154 @@ describe('structure', () => {
     }
   });
 
+  describe('what policies call changes while a snapshot is read, behind a transaction', () => {
+    const CHANGES = {
+      function: "CREATE OR REPLACE FUNCTION st.fits(st.temper) RETURNS bool LANGUAGE sql STABLE AS $$ SELECT $1 = 'sad' $$",
+      labels: "BEGIN; ALTER TYPE st.temper RENAME VALUE 'ok' TO 'x'; ALTER TYPE st.temper RENAME VALUE 'sad' TO 'ok'; ALTER TYPE st.temper RENAME VALUE 'x' TO 'sad'; COMMIT",
+    };
+
+    // The first table's rows keep the query worker busy; the second's query is planned behind them.
+    before(() => db.exec(`CREATE TYPE st.temper AS ENUM ('ok', 'sad');
+      CREATE FUNCTION st.gate() RETURNS bool LANGUAGE plpgsql AS $$
+        BEGIN WHILE NOT pg_try_advisory_xact_lock_shared(4713) LOOP PERFORM pg_sleep(0.01); END LOOP; RETURN true; END $$;
+      CREATE TABLE st.gated (id int PRIMARY KEY); INSERT INTO st.gated VALUES (1);
+      CREATE TABLE st.moody (id int PRIMARY KEY, e st.temper);
+      ALTER TABLE st.gated ENABLE ROW LEVEL SECURITY; ALTER TABLE st.moody ENABLE ROW LEVEL SECURITY;
+      CREATE FUNCTION st.fits(st.temper) RETURNS bool LANGUAGE sql STABLE AS 'SELECT true';
+      CREATE POLICY p ON st.gated USING (st.gate()); CREATE POLICY p ON st.moody USING (st.fits(e));
+      SELECT changefeed.create_channel('moody', 'st.gated'); SELECT changefeed.add_source('moody', 'st.moody')`));
+
+    for (const [what, sql] of Object.entries(CHANGES)) {
+      test(what, async (t) => {
+        await db.exec(`CREATE OR REPLACE FUNCTION st.fits(st.temper) RETURNS bool LANGUAGE sql STABLE AS $$ SELECT $1 = 'ok' $$;
+          DELETE FROM st.moody; INSERT INTO st.moody VALUES (1, 'sad'), (2, 'ok')`);
+        const client = await Client.connectSoon({ token: await db.token(ADA) });
+        const blocker = new Session();
+        t.after(() => { client.cut(); return blocker.close(); });
+        await blocker.exec('SELECT pg_advisory_lock(4713)');
+        const opened = client.openSoon('moody').catch((error) => { client.check(); throw error; });
+        await until(async () => await db.value(`SELECT count(*) FROM pg_stat_activity
+          WHERE backend_type = 'changefeed query worker' AND datname = current_database() AND wait_event = 'PgSleep'`) === '1', 'the snapshot is being read');
+        await db.exec("UPDATE st.moody SET e = CASE e WHEN 'ok' THEN 'sad' ELSE 'ok' END::st.temper");
+        await db.exec(sql);
+        await blocker.exec('SELECT pg_advisory_unlock(4713)');
+        const s = await opened;
+        await client.settle();
+        client.check();
+        assertSame(s.rows('moody'), await db.rowsAs(ADA, 'SELECT * FROM st.moody'));
+        assert.deepEqual([s.resyncs, s.readies, s.rows('moody').length], [[], 1, 1]);
+      });
+    }
+  });
+
+  test('labels change their meaning while query workers judge what was committed before', async (t) => {
+    const claims = { ...ADA, mood: 'ok' };
+    // Whoever locks a table hears of what has changed
+    await db.exec(`CREATE TYPE st.label AS ENUM ('ok', 'sad');
+      CREATE FUNCTION st.entry() RETURNS bool LANGUAGE plpgsql AS $$
+        BEGIN
+          WHILE NOT pg_try_advisory_xact_lock_shared(4714) LOOP PERFORM pg_sleep(0.01); END LOOP;
+          PERFORM pg_relation_size('pg_seclabel');
+          RETURN true;
+        END $$;
+      CREATE TABLE st.labelled (id int PRIMARY KEY, e st.label); INSERT INTO st.labelled VALUES (1, 'sad'), (2, 'ok');
+      ALTER TABLE st.labelled ENABLE ROW LEVEL SECURITY;
+      CREATE POLICY p ON st.labelled USING (st.entry() AND e = (current_setting('request.jwt.claims', true)::json->>'mood')::st.label);
+      SELECT changefeed.create_channel('labelled', 'st.labelled')`);
+    const client = await Client.connectSoon({ token: await db.token(claims) });
+    const blocker = new Session();
+    t.after(() => { client.cut(); return blocker.close(); });
+    const s = await client.openSoon('labelled');
+    const workers = (condition) => db.value(`SELECT count(*) FROM pg_stat_activity
+      WHERE backend_type = 'changefeed query worker' AND datname = current_database() AND ${condition}`);
+    const decoder = Number(await db.value('SELECT decoder_pid FROM changefeed.stat_feed'));
+    await blocker.exec('SELECT pg_advisory_lock(4714)');
+    await db.exec("UPDATE st.labelled SET e = CASE e WHEN 'ok' THEN 'sad' ELSE 'ok' END::st.label");
+    await until(async () => await workers("wait_event = 'PgSleep'") === '1', 'the rows are being judged');
+    process.kill(decoder, 'SIGSTOP');
+    try {
+      await db.exec("BEGIN; ALTER TYPE st.label RENAME VALUE 'ok' TO 'x'; ALTER TYPE st.label RENAME VALUE 'sad' TO 'ok'; ALTER TYPE st.label RENAME VALUE 'x' TO 'sad'; COMMIT");
+      await blocker.exec('SELECT pg_advisory_unlock(4714)');
+      await until(async () => await workers("state = 'active'") === '0', 'they are judged');
+    } finally {
+      process.kill(decoder, 'SIGCONT');
+    }
+    await client.settle().catch((error) => { client.check(); throw error; });
+    client.check();
+    assertSame(s.rows(), await db.rowsAs(claims, 'SELECT * FROM st.labelled'));
+    assert.equal(s.resyncs.length, 1, s.resyncs);
+  });
+
+  test('labels change their meaning before the feed delivers what was committed before', async (t) => {
+    await db.exec(`CREATE TYPE st.tag AS ENUM ('ok', 'sad'); CREATE TABLE st.tagged (id int PRIMARY KEY, e st.tag, n int);
+      INSERT INTO st.tagged VALUES (1, 'sad'), (2, 'ok');
+      SELECT changefeed.create_channel('tagged', 'st.tagged'), changefeed.create_channel('tagged_ok', 'st.tagged', filter => 'e = ''ok''')`);
+    const client = await Client.connectSoon({ token: await db.token(ADA) });
+    t.after(() => client.cut());
+    const wanted = { 'tagged?e=eq.ok': "e = 'ok'", tagged: 'true', tagged_ok: "e = 'ok'" };
+    const subscriptions = {};
+    for (const name of Object.keys(wanted)) subscriptions[name] = await client.openSoon(name);
+    const told = [];
+    client.onTransaction = ({ changes }) => { told.push(...changes); };
+    const [feed, decoder] = (await db.value("SELECT feed_worker_pid || ' ' || decoder_pid FROM changefeed.stat_feed")).split(' ').map(Number);
+    process.kill(feed, 'SIGSTOP');
+    try {
+      await db.exec("UPDATE st.tagged SET e = CASE e WHEN 'ok' THEN 'sad' ELSE 'ok' END::st.tag");
+      const lsn = await db.value('SELECT pg_current_wal_lsn()');
+      await until(async () => await db.value(`SELECT decoded_lsn >= '${lsn}' FROM changefeed.stat_feed`) === 't', 'decoded');
+      process.kill(decoder, 'SIGSTOP');
+      await db.exec("BEGIN; ALTER TYPE st.tag RENAME VALUE 'ok' TO 'x'; ALTER TYPE st.tag RENAME VALUE 'sad' TO 'ok'; ALTER TYPE st.tag RENAME VALUE 'x' TO 'sad'; COMMIT");
+      process.kill(feed, 'SIGCONT');
+      await until(async () => await db.value(`SELECT published_lsn >= '${lsn}'::pg_lsn - 64 FROM changefeed.stat_feed`) === 't', 'published');
+    } finally {
+      process.kill(feed, 'SIGCONT');
+      process.kill(decoder, 'SIGCONT');
+    }
+    await client.settle().catch((error) => { client.check(); throw error; });
+    client.check();
+    assert.deepEqual(told, [], 'nothing of it can be told');
+    for (const [name, where] of Object.entries(wanted)) {
+      assertSame(subscriptions[name].rows(), await db.rows(`SELECT * FROM st.tagged WHERE ${where}`), name);
+      assert.deepEqual(subscriptions[name].resyncs, ['type_changed'], name);
+    }
+  });
+
+  describe('columns change between the snapshot and `subscribed`', () => {
+    before(() => db.exec(`CREATE FUNCTION st.hold() RETURNS bool LANGUAGE plpgsql AS $$
+        BEGIN WHILE NOT pg_try_advisory_xact_lock_shared(4715) LOOP PERFORM pg_sleep(0.01); END LOOP; RETURN true; END $$`));
+
+    for (const [name, sql] of Object.entries({ renamed: 'RENAME COLUMN v TO w', gone: 'DROP COLUMN v' })) {
+      test(sql, async (t) => {
+        await db.exec(`CREATE TABLE st.${name}_late (id int PRIMARY KEY, v text, n int); INSERT INTO st.${name}_late VALUES (1, 'a', 1), (2, 'b', 2);
+          ALTER TABLE st.${name}_late ENABLE ROW LEVEL SECURITY; CREATE POLICY p ON st.${name}_late USING (st.hold());
+          SELECT changefeed.create_channel('${name}_late', 'st.${name}_late')`);
+        const client = await Client.connectSoon({ token: await db.token(ADA) });
+        const blocker = new Session();
+        t.after(() => { client.cut(); return blocker.close(); });
+        const workers = (condition) => db.value(`SELECT count(*) FROM pg_stat_activity
+          WHERE backend_type = 'changefeed query worker' AND datname = current_database() AND ${condition}`);
+        const feed = Number(await db.value('SELECT feed_worker_pid FROM changefeed.stat_feed'));
+        await blocker.exec('SELECT pg_advisory_lock(4715)');
+        const opened = client.openSoon(`${name}_late`).catch((error) => { client.check(); throw error; });
+        await until(async () => await workers("wait_event = 'PgSleep'") === '1', 'the snapshot is being read');
+        process.kill(feed, 'SIGSTOP');
+        try {
+          await blocker.exec('SELECT pg_advisory_unlock(4715)');
+          await until(async () => await workers("state = 'active'") === '0', 'it was read');
+          await db.exec(`ALTER TABLE st.${name}_late ${sql}`);
+        } finally {
+          process.kill(feed, 'SIGCONT');
+        }
+        const s = await opened;
+        await client.settle();
+        client.check();
+        assertSame(s.rows(), await db.rowsAs(ADA, `SELECT * FROM st.${name}_late`));
+        assert.deepEqual(s.entities.get(`${name}_late`).columns, await db.rows(`SELECT attname FROM pg_attribute
+          WHERE attrelid = 'st.${name}_late'::regclass AND attnum > 0 AND NOT attisdropped ORDER BY attnum`).then((rows) => rows.map(({ attname }) => attname)));
+      });
+    }
+  });
+
   describe('a filter that fails', () => {
     /** A channel with a filter, and one whose table is changed in the same transactions. */
     async function two(t, name, filter) {
