@@ -146,6 +146,7 @@ test('the leader is closed, crashes, or is reloaded: another one goes on, withou
   assert.equal(pages.length, 2);
   for (const page of pages) {
     await same(page, 'items', db, 'ada', 'SELECT * FROM items', 'what is left');
+    await quiet(page);
     await exactly(page, [load], 'what is left');
     assert.equal(await get(page, () => window.app.snapshots.items), 1);
     await quiet(page);
