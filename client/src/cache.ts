@@ -52,7 +52,7 @@ export const createCache = (channel: string, codec: Codec) => {
   const text = (entity: string, row: AnyRow): string =>
     codec.stringify((self._entities[entity]?.key ?? Object.keys(row)).map((name) => {
       if (!isExact(row[name])) {
-        throw new ChangefeedError('no_exact_number', `a key of "${channel}" has more digits than a double`, { channel, hint: 'Use pg-changefeed/lossless.' });
+        throw new ChangefeedError('no_exact_number', `a key of "${channel}" has too many digits`, { channel, hint: 'Use pg-changefeed/lossless.' });
       }
       return row[name];
     }));
@@ -90,7 +90,7 @@ export const createCache = (channel: string, codec: Codec) => {
         const at = text(entity, key);
         // A merge may bring a whole row; half a row would be a wrong one.
         if (op === 'merge' && !of(entity).has(at) && self._entities[entity]?.columns.some((column) => !(column in set) && !(column in key))) {
-          throw new ChangefeedError('inconsistent', `a change in "${channel}" of a row that is not there`, { channel });
+          throw new ChangefeedError('inconsistent', `a change of "${channel}" has no row`, { channel });
         }
         return at;
       });
@@ -124,6 +124,8 @@ export const createCache = (channel: string, codec: Codec) => {
       const map = rows.get(which);
       return (arrays[which] ??= map?.size ? Array.from(map.values(), (kept) => kept._row) : EMPTY);
     },
+    /** In the order of the rows. */
+    _versions: (entity: string) => Array.from(rows.get(entity)?.values() ?? [], (kept) => kept._version),
     _find: (key: AnyRow, entity?: string) => rows.get(name(entity))?.get(text(name(entity), key)),
     _size: () => [...rows.values()].reduce((sum, map) => sum + map.size, 0),
   };

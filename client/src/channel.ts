@@ -7,7 +7,7 @@
 import { createCache } from './cache.js';
 import { ChangefeedError } from './error.js';
 import type {
-  AnyRow, Change, Channel, ChannelOptions, ChannelState, Codec, Message, WaitOptions,
+  AnyRow, Change, Channel, ChannelOptions, ChannelState, Codec, Initial, Message, WaitOptions,
 } from './types.js';
 import { createEmitter, createTimer } from './util.js';
 
@@ -38,7 +38,7 @@ export const createFeed = (core: Core, name: string, options: ChannelOptions) =>
   let { snapshot: whole, versions, initial } = options;
   let error: ChangefeedError | null = null;
   /** Rows that came another way, until their keys are known. */
-  let raw = initial?.rows;
+  let raw = initial;
   let position = initial?.position ?? null;
   let snapshot: Snapshot | null = null;
   let reset = false;
@@ -106,10 +106,10 @@ export const createFeed = (core: Core, name: string, options: ChannelOptions) =>
       if (next && !cache._staging()) position = next;
     },
 
-    /** What `subscribe` has. Rows that came another way have no versions. */
+    /** What `subscribe` has. */
     _request: () => ({
       channel: name,
-      ...(position && !(raw && versions) ? { from: position } : whole === false && { snapshot: false }),
+      ...(position && !(raw && versions && !raw.versions) ? { from: position } : whole === false && { snapshot: false }),
       ...(versions && { versions: true }),
     }),
     _lost() {
@@ -145,7 +145,7 @@ export const createFeed = (core: Core, name: string, options: ChannelOptions) =>
         self._purge();
       }
       if (given && !raw && !cache._filled && self._state !== 'error') {
-        raw = given.rows;
+        raw = given;
         if (!self._asked) position = given.position ?? null;
         setState('stale');
       }
@@ -158,7 +158,7 @@ export const createFeed = (core: Core, name: string, options: ChannelOptions) =>
       self.columns(message);
       self._paced = message.min_interval_ms !== undefined;
       if (raw && message.recovered) {
-        for (const entity in raw) cache._add(entity, raw[entity] as AnyRow[]);
+        for (const entity in raw.rows) cache._add(entity, raw.rows[entity] as AnyRow[], raw.versions?.[entity] as string[]);
         raw = undefined;
         cache._swap();
       } else if (message.recovered || whole === false) cache._filled = true;
@@ -202,13 +202,10 @@ export const createFeed = (core: Core, name: string, options: ChannelOptions) =>
       setState(cache._filled || raw ? 'stale' : 'subscribing');
       emit('resync', reason);
     },
-    message(message: AnyRow) {
-      const told: Message = {
-        channel: message.instance ?? message.channel, event: message.event, payload: message.payload, from: message.from ?? null,
-        txid: message.txid ?? null, committedAt: message.committed_at ?? null,
-      };
+    message({ channel, instance, event, payload, from = null, txid = null, committed_at: committedAt = null }: AnyRow) {
+      const told: Message = { channel: instance ?? channel, event, payload, from, txid, committedAt };
       emit('message', told);
-      emit(`message ${message.event}`, told.payload, told);
+      emit(`message ${event}`, payload, told);
     },
     /** Is it known that the transaction is in the rows, or has no part in them? */
     _knows(txid: string) {
@@ -227,8 +224,18 @@ export const createFeed = (core: Core, name: string, options: ChannelOptions) =>
     },
     _close() {
       self._linger();
-      end('closed', new ChangefeedError('closed', `"${name}" was closed`));
+      end('closed', new ChangefeedError('closed', 'closed'));
       self._flush();
+    },
+
+    _dump(): Initial {
+      if (!cache._filled) return { rows: {}, ...raw, position };
+      const all = { rows: {} as AnyRow, position, ...(versions && { versions: {} as AnyRow }) };
+      for (const entity in cache._entities) {
+        all.rows[entity] = cache._rows(entity);
+        if (all.versions) all.versions[entity] = cache._versions(entity);
+      }
+      return all;
     },
 
     _handle(): Channel {
@@ -257,7 +264,7 @@ export const createFeed = (core: Core, name: string, options: ChannelOptions) =>
         get ready() {
           return ready;
         },
-        rows: (entity?: string) => (raw && !cache._filled ? raw[entity ?? Object.keys(raw)[0] ?? ''] ?? [] : cache._rows(entity)) as never,
+        rows: (entity?: string) => (raw && !cache._filled ? raw.rows[entity ?? Object.keys(raw.rows)[0] ?? ''] ?? [] : cache._rows(entity)) as never,
         get(key: AnyRow, entity?: string) {
           const found = cache._find(key, entity);
           core._debug(found ? 'hit' : 'miss');
@@ -272,10 +279,7 @@ export const createFeed = (core: Core, name: string, options: ChannelOptions) =>
           await core._wait(() => self._knows(txid), `transaction ${txid}`, how);
         },
         refresh: () => core._refresh(self),
-        dump: () => ({
-          rows: cache._filled ? Object.fromEntries(Object.keys(cache._entities).map((entity) => [entity, cache._rows(entity)])) : raw ?? {},
-          position,
-        }),
+        dump: self._dump,
         unsubscribe() {
           if (!open) return;
           open = false;

@@ -8,6 +8,7 @@
 import { createFeed, type Core, type Feed } from './channel.js';
 import { ChangefeedError, errorOf } from './error.js';
 import { webSocket } from './socket.js';
+import { claimsOf, hasExpired } from './token.js';
 import type {
   AnyRow, CallOptions, Change, ChannelOptions, Client, ClientOptions, Codec, ConnectionState, Link, Schema, AnySchema, Status,
   WaitOptions,
@@ -48,13 +49,9 @@ const asError = (error: unknown) => (error instanceof ChangefeedError ? error : 
 const now = () => performance.now();
 
 /** Whose token it is, as far as can be read here; the server looks at more. */
-const who = (token: string | null | undefined): unknown => {
-  try {
-    const { role, sub } = JSON.parse(atob(token!.split('.')[1]!.replace(/-/g, '+').replace(/_/g, '/'))) as AnyRow;
-    return `${role} ${sub}`;
-  } catch {
-    return token;
-  }
+const who = (token: ClientOptions['auth']): unknown => {
+  const claims = claimsOf(token as string);
+  return claims ? `${claims.role} ${claims.sub}` : token;
 };
 
 export const createClient = <S extends Schema = AnySchema>(options: ClientOptions): Client<S> => {
@@ -131,7 +128,7 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
       request?._failed(new ChangefeedError('22023', String(error)));
     }
   };
-  const ask = (message: AnyRow, { signal, timeoutMs = 30_000, resend, _check, _hello }: How = {}): Promise<AnyRow> =>
+  const ask = (message: AnyRow, { _hello, timeoutMs = _hello ? MAX_TIMER_MS : 30_000, signal, resend, _check }: How = {}): Promise<AnyRow> =>
     new Promise((resolve, reject) => {
       const id = nextId++;
       const timer = createTimer();
@@ -144,11 +141,11 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
       const request: Request = {
         _message: message, _check, _resend: resend, _sentAt: 0, _generation: generation, _done: ended(resolve), _failed: ended(reject),
       };
-      const aborted = () => request._failed(noAnswer(`${message.type}: aborted`));
+      const aborted = () => request._failed(noAnswer('aborted'));
       if (signal?.aborted) return aborted();
       if (connection.status === 'closed') return request._failed(isClosed());
       signal?.addEventListener('abort', aborted);
-      timer(() => request._failed(noAnswer(`${message.type}: no answer within ${timeoutMs} ms`)), timeoutMs);
+      timer(() => request._failed(noAnswer(`${message.type}: no answer`)), timeoutMs);
       requests.set(id, request);
       if (_check) check();
       else if (open || _hello) transmit(id, message, request);
@@ -169,7 +166,7 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
   const subscribe = (feed: Feed) => {
     if (!link || feed._asked || feed._waits || feed._state === 'error') return;
     const id = (feed._asked = nextId);
-    ask({ type: 'subscribe', ...feed._request() }, { timeoutMs: MAX_TIMER_MS, _hello: true }).catch((error) => feed._asked === id && notSubscribed(feed, error));
+    ask({ type: 'subscribe', ...feed._request() }, { _hello: true }).catch((error) => feed._asked === id && notSubscribed(feed, error));
   };
   const notSubscribed = (feed: Feed, error: ChangefeedError) => {
     feed._asked = 0;
@@ -218,9 +215,8 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
     for (const change of frames.flatMap(({ changes }) => changes as AnyRow[])) {
       const feed = feeds.get(change.channel);
       if (!feed?._on) continue;
-      const list = byFeed.get(feed);
-      if (list) list.push(change);
-      else byFeed.set(feed, [change]);
+      if (!byFeed.has(feed)) byFeed.set(feed, []);
+      byFeed.get(feed)!.push(change);
     }
     for (const [feed, changes] of byFeed) {
       try {
@@ -291,7 +287,7 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
     transaction(message) {
       const { seq, part = 1, last } = message;
       if ((seq ?? nextSeq) !== nextSeq || part !== parts.length + 1) {
-        return broken(new ChangefeedError('inconsistent', `frame ${nextSeq} is missing: ${seq} came`));
+        return broken(new ChangefeedError('inconsistent', 'a frame is missing'));
       }
       parts.push(message);
       if (last === false) return;
@@ -345,7 +341,7 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
       // What is not subscribed to any more gets nothing, whatever is still on its way.
       const its = feed?._on ? feed : undefined;
       const { type } = message;
-      if (type === 'snapshot' || type === 'ready' || type === 'columns') its?.[type as 'ready'](message);
+      if (/^(snap|read|col)/.test(type)) its?.[type as 'ready'](message);
       else handlers[type]?.(message, its);
       check();
     } catch (error) {
@@ -375,7 +371,7 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
       if (!request._sentAt) continue;
       // What was too large will be again.
       if (request._resend && code !== 1009) request._sentAt = 0;
-      else request._failed(noConnection(`${request._message.type}: the connection was lost`));
+      else request._failed(noConnection('connection lost'));
     }
     schedule();
   };
@@ -387,7 +383,7 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
   };
 
   /** The end of a connection that nobody asked for. */
-  const lost = (code: number, error = noConnection(`the connection was lost (${code})`), again?: boolean) => {
+  const lost = (code: number, error = noConnection(`connection lost (${code})`), again?: boolean) => {
     const held = open && now() - openedAt > STABLE_MS;
     stop(code);
     if (!wanted) return;
@@ -418,7 +414,7 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
     for (const feed of feeds.values()) feed._purge();
     // What one user has asked for is not done in the name of another.
     for (const request of [...requests.values()]) {
-      if (request._generation <= tokenGeneration) request._failed(new ChangefeedError('28000', `${request._message.type}: another identity`));
+      if (request._generation <= tokenGeneration) request._failed(new ChangefeedError('28000', 'another identity'));
     }
     emit('purge');
     flushNow();
@@ -430,7 +426,7 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
     tokenGeneration = generation;
   };
 
-  const start = async (given?: string) => {
+  const start = async (given?: string | null) => {
     if (!wanted || hidden) return;
     stop();
     const from = epoch;
@@ -439,7 +435,9 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
     tickTimer(tick, TICK_MS);
     setConnection(once ? 'reconnecting' : 'connecting');
     try {
-      const next = given ?? (typeof auth === 'function' ? await auth(refused === undefined ? 'connect' : 'refresh') : auth) ?? null;
+      let next = given ?? (typeof auth === 'function' ? await auth(refused === undefined ? 'connect' : 'refresh') : auth) ?? null;
+      // One that is kept may be old.
+      if (!given && typeof auth === 'function' && hasExpired(next)) next = await auth('refresh') ?? null;
       if (epoch !== from) return;
       if (next === refused) return unauthorized(connection.error!);
       setToken(next);
@@ -447,15 +445,16 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
       for (const feed of feeds.values()) feed._revive();
       const address = new URL(typeof options.url === 'function' ? options.url() : options.url, globalThis.location?.href);
       link = (options.transport ?? webSocket)({
+        ...options,
         base: address.href.replace(/^ws/, 'http').replace(/\/+$/, ''),
         token: next,
         codec,
-        WebSocket: options.WebSocket,
-        fetch: options.fetch,
+        dump: (name) => feeds.get(name)?._dump(),
+        purge,
         message: (message) => epoch === from && take(message),
         closed: (code, error, again) => epoch === from && lost(code, error, again),
       });
-      ask({ type: 'connect', client: 'pg-changefeed-js', ...(next && { token: next }) }, { timeoutMs: MAX_TIMER_MS, _hello: true }).catch(notTaken());
+      ask({ type: 'connect', client: 'pg-changefeed-js', ...(next && { token: next }) }, { _hello: true }).catch(notTaken());
       // Right behind it, and not a round trip later.
       for (const feed of feeds.values()) subscribe(feed);
     } catch (error) {
@@ -516,9 +515,11 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
   // ---- Tokens ----
 
   /** A token for the connection: in place if it is the same user's, else with another connection. */
-  const use = async (next: string) => {
-    if (!open || who(next) !== who(token)) return start(next);
+  const use = async (next: string | null) => {
+    const same = open && next && who(next) === who(token);
+    // Before anybody is told that the connection ends.
     setToken(next);
+    if (!same) return start(next);
     await ask({ type: 'token', token: next });
     for (const feed of feeds.values()) {
       feed._revive();
@@ -585,18 +586,20 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
     },
     setLive(value) {
       live = value;
-      if (value) self.connect();
-      else self.disconnect();
+      self[value ? 'connect' : 'disconnect']();
     },
     setAuth(next) {
+      // Whose token it will be is not known yet, or whose it would have been: nothing is shown to another user meanwhile.
+      if (auth && who(auth) !== who(next) && (token === undefined || typeof next === 'function')) {
+        tokenGeneration = generation;
+        purge();
+        token = undefined;
+      }
       auth = next;
       refused = undefined;
       generation += 1;
-      if (open && next && typeof next === 'string') use(next).catch(notTaken());
-      else {
-        if (typeof next !== 'function') setToken(next ?? null);
-        void start();
-      }
+      if (typeof next === 'function') void start();
+      else use(next ?? null).catch(notTaken());
     },
     close() {
       if (connection.status === 'closed') return;

@@ -52,4 +52,4 @@ export class ChangefeedError extends Error {
 
 /** From a message of the server. */
 export const errorOf = (message: AnyRow): ChangefeedError =>
-  new ChangefeedError(String(message.code ?? 'XX000'), String(message.message ?? message.reason ?? 'unknown error'), message);
+  new ChangefeedError(message.code ?? 'XX000', message.message ?? message.reason ?? 'unknown error', message);

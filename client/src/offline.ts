@@ -5,8 +5,8 @@
  * that it is done once whatever happens to its answer. What the database refuses for good is set aside with the reason, and the next
  * one goes on.
  */
-import { ChangefeedError } from './error.js';
-import type { AnyRow, CallResult, Channel, ChannelOptions, Initial, Readable } from './types.js';
+import { ChangefeedError, errorOf } from './error.js';
+import type { AnyRow, CallResult, Channel, ChannelOptions, Expectation, Initial, Readable, Token } from './types.js';
 import { createEmitter, createScheduler, jitter } from './util.js';
 
 export interface QueuedCall {
@@ -16,6 +16,10 @@ export interface QueuedCall {
   readonly key: string;
   readonly queuedAt: number;
   readonly attempts: number;
+  /** Rows that have to be as they were seen. */
+  readonly expect?: Expectation | readonly Expectation[];
+  /** When it was sent for the first time: since then it may have been done. */
+  readonly sentAt?: number;
   /** Set aside: why the database refused it. */
   readonly failed?: { readonly code: string; readonly message: string; readonly hint?: string; readonly conflict?: AnyRow };
 }
@@ -29,9 +33,12 @@ export interface OfflineState {
 
 export interface OfflineQueue extends Readable<OfflineState> {
   /** Resolves when the call is safely in the queue, with a promise of its answer that lasts as long as this page. */
-  call(name: string, args: object, options?: { key?: string }): Promise<{ id: number; done: Promise<CallResult<unknown>> }>;
-  /** Puts one that was set aside at the end of the queue, with other arguments if there are any. A new key, as it is another call then. */
-  retry(id: number, args?: object): Promise<void>;
+  call(name: string, args: object, options?: { key?: string; expect?: QueuedCall['expect'] }): Promise<{ id: number; done: Promise<CallResult<unknown>> }>;
+  /**
+   * Puts one that was set aside at the end of the queue, with other arguments if there are any. It is another call then, with a new
+   * key, and expects nothing of rows but what is given here.
+   */
+  retry(id: number, args?: object, options?: { expect?: QueuedCall['expect'] }): Promise<void>;
   discard(id: number): Promise<void>;
   /** Resolves when nothing waits any more. */
   drained(): Promise<void>;
@@ -39,7 +46,7 @@ export interface OfflineQueue extends Readable<OfflineState> {
 }
 
 interface Calls {
-  call(name: string, args: never, options?: { key?: string; timeoutMs?: number }): Promise<CallResult<unknown>>;
+  call(name: string, args: never, options?: { key?: string; expect?: never; timeoutMs?: number }): Promise<CallResult<unknown>>;
   on(event: 'purge', listener: () => void): () => void;
 }
 
@@ -50,7 +57,17 @@ export interface OfflineOptions {
   /** How long one call may take: 30 seconds if it is left out. */
   timeoutMs?: number;
   backoff?: { minMs?: number; maxMs?: number };
+  /**
+   * How long the server knows keys, `changefeed.idempotency_age`: a day if it is left out. A call that was sent before and has had
+   * no answer for longer is set aside, because it cannot be sent again without being done twice, perhaps.
+   */
+  keyAgeMs?: number;
 }
+
+/** Attempts of a call that the database refuses for now. */
+const ATTEMPTS = 10;
+/** How long the answer may come behind the call's end. */
+const ANSWER_MS = 2000;
 
 const CALLS = 'calls';
 const ROWS = 'rows';
@@ -86,7 +103,7 @@ const written = async <T>(db: IDBDatabase, store: string, work: (objects: IDBObj
 
 /** A queue of calls that outlives connections, reloads and the browser. */
 export const createOfflineQueue = async (client: Calls, options: OfflineOptions = {}): Promise<OfflineQueue> => {
-  const { name = 'default', timeoutMs = 30_000 } = options;
+  const { name = 'default', timeoutMs = 30_000, keyAgeMs = 86_400_000 } = options;
   const { minMs = 1000, maxMs = 60_000 } = options.backoff ?? {};
   const db = await openStore(name, options.indexedDB ?? globalThis.indexedDB);
   const { on, emit } = createEmitter();
@@ -97,9 +114,19 @@ export const createOfflineQueue = async (client: Calls, options: OfflineOptions 
   let closed = false;
   let wake: (() => void) | null = null;
   let leave: (() => void) | null = null;
+  let finish!: () => void;
+  const ended = new Promise<void>((resolve) => {
+    finish = resolve;
+  });
 
   const read = async () => {
+    if (closed) return;
     const all = (await promised(db.transaction(CALLS).objectStore(CALLS).getAll())) as QueuedCall[];
+    // Done or thrown away by a tab that has gone before it could tell.
+    const there = new Set(all.map(({ id }) => id));
+    for (const id of waiters.keys()) {
+      if (!there.has(id)) setTimeout(() => settle({ id, error: { code: 'no_answer', message: 'the tab that made the call has gone with its answer' } }), ANSWER_MS);
+    }
     current = { waiting: all.filter(({ failed }) => !failed), failed: all.filter(({ failed }) => failed) };
     changed();
   };
@@ -126,16 +153,35 @@ export const createOfflineQueue = async (client: Calls, options: OfflineOptions 
 
   const pause = (ms: number) =>
     new Promise<void>((resolve) => {
+      if (closed) return resolve();
       const timer = setTimeout(resolve, ms);
       wake = () => {
         clearTimeout(timer);
         resolve();
       };
     });
-  /** What the leader does. */
-  const work = async () => {
-    let attempt = 0;
-    while (!closed) {
+  /** Unless it has gone meanwhile */
+  const update = async (id: number, more: Partial<QueuedCall>) => {
+    const transaction = db.transaction(CALLS, 'readwrite', { durability: 'strict' });
+    const objects = transaction.objectStore(CALLS);
+    const found = objects.get(id);
+    found.onsuccess = () => found.result && objects.put({ ...(found.result as QueuedCall), ...more });
+    await new Promise<void>((resolve, reject) => {
+      transaction.oncomplete = () => resolve();
+      transaction.onabort = () => reject(transaction.error);
+    });
+  };
+  const setAside = async (id: number, { code, message, hint, conflict }: ChangefeedError) => {
+    const failed = { code, message, ...(hint && { hint }), ...(conflict && { conflict }) };
+    await update(id, { failed });
+    await tell({ id, error: failed });
+    settle({ id, error: failed });
+  };
+  let attempt = 0;
+  let turn = 0;
+  /** What the leader does, until it cannot: then it is another tab's turn. */
+  const work = async (mine: number) => {
+    while (!closed && mine === turn) {
       // The store says what is next, not what this tab remembers: another one may have thrown it away.
       await read();
       const next = current.waiting[0];
@@ -143,39 +189,89 @@ export const createOfflineQueue = async (client: Calls, options: OfflineOptions 
         await pause(2 ** 31 - 1);
         continue;
       }
+      if (next.sentAt && Date.now() - next.sentAt > keyAgeMs) {
+        await setAside(next.id, new ChangefeedError('40003', 'it is not known whether the call was done: it was sent, and the server has forgotten its key', {
+          hint: 'Look at what the call was for before it is sent again.',
+        }));
+        continue;
+      }
       try {
-        const answer = await client.call(next.name, next.args as never, { key: next.key, timeoutMs });
+        // Before it is sent, so that nobody is wrong about it afterwards.
+        if (!next.sentAt) await update(next.id, { sentAt: Date.now() });
+        const answer = await client.call(next.name, next.args as never, { key: next.key, timeoutMs, ...(next.expect && { expect: next.expect as never }) });
         attempt = 0;
         await written(db, CALLS, (objects) => objects.delete(next.id));
-        settle({ id: next.id, answer });
         await tell({ id: next.id, answer });
+        settle({ id: next.id, answer });
       } catch (failure) {
         if (closed) return;
         const error = failure instanceof ChangefeedError ? failure : new ChangefeedError('XX000', String(failure));
         // The token is not the call's fault either: it waits for another one.
-        if (error.type === 'network' || error.code === '28000' || (error.retryable && next.attempts < 10)) {
-          if (error.type !== 'network') await written(db, CALLS, (objects) => objects.put({ ...next, attempts: next.attempts + 1 }));
+        // This page's client has ended, not the call.
+        if (error.code === 'closed') return close();
+        if (error.type === 'network' || error.code === '28000' || (error.retryable && next.attempts < ATTEMPTS)) {
+          if (error.type !== 'network') await update(next.id, { attempts: next.attempts + 1 });
           await pause(Math.max(error.retryAfterMs ?? 0, minMs / 2 + jitter(attempt++, minMs, maxMs)));
+          if (error.type === 'network') return;
           continue;
         }
         attempt = 0;
-        const { code, message, hint, conflict } = error;
-        const failed = { code, message, ...(hint && { hint }), ...(conflict && { conflict }) };
-        await written(db, CALLS, (objects) => objects.put({ ...next, failed }));
-        settle({ id: next.id, error: failed });
-        await tell({ id: next.id, error: failed });
+        await setAside(next.id, error);
       }
     }
   };
-  // One tab at a time, and another one when it has gone.
+  // One tab at a time, and another one when it has gone, or stands still.
   const { locks } = globalThis.navigator ?? {};
-  if (locks) {
-    const ending = new AbortController();
-    leave = () => ending.abort();
-    locks.request(`pg-changefeed ${name}`, { signal: ending.signal }, work).catch(() => {});
-  } else void work();
+  const document = globalThis.document as Document | undefined;
+  let frozen = false;
+  const take = async () => {
+    while (!closed && !frozen) {
+      if (!locks) await work(turn);
+      else {
+        const ending = new AbortController();
+        let thaw!: () => void;
+        const stopped = new Promise<void>((resolve) => {
+          thaw = resolve;
+        });
+        leave = () => {
+          ending.abort();
+          thaw();
+        };
+        await locks.request(`pg-changefeed ${name}`, { signal: ending.signal }, () => Promise.race([work(turn), ended, stopped])).catch(() => {});
+      }
+    }
+  };
+  const onFreeze = () => {
+    frozen = true;
+    turn += 1;
+    leave?.();
+  };
+  const onResume = () => {
+    frozen = false;
+    void take();
+  };
   const online = () => wake?.();
+  const close = () => {
+    if (closed) return;
+    closed = true;
+    globalThis.removeEventListener?.('online', online);
+    document?.removeEventListener('freeze', onFreeze);
+    document?.removeEventListener('resume', onResume);
+    off();
+    finish();
+    wake?.();
+    leave?.();
+    others?.close();
+    db.close();
+    // The calls stay where they are; only their answers do not come here.
+    for (const id of [...waiters.keys()]) settle({ id, error: { code: 'closed', message: 'the queue is closed' } });
+  };
+  // Whoever comes next is somebody else, perhaps: these calls are not his.
+  const off = client.on('purge', () => close());
   globalThis.addEventListener?.('online', online);
+  document?.addEventListener('freeze', onFreeze);
+  document?.addEventListener('resume', onResume);
+  void take();
 
   await read();
   return {
@@ -183,21 +279,24 @@ export const createOfflineQueue = async (client: Calls, options: OfflineOptions 
       return current;
     },
     subscribe: (listener) => on('change', listener),
-    async call(called, args, { key = crypto.randomUUID() } = {}) {
-      const call = { name: called, args, key, queuedAt: Date.now(), attempts: 0 };
+    async call(called, args, { key = crypto.randomUUID(), expect } = {}) {
+      if (closed) throw new ChangefeedError('closed', 'the queue is closed');
+      const call = { name: called, args, key, queuedAt: Date.now(), attempts: 0, ...(expect && { expect }) };
       const id = Number(await written(db, CALLS, (objects) => objects.add(call)));
       const done = new Promise<CallResult<unknown>>((resolve, reject) => waiters.set(id, { resolve, reject }));
       done.catch(() => {});
       await tell();
       return { id, done };
     },
-    async retry(id, args) {
+    async retry(id, args, { expect } = {}) {
       const call = current.failed.find((each) => each.id === id);
       if (!call) throw new Error(`no call ${id} was set aside`);
-      const { id: _, failed: __, ...rest } = call;
+      const fresh = {
+        name: call.name, args: args ?? call.args, key: crypto.randomUUID(), attempts: 0, queuedAt: Date.now(), ...(expect && { expect }),
+      };
       const transaction = db.transaction(CALLS, 'readwrite', { durability: 'strict' });
       transaction.objectStore(CALLS).delete(id);
-      transaction.objectStore(CALLS).add({ ...rest, args: args ?? call.args, key: crypto.randomUUID(), attempts: 0, queuedAt: Date.now() });
+      transaction.objectStore(CALLS).add(fresh);
       await new Promise<void>((resolve, reject) => {
         transaction.oncomplete = () => resolve();
         transaction.onabort = () => reject(transaction.error);
@@ -206,7 +305,9 @@ export const createOfflineQueue = async (client: Calls, options: OfflineOptions 
     },
     async discard(id) {
       await written(db, CALLS, (objects) => objects.delete(id));
-      await tell();
+      const error = { code: 'discarded', message: 'the call was thrown away' };
+      settle({ id, error });
+      await tell({ id, error });
     },
     drained: () =>
       new Promise((resolve) => {
@@ -218,14 +319,7 @@ export const createOfflineQueue = async (client: Calls, options: OfflineOptions 
         const off = on('change', look);
         look();
       }),
-    close() {
-      closed = true;
-      globalThis.removeEventListener?.('online', online);
-      wake?.();
-      leave?.();
-      others?.close();
-      db.close();
-    },
+    close,
   };
 };
 
@@ -278,4 +372,49 @@ export const createStore = async (client: Pick<Calls, 'on'>, options: Pick<Offli
 export const withStore = async (store: Store, name: string, options: ChannelOptions = {}): Promise<ChannelOptions> => {
   const initial = await store.load(name);
   return initial ? { ...options, initial } : options;
+};
+
+export interface ReplayOptions extends OfflineOptions {
+  /** The server: `https://example.com`. */
+  url: string;
+  /** A token of the user whose queue it is. */
+  auth?: Token | (() => Token | Promise<Token>);
+  /** How long it may take: a minute if it is left out. */
+  forMs?: number;
+  fetch?: typeof fetch;
+}
+
+/**
+ * For a service worker: makes the calls that wait, over HTTP, without a page. Rejects if some are left, so that the browser tries
+ * again. Calls that expect rows stay for a page, which has a WebSocket.
+ */
+export const replayQueue = async ({ url, auth, forMs = 60_000, fetch = globalThis.fetch, ...options }: ReplayOptions): Promise<void> => {
+  const base = url.replace(/^ws/, 'http').replace(/\/+$/, '');
+  const client: Calls = {
+    on: () => () => {},
+    async call(name, args, { key, expect, timeoutMs = 30_000 } = {}) {
+      if (expect) throw new ChangefeedError('no_connection', '"expect" needs a WebSocket');
+      try {
+        const token = typeof auth === 'function' ? await auth() : auth;
+        const response = await fetch(`${base}/v1/call/${encodeURIComponent(name)}`, {
+          method: 'POST', body: JSON.stringify(args), signal: AbortSignal.timeout(timeoutMs),
+          headers: { 'Content-Type': 'application/json', ...(key && { 'Idempotency-Key': key }), ...(token && { Authorization: `Bearer ${token}` }) },
+        });
+        const answer = (await response.json()) as AnyRow;
+        if (answer.type === 'result') return { result: answer.result, txid: answer.txid ?? null };
+        throw errorOf({ ...answer, ...(response.status === 401 && { code: '28000' }) });
+      } catch (error) {
+        throw error instanceof ChangefeedError ? error : new ChangefeedError('no_connection', String(error));
+      }
+    },
+  };
+  const queue = await createOfflineQueue(client, options);
+  let timer: ReturnType<typeof setTimeout> | undefined;
+  await Promise.race([queue.drained(), new Promise((resolve) => {
+    timer = setTimeout(resolve, forMs);
+  })]);
+  clearTimeout(timer);
+  const left = queue.current.waiting.length;
+  queue.close();
+  if (left) throw new ChangefeedError('no_connection', `${left} calls wait`);
 };

@@ -5,7 +5,7 @@
  * (a channel that was asked for with `versions`) somebody else's change is noticed before the call runs, and a policy decides.
  */
 import { ChangefeedError } from './error.js';
-import type { AnyRow, CallResult, Channel, ChannelTypes, Readable } from './types.js';
+import type { AnyRow, CallResult, Channel, ChannelTypes, Readable, WaitOptions } from './types.js';
 import { createEmitter, createScheduler } from './util.js';
 
 /**
@@ -35,7 +35,10 @@ export interface Mutation<R extends object> {
   conflict?: ConflictPolicy;
   /** Columns to write instead, or null to give up. For `manual`. */
   resolve?(conflict: Conflict<R>): Partial<R> | null | Promise<Partial<R> | null>;
-  /** How long to wait for the answer and for the transaction: 10 seconds each if it is left out. */
+  /**
+   * How long to wait for the answer, and then for the transaction: 10 seconds each if it is left out. Without an answer it is rolled
+   * back, and may be done all the same; behind one it is done, and shown until it is in the rows, however long that takes.
+   */
   timeoutMs?: number;
 }
 
@@ -49,13 +52,17 @@ export interface Optimistic<R extends object> extends Readable<readonly R[]> {
   readonly pending: number;
   /** `waiting`: there is something to send and no connection. */
   readonly status: SyncStatus;
-  /** Resolves when the transaction is in the rows; rejects when it was rolled back. */
+  /**
+   * Resolves when the transaction is in the rows; rejects when it was rolled back. Mutations of one row are made one after the other,
+   * so that one's own is not taken for somebody else's.
+   */
   mutate(mutation: Mutation<R>): Promise<CallResult<unknown>>;
   close(): void;
 }
 
 interface Calls {
   call(name: string, args: never, options?: { expect?: never; timeoutMs?: number }): Promise<CallResult<unknown>>;
+  sync(options?: WaitOptions): Promise<void>;
   readonly connection: Readable<{ readonly status: string }>;
 }
 
@@ -66,13 +73,17 @@ interface Layer<R> {
   remove?: boolean;
 }
 
+/** A transaction that has no part in the rows does not come: behind this time the server is asked. */
+const ASK_MS = 300;
 /** Attempts of one mutation against others who are faster each time. */
 const ATTEMPTS = 5;
+
+const text = (value: unknown) => JSON.stringify(value, (_, inner: unknown) => (typeof inner === 'bigint' ? `${inner}n` : inner));
+const same = (a: unknown, b: unknown) => a === b || text(a) === text(b);
 
 /** Columns of `mine` that can be written over `theirs`; null if both sides have changed one of them. */
 export const mergeColumns = <R extends object>(base: R | null, mine: Partial<R>, theirs: R | null): Partial<R> | null => {
   if (!theirs) return null;
-  const same = (a: unknown, b: unknown) => a === b || JSON.stringify(a) === JSON.stringify(b);
   const result: Partial<R> = {};
   for (const column of Object.keys(mine) as (keyof R)[]) {
     if (same(mine[column], theirs[column])) continue;
@@ -89,6 +100,9 @@ export const optimistic = <R extends object = AnyRow, C extends ChannelTypes = C
   const channel = source as unknown as Channel;
   const { on, emit } = createEmitter();
   const layers = new Set<Layer<R>>();
+  /** By row, the mutation that came last: it gives the version that it has made. */
+  const last = new Map<string, Promise<string | undefined>>();
+  let closed = false;
   let shown: readonly R[] | null = null;
   const changed = createScheduler('microtask', () => emit('change'));
   const touch = () => {
@@ -122,31 +136,85 @@ export const optimistic = <R extends object = AnyRow, C extends ChannelTypes = C
     return row;
   };
 
+  const drop = (layer: Layer<R>) => {
+    layers.delete(layer);
+    touch();
+  };
+  /** Takes the layer away when the rows have what it shows. */
+  const settle = async (txid: string, layer: Layer<R>): Promise<void> => {
+    for (let timeoutMs = ASK_MS; !closed; timeoutMs = 10_000) {
+      try {
+        await channel.seen(txid, { timeoutMs });
+        break;
+      } catch {
+        if (channel.state === 'error' || channel.state === 'closed') break;
+        await client.sync({ timeoutMs: 10_000 }).catch(() => {});
+      }
+    }
+    // `rows()` are those of the last flush.
+    const row = channel.get(layer.key as never, entity) as R | undefined;
+    if (!closed && row !== (channel.rows(entity) as readonly R[]).find((each) => textOf(each) === textOf(layer.key))) {
+      await new Promise<void>((resolve) => {
+        const off = channel.subscribe(() => {
+          off();
+          resolve();
+        });
+      });
+    }
+    drop(layer);
+  };
+  const sorted = (row: R | null) => row && Object.entries(row).sort(([a], [b]) => (a < b ? -1 : 1));
+
   const mutate = async (mutation: Mutation<R>): Promise<CallResult<unknown>> => {
     const { key, call, conflict: policy = 'server', resolve, timeoutMs = 10_000 } = mutation;
-    let base = (channel.get(key as never, entity) as R | undefined) ?? null;
+    // What was looked at when it was changed, with one's own changes that are under way.
+    let base = get(key) ?? null;
     let version = channel.version(key as never, entity);
+    const at = textOf(key);
+    const before = last.get(at);
+    let ended!: (version: string | undefined) => void;
+    const mine = new Promise<string | undefined>((resolve) => {
+      ended = resolve;
+    });
+    last.set(at, mine);
     let columns: Partial<R> = mutation.row ?? mutation.set ?? {};
     const layer: Layer<R> = {
       key: key as AnyRow, ...(mutation.remove ? { remove: true } : mutation.row ? { row: mutation.row } : { set: columns }),
     };
     layers.add(layer);
     touch();
+    let done: string | undefined;
     try {
+      // The one before has changed the version.
+      if (before) version = (await before) ?? version;
       for (let attempt = 1; ; attempt += 1) {
         try {
           const [name, args] = call(columns);
           const expect = version !== undefined && !mutation.row ? { expect: [{ channel: channel.name, ...(entity && { entity }), key, version }] as never } : {};
           const answer = await client.call(name, args as never, { timeoutMs, ...expect });
-          if (answer.txid) await channel.seen(answer.txid, { timeoutMs });
+          if (answer.txid) {
+            done = answer.txid;
+            const shown = settle(answer.txid, layer);
+            let timer: ReturnType<typeof setTimeout> | undefined;
+            await Promise.race([shown, new Promise((resolve) => {
+              timer = setTimeout(resolve, timeoutMs);
+            })]);
+            clearTimeout(timer);
+          }
           return answer;
         } catch (error) {
           const found = error instanceof ChangefeedError ? error.conflict : undefined;
-          if (!found || policy === 'server' || attempt === ATTEMPTS) throw error;
+          if (!found || attempt === ATTEMPTS) throw error;
           const theirs = found.row as R | null;
-          const mine = mutation.remove ? null : { ...(base as R), ...columns };
+          // Nothing that can be seen here has changed.
+          if (theirs && same(sorted(theirs), sorted(base))) {
+            version = found.version;
+            continue;
+          }
+          if (policy === 'server') throw error;
+          const own = mutation.remove ? null : { ...(base as R), ...columns };
           let next: Partial<R> | null;
-          if (policy === 'manual') next = (await resolve?.({ base, mine, theirs })) ?? null;
+          if (policy === 'manual') next = (await resolve?.({ base, mine: own, theirs })) ?? null;
           else next = mutation.remove ? null : mergeColumns(base, columns, theirs);
           if (next === null) throw error;
           columns = next;
@@ -160,8 +228,9 @@ export const optimistic = <R extends object = AnyRow, C extends ChannelTypes = C
         }
       }
     } finally {
-      layers.delete(layer);
-      touch();
+      if (last.get(at) === mine) last.delete(at);
+      ended(done ?? (before ? await before : undefined));
+      if (done === undefined) drop(layer);
     }
   };
 
@@ -184,6 +253,7 @@ export const optimistic = <R extends object = AnyRow, C extends ChannelTypes = C
     },
     mutate,
     close() {
+      closed = true;
       offs.forEach((off) => off());
     },
   };

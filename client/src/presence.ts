@@ -5,7 +5,7 @@
  */
 import { ChangefeedError } from './error.js';
 import type { AnyRow, Channel, ChannelTypes, Readable } from './types.js';
-import { createEmitter, createScheduler } from './util.js';
+import { createEmitter, createScheduler, type Emitter } from './util.js';
 
 export interface Member<P = unknown> {
   /** The claim `sub`, or `session:` and the connection's session. */
@@ -39,9 +39,12 @@ export interface Presence<P = unknown> extends Readable<PresenceState<P>> {
    */
   track(state: P, options?: TrackOptions): Promise<void>;
   untrack(): Promise<void>;
+  /** Holds a key beside those of `track`, until `drop`. Rejects like `track`. */
+  hold(key: string): Promise<void>;
+  drop(key: string): Promise<void>;
   /** Members page by page, for channels that are only counted. */
   page(options?: { limit?: number; after?: string }): Promise<{ members: Record<string, P[]>; next?: string; count: number }>;
-  /** What was tracked is refused on a new connection: another user was faster. It is not tracked any more. */
+  /** What was tracked is refused on a new connection: another user was faster. The rest is, without that key. */
   onRefused(listener: (error: ChangefeedError) => void): () => void;
   close(): void;
 }
@@ -50,6 +53,8 @@ export interface Lock extends Readable<{ readonly held: boolean; readonly holder
   /** True if this user holds it now. */
   acquire(): Promise<boolean>;
   release(): Promise<void>;
+  /** Looks no more. What is held stays held. */
+  close(): void;
 }
 
 /** What presence needs of a client. */
@@ -62,6 +67,28 @@ interface Own<P> extends Omit<TrackOptions, 'expiresIn'> {
   state: P;
 }
 
+/** What a connection says in a channel: together, whoever in this page says it. */
+interface Said extends Emitter {
+  /** The latest last. */
+  states: Map<object, Own<unknown>>;
+  held: Map<string, object>;
+  told: boolean;
+  /** Requests on their way. */
+  asking: number;
+  /** Grows when what was said counts no more. */
+  round: number;
+}
+
+const sayings = new WeakMap<object, Map<string, Said>>();
+
+const saidOf = (client: object, name: string): Said => {
+  let byName = sayings.get(client);
+  if (!byName) sayings.set(client, (byName = new Map()));
+  let said = byName.get(name);
+  if (!said) byName.set(name, (said = { ...createEmitter(), states: new Map(), held: new Map(), told: false, asking: 0, round: 0 }));
+  return said;
+};
+
 const NOBODY: PresenceState<never> = { members: new Map(), count: 0, kinds: {} };
 
 /** The presence of a channel, which has to stay subscribed. */
@@ -71,9 +98,9 @@ export const presence = <C extends ChannelTypes>(client: Requests, channel: Chan
   const schedule = createScheduler('microtask', () => emit('change'));
   let current: PresenceState<P> = NOBODY;
   let next: Map<string, Member<P>> | null = null;
-  let own: Own<P> | null = null;
-  let told = false;
-  let asking = 0;
+  const said = saidOf(client, channel.name);
+  const { states, held } = said;
+  const me = {};
 
   const set = (state: PresenceState<P>) => {
     current = state;
@@ -82,27 +109,60 @@ export const presence = <C extends ChannelTypes>(client: Requests, channel: Chan
   const say = async (message: AnyRow) => {
     await client.request({ ...message, channel: channel.name });
   };
-  const track = ({ state, kind, exclusive }: Own<P>, expiresIn?: number) =>
-    say({ type: 'track', state, ...(kind && { kind }), ...(exclusive?.length && { exclusive }), ...(expiresIn && { expires_in: expiresIn }) });
+  const track = ({ state, kind }: Own<P>, keys: readonly string[], expiresIn?: number) =>
+    say({ type: 'track', state, ...(kind && { kind }), ...(keys.length && { exclusive: keys }), ...(expiresIn && { expires_in: expiresIn }) });
+  const anything = () => states.size > 0 || held.size > 0;
   const connected = () => ['connected', 'polling'].includes(client.connection.current.status);
+  /** All that this page says, as it is now: the latest state, and all keys. */
+  const again = async () => {
+    const { round } = said;
+    said.asking += 1;
+    try {
+      const all = [...states.values()] as Own<P>[];
+      await (anything()
+        ? track(all.at(-1) ?? { state: {} as P }, [...new Set([...all.flatMap(({ exclusive = [] }) => exclusive), ...held.keys()])])
+        : say({ type: 'untrack' }));
+      said.told = connected() && said.round === round;
+    } finally {
+      said.asking -= 1;
+    }
+    if (!said.told) look();
+  };
   const look = () => {
-    if (!connected() || channel.state === 'error' || channel.state === 'closed') {
-      told = false;
+    const gone = !connected() || channel.state === 'error';
+    if (gone) said.told = false;
+    if (gone || channel.state === 'closed') {
       next = null;
       if (current !== NOBODY) set(NOBODY);
-    } else if (own && !told && !asking) {
-      told = true;
-      const mine = own;
-      track(mine).catch((error: unknown) => {
-        // Another user was faster while this one was away.
-        if (own === mine && error instanceof ChangefeedError && !error.retryable) own = null;
-        emit('refused', error);
+    } else if (anything() && !said.told && !said.asking) {
+      again().catch((error: unknown) => {
+        if (!(error instanceof ChangefeedError) || error.type === 'network') return;
+        const { key } = error.info as { key?: string };
+        if (error.code === '55P03' && key !== undefined) {
+          // Another user was faster while this one was away: the rest is said without that key.
+          held.delete(key);
+          for (const [who, own] of states) if (own.exclusive) states.set(who, { ...own, exclusive: own.exclusive.filter((each) => each !== key) });
+        } else if (error.retryable) return void setTimeout(look, error.retryAfterMs ?? 1000);
+        else {
+          held.clear();
+          states.clear();
+        }
+        said.emit('refused', error);
+        look();
       });
     }
   };
+  const lookSoon = () => queueMicrotask(look);
   const offs = [
     client.connection.subscribe(look),
-    channel.on('state', look),
+    // Behind the one who asks for the channel again.
+    channel.on('state', lookSoon),
+    // It may be another subscription, which nothing was said in.
+    channel.on('resync', () => {
+      said.told = false;
+      said.round += 1;
+      lookSoon();
+    }),
     channel.on('presence', (message) => {
       if (message.count !== undefined) return set({ members: new Map(), count: message.count, kinds: message.kinds ?? {} });
       next ??= new Map(message.full ? [] : current.members);
@@ -126,39 +186,59 @@ export const presence = <C extends ChannelTypes>(client: Requests, channel: Chan
     },
     subscribe: (listener) => on('change', listener),
     async track(state, { expiresIn, ...options } = {}) {
-      const before = own;
       // What lies over it for a while is not said again.
-      if (expiresIn === undefined) own = { state, ...options };
-      asking += 1;
+      if (expiresIn !== undefined) return track({ state, ...options }, options.exclusive ?? [], expiresIn);
+      const before = states.get(me);
+      const mine = { state, ...options };
+      states.delete(me);
+      states.set(me, mine);
       try {
-        await track({ state, ...options }, expiresIn);
-        if (expiresIn === undefined) told = connected();
+        await again();
       } catch (error) {
-        if (expiresIn === undefined) own = before;
+        if (states.get(me) === mine) {
+          if (before) states.set(me, before as Own<P>);
+          else states.delete(me);
+        }
         throw error;
-      } finally {
-        asking -= 1;
       }
     },
     async untrack() {
-      own = null;
-      if (connected()) await say({ type: 'untrack' });
+      states.delete(me);
+      if (connected()) await again();
+    },
+    async hold(key) {
+      const had = held.get(key);
+      held.set(key, me);
+      try {
+        await again();
+      } catch (error) {
+        if (!had) held.delete(key);
+        throw error;
+      }
+    },
+    async drop(key) {
+      if (held.delete(key) && connected()) await again();
     },
     async page(options = {}) {
       const { members, next: after, count } = await client.request({ type: 'presence', channel: channel.name, ...options });
       return { members, next: after, count };
     },
-    onRefused: (listener) => on('refused', listener),
+    onRefused(listener) {
+      const off = said.on('refused', listener);
+      offs.push(off);
+      return off;
+    },
     close() {
       offs.forEach((off) => off());
-      if (own && connected()) say({ type: 'untrack' }).catch(() => {});
-      own = null;
+      let mine = states.delete(me);
+      for (const [key, who] of held) if (who === me) mine = held.delete(key);
+      if (mine && connected() && channel.state !== 'closed') again().catch(() => {});
     },
   };
 };
 
 /** A key of the channel that one user holds at a time, such as the paragraph that somebody edits. */
-export const lock = <C extends ChannelTypes>(room: Presence<C['presence']>, key: string, me: string, state?: C['presence']): Lock => {
+export const lock = <C extends ChannelTypes>(room: Presence<C['presence']>, key: string, me: string): Lock => {
   const { on, emit } = createEmitter();
   let current: { held: boolean; holder: string | null } = { held: false, holder: null };
   const look = () => {
@@ -168,7 +248,7 @@ export const lock = <C extends ChannelTypes>(room: Presence<C['presence']>, key:
     current = { held: holder === me, holder };
     emit('change');
   };
-  room.subscribe(look);
+  const off = room.subscribe(look);
   look();
   return {
     get current() {
@@ -177,13 +257,14 @@ export const lock = <C extends ChannelTypes>(room: Presence<C['presence']>, key:
     subscribe: (listener) => on('change', listener),
     async acquire() {
       try {
-        await room.track(state as C['presence'], { exclusive: [key] });
+        await room.hold(key);
         return true;
       } catch (error) {
         if (error instanceof ChangefeedError && error.code === '55P03') return false;
         throw error;
       }
     },
-    release: () => room.untrack(),
+    release: () => room.drop(key),
+    close: off,
   };
 };

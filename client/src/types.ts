@@ -179,6 +179,8 @@ export interface Message<T = unknown> {
 export interface Initial {
   readonly rows: Readonly<Record<string, readonly object[]>>;
   readonly position?: string | null;
+  /** In the order of the rows, if the channel has them. */
+  readonly versions?: Readonly<Record<string, readonly (string | null | undefined)[]>>;
 }
 
 export interface ChannelOptions {
@@ -307,7 +309,7 @@ export interface Client<S extends Schema = AnySchema> {
   disconnect(): void;
   /** The switch for live updates: false disconnects and keeps the rows, true resumes. */
   setLive(on: boolean): void;
-  /** Another user, or a fresh token of the same one. Null: nobody, with all rows purged at once. */
+  /** Another user, or a fresh token of the same one. Null, another user or another function: all rows are purged at once. */
   setAuth(auth: ClientOptions['auth']): void;
   /** For good: rows are purged, what waits is rejected. */
   close(): void;
@@ -335,6 +337,10 @@ export interface TransportContext {
   codec: Codec;
   WebSocket?: typeof WebSocket;
   fetch?: typeof fetch;
+  /** What is there of a channel. */
+  dump(channel: string): Initial | undefined;
+  /** Takes all rows away, for another identity. */
+  purge(): void;
   /** A message of the server, or its text. */
   message(message: AnyRow | string): void;
   /**

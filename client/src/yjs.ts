@@ -14,7 +14,7 @@ import { createEmitter } from './util.js';
 export interface YjsOptions {
   doc: Yjs.Doc;
   /** The module yjs: there must be only one copy of it. */
-  Y: Pick<typeof Yjs, 'applyUpdate' | 'mergeUpdates' | 'encodeStateAsUpdate'>;
+  Y: Pick<typeof Yjs, 'Doc' | 'applyUpdate' | 'mergeUpdates' | 'encodeStateAsUpdate' | 'encodeStateVector' | 'equalSnapshots' | 'snapshot'>;
   /** A channel whose rows are the document's updates. */
   channel: Channel;
   /** The rows' entity, and their column with the update. */
@@ -53,8 +53,9 @@ export const fromBytea = (text: string): Uint8Array => {
   return bytes;
 };
 
-/** How long it waits behind a call that has failed. */
+/** How long it waits behind calls that have failed. */
 const RETRY_MS = 1000;
+const RETRY_MAX_MS = 30_000;
 
 export const createYjsProvider = (client: Calls, options: YjsOptions): YjsProvider => {
   const { doc, Y, channel, entity, column = 'update', call, awareness, collectMs = 50 } = options;
@@ -62,6 +63,9 @@ export const createYjsProvider = (client: Calls, options: YjsOptions): YjsProvid
   const offs: (() => void)[] = [];
   let outgoing: Uint8Array[] = [];
   let sending = false;
+  let failures = 0;
+  // What the document had before, out of a store of the page, may not be in the log.
+  let brought = Y.encodeStateAsUpdate(doc).length > 2;
   let timer: ReturnType<typeof setTimeout> | undefined;
   let synced = false;
   let over = false;
@@ -71,15 +75,24 @@ export const createYjsProvider = (client: Calls, options: YjsOptions): YjsProvid
   const take = (rows: readonly AnyRow[]) => {
     if (rows.length) Y.applyUpdate(doc, Y.mergeUpdates(rows.map((row) => fromBytea(row[column] as string))), self);
   };
+  const bring = () => {
+    brought = false;
+    const log = new Y.Doc();
+    const rows = channel.rows(entity);
+    if (rows.length) Y.applyUpdate(log, Y.mergeUpdates(rows.map((row) => fromBytea((row as AnyRow)[column] as string))));
+    if (!Y.equalSnapshots(Y.snapshot(log), Y.snapshot(doc))) onUpdate(Y.encodeStateAsUpdate(doc, Y.encodeStateVector(log)), null);
+    log.destroy();
+  };
   const setSynced = (now: boolean) => {
     if (now === synced) return;
     synced = now;
+    if (now && brought) bring();
     emit('synced', now);
     emit('sync', now);
   };
   const send = async () => {
     timer = undefined;
-    if (sending || over || outgoing.length === 0) return;
+    if (sending || outgoing.length === 0) return;
     sending = true;
     // One that fails is sent again with what came meanwhile: updates may come twice and in any order.
     const update = outgoing.length === 1 ? outgoing[0]! : Y.mergeUpdates(outgoing);
@@ -88,13 +101,16 @@ export const createYjsProvider = (client: Calls, options: YjsOptions): YjsProvid
       const [name, args] = call(toBytea(update));
       await client.call(name, args as never);
       outgoing = outgoing.slice(count);
+      failures = 0;
     } catch (error) {
       outgoing = [update, ...outgoing.slice(count)];
       emit('error', error);
-      if (!over) timer = setTimeout(send, RETRY_MS);
+      if (!over) timer = setTimeout(send, Math.min(RETRY_MAX_MS, RETRY_MS * 2 ** failures++));
+      else outgoing = [];
     }
     sending = false;
-    if (outgoing.length && !over) timer ??= setTimeout(send, collectMs);
+    // What came while it was sent, also if that is the end.
+    if (outgoing.length) timer ??= setTimeout(send, over ? 0 : collectMs);
   };
   const onUpdate = (update: Uint8Array, origin: unknown) => {
     if (origin === self) return;
@@ -122,13 +138,18 @@ export const createYjsProvider = (client: Calls, options: YjsOptions): YjsProvid
     const said = room;
     // Each client of a user is a state of its own.
     const known = new Map<number, string>();
+    let later: ReturnType<typeof setTimeout> | undefined;
     const tell = () => {
+      later = undefined;
       const state = awareness.getLocalState();
       (state === null ? said.untrack() : said.track({ client: doc.clientID, awareness: state })).catch((error: unknown) => emit('error', error));
     };
-    const onLocal = (_: unknown, origin: unknown) => origin !== self && tell();
+    // A cursor moves more often than others have to know.
+    const onLocal = (_: unknown, origin: unknown) => {
+      if (origin !== self) later ??= setTimeout(tell, collectMs);
+    };
     awareness.on('update', onLocal);
-    offs.push(() => awareness.off('update', onLocal), said.subscribe(() => {
+    offs.push(() => awareness.off('update', onLocal), () => clearTimeout(later), said.subscribe(() => {
       const there = new Map<number, AnyRow>();
       for (const { states } of said.current.members.values()) {
         for (const state of states) if (typeof state?.client === 'number' && state.client !== doc.clientID) there.set(state.client, state.awareness);
@@ -167,8 +188,8 @@ export const createYjsProvider = (client: Calls, options: YjsOptions): YjsProvid
     destroy() {
       // What is still here goes out, if it can.
       clearTimeout(timer);
-      void send();
       over = true;
+      void send();
       doc.off('update', onUpdate);
       offs.forEach((off) => off());
       room?.close();

@@ -270,6 +270,76 @@ describe('tokens and identities', () => {
     }
   });
 
+  test('another function: nothing of before is shown while its token is on the way, or never comes', async (t) => {
+    for (const flush of ['sync', 'microtask']) {
+      const { client, server } = scripted(t, { auth: async () => tokenOf('ada'), flush });
+      const channel = client.channel('t');
+      await channel.ready;
+      const call = client.call('never', {});
+      server.silent.add('call');
+      let me = 'ada';
+      const shown = [];
+      const look = () => { if (me === 'bob') shown.push(...channel.rows()); };
+      channel.subscribe(look);
+      channel.on('state', look);
+      client.connection.subscribe(look);
+      let purged = 0;
+      client.on('purge', () => { purged += 1; });
+      await call.catch(() => {});
+      const waits = client.call('late', {});
+      me = 'bob';
+      let come;
+      const coming = new Promise((resolve) => { come = resolve; });
+      const mine = async () => { await coming; return tokenOf('bob'); };
+      client.setAuth(mine);
+      assert.deepEqual(channel.rows(), []);
+      assert.equal(channel.position, null);
+      await assert.rejects(waits, { code: '28000' });
+      await new Promise((resolve) => { setTimeout(resolve, 10); });
+      assert.deepEqual(shown, []);
+      const next = client.call('his', {});
+      server.silent.clear();
+      come();
+      await until(() => channel.state === 'live', 'his own');
+      assert.equal((await next).result, 1);
+      assert.equal(server.last('subscribe').from, undefined);
+      assert.equal(purged, 1, 'once');
+      // The same function says nothing new.
+      client.setAuth(mine);
+      assert.equal(channel.rows().length, 1);
+      assert.equal(purged, 1);
+    }
+  });
+
+  test('another user\'s token: his is the next thing that is told', async (t) => {
+    const { client } = scripted(t, { auth: tokenOf('ada'), flush: 'sync' });
+    const channel = client.channel('t');
+    await channel.ready;
+    const shown = [];
+    channel.on('state', () => shown.push(...channel.rows()));
+    channel.subscribe(() => shown.push(...channel.rows()));
+    client.connection.subscribe(() => shown.push(...channel.rows()));
+    client.setAuth(tokenOf('bob'));
+    assert.deepEqual(shown, []);
+  });
+
+  test('rows out of a store, and another user before anybody has connected', async (t) => {
+    for (const [first, second] of [[async () => new Promise(() => {}), tokenOf('bob')], [tokenOf('ada'), async () => tokenOf('bob')], [tokenOf('ada'), tokenOf('bob')]]) {
+      const { client, server } = scripted(t, { auth: first, live: false });
+      const channel = client.channel('t', { initial: { rows: { t: [{ id: 9 }] }, position: 'kept' } });
+      assert.equal(channel.rows().length, 1);
+      client.setAuth(second);
+      assert.deepEqual(channel.rows(), []);
+      client.setLive(true);
+      await channel.ready;
+      assert.equal(server.last('subscribe').from, undefined);
+    }
+    const { client } = scripted(t, { live: false });
+    const channel = client.channel('t', { initial: { rows: { t: [{ id: 9 }] }, position: 'kept' } });
+    client.setAuth(async () => tokenOf('bob'));
+    assert.equal(channel.rows().length, 1, 'they may be his own');
+  });
+
   test('a function that gives another user\'s token', async (t) => {
     let who = 'ada';
     const { client, server } = scripted(t, { auth: async () => tokenOf(who) });

@@ -5,7 +5,9 @@ import { createRequire } from 'node:module';
 import { after, before, describe, test } from 'node:test';
 import { pathToFileURL } from 'node:url';
 
+import { ChangefeedError } from '../../client/dist/index.js';
 import { createOfflineQueue, createStore, withStore } from '../../client/dist/offline.js';
+import { lock, presence } from '../../client/dist/presence.js';
 import { mergeColumns, optimistic } from '../../client/dist/optimistic.js';
 import { createYjsProvider, fromBytea, toBytea } from '../../client/dist/yjs.js';
 import { until } from '../integration/lib/client.mjs';
@@ -113,6 +115,60 @@ describe('optimistic writes', () => {
     await same(client, channel, db, 'SELECT * FROM tasks', 'behind the conflicts');
   });
 
+  test('quick changes of one row are not taken for somebody else\'s; another\'s in between is', async (t) => {
+    const client = start(t, { auth: token });
+    const channel = client.channel('tasks', { versions: true });
+    await channel.ready;
+    const tasks = optimistic(client, channel);
+    const writing = ['a', 'b', 'c'].map((title) => tasks.mutate({ key: { id: 8 }, set: { title }, call: change(8) }));
+    assert.equal(tasks.get({ id: 8 }).title, 'c');
+    await Promise.all(writing);
+    assert.equal(channel.get({ id: 8 }).title, 'c');
+    // Somebody else writes between two changes.
+    const slow = optimistic({
+      connection: client.connection, sync: client.sync,
+      async call(name, args, options) {
+        if (args.title === 'mine') await db.exec(`UPDATE tasks SET owner = 'theirs' WHERE id = 8`);
+        return client.call(name, args, options);
+      },
+    }, channel);
+    const first = slow.mutate({ key: { id: 8 }, set: { title: 'first' }, call: change(8) });
+    const second = slow.mutate({ key: { id: 8 }, set: { title: 'mine' }, call: change(8) });
+    await first;
+    await assert.rejects(second, (error) => error.code === '40001' && error.conflict.row.owner === 'theirs');
+    assert.equal(slow.pending, 0);
+    assert.equal(tasks.pending, 0);
+    await same(client, channel, db, 'SELECT * FROM tasks', 'behind quick changes');
+  });
+
+  test('a call that changes nothing that is seen is confirmed, without waiting for a heartbeat', async (t) => {
+    const client = start(t, { auth: token });
+    const channel = client.channel('tasks');
+    await channel.ready;
+    const tasks = optimistic(client, channel);
+    const before = Date.now();
+    const { txid } = await tasks.mutate({ key: { id: 9 }, set: { title: 'never' }, call: () => ['make', { n: 99 }], timeoutMs: 60_000 });
+    assert.ok(txid);
+    assert.equal(tasks.pending, 0);
+    assert.equal(tasks.get({ id: 9 }).title, 'task 9');
+    assert.ok(Date.now() - before < 30_000);
+  });
+
+  test('with rare flushes the old row does not come back for a moment', async (t) => {
+    const client = start(t, { auth: token, flush: 300 });
+    const channel = client.channel('tasks');
+    await channel.ready;
+    await client.sync();
+    const tasks = optimistic(client, channel);
+    const titles = [];
+    const off = tasks.subscribe(() => titles.push(tasks.current.find(({ id }) => id === 10).title));
+    await tasks.mutate({ key: { id: 10 }, set: { title: 'now' }, call: change(10) });
+    await client.sync();
+    await new Promise((resolve) => { setTimeout(resolve, 350); });
+    off();
+    assert.deepEqual([...new Set(titles)], ['now']);
+  });
+
   test('columns of both sides', () => {
     const base = { a: 1, b: 2, c: 3 };
     assert.deepEqual(mergeColumns(base, { a: 9 }, { a: 1, b: 5, c: 3 }), { a: 9 });
@@ -147,7 +203,7 @@ describe('offline', () => {
     for (let i = 0; i < 6 && again.current.waiting.length; i += 1) {
       proxy.budget = 300 + Math.floor(Math.random() * 1500);
       const { connects } = client.metrics();
-      await Promise.race([until(() => client.metrics().connects > connects, 'again'), again.drained()]);
+      await until(() => client.metrics().connects > connects || again.current.waiting.length === 0, 'again, or done');
     }
     proxy.budget = Infinity;
     await again.drained();
@@ -159,6 +215,68 @@ describe('offline', () => {
     await again.drained();
     assert.equal(await db.value('SELECT title FROM tasks WHERE id = 1'), 'good');
     assert.deepEqual(again.current, { waiting: [], failed: [] });
+  });
+
+  test('conflicts, the order, what is thrown away, a client that ends, a key that the server has forgotten', async (t) => {
+    await db.exec('TRUNCATE made');
+    const client = start(t, { auth: token });
+    const channel = client.channel('tasks', { versions: true });
+    await channel.ready;
+    const options = { name: 'fates', indexedDB, backoff: { minMs: 20, maxMs: 200 } };
+    const queue = await createOfflineQueue(client, options);
+    const expect = { channel: 'tasks', key: { id: 3 }, version: channel.version({ id: 3 }) };
+    await db.exec(`UPDATE tasks SET title = 'theirs' WHERE id = 3`);
+    const conflict = await (await queue.call('change_task', { id: 3, title: 'mine' }, { expect })).done.catch((error) => error);
+    assert.deepEqual([conflict.code, conflict.conflict.row.title], ['40001', 'theirs']);
+    const [{ id, failed }] = queue.current.failed;
+    assert.equal(failed.conflict.row.title, 'theirs');
+    await queue.retry(id, { id: 3, title: 'resolved' }, { expect: { ...expect, version: failed.conflict.version } });
+    await queue.drained();
+    assert.equal(await db.value('SELECT title FROM tasks WHERE id = 3'), 'resolved');
+    // The client ends while a call waits for its answer: the call is still there.
+    client.close();
+    const { done } = await queue.call('make', { n: 1 });
+    await assert.rejects(done, { code: 'closed' });
+    const other = start(t, { auth: token });
+    const again = await createOfflineQueue(other, options);
+    await again.drained();
+    assert.deepEqual([again.current.failed, await db.value('SELECT count(*) FROM made')], [[], '1']);
+    // Sent, and no answer for longer than the server keeps keys.
+    other.disconnect();
+    again.close();
+    const away = await createOfflineQueue({ call: () => Promise.reject(new ChangefeedError('no_connection', 'away')), on: () => () => {} }, options);
+    await away.call('make', { n: 2 });
+    const thrown = await away.call('make', { n: 3 });
+    await until(() => away.current.waiting[0]?.sentAt, 'sent');
+    await away.discard(thrown.id);
+    await assert.rejects(thrown.done, { code: 'discarded' });
+    away.close();
+    other.connect();
+    const late = await createOfflineQueue(other, { ...options, keyAgeMs: 0 });
+    t.after(() => late.close());
+    await until(() => late.current.failed.length === 1, 'set aside');
+    assert.equal(late.current.failed[0].failed.code, '40003');
+    assert.equal(await db.value('SELECT count(*) FROM made'), '1');
+    // Signed out: nothing is done in the name of whoever comes next.
+    other.setAuth(null);
+    await assert.rejects(late.call('make', { n: 4 }), { code: 'closed' });
+  });
+
+  test('what is kept is of one moment, whatever has been flushed', async (t) => {
+    const client = start(t, { auth: token, flush: 3000 });
+    const channel = client.channel('tasks', { versions: true });
+    await channel.ready;
+    await db.exec(`UPDATE tasks SET title = 'unflushed' WHERE id = 1`);
+    await client.sync();
+    const { rows, position, versions } = channel.dump();
+    assert.equal(position, channel.position);
+    assert.equal(rows.tasks.find(({ id }) => id === 1).title, 'unflushed');
+    const other = start(t, { auth: token });
+    const kept = other.channel('tasks', { versions: true, initial: { rows, position, versions } });
+    await kept.ready;
+    assert.equal(kept.version({ id: 1 }), channel.version({ id: 1 }));
+    assert.ok(kept.version({ id: 2 }));
+    await same(other, kept, db, 'SELECT * FROM tasks', 'gone on');
   });
 
   test('rows and positions are there at once behind a reload, and gone behind a sign-out', async (t) => {
@@ -225,4 +343,64 @@ test('Yjs: two people write in one document, one of them offline for a while; cu
   const bytes = Uint8Array.from([0, 1, 255, 16]);
   assert.equal(toBytea(bytes), '\\x0001ff10');
   assert.deepEqual(fromBytea('\\x0001ff10'), bytes);
+});
+
+test('Yjs: what a document brings out of a store of the page gets into the log, once', async (t) => {
+  const Y = await load('yjs');
+  const client = start(t, { auth: token });
+  const doc = new Y.Doc();
+  doc.getText('t').insert(0, 'written before');
+  doc.getText('t').delete(0, 1);
+  const call = (update) => ['add_update', { doc: '8', update }];
+  const channel = client.channel('doc:8');
+  const provider = createYjsProvider(client, { doc, Y, channel, call, collectMs: 10 });
+  await channel.ready;
+  await until(async () => await db.value(`SELECT count(*) FROM doc_updates WHERE doc = '8'`) === '1', 'in the log');
+  // What is written in the last moment goes out as well.
+  doc.getText('t').insert(0, 'R');
+  provider.destroy();
+  await until(async () => await db.value(`SELECT count(*) FROM doc_updates WHERE doc = '8'`) === '2', 'the last one');
+  const copy = new Y.Doc();
+  Y.applyUpdate(copy, Y.encodeStateAsUpdate(doc));
+  const other = start(t, { auth: token });
+  const second = other.channel('doc:8');
+  const again = createYjsProvider(other, { doc: copy, Y, channel: second, call, collectMs: 10 });
+  t.after(() => again.destroy());
+  await second.ready;
+  await other.sync();
+  assert.equal(copy.getText('t').toString(), 'Rritten before');
+  assert.deepEqual([again.unsaved, await db.value(`SELECT count(*) FROM doc_updates WHERE doc = '8'`)], [0, '2']);
+});
+
+test('locks: several keys and a state beside them, kept over a reconnect, one of them lost to another', async (t) => {
+  const proxy = await Proxy.start(process.env.WS_URL);
+  t.after(() => proxy.close());
+  const ada = start(t, { url: proxy.url, auth: await db.token({ role: 'web', sub: 'ada' }) });
+  const bob = start(t, { auth: await db.token({ role: 'web', sub: 'bob' }) });
+  const channels = [ada.channel('doc:9'), bob.channel('doc:9')];
+  await Promise.all(channels.map(({ ready }) => ready));
+  const [mine, theirs] = [presence(ada, channels[0]), presence(bob, channels[1])];
+  // Another part of the page, with its own presence of the same channel.
+  const part = presence(ada, channels[0]);
+  await mine.track({ name: 'Ada' }, { kind: 'editor' });
+  const [one, two] = [lock(part, 'one', 'ada'), lock(part, 'two', 'ada')];
+  assert.deepEqual([await one.acquire(), await two.acquire()], [true, true]);
+  const seen = () => { const { states, holds, kinds } = theirs.current.members.get('ada') ?? {}; return { states, holds: [...holds ?? []].sort(), kinds }; };
+  const sees = (expected, what) => when(theirs, () => JSON.stringify(seen()) === JSON.stringify(expected), what);
+  await sees({ states: [{ name: 'Ada' }], holds: ['one', 'two'], kinds: ['editor'] }, 'both keys and the state');
+  assert.equal(await lock(theirs, 'one', 'bob').acquire(), false);
+  await when(one, ({ held, holder }) => held && holder === 'ada', 'held');
+  await one.release();
+  await sees({ states: [{ name: 'Ada' }], holds: ['two'], kinds: ['editor'] }, 'one key and the state');
+  const { connects } = ada.metrics();
+  proxy.cut();
+  await until(() => ada.metrics().connects > connects, 'back');
+  await one.acquire();
+  await sees({ states: [{ name: 'Ada' }], holds: ['one', 'two'], kinds: ['editor'] }, 'said again');
+  channels[0].refresh();
+  await channels[0].ready;
+  await ada.sync();
+  await sees({ states: [{ name: 'Ada' }], holds: ['one', 'two'], kinds: ['editor'] }, 'also in another subscription');
+  part.close();
+  await sees({ states: [{ name: 'Ada' }], holds: [], kinds: ['editor'] }, 'the part has gone');
 });

@@ -25,9 +25,10 @@ export class Proxy {
       };
       proxy.#sockets.add(end);
       for (const socket of [near, far]) socket.on('error', end).on('close', end);
-      near.on('data', (data) => proxy.silent || far.write(data));
+      end.silent = false;
+      near.on('data', (data) => proxy.silent || end.silent || far.write(data));
       far.on('data', (data) => {
-        if (proxy.silent) return;
+        if (proxy.silent || end.silent) return;
         if (data.length <= proxy.budget) {
           proxy.budget -= data.length;
           near.write(data);
@@ -44,6 +45,12 @@ export class Proxy {
 
   get connections() {
     return this.#sockets.size;
+  }
+
+  /** The connections of now stay silent for ever; new ones are good. */
+  stale() {
+    for (const end of this.#sockets) end.silent = true;
+    this.silent = false;
   }
 
   cut() {
