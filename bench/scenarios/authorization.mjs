@@ -28,7 +28,7 @@ export function cases({ quick, tiny, arguments: given = {} }) {
     changes: Number(given.changes ?? (tiny ? 50 : Math.round((CHANGES[n] ?? 5000) / (quick ? 4 : 1)))),
     checks: tiny ? 200 : quick ? 4000 : 10000,
     seconds: quick ? 1 : 3,
-    repeats: tiny ? 1 : quick ? 2 : 3,
+    repeats: quick ? 1 : 3,
     systems: ['pg_changefeed', 'pg_changefeed membership', 'select per identity', 'select per identity, membership'],
   }));
 }

@@ -22,7 +22,7 @@ const SYSTEMS = ['pg_changefeed', 'bare', ...MESSAGING];
 const WINDOW = 32; // messages on their way at a time
 
 export function cases({ tiny, quick, arguments: given = {} }) {
-  const [channels, messages, repeats] = tiny ? [20, 100, 2] : quick ? [1000, 1000, 3] : [10000, 4000, 5];
+  const [channels, messages, repeats] = tiny ? [20, 100, 2] : quick ? [1000, 1000, 1] : [10000, 4000, 5];
   const count = Number(given.channels ?? channels);
   return [{
     name: `${count.toLocaleString('en')} channels`, channels: count, messages: Number(given.messages ?? messages), window: WINDOW,

@@ -23,7 +23,7 @@ export const metrics = { changes_per_cpu_s: '/s', changes_per_s: '/s', cpu_us_pe
 export function cases({ quick, tiny, arguments: given = {} }) {
   const transactions = Number(given.transactions ?? (tiny ? 100 : quick ? 10000 : 30000));
   const bulk = Number(given.bulk ?? (tiny ? 1000 : quick ? 200000 : 1000000));
-  const repeats = tiny ? 1 : quick ? 2 : 3;
+  const repeats = quick ? 1 : 3;
   const systems = ['pg_changefeed', 'noop plugin'];
   return [
     { name: 'nobody subscribed', changes: transactions, kind: 'single', subscribers: 0, repeats, systems },

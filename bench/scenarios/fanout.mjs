@@ -39,7 +39,7 @@ export function cases({ tiny, quick, arguments: given = {} }) {
     connections,
     messages: Math.ceil(Number(given.messages ?? (messages[connections] ?? 80000 / connections) / (quick && !tiny ? 2.5 : 1)) / burst) * burst,
     burst,
-    repeats: Number(given.repeats ?? (tiny ? 1 : quick || connections >= 10000 ? 3 : 7)),
+    repeats: Number(given.repeats ?? (quick ? 1 : connections >= 10000 ? 3 : 7)),
     systems,
   })));
 }

@@ -14,7 +14,7 @@ export const metrics = { server_ms_per_s: 'ms/s', system_ms_per_s: 'ms/s' };
 const SYSTEMS = ['pg_changefeed', 'bare', ...MESSAGING];
 
 export function cases({ tiny, quick, arguments: given = {} }) {
-  const [connections, seconds] = tiny ? [20, 1] : quick ? [1000, 10] : [1000, 60];
+  const [connections, seconds] = tiny ? [20, 1] : quick ? [1000, 5] : [1000, 60];
   const [count, time] = [Number(given.connections ?? connections), Number(given.seconds ?? seconds)];
   return [{ name: `${count.toLocaleString('en')} connections, ${time} s`, connections: count, seconds: time, repeats: 1, systems: given.systems?.split(',') ?? SYSTEMS }];
 }

@@ -21,7 +21,7 @@ export function cases({ quick, tiny, arguments: given = {} }) {
     identities: n,
     changes: Number(given.changes ?? (tiny ? 50 : n <= 1000 ? 4000 : 2000)),
     seconds: quick ? 1 : 2,
-    repeats: tiny ? 1 : quick ? 2 : 3,
+    repeats: quick ? 1 : 3,
     systems: Object.keys(SYSTEMS),
   }));
 }

@@ -19,7 +19,7 @@ const SYSTEMS = ['pg_changefeed', 'copy to_jsonb'];
 
 export function cases({ quick, tiny, arguments: given = {} }) {
   const rows = given.rows?.split(',').map(Number) ?? (tiny ? [500] : quick ? [50000] : [1000, 200000]);
-  return rows.map((n) => ({ name: `${n.toLocaleString('en')} rows`, rows: n, repeats: tiny ? 1 : quick ? 3 : 5, systems: SYSTEMS }));
+  return rows.map((n) => ({ name: `${n.toLocaleString('en')} rows`, rows: n, repeats: tiny ? 1 : quick ? 2 : 5, systems: SYSTEMS }));
 }
 
 export async function setup({ keep }) {

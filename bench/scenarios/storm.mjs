@@ -35,7 +35,7 @@ export function cases({ tiny, quick, arguments: given = {} }) {
   const [otherwise, repeats] = tiny ? [50, 1] : quick ? [2000, 1] : [10000, 3];
   const clients = Number(given.clients ?? otherwise);
   const titles = { position: 'from a position', snapshot: 'with snapshots', killed: 'gateway killed' };
-  return (given.kinds?.split(',') ?? Object.keys(titles)).map((kind) => ({
+  return (given.kinds?.split(',') ?? (quick && !tiny ? ['position'] : Object.keys(titles))).map((kind) => ({
     name: `${clients.toLocaleString('en')} clients, ${titles[kind]}`, kind, clients, users: Number(given.users ?? clients), repeats: Number(given.repeats ?? repeats),
     systems: kind === 'position' ? given.systems?.split(',') ?? ['pg_changefeed', 'bare', ...MESSAGING] : ['pg_changefeed'],
   }));
