@@ -1,20 +1,15 @@
 // client/: TanStack Query, SWR and TanStack DB with the real libraries against the real server.
 
 import assert from 'node:assert/strict';
-import { createRequire } from 'node:module';
 import { after, before, describe, test } from 'node:test';
-import { pathToFileURL } from 'node:url';
 
 import { changefeedCollectionOptions } from '../../client/dist/db.js';
 import { bindQueryClient } from '../../client/dist/query.js';
 import { bindSWR, createFetcher, invalidate } from '../../client/dist/swr.js';
 import { until } from '../integration/lib/client.mjs';
 import { Session } from '../integration/lib/psql.mjs';
+import { load } from './lib/libraries.mjs';
 import { start } from './lib/page.mjs';
-
-// They are installed where the package is developed.
-const library = createRequire(new URL('../../client/package.json', import.meta.url));
-const load = (name) => import(pathToFileURL(library.resolve(name)));
 
 let db;
 let token;

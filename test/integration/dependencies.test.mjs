@@ -6,6 +6,7 @@ import { after, before, describe, test } from 'node:test';
 
 import { assertSame, Client, until } from './lib/client.mjs';
 import { Session } from './lib/psql.mjs';
+import { randomOf } from './lib/random.mjs';
 
 const CLAIM = (name) => `(current_setting('request.jwt.claims', true)::json->>'${name}')`;
 const SUB = CLAIM('sub');
@@ -534,11 +535,7 @@ describe('tables that policies read', () => {
     const rounds = Number(process.env.DEPS_ROUNDS ?? 6);
     const total = { transactions: 0, possible: 0, resyncs: 0, policies: 0 };
     for (let round = 0; round < rounds; round += 1) {
-      const state = { value: (seed * 1000 + round) >>> 0 };
-      const g = new Grammar((n) => {
-        state.value = (Math.imul(state.value, 1664525) + 1013904223) >>> 0;
-        return Math.floor((state.value / 4294967296) * n);
-      });
+      const g = new Grammar(randomOf(seed * 1000 + round).random);
       const what = await randomRound(db, g, total).catch((error) => {
         throw new Error(`round ${round}:\n${error.message}`, { cause: error });
       });

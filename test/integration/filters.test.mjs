@@ -8,16 +8,13 @@ import { after, before, describe, test } from 'node:test';
 import { assertSame, Client, until } from './lib/client.mjs';
 import { canonical, number, numberText } from './lib/json.mjs';
 import { quote, reload, Session } from './lib/psql.mjs';
+import { randomOf } from './lib/random.mjs';
 
 const WEB = { role: 'filter_web', sub: 'ada' };
 
 /** Numbers that are the same in each run; SEED=... for others. */
-let state = Number(process.env.SEED ?? 20261121);
-function random(n) {
-  state = (Math.imul(state, 1664525) + 1013904223) >>> 0;
-  return Math.floor((state / 2 ** 32) * n);
-}
-const pick = (list) => list[random(list.length)];
+const { random, pick: pickOf } = randomOf(Number(process.env.SEED ?? 20261121));
+const pick = (list) => pickOf(...list);
 
 const encode = encodeURIComponent;
 const name = (channel, conditions) => `${channel}?${conditions.map(([k, v]) => `${encode(k)}=${encode(v)}`).join('&')}`;

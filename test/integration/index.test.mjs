@@ -7,17 +7,14 @@ import { after, before, describe, test } from 'node:test';
 import { Client } from './lib/client.mjs';
 import { canonical, parseExact } from './lib/json.mjs';
 import { quote, reload, Session } from './lib/psql.mjs';
+import { randomOf } from './lib/random.mjs';
 
 const claim = (name) => `current_setting('request.jwt.claims', true)::jsonb ->> '${name}'`;
 const encode = encodeURIComponent;
 
 /** Numbers that are the same in each run; SEED=... for others. */
-let state = Number(process.env.SEED ?? 20261122);
-function random(n) {
-  state = (Math.imul(state, 1664525) + 1013904223) >>> 0;
-  return Math.floor((state / 2 ** 32) * n);
-}
-const pick = (list) => list[random(list.length)];
+const { random, pick: pickOf } = randomOf(Number(process.env.SEED ?? 20261122));
+const pick = (list) => pickOf(...list);
 
 const OWNER = `owner = ${claim('sub')}`;
 const TEAM = `team = (${claim('team')})::int`;

@@ -8,6 +8,7 @@ import { after, before, describe, test } from 'node:test';
 import { assertSame, Client, rowTexts, until } from './lib/client.mjs';
 import { number } from './lib/json.mjs';
 import { quote, reload, Session } from './lib/psql.mjs';
+import { randomOf } from './lib/random.mjs';
 
 const ADA = '0ada0000-0000-4000-8000-000000000001';
 const BOB = '0b0b0000-0000-4000-8000-000000000002';
@@ -193,12 +194,7 @@ describe('which policies are inline', () => {
 
 describe('inline policies decide as SELECT does, and as query workers do', () => {
   const seed = Number(process.env.INLINE_SEED ?? Date.now() % 1000000);
-  let state = seed;
-  const random = (n) => {
-    state = (Math.imul(state, 1664525) + 1013904223) >>> 0;
-    return Math.floor((state / 2 ** 32) * n);
-  };
-  const pick = (...list) => list[random(list.length)];
+  const { random, pick } = randomOf(seed);
 
   const IDENTITIES = [
     { role: 'inline_web', sub: ADA, num: 2, name: 'ada', teams: [1, 2, 4], tags: ['a', 'b'], mood: 'ok', flag: true },

@@ -7,17 +7,13 @@ import { after, before, test } from 'node:test';
 
 import { assertSame, Client } from './lib/client.mjs';
 import { quote, reload, Session } from './lib/psql.mjs';
+import { randomOf } from './lib/random.mjs';
 
 const ADA = '0ada0000-0000-4000-8000-000000000001';
 const BOB = '0b0b0000-0000-4000-8000-000000000002';
 
 const seed = Number(process.env.INLINE_SEED ?? Date.now() % 1000000);
-let state = seed;
-const random = (n) => {
-  state = (Math.imul(state, 1664525) + 1013904223) >>> 0;
-  return Math.floor((state / 2 ** 32) * n);
-};
-const pick = (...list) => list[random(list.length)];
+const { random, pick } = randomOf(seed);
 
 let db;
 let writer;

@@ -8,19 +8,11 @@ import { assertSame, Client, rowTexts, until } from './lib/client.mjs';
 import { Events, poll } from './lib/http.mjs';
 import { number } from './lib/json.mjs';
 import { Session } from './lib/psql.mjs';
+import { randomOf } from './lib/random.mjs';
 
 const INTERVAL = 250;
 const ADA = { role: 'pace_web', sub: 'ada' };
 const EVE = { role: 'pace_web', sub: 'eve' };
-
-/** The same numbers for the same seed. */
-function random(seed) {
-  let state = seed >>> 0;
-  return (n) => {
-    state = (Math.imul(state, 1664525) + 1013904223) >>> 0;
-    return Math.floor(state / 2 ** 32 * n);
-  };
-}
 
 describe('pacing', () => {
   let db;
@@ -103,7 +95,7 @@ describe('pacing', () => {
     const followed = follow(subscription, history, inRoom(1));
     await history.write('INSERT INTO pace.items SELECT i, 1, 0 FROM generate_series(1, 5) i');
     const begin = Date.now();
-    const next = random(seed);
+    const { random: next } = randomOf(seed);
     let writes = 0;
     while (Date.now() < begin + 8 * INTERVAL) {
       await history.write(`UPDATE pace.items SET v = v + 1 WHERE id = ${1 + next(5)}`);
@@ -242,7 +234,7 @@ describe('pacing', () => {
 
   test('random transactions, cut and resumed at any position, beside another channel', async (t) => {
     t.diagnostic(`seed ${seed}`);
-    const next = random(seed + 1);
+    const { random: next } = randomOf(seed + 1);
     const history = new History('pace.items');
     let client = await connect();
     let subscription = await client.openSoon('quick:5');
@@ -291,7 +283,7 @@ describe('pacing', () => {
   });
 
   test('judged rows, for each what he may see', async () => {
-    const next = random(seed + 2);
+    const { random: next } = randomOf(seed + 2);
     const history = new History('pace.judged');
     await db.exec("INSERT INTO pace.members VALUES (1, 'ada'), (2, 'ada'), (2, 'eve')");
     const ada = await (await connect(ADA)).openSoon('judged');
@@ -333,7 +325,7 @@ describe('pacing', () => {
   });
 
   test('conditions, every room, no snapshot', async () => {
-    const next = random(seed + 3);
+    const { random: next } = randomOf(seed + 3);
     const client = await connect();
     const all = await client.openSoon('quick:*');
     const some = await client.openSoon('quick:*?v=gt.2&select=v');

@@ -6,6 +6,7 @@ import { after, before, describe, test } from 'node:test';
 import { assertSame, Client } from './lib/client.mjs';
 import { number } from './lib/json.mjs';
 import { Session } from './lib/psql.mjs';
+import { randomOf } from './lib/random.mjs';
 
 const SUB = "current_setting('request.jwt.claims', true)::json->>'sub'";
 
@@ -321,12 +322,7 @@ describe('row level security', () => {
 
   test(`random transactions of three writers (RLS_SEED=${seed})`, async (t) => {
     const rounds = Number(process.env.RLS_ROUNDS ?? 8);
-    let state = seed;
-    const random = (n) => {
-      state = (Math.imul(state, 1664525) + 1013904223) >>> 0;
-      return Math.floor((state / 2 ** 32) * n);
-    };
-    const pick = (...list) => list[random(list.length)];
+    const { random, pick } = randomOf(seed);
     const person = () => pick("'ada'", "'bob'", "'carl'", 'NULL');
     const team = () => pick('1', '2', '3', 'NULL');
     const table = () => `rls.${pick(...NAMES)}`;
