@@ -650,8 +650,8 @@ CompileFilter(Source *source, Layout *layout)
 
 /*
  * A filter need not fit the table any more.  That is found out once for each
- * description, and when what its constants mean has changed, and costs the source's subscriptions a snapshot for each change,
- * nobody else anything.
+ * description, and when what its constants mean has changed; it costs the source's
+ * subscriptions a snapshot for each change, nobody else anything.
  */
 static void
 TryBuildLayout(Source *source, Layout *layout)
