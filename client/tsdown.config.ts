@@ -18,10 +18,12 @@ export default defineConfig({
   sourcemap: true,
   fixedExtension: false,
   logLevel: 'warn',
+  // Constants that are imported have names in src/ only.
+  inputOptions: { optimization: { inlineConst: true } },
   plugins: [{
     name: 'short names for internal members',
     async renderChunk(code, { fileName, moduleIds }) {
-      // Of client.ts, channel.ts and cache.ts, which are in one chunk: nobody else knows them.
+      // Of client.ts and channel.ts, which are in one chunk: nobody else knows them.
       if (!moduleIds.some((id) => id.endsWith('/src/client.ts'))) return null;
       const { code: short, map } = await transform(code, { format: 'esm', target: 'es2022', mangleProps: /^_[a-z]/, sourcemap: 'external', sourcefile: fileName });
       return { code: short, map };

@@ -114,7 +114,6 @@ typedef struct Connection
 	uint32 number;	 /* the gateway's */
 	uint8 transport; /* LinkTransport */
 	bool closing;	 /* LINK_CLOSE was sent: ignore it */
-	bool expiry_warned;
 
 	/*
 	 * Cursor of the ready subscriptions.  `live`: everything published was
@@ -143,6 +142,7 @@ typedef struct Connection
 	struct Http *http;		  /* an HTTP request: http.h; NULL for a WebSocket */
 	struct CountedUser *user; /* users.c; NULL: nobody's */
 	int64 expires;			  /* of the token, seconds since 1970, 0: never */
+	int64 expiry_warning;	  /* when the client is told, 0: it was */
 	int64 issued;			  /* of the token, as in IdentityInfo */
 	char *token_claims;		  /* its claims that are not the identity's, or
 							   * NULL */

@@ -20,7 +20,7 @@
 #include "utils/builtins.h"
 #include "utils/memutils.h"
 
-/* A warning comes this long before a token expires. */
+/* A warning comes this long before a token expires, or half way if it has less. */
 #define EXPIRY_WARNING 60
 
 /* Syncs of one connection that wait. */
@@ -61,15 +61,16 @@ Seconds(TimestampTz time)
 void
 ProtocolNoteExpiry(Connection *connection, int64 expires)
 {
+	int64 now = Seconds(feed_now);
 	int64 due;
 
 	connection->expires = expires;
-	connection->expiry_warned = false;
 	if (expires == 0)
 		return;
 	due = expires - EXPIRY_WARNING;
-	if (due <= Seconds(feed_now))
-		due = expires;
+	if (due < now)
+		due = now + (expires - now) / 2;
+	connection->expiry_warning = due;
 	if (next_expiry == 0 || due < next_expiry)
 		next_expiry = due;
 }
@@ -290,16 +291,16 @@ CheckExpiry(Connection *connection)
 		GatewayClose(connection, LINK_CLOSE_TOKEN_EXPIRED, "token expired");
 		return;
 	}
-	if (!connection->expiry_warned && connection->expires - EXPIRY_WARNING <= expiry_now)
+	if (connection->expiry_warning != 0 && connection->expiry_warning <= expiry_now)
 	{
 		char *m = psprintf(
 			"{\"type\":\"error\",\"code\":\"28000\",\"message\":\"token expires soon\",\"hint\":\"Send a fresh token.\",\"expires_at\":\"%s\"}",
 			ProtocolIsoTime(connection->expires));
 
 		ProtocolSend(connection, m, strlen(m));
-		connection->expiry_warned = true;
+		connection->expiry_warning = 0;
 	}
-	due = connection->expiry_warned ? connection->expires : connection->expires - EXPIRY_WARNING;
+	due = connection->expiry_warning == 0 ? connection->expires : connection->expiry_warning;
 	if (expiry_next == 0 || due < expiry_next)
 		expiry_next = due;
 }

@@ -3,49 +3,115 @@
  *
  * Everybody who asks for the same name shares one `Feed`; each gets a handle of its own, so that `unsubscribe` ends only what
  * belongs to it. The client (client.ts) gives the feed what the server says of its channel, in the order in which it came.
+ *
+ * Rows are kept by entity and by the text of their key. Those of a snapshot are collected aside and take the place of
+ * the others at `ready`. Row objects are never changed: whoever holds one holds what was, and can compare by identity.
+ *
+ * Members that begin with "_" are internal to the core, and have other names when it is built.
  */
-import { createCache } from './cache.js';
 import { ChangefeedError } from './error.js';
-import type {
-  AnyRow, Change, Channel, ChannelOptions, ChannelState, Codec, Initial, Message, WaitOptions,
-} from './types.js';
+import type { AnyRow, Change, Channel, ChannelOptions, ChannelState, Client, Codec, EntityInfo, Initial, Message, WaitOptions } from './types.js';
 import { createEmitter, createTimer } from './util.js';
-
-/** What feeds need of their client. */
-export interface Core {
-  _codec: Codec;
-  _flush(): void;
-  _debug(event: string): void;
-  /** Has everything up to the transaction come over this connection, or the transaction itself? */
-  _passed(txid: string, paced: boolean): boolean;
-  _publish(channel: string, event: string, payload: unknown, options?: { echo?: boolean }): Promise<void>;
-  _wait(check: () => boolean, what: string, options?: WaitOptions): Promise<unknown>;
-  _refresh(feed: Feed): void;
-  _unused(feed: Feed): void;
-}
 
 export type Feed = ReturnType<typeof createFeed>;
 
-interface Snapshot {
-  xmin: string;
-  xmax: string;
-  xip: string[];
-}
+/** A row, the entity that it is of, and its version. */
+type Kept = [row: AnyRow, entity: string, version: string | null | undefined];
 
-export const createFeed = (core: Core, name: string, options: ChannelOptions) => {
-  const cache = createCache(name, core._codec);
+/** Would a parser that makes doubles of numbers have given the same for another key? */
+const isExact = (value: unknown): boolean =>
+  typeof value === 'number'
+    ? Number.isSafeInteger(value) || (Math.abs(value) < 1e15 && String(value).length < 17)
+    : typeof value !== 'object' || value === null || Object.values(value).every(isExact);
+
+/** What two changes of one row are together. */
+const together = (before: Change | undefined, change: Change): Change => {
+  const op = before?.op;
+  if (!op || change.op === 'remove') return change;
+  if (op === 'merge') return change.op === op ? { ...change, set: { ...before.set, ...change.set } } : change;
+  return { ...change, op: op === 'remove' ? 'replace' : op } as Change;
+};
+
+export const createFeed = (
+  channel: string,
+  options: ChannelOptions,
+  codec: Codec,
+  /** Rows or the state have changed. */
+  changed: () => void,
+  /** Somebody has looked for a row. */
+  looked: (row: AnyRow | undefined) => void,
+  /** Resolves when the check comes true. */
+  wait: (check: () => boolean, options?: WaitOptions) => Promise<unknown>,
+  publish: (...args: Parameters<Client['publish']>) => Promise<unknown>,
+  refresh: () => void,
+  /** Nobody has a handle any more. */
+  unused: () => void,
+) => {
   const { on, emit } = createEmitter();
-  let { snapshot: whole, versions, initial } = options;
-  let error: ChangefeedError | null = null;
+  let { versions } = options;
+  /** Changes only, without rows to begin with. */
+  let bare = options.snapshot === false;
   /** Rows that came another way, until their keys are known. */
-  let raw = initial;
-  let position = initial?.position ?? null;
-  let snapshot: Snapshot | null = null;
+  let raw = options.initial;
+  let position = raw?.position ?? null;
+  let error: ChangefeedError | null = null;
+  let entities: Record<string, EntityInfo> = {};
+  let rows = new Map<string, Kept>();
+  /** Those that are being collected aside. */
+  let staged: typeof rows | null = null;
+  /** Are there rows, or is it known that there are none? */
+  let filled = false;
+  /** What `rows()` gave, until something changes. */
+  let arrays: Record<string, readonly object[] | undefined> = { ...raw?.rows };
+  let pending = new Map<string, Change>();
   let reset = false;
   let touched = false;
   let handles = 0;
+  /** The last transactions that have come; what was visible to the snapshot; and before which one all have come. */
+  let seen: string[] = [];
+  let visible: AnyRow = { xmax: 0, xip: [] };
+  let settled: string | 0 = 0;
   let ends!: [resolve: () => void, reject: (error: Error) => void];
   let ready!: Promise<void>;
+
+  // ---- Rows ----
+
+  /** Of a key, or of a row with its key. */
+  const text = (entity: string, row: AnyRow): string =>
+    entity + codec.stringify(entities[entity]!.key.map((name) => {
+      if (!isExact(row[name])) {
+        throw new ChangefeedError('no_exact_number', `keys of "${channel}" need pg-changefeed/lossless`, { channel });
+      }
+      return row[name];
+    }));
+  const add = (entity: string, added: readonly object[], its?: Initial['versions'] extends infer V | undefined ? V[keyof V] : never) =>
+    added.forEach((row, i) => (staged ?? rows).set(text(entity, row), [row, entity, its?.[i]]));
+  /** All rows are others now. */
+  const renew = (next: typeof rows, has: boolean) => {
+    rows = next;
+    raw = undefined;
+    staged = null;
+    arrays = {};
+    pending = new Map();
+    filled = has;
+    reset = true;
+    touch();
+  };
+  /** What comes is collected aside, unless it is known to be the rest of what is there. */
+  const collect = (rest: boolean) => {
+    if (rest) filled = true;
+    else staged = new Map();
+  };
+  const list = <I extends 0 | 2>(which: string, part: I) => {
+    const found: Kept[I][] = [];
+    for (const kept of rows.values()) if (kept[1] === which) found.push(kept[part]);
+    return found;
+  };
+  const main = () => Object.keys(raw?.rows ?? entities)[0]!;
+  const rowsOf = (entity = main()): readonly object[] => (arrays[entity] ??= list(entity, 0));
+  const find = (key: AnyRow, entity = main()) => (entities[entity] && rows.get(text(entity, key))) as Kept | undefined;
+
+  // ---- State ----
 
   const renewReady = () => {
     ready = new Promise((...both) => {
@@ -53,11 +119,9 @@ export const createFeed = (core: Core, name: string, options: ChannelOptions) =>
     });
     ready.catch(() => {});
   };
-  renewReady();
-
   const touch = () => {
     touched = true;
-    core._flush();
+    changed();
   };
   const setState = (next: ChannelState) => {
     if (self._state === next) return;
@@ -68,54 +132,60 @@ export const createFeed = (core: Core, name: string, options: ChannelOptions) =>
   };
   /** No rows any more, and no position. */
   const drop = () => {
-    cache._clear();
-    raw = undefined;
-    position = snapshot = null;
-    reset = true;
-    touch();
+    position = null;
+    renew(new Map(), false);
   };
   const end = (next: ChannelState, failure: ChangefeedError) => {
     self._lost();
     drop();
     ends[1](failure);
     setState(next);
+    self._flush();
+  };
+  const learn = (message: AnyRow) => {
+    entities = message.entities ?? entities;
   };
 
   const self = {
-    _name: name,
-    _cache: cache,
+    _name: channel,
     _emit: emit,
     /** The id of the request to subscribe, once it is made. */
     _asked: 0,
     /** Was it answered? What comes before is of another subscription. */
     _on: false,
-    /** Is it exact? Then positions of the connection are its own, unless it is paced. */
-    _live: false,
+    /** Positions of the connection are not its own. */
     _paced: false,
     /** A time to wait before it is asked for again. */
     _waits: false,
     _attempts: 0,
     /** The time until it ends, when nobody has a handle any more. */
     _linger: createTimer(),
-    /** The transactions of frames that were for this channel only. */
-    _seen: [] as string[],
-    _state: (initial ? 'stale' : 'subscribing') as ChannelState,
+    _state: (raw ? 'stale' : 'subscribing') as ChannelState,
+    _size: () => rows.size,
     _position: () => position,
     /** What is collected aside has no position to come back with. */
-    _setPosition(next: string | null | undefined) {
-      if (next && !cache._staging()) position = next;
+    _moved(next: string | null | undefined, txid?: string | null) {
+      if (next && !staged) position = next;
+      if (txid && seen.push(txid) > 99) seen.shift();
+    },
+    /** All transactions before that one have come, or never will. */
+    _settled(txid: string | undefined) {
+      if (self._state !== 'live') return;
+      self._attempts = 0;
+      settled = txid ?? settled;
     },
 
     /** What `subscribe` has. */
     _request: () => ({
-      channel: name,
-      ...(position && !(raw && versions && !raw.versions) ? { from: position } : whole === false && { snapshot: false }),
-      ...(versions && { versions: true }),
+      channel,
+      ...(position && !(raw && versions && !raw.versions) ? { from: position } : bare && { snapshot: false }),
+      ...(versions && { versions }),
     }),
     _lost() {
-      self._on = self._live = self._waits = false;
+      self._on = self._waits = false;
       self._asked = 0;
-      cache._stage(false);
+      staged = null;
+      settled = 0;
       if (self._state === 'live') setState('stale');
     },
     _fail(failure: ChangefeedError) {
@@ -124,9 +194,8 @@ export const createFeed = (core: Core, name: string, options: ChannelOptions) =>
       emit('error', failure);
     },
     _purge() {
-      self._live = false;
       drop();
-      if (self._state === 'stale' || self._state === 'live') setState('subscribing');
+      if (self._state !== 'error') setState('subscribing');
     },
     /** Who was refused may try again. */
     _revive() {
@@ -136,17 +205,19 @@ export const createFeed = (core: Core, name: string, options: ChannelOptions) =>
       setState('subscribing');
     },
     /** Does the one who asks with these options need more than was asked for? Rows that he has are shown until there are others. */
-    _needs({ snapshot: rows, versions: theirs, initial: given }: ChannelOptions) {
-      const more = (whole === false && rows !== false) || (!versions && theirs);
+    _needs({ snapshot, versions: theirs, initial }: ChannelOptions) {
+      const whole = bare && snapshot !== false;
+      const more = whole || (!versions && theirs);
       versions ||= theirs;
-      if (whole === false && rows !== false) {
-        whole = true;
+      if (whole) {
+        bare = false;
         renewReady();
         self._purge();
       }
-      if (given && !raw && !cache._filled && self._state !== 'error') {
-        raw = given;
-        if (!self._asked) position = given.position ?? null;
+      if (initial && !raw && !filled && self._state !== 'error') {
+        raw = initial;
+        arrays = { ...initial.rows };
+        if (!self._asked) position = initial.position ?? null;
         setState('stale');
       }
       // Before it is asked for there is nothing to ask for again.
@@ -155,87 +226,99 @@ export const createFeed = (core: Core, name: string, options: ChannelOptions) =>
 
     _subscribed(message: AnyRow) {
       self._on = true;
-      self.columns(message);
+      learn(message);
       self._paced = message.min_interval_ms !== undefined;
       if (raw && message.recovered) {
-        for (const entity in raw.rows) cache._add(entity, raw.rows[entity] as AnyRow[], raw.versions?.[entity] as string[]);
+        for (const entity in raw.rows) add(entity, raw.rows[entity]!, raw.versions?.[entity]);
         raw = undefined;
-        cache._swap();
-      } else if (message.recovered || whole === false) cache._filled = true;
-      else cache._stage(true);
-    },
-    snapshot: (message: AnyRow) => cache._add(message.entity, message.rows, message.versions),
-    columns({ entities }: AnyRow) {
-      cache._entities = entities;
-    },
-    presence: (message: AnyRow) => emit('presence', message),
-    /** Applies what a transaction did to this channel. */
-    _change(changes: AnyRow[], txid: string | null): Change[] {
-      const done = cache._apply(changes, txid);
-      // Nobody sees them before `ready`.
-      if (cache._staging()) return [];
-      touch();
-      return done;
-    },
-    ready(message: AnyRow) {
-      if (message.entities) self.columns(message);
-      if (message.snapshot) {
-        snapshot = message.snapshot;
-        self._seen = [];
-        raw = undefined;
-        cache._swap();
-        reset = true;
+        arrays = {};
       }
-      self._live = true;
-      self._setPosition(message.position);
-      setState('live');
-      touch();
-      if (message.snapshot) emit('snapshot');
+      collect(message.recovered || bare);
     },
-    resync({ reason }: AnyRow) {
-      self._live = false;
-      position = null;
+    _resync(reason: string) {
       // Without rows to come, what has changed meanwhile is not told. Another identity's are not shown any longer than they have to be.
-      if (whole === false || reason === 'identity_changed') drop();
-      if (whole === false) cache._filled = true;
-      else cache._stage(true);
-      setState(cache._filled || raw ? 'stale' : 'subscribing');
+      if (bare || reason === 'identity_changed') drop();
+      position = null;
+      collect(bare);
+      setState(filled || raw ? 'stale' : 'subscribing');
       emit('resync', reason);
     },
-    message({ channel, instance, event, payload, from = null, txid = null, committed_at: committedAt = null }: AnyRow) {
-      const told: Message = { channel: instance ?? channel, event, payload, from, txid, committedAt };
-      emit('message', told);
-      emit(`message ${event}`, payload, told);
-    },
-    /** Is it known that the transaction is in the rows, or has no part in them? */
-    _knows(txid: string) {
-      const id = BigInt(txid);
-      return self._live && (self._seen.includes(txid) || core._passed(txid, self._paced)
-        || (snapshot !== null && (id < BigInt(snapshot.xmin) || (id < BigInt(snapshot.xmax) && !snapshot.xip.includes(txid)))));
+    /** By the type of the message. */
+    _take: {
+      snapshot: ({ entity, rows: added, versions: its }: AnyRow) => add(entity, added, its),
+      columns: learn,
+      presence: (message: AnyRow) => emit('presence', message),
+      ready(message: AnyRow) {
+        learn(message);
+        if (message.snapshot) {
+          visible = message.snapshot;
+          renew(staged ?? rows, true);
+        }
+        self._moved(message.position);
+        setState('live');
+        touch();
+        if (message.snapshot) emit('snapshot');
+      },
+      resync: ({ reason }: AnyRow) => self._resync(reason),
+      message({ channel: name, instance, event, payload, from = null, txid = null, committed_at: committedAt = null }: AnyRow) {
+        const told: Message = { channel: instance ?? name, event, payload, from, txid, committedAt };
+        emit('message', told);
+        emit(`message ${event}`, payload, told);
+      },
+    } as Record<string, (message: AnyRow) => void>,
+    /** Applies what a transaction did to this channel, all or nothing. Throws if it does not fit what is there. */
+    _change(changes: AnyRow[], txid: string | null): Change[] {
+      const map = staged ?? rows;
+      const places = changes.map(({ entity, op, key, set }) => {
+        const at = text(entity, key);
+        // A merge may bring a whole row; half a row would be a wrong one.
+        if (op === 'merge' && !map.has(at) && entities[entity]!.columns.some((column) => !(column in set) && !(column in key))) {
+          throw new ChangefeedError('inconsistent', `a change of "${channel}" has no row`, { channel });
+        }
+        return at;
+      });
+      const done = changes.map((said, i) => {
+        let change = said;
+        const { entity, op, version } = change;
+        const at = places[i]!;
+        const [row, , was] = map.get(at) ?? [];
+        if (op === 'merge') change = { ...change, row: { ...row ?? change.key, ...change.set } };
+        if (op === 'remove') map.delete(at);
+        else map.set(at, [change.row, entity, version === undefined ? txid : version ?? was]);
+        // Of what is collected aside nobody is told before it counts.
+        if (!staged) {
+          arrays[entity] = undefined;
+          pending.set(at, together(pending.get(at), change as Change));
+        }
+        return change as Change;
+      });
+      // Nobody sees them before `ready`.
+      if (staged) return [];
+      touch();
+      return done;
     },
 
     _flush() {
       if (!touched) return;
-      const changes = cache._flush();
       const all = reset;
+      const changes = all ? [] : [...pending.values()];
       touched = reset = false;
-      if (all || changes.length) emit('change', { reset: all, changes: all ? [] : changes });
+      pending = new Map();
+      if (all || changes.length) emit('change', { reset: all, changes });
       emit('flush');
     },
     _close() {
       self._linger();
-      end('closed', new ChangefeedError('closed', 'closed'));
-      self._flush();
+      end('closed', new ChangefeedError('closed'));
     },
 
     _dump(): Initial {
-      if (!cache._filled) return { rows: {}, ...raw, position };
-      const all = { rows: {} as AnyRow, position, ...(versions && { versions: {} as AnyRow }) };
-      for (const entity in cache._entities) {
-        all.rows[entity] = cache._rows(entity);
-        if (all.versions) all.versions[entity] = cache._versions(entity);
+      const all: AnyRow = { rows: {}, ...(versions && { versions: {} }), ...raw, position };
+      for (const entity in filled ? entities : {}) {
+        all.rows[entity] = rowsOf(entity);
+        if (all.versions) all.versions[entity] = list(entity, 2);
       }
-      return all;
+      return all as Initial;
     },
 
     _handle(): Channel {
@@ -248,7 +331,7 @@ export const createFeed = (core: Core, name: string, options: ChannelOptions) =>
       };
       handles += 1;
       return {
-        name,
+        name: channel,
         get state() {
           return open ? self._state : 'closed';
         },
@@ -259,36 +342,36 @@ export const createFeed = (core: Core, name: string, options: ChannelOptions) =>
           return position;
         },
         get entities() {
-          return cache._entities;
+          return entities;
         },
         get ready() {
           return ready;
         },
-        rows: (entity?: string) => (raw && !cache._filled ? raw.rows[entity ?? Object.keys(raw.rows)[0] ?? ''] ?? [] : cache._rows(entity)) as never,
+        rows: rowsOf as Channel['rows'],
         get(key: AnyRow, entity?: string) {
-          const found = cache._find(key, entity);
-          core._debug(found ? 'hit' : 'miss');
-          return found?._row as never;
+          const row = find(key, entity)?.[0];
+          looked(row);
+          return row as never;
         },
-        version: (key: AnyRow, entity?: string) => cache._find(key, entity)?._version ?? undefined,
+        version: (key: AnyRow, entity?: string) => find(key, entity)?.[2] ?? undefined,
         subscribe: (listener) => listen('flush', listener),
         on: listen as Channel['on'],
         message: (event, listener) => listen(`message ${event}`, listener as () => void),
-        publish: (event, payload, how) => core._publish(name.split('?', 1)[0]!, event, payload, how),
-        seen: async (txid: string, how?: WaitOptions) => {
-          await core._wait(() => self._knows(txid), `transaction ${txid}`, how);
-        },
-        refresh: () => core._refresh(self),
+        publish: (event, payload, how) => publish(channel.split('?', 1)[0]!, event, payload, how),
+        seen: (txid: string, how?: WaitOptions) => wait(() => self._state === 'live' && (seen.includes(txid) || BigInt(txid) < BigInt(settled)
+          || (BigInt(txid) < BigInt(visible.xmax) && !visible.xip.includes(txid))), how),
+        refresh,
         dump: self._dump,
         unsubscribe() {
           if (!open) return;
           open = false;
           own.forEach((off) => off());
           handles -= 1;
-          if (handles === 0) core._unused(self);
+          if (!handles) unused();
         },
       } as Channel;
     },
   };
+  renewReady();
   return self;
 };

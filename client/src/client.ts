@@ -4,49 +4,40 @@
  * Everything that the server says arrives in `take`, in order, and has been applied when `take` returns; a transaction counts
  * as a whole. Who listens to changes is called at the next flush. A connection has a number (`epoch`), so that what an old one
  * still says is not taken for the new one's.
+ *
+ * What is neither connection, resume nor rows is in entries of its own. They go by what the client is: `request`, which sends any
+ * message of the protocol and waits for its answer, and the events `send`, `receive` and `get`.
  */
-import { createFeed, type Core, type Feed } from './channel.js';
+import { createFeed, type Feed } from './channel.js';
 import { ChangefeedError, errorOf } from './error.js';
 import { webSocket } from './socket.js';
-import { claimsOf, hasExpired } from './token.js';
+import { ASK_MS, CONNECT_MS, GRACE_MS, STABLE_MS, TICK_MS } from './times.js';
+import { claimsOf } from './token.js';
 import type {
-  AnyRow, CallOptions, Change, ChannelOptions, Client, ClientOptions, Codec, ConnectionState, Link, Schema, AnySchema, Status,
-  WaitOptions,
+  AnyRow, AnySchema, CallOptions, Change, ChannelOptions, Client, ClientOptions, Codec, ConnectionState, Link, RequestOptions, Schema, Status,
 } from './types.js';
-import { createEmitter, createScheduler, createTimer, jitter } from './util.js';
+import { createEmitter, createScheduler, createTimer } from './util.js';
 
-/** Something that is waited for: the answer to a message, or that a check comes true. */
+type How = RequestOptions & { _check?: () => boolean };
+
+/** Something whose answer is waited for. */
 interface Request {
   _message: AnyRow;
+  _sent: boolean;
+  /** Nothing is sent; the answer is that this comes true. */
   _check: (() => boolean) | undefined;
-  _sentAt: number;
   /** May it be sent again on another connection? */
   _resend: boolean | undefined;
-  /** How often the application had named another token when it was made. */
-  _generation: number;
   _done(answer: AnyRow): void;
   _failed(error: ChangefeedError): void;
 }
 
-type How = WaitOptions & { resend?: boolean; _check?: () => boolean; _hello?: boolean };
-
-/** A connection that has held for so long was not a failure. */
-const STABLE_MS = 5000;
-/** What the server grants beyond its heartbeat, we do; and the time for a token and a connection. */
-const GRACE_MS = 10_000;
-const CONNECT_MS = 20_000;
-/** How often is looked whether the server was heard of, and whether the machine has slept. */
-const TICK_MS = 2000;
-/** Tokens are refreshed so long before they expire. */
-const REFRESH_MS = 60_000;
-const MAX_TIMER_MS = 2 ** 31 - 1;
-
-const noAnswer = (what: string) => new ChangefeedError('no_answer', what);
-const noConnection = (what: unknown) => new ChangefeedError('no_connection', String(what));
-const isClosed = () => new ChangefeedError('closed', 'closed');
-const asError = (error: unknown) => (error instanceof ChangefeedError ? error : noConnection(error));
+const asError = (error: unknown, code = 'no_connection') => (error instanceof ChangefeedError ? error : new ChangefeedError(code, String(error)));
+const noAnswer = () => new ChangefeedError('no_answer');
+const isClosed = () => new ChangefeedError('closed');
 /** Not by the wall's clock, which may be set. */
 const now = () => performance.now();
+const ignore = () => {};
 
 /** Whose token it is, as far as can be read here; the server looks at more. */
 const who = (token: ClientOptions['auth']): unknown => {
@@ -62,29 +53,22 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
   const requests = new Map<number, Request>();
   const retryTimer = createTimer();
   const tickTimer = createTimer();
-  const tokenTimer = createTimer();
   const ending = new AbortController();
-  /** For the application's log, and for metrics. */
-  const debug = (event: string, data?: unknown) => emit('debug', event, data);
-  if (options.debug) on('debug', options.debug);
 
   let auth = options.auth;
   let live = options.live !== false;
-  let connection: ConnectionState = { status: 'idle', transport: null, attempt: 0, retryAt: null, since: Date.now(), error: null };
+  let connection = { error: null } as ConnectionState;
   let link: Link | null = null;
   let epoch = 0;
   let open = false;
-  let once = false;
   let wanted = false;
-  let hidden = false;
-  let taking = false;
   let attempt = 0;
   let floorMs = 0;
   let token: string | null | undefined;
   /** The token that the server did not take, until another one is. */
   let refused: string | null | undefined;
-  let generation = 0;
-  let tokenGeneration = 0;
+  /** The application has said whose connection it is since it made the client. */
+  let named = false;
   let heartbeatMs = 25_000;
   let heardAt = Infinity;
   let openedAt = 0;
@@ -92,237 +76,192 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
   let nextId = 1;
   let nextSeq = 1;
   let parts: AnyRow[] = [];
-  let settled = 0n;
-  /** The transactions of frames for all channels. */
-  const common = { _seen: [] as string[] };
 
+  /** Work for this connection, and not for the next one. */
+  const here = <A extends unknown[]>(work: (...args: A) => unknown) => {
+    const from = epoch;
+    return (...args: A) => epoch === from && work(...args);
+  };
+  /** A random time below one that doubles with each attempt, so that many clients do not come back together. */
+  const pause = (attempts: number) => Math.random() * Math.min(maxMs, minMs * 2 ** attempts);
 
   // ---- State ----
 
-  const setConnection = (status: Status, more: Partial<ConnectionState> = {}) => {
+  const setConnection = (status: Status, more?: Partial<ConnectionState>) => {
+    if (connection.status === 'closed') return;
     connection = {
       status, transport: link?.name ?? null, attempt, retryAt: null, error: connection.error, ...more,
       since: status === connection.status ? connection.since : Date.now(),
     };
-    debug(status, connection);
     emit('connection');
   };
-  const report = (error: ChangefeedError) => {
-    debug('error', error);
-    emit('error', error);
-  };
-  const flushNow = () => {
-    for (const feed of feeds.values()) feed._flush();
-  };
-  const schedule = createScheduler(options.flush ?? 'microtask', flushNow);
+  const report = (error: ChangefeedError) => emit('error', error);
+  const flush = () => feeds.forEach((feed) => feed._flush());
+  const schedule = createScheduler(options.flush ?? 'microtask', flush);
 
   // ---- Sending ----
 
-  const transmit = (id: number | undefined, message: AnyRow, request?: Request) => {
+  const transmit = (request: Pick<Request, '_message'> & Partial<Request>) => {
     try {
-      if (request) request._sentAt = now();
-      debug('send', message.token ? { ...message, token: '…' } : message);
-      link!.send({ ...message, id });
+      request._sent = true;
+      emit('send', request._message);
+      link!.send(request._message);
     } catch (error) {
       // There is no JSON for it.
-      request?._failed(new ChangefeedError('22023', String(error)));
+      request._failed!(new ChangefeedError('22023', String(error)));
     }
   };
-  const ask = (message: AnyRow, { _hello, timeoutMs = _hello ? MAX_TIMER_MS : 30_000, signal, resend, _check }: How = {}): Promise<AnyRow> =>
+  const ask = (message: AnyRow, { timeoutMs = 30_000, signal, resend, _check }: How = {}, hello?: boolean): Promise<AnyRow> =>
     new Promise((resolve, reject) => {
       const id = nextId++;
-      const timer = createTimer();
       const ended = <T>(act: (value: T) => void) => (value: T) => {
-        timer();
+        clearTimeout(timer);
         signal?.removeEventListener('abort', aborted);
         requests.delete(id);
         act(value);
       };
-      const request: Request = {
-        _message: message, _check, _resend: resend, _sentAt: 0, _generation: generation, _done: ended(resolve), _failed: ended(reject),
-      };
-      const aborted = () => request._failed(noAnswer('aborted'));
+      const request: Request = { _message: { ...message, id }, _check, _resend: resend, _sent: false, _done: ended(resolve), _failed: ended(reject) };
+      const aborted = () => request._failed(noAnswer());
+      const timer = hello ? 0 : setTimeout(aborted, timeoutMs);
       if (signal?.aborted) return aborted();
       if (connection.status === 'closed') return request._failed(isClosed());
       signal?.addEventListener('abort', aborted);
-      timer(() => request._failed(noAnswer(`${message.type}: no answer`)), timeoutMs);
       requests.set(id, request);
       if (_check) check();
-      else if (open || _hello) transmit(id, message, request);
+      else if (open || hello) transmit(request);
       else begin();
     });
   /** What was waited for, and has come. */
-  const check = () => {
-    for (const request of [...requests.values()]) if (request._check?.()) request._done({});
-  };
+  const check = () => requests.forEach((request) => request._check?.() && request._done({}));
+  /** In the order in which it is said, also before the connection is open. */
+  const say = (message: AnyRow) => ask(message, {}, true);
+
+  // ---- Channels ----
 
   const leave = (feed: Feed) => {
-    const asked = feed._asked;
+    if (link && feed._asked) say({ type: 'unsubscribe', channel: feed._name }).catch(ignore);
     feed._lost();
-    if (!link || !asked) return;
-    // In the order in which they are said, also before the connection is open.
-    ask({ type: 'unsubscribe', channel: feed._name }, { _hello: true }).catch(() => {});
   };
   const subscribe = (feed: Feed) => {
     if (!link || feed._asked || feed._waits || feed._state === 'error') return;
     const id = (feed._asked = nextId);
-    ask({ type: 'subscribe', ...feed._request() }, { _hello: true }).catch((error) => feed._asked === id && notSubscribed(feed, error));
+    say({ type: 'subscribe', ...feed._request() }).catch((error) => {
+      if (feed._asked !== id) return;
+      feed._asked = 0;
+      failed(feed, error);
+    });
   };
-  const notSubscribed = (feed: Feed, error: ChangefeedError) => {
-    feed._asked = 0;
-    if (error.code === '22023' && feed._position()) {
-      // A position that the server does not take: begin again.
-      feed.resync({ reason: 'position_refused' });
-      return subscribe(feed);
-    }
-    report(error);
-    if (error.retryable) later(feed, error);
-    else {
-      feed._fail(error);
-      flushNow();
-    }
-  };
-  const later = (feed: Feed, error: ChangefeedError) => {
-    const from = epoch;
-    feed._waits = true;
-    setTimeout(() => {
-      if (epoch !== from) return;
-      feed._waits = false;
-      subscribe(feed);
-    }, Math.max(error.retryAfterMs ?? 0, jitter(feed._attempts++, minMs, maxMs)));
-  };
-  const refresh = (feed: Feed, reason = 'refresh', error?: ChangefeedError) => {
+  const refresh = (feed: Feed, reason = 'refresh') => {
     feed._revive();
     leave(feed);
-    feed.resync({ reason });
-    // What goes wrong again and again must not do so without a pause.
-    if (error) later(feed, error);
-    else if (link) subscribe(feed);
+    feed._resync(reason);
+    if (link) subscribe(feed);
     else begin();
+  };
+  /** Never wrong without a word: the rows are asked for again, or given up. */
+  const failed = (feed: Feed, why: unknown) => {
+    const error = asError(why, 'inconsistent');
+    // A position that the server does not take: begin again.
+    if (error.code === '22023' && feed._position()) return refresh(feed, 'position_refused');
+    report(error);
+    leave(feed);
+    if (!error.retryable) return feed._fail(error);
+    if (error.code === 'inconsistent') feed._resync(error.code);
+    // What goes wrong again and again must not do so without a pause.
+    feed._waits = true;
+    setTimeout(here(() => {
+      feed._waits = false;
+      subscribe(feed);
+    }), Math.max(error.retryAfterMs ?? 0, pause(feed._attempts++)));
   };
 
   // ---- Receiving ----
 
-  /** Where all channels are that are ready, or the one that is named. */
-  const moved = (position: string | null | undefined, only?: Feed) => {
-    for (const feed of only ? [only] : feeds.values()) if (only || (feed._live && !feed._paced)) feed._setPosition(position);
+  const follows = (feed: Feed) => feed._state === 'live' && !feed._paced;
+  /** Where all channels are that are ready. */
+  const moved = (position: string | null | undefined, txid?: string) => feeds.forEach((feed) => follows(feed) && feed._moved(position, txid));
+  /** Of what is not subscribed to any more nothing counts, whatever is still on its way. */
+  const its = (channel: string) => {
+    const feed = feeds.get(channel);
+    return feed?._on ? feed : undefined;
   };
 
   const apply = (frames: AnyRow[]) => {
     const { channel, txid, position = null, committed_at: committedAt = null } = frames.at(-1)!;
-    const byFeed = new Map<Feed, AnyRow[]>();
-    const done: [Feed, Change[]][] = [];
-    for (const change of frames.flatMap(({ changes }) => changes as AnyRow[])) {
-      const feed = feeds.get(change.channel);
-      if (!feed?._on) continue;
-      if (!byFeed.has(feed)) byFeed.set(feed, []);
-      byFeed.get(feed)!.push(change);
-    }
-    for (const [feed, changes] of byFeed) {
+    const only = its(channel);
+    const changes: Record<string, AnyRow[]> = {};
+    const done: [feed: Feed, own: Change[], error?: unknown][] = [];
+    for (const frame of frames) for (const change of frame.changes) (changes[change.channel] ??= []).push(change);
+    for (const name in changes) {
+      const feed = its(name);
       try {
-        done.push([feed, feed._change(changes, txid)]);
+        if (feed) done.push([feed, feed._change(changes[name]!, txid)]);
       } catch (error) {
-        if (!(error instanceof ChangefeedError)) throw error;
-        misfit(feed, error);
+        done.push([feed!, [], error]);
       }
     }
     // A frame with a channel of its own counts for that channel only.
-    const only = feeds.get(channel);
-    const holder = channel === undefined ? common : only?._on ? only : undefined;
-    if (holder) {
-      moved(position, channel && only);
-      holder._seen = [...holder._seen.slice(-99), txid];
+    if (channel === undefined) moved(position, txid);
+    else only?._moved(position, txid);
+    const all = done.flatMap(([, own]) => own);
+    const told = { phase: channel === undefined || only?._state === 'live' ? 'live' : 'replay', txid, position, committedAt };
+    for (const [feed, own, error] of done) {
+      if (error) failed(feed, error);
+      else if (own.length) feed._emit('transaction', { ...told, changes: own });
     }
-    const changes = done.flatMap(([, each]) => each);
-    const told = { phase: channel === undefined || only?._live ? 'live' : 'replay', txid, position, committedAt };
-    for (const [feed, own] of done) if (own.length) feed._emit('transaction', { ...told, changes: own });
-    if (changes.length) emit('transaction', { ...told, changes });
+    if (all.length) emit('transaction', { ...told, changes: all });
   };
 
-  /** Never wrong without a word: the rows are asked for again, or given up. */
-  const misfit = (feed: Feed, error: ChangefeedError) => {
-    report(error);
-    if (error.code === 'inconsistent') return refresh(feed, error.code, error);
-    leave(feed);
-    feed._fail(error);
+  const passed = ({ position, settled_txid: settled }: AnyRow) => {
+    moved(position);
+    feeds.forEach((feed) => feed._settled(settled));
   };
 
-  const answer = (message: AnyRow): boolean => {
-    const request = requests.get(message.id);
-    if (!request) return false;
-    if (message.type === 'error') request._failed(errorOf(message));
-    else request._done(message);
-    return true;
-  };
-  const accept = (message: AnyRow) => {
-    if (message.expires_at) expires(message.expires_at);
-    answer(message);
-  };
-  const passed = (message: AnyRow) => {
-    moved(message.position);
-    if (message.settled_txid) settled = BigInt(message.settled_txid);
-    for (const feed of feeds.values()) if (feed._live) feed._attempts = 0;
-    answer(message);
-  };
-
-  const handlers: Record<string, (message: AnyRow, feed: Feed | undefined) => void> = {
+  const handlers: Record<string, (message: AnyRow, feed: Feed | undefined, request: Request | undefined) => void> = {
     connected(message) {
       open = true;
       openedAt = now();
       refused = undefined;
-      once = true;
       heartbeatMs = message.heartbeat_ms ?? heartbeatMs;
-      accept(message);
       setConnection(link!.name === 'poll' ? 'polling' : 'connected', { error: null });
-      for (const [id, request] of [...requests]) if (!request._sentAt && !request._check) transmit(id, request._message, request);
+      requests.forEach((request) => request._sent || request._check || transmit(request));
     },
-    ok: accept,
-    result: accept,
     subscribed(message) {
       const feed = feeds.get(message.channel);
-      answer(message);
       // Of one that was ended before it was answered nothing counts.
       if (feed?._asked === message.id) feed!._subscribed(message);
     },
     transaction(message) {
       const { seq, part = 1, last } = message;
-      if ((seq ?? nextSeq) !== nextSeq || part !== parts.length + 1) {
+      if ((seq && seq !== nextSeq) || part !== parts.length + 1) {
         return broken(new ChangefeedError('inconsistent', 'a frame is missing'));
       }
       parts.push(message);
       if (last === false) return;
-      const frames = parts;
-      parts = [];
       if (seq) nextSeq += 1;
-      apply(frames);
+      apply(parts.splice(0));
     },
     message(message, feed) {
-      if (message.position) moved(message.position, feed?._live && !feed._paced ? undefined : feed);
-      feed?.message(message);
-    },
-    presence(message, feed) {
-      if (!answer(message)) feed?.presence(message);
-    },
-    resync(message, feed) {
-      common._seen = [];
-      feed?.resync(message);
+      if (!feed || follows(feed)) moved(message.position);
+      else feed._moved(message.position);
+      feed?._take.message!(message);
     },
     revoked(message, feed) {
-      const error = errorOf({ code: /^(tok|rev)/.test(message.reason) ? '28000' : '42501', ...message });
+      const error = errorOf({ code: '42501', ...message });
       report(error);
       feed?._fail(error);
-      flushNow();
     },
     ping(message) {
-      transmit(undefined, { type: 'pong' });
+      transmit({ _message: { type: 'pong' } });
       passed(message);
     },
     synced: passed,
-    error(message) {
-      if (answer(message)) return;
-      // A minute before the token expires.
-      if (message.expires_at && typeof auth === 'function') renewToken();
-      else report(errorOf(message));
+    error(message, _, request) {
+      const error = errorOf(message);
+      if (request) request._failed(error);
+      // Before the token expires.
+      else if (message.expires_at && typeof auth === 'function') void renewToken();
+      else report(error);
     },
     closing(message) {
       floorMs = message.retry_after_ms ?? 0;
@@ -332,47 +271,41 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
   const take = (said: AnyRow | string) => {
     let feed: Feed | undefined;
     heardAt = now();
-    // Nobody is called in the middle of a transaction.
-    taking = true;
     try {
       const message = typeof said === 'string' ? (codec.parse(said) as AnyRow) : said;
-      debug('receive', message);
-      feed = feeds.get(message.channel);
-      // What is not subscribed to any more gets nothing, whatever is still on its way.
-      const its = feed?._on ? feed : undefined;
-      const { type } = message;
-      if (/^(snap|read|col)/.test(type)) its?.[type as 'ready'](message);
-      else handlers[type]?.(message, its);
+      const request = requests.get(message.id);
+      emit('receive', message);
+      feed = its(message.channel);
+      (handlers[message.type] ?? (request ? ignore : feed?._take[message.type]))?.(message, feed, request);
+      request?._done(message);
       check();
     } catch (error) {
-      if (feed && error instanceof ChangefeedError) misfit(feed, error);
+      if (feed) failed(feed, error);
       else broken(asError(error));
     }
-    taking = false;
-    schedule();
+    if (options.flush === 'sync') flush();
+    else schedule();
   };
 
   // ---- The connection ----
 
   const stop = (code = 0) => {
+    const old = link;
     epoch += 1;
     retryTimer();
-    tokenTimer();
-    const old = link;
     link = null;
     open = false;
     heardAt = Infinity;
     parts = [];
     nextSeq = 1;
-    settled = 0n;
     old?.close();
-    for (const feed of feeds.values()) feed._lost();
-    for (const request of [...requests.values()]) {
-      if (!request._sentAt) continue;
+    feeds.forEach((feed) => feed._lost());
+    requests.forEach((request) => {
+      if (!request._sent) return;
       // What was too large will be again.
-      if (request._resend && code !== 1009) request._sentAt = 0;
-      else request._failed(noConnection('connection lost'));
-    }
+      if (request._resend && code !== 1009) request._sent = false;
+      else request._failed(asError('connection lost'));
+    });
     schedule();
   };
 
@@ -383,8 +316,8 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
   };
 
   /** The end of a connection that nobody asked for. */
-  const lost = (code: number, error = noConnection(`connection lost (${code})`), again?: boolean) => {
-    const held = open && now() - openedAt > STABLE_MS;
+  const lost = (code: number, error = asError(`connection lost (${code})`), again?: boolean) => {
+    const held = again || (open && now() - openedAt > STABLE_MS);
     stop(code);
     if (!wanted) return;
     if (code === 4003 || code === 4004 || code === 401) {
@@ -394,14 +327,14 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
       connection = { ...connection, error };
       return void start();
     }
-    if (held || again) attempt = 0;
+    if (held) attempt = 0;
     // Who has sent or wants too much had better wait.
     const slow = error.type === 'limit' || code === 1013 || (code > 4004 && code < 4008);
-    const delay = again ? 0 : Math.max(floorMs, error.retryAfterMs ?? 0, jitter(slow ? 99 : attempt, minMs, maxMs));
+    const delay = again ? 0 : Math.max(floorMs, error.retryAfterMs ?? 0, pause(slow ? 99 : attempt));
     attempt += 1;
     floorMs = 0;
     setConnection('reconnecting', { retryAt: Date.now() + delay, error });
-    retryTimer(() => void start(), delay);
+    retryTimer(start, delay);
   };
 
   const unauthorized = (error: ChangefeedError) => {
@@ -411,38 +344,39 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
   };
 
   const purge = () => {
-    for (const feed of feeds.values()) feed._purge();
+    feeds.forEach((feed) => feed._purge());
     // What one user has asked for is not done in the name of another.
-    for (const request of [...requests.values()]) {
-      if (request._generation <= tokenGeneration) request._failed(new ChangefeedError('28000', 'another identity'));
-    }
+    requests.forEach((request) => request._failed(new ChangefeedError('28000', 'another identity')));
     emit('purge');
-    flushNow();
+    flush();
   };
   const setToken = (next: string | null) => {
     // Before there was a token, rows that came another way stay.
-    if (token !== undefined ? who(next) !== who(token) : generation && !next) purge();
+    if (token !== undefined ? who(next) !== who(token) : named && !next) purge();
     token = next;
-    tokenGeneration = generation;
   };
 
-  const start = async (given?: string | null) => {
-    if (!wanted || hidden) return;
+  const tokenFor = async (why: 'connect' | 'refresh'): Promise<string | null> => {
+    const next = (typeof auth === 'function' ? await auth(why) : auth) ?? null;
+    // One that is kept may be old.
+    return why === 'connect' && claimsOf(next)?.exp * 1000 <= Date.now() ? tokenFor('refresh') : next;
+  };
+
+  const start = async () => {
+    if (!wanted) return;
     stop();
     const from = epoch;
     heardAt = now();
     tickedAt = Date.now();
     tickTimer(tick, TICK_MS);
-    setConnection(once ? 'reconnecting' : 'connecting');
+    setConnection(openedAt ? 'reconnecting' : 'connecting');
     try {
-      let next = given ?? (typeof auth === 'function' ? await auth(refused === undefined ? 'connect' : 'refresh') : auth) ?? null;
-      // One that is kept may be old.
-      if (!given && typeof auth === 'function' && hasExpired(next)) next = await auth('refresh') ?? null;
+      const next = await tokenFor(refused === undefined ? 'connect' : 'refresh');
       if (epoch !== from) return;
       if (next === refused) return unauthorized(connection.error!);
       setToken(next);
       // What was refused may be granted now.
-      for (const feed of feeds.values()) feed._revive();
+      feeds.forEach((feed) => feed._revive());
       const address = new URL(typeof options.url === 'function' ? options.url() : options.url, globalThis.location?.href);
       link = (options.transport ?? webSocket)({
         ...options,
@@ -451,23 +385,18 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
         codec,
         dump: (name) => feeds.get(name)?._dump(),
         purge,
-        message: (message) => epoch === from && take(message),
-        closed: (code, error, again) => epoch === from && lost(code, error, again),
+        message: here(take),
+        closed: here(lost),
       });
-      ask({ type: 'connect', client: 'pg-changefeed-js', ...(next && { token: next }) }, { _hello: true }).catch(notTaken());
+      say({ type: 'connect', client: 'pg-changefeed-js', ...(next && { token: next }) }).catch(notTaken());
       // Right behind it, and not a round trip later.
-      for (const feed of feeds.values()) subscribe(feed);
+      feeds.forEach(subscribe);
     } catch (error) {
       if (epoch === from) lost(0, asError(error));
     }
   };
   /** What to do if the server does not take the token. */
-  const notTaken = () => {
-    const from = epoch;
-    return (error: ChangefeedError) => {
-      if (epoch === from) lost(error.type === 'auth' ? 4003 : 1006, error);
-    };
-  };
+  const notTaken = () => here((error: ChangefeedError) => lost(error.type === 'auth' ? 4003 : 1006, error));
   /** What needs a connection makes one, unless the application has said otherwise. */
   const begin = () => {
     if (connection.status === 'idle') self.connect();
@@ -475,13 +404,13 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
 
   /** The server pings; who has not heard of it for longer is alone. */
   const tick = () => {
-    const since = tickedAt;
     const wall = Date.now();
+    const slept = Math.abs(wall - tickedAt - TICK_MS) > TICK_MS;
     tickedAt = wall;
     tickTimer(tick, TICK_MS);
-    if (now() - heardAt > (open ? heartbeatMs + GRACE_MS : CONNECT_MS)) lost(4000, noAnswer('no answer'));
+    if (now() - heardAt > (open ? heartbeatMs + GRACE_MS : CONNECT_MS)) lost(4000, noAnswer());
     // No event tells everywhere that the machine has slept; a timer that comes far too late does.
-    else if (Math.abs(wall - since - TICK_MS) > TICK_MS) wake();
+    else if (slept) wake();
   };
   /** Something says that the connection may be dead, or could be made now. */
   const wake = () => {
@@ -490,27 +419,16 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
       attempt = 0;
       void start();
     } else if (open) {
-      const from = epoch;
-      const heard = heardAt;
-      ask({ type: 'sync' }, { timeoutMs: 5000 }).catch((error) => epoch === from && heardAt === heard && lost(4000, error));
+      heardAt = Math.min(heardAt, now() - heartbeatMs - GRACE_MS + ASK_MS);
+      ask({ type: 'sync' }).catch(ignore);
     }
   };
-  const listen = (target: EventTarget | undefined, event: string, listener: () => void) =>
-    target?.addEventListener?.(event, listener, { signal: ending.signal });
-  const page = globalThis as unknown as EventTarget;
-  listen(page, 'online', wake);
-  // The page may come back out of the browser's cache.
-  listen(page, 'pagehide', () => {
-    hidden = true;
-    if (connection.status === 'unauthorized' || !wanted) return;
-    stop();
-    setConnection('reconnecting');
-  });
-  listen(page, 'pageshow', () => {
-    if (hidden && connection.status !== 'unauthorized') void start();
-    hidden = false;
-  });
-  listen(globalThis.document, 'visibilitychange', wake);
+  const listen = (event: string, listener: () => void) => globalThis.addEventListener?.(event, listener, ending);
+  listen('online', wake);
+  listen('visibilitychange', wake);
+  // The page may come back out of the browser's cache, which takes no page with a connection.
+  listen('pageshow', wake);
+  listen('pagehide', () => link && lost(1001));
 
   // ---- Tokens ----
 
@@ -519,22 +437,17 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
     const same = open && next && who(next) === who(token);
     // Before anybody is told that the connection ends.
     setToken(next);
-    if (!same) return start(next);
+    if (!same) return start();
     await ask({ type: 'token', token: next });
-    for (const feed of feeds.values()) {
+    feeds.forEach((feed) => {
       feed._revive();
       subscribe(feed);
-    }
-  };
-  const expires = (at: string) => {
-    const left = Date.parse(at) - Date.now();
-    // With a clock that is wrong the server's warning has to do.
-    if (left > 0 && typeof auth === 'function') tokenTimer(renewToken, Math.min(MAX_TIMER_MS, Math.max(1000, left - REFRESH_MS, left / 2)));
+    });
   };
   const renewToken = async () => {
     const from = epoch;
     try {
-      const next = await (auth as () => unknown as (why: string) => Promise<string | null>)('refresh');
+      const next = await tokenFor('refresh');
       if (epoch === from && next) await use(next);
     } catch (error) {
       // The connection goes on with the old one; when that expires the server says so.
@@ -542,34 +455,18 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
     }
   };
 
+  setConnection('idle');
+
   // ---- What the application has ----
 
-  const core: Core = {
-    _codec: codec,
-    _flush: () => taking || schedule(),
-    _debug: debug,
-    _passed: (txid, paced) => BigInt(txid) < settled || (!paced && common._seen.includes(txid)),
-    _publish: (...args) => self.publish(...args),
-    _wait: (_check, type, how) => ask({ type }, { timeoutMs: 5000, ...how, _check }),
-    _refresh: refresh,
-    _unused(feed) {
-      if (connection.status === 'closed') return;
-      feed._linger(() => {
-        feeds.delete(feed._name);
-        leave(feed);
-        feed._close();
-      }, options.lingerMs ?? 1000);
-    },
-  };
-
-  const self: Client<S> = {
+  const self = {
     connection: {
       get current() {
         return connection;
       },
-      subscribe: (listener) => on('connection', listener),
+      subscribe: (listener: () => void) => on('connection', listener),
     },
-    channels: () => [...feeds.values()].map((feed) => ({ name: feed._name, state: feed._state, rows: feed._cache._size() })),
+    channels: () => [...feeds.values()].map((feed) => ({ name: feed._name, state: feed._state, rows: feed._size() })),
     connect() {
       const { status } = connection;
       if (status === 'closed' || !live || (wanted && status !== 'unauthorized')) return;
@@ -578,45 +475,48 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
       void start();
     },
     disconnect() {
-      if (connection.status === 'closed') return;
       wanted = false;
       stop();
       tickTimer();
       setConnection('disconnected', { error: null });
     },
-    setLive(value) {
+    setLive(value: boolean) {
       live = value;
       self[value ? 'connect' : 'disconnect']();
     },
-    setAuth(next) {
+    setAuth(next: ClientOptions['auth']) {
       // Whose token it will be is not known yet, or whose it would have been: nothing is shown to another user meanwhile.
-      if (auth && who(auth) !== who(next) && (token === undefined || typeof next === 'function')) {
-        tokenGeneration = generation;
+      if ((auth ?? token) !== undefined && who(auth) !== who(next) && (token === undefined || typeof next === 'function')) {
         purge();
         token = undefined;
       }
       auth = next;
       refused = undefined;
-      generation += 1;
+      named = true;
       if (typeof next === 'function') void start();
       else use(next ?? null).catch(notTaken());
     },
     close() {
-      if (connection.status === 'closed') return;
-      for (const request of [...requests.values()]) request._failed(isClosed());
+      requests.forEach((request) => request._failed(isClosed()));
       self.disconnect();
       setConnection('closed');
       ending.abort();
-      for (const feed of feeds.values()) feed._close();
+      feeds.forEach((feed) => feed._close());
       feeds.clear();
     },
-    channel(name, how: ChannelOptions = {}) {
+    channel(name: string, how: ChannelOptions = {}) {
       let feed = feeds.get(name);
       if (feed) {
         feed._linger();
         if (feed._needs(how)) refresh(feed);
       } else {
-        feed = createFeed(core, name, how);
+        const made: Feed = feed = createFeed(
+          name, how, codec, schedule, (row) => emit('get', row), (_check, more) => ask({}, { ...more, _check }), self.publish,
+          () => refresh(made), () => made._linger(() => {
+            feeds.delete(name);
+            leave(made);
+            made._close();
+          }, options.lingerMs ?? 1000));
         if (connection.status === 'closed') feed._close();
         else {
           feeds.set(name, feed);
@@ -624,22 +524,18 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
           else begin();
         }
       }
-      return feed._handle() as never;
+      return feed._handle();
     },
-    async publish(channel, event, payload = null, how) {
-      await ask({ type: 'publish', channel, event, payload, ...how });
-    },
-    async call(name, args, { key, expect, ...how }: CallOptions = {}) {
-      // With its key it is done once, however often it is sent. (Only secure pages have randomUUID.)
-      key ??= crypto.getRandomValues(new Uint32Array(4)).join('-');
+    publish: (channel: string, event: string, payload: unknown = null, how?: AnyRow) => ask({ type: 'publish', channel, event, payload, ...how }),
+    async call(name: string, args: unknown, { key, expect, ...how }: CallOptions = {}) {
+      // With its key it is done once, however often it is sent. Keys are told apart by user, and nobody gains by guessing one.
+      key ??= `${Math.random()}-${Math.random()}`;
       const { result, txid } = await ask({ type: 'call', function: name, args, key, ...(expect && { expect }) }, { ...how, resend: true });
       return { result, txid: txid ?? null };
     },
-    async sync(how) {
-      await ask({ type: 'sync' }, { timeoutMs: 5000, ...how });
-    },
-    on: (event: string, listener: (...values: never[]) => void) => on(event, listener as () => void),
+    sync: (how?: RequestOptions) => ask({ type: 'sync' }, how),
+    on,
     request: ask,
-  } as Client<S>;
-  return self;
+  };
+  return self as unknown as Client<S>;
 };

@@ -13,9 +13,14 @@ import type { AnyRow } from './types.js';
  */
 export type ErrorType = 'network' | 'auth' | 'limit' | 'conflict' | 'request' | 'server';
 
-const NAMES = ['server', 'network', 'auth', 'limit', 'conflict', 'request'];
-/** In this order from the second on, by SQLSTATE and by the words of the protocol. */
-const TYPES = /^(?:(no_[ac]|timeout|shutting)|(28|42501|forbid|addr)|(5[34]|too_)|(40|23|55P03)|(08|0A|22|42|55|[bclmnu]))/;
+/** By SQLSTATE and by the words of the protocol; the first one that fits. */
+const TYPES: Partial<Record<ErrorType, RegExp>> = {
+  network: /^(no_[ac]|timeout|shutting)/,
+  auth: /^(28|42501|forbid|addr)/,
+  limit: /^(5[34]|too_)/,
+  conflict: /^(40|23|55P03)/,
+  request: /^(08|0A|22|42|55|[bclmnu])/,
+};
 
 /** What may be gone by itself. */
 const RETRYABLE = /^(40(?!003)|53|55P03|57|XX|no_[ac]|too_many|timeout|shutting|incons)/;
@@ -37,13 +42,13 @@ export class ChangefeedError extends Error {
   /** Everything that the server said. */
   declare readonly info: AnyRow;
 
-  constructor(code: string, message: string, info: AnyRow = {}) {
+  constructor(code: string, message = code, info: AnyRow = {}) {
     super(message);
     const retryable = !info.conflict && RETRYABLE.test(code);
     // What the server has said beside it, such as a hint, is told by the same names.
     Object.assign(this, info, {
-      name: 'ChangefeedError', message, code, info, retryable, retryAfterMs: info.retry_after_ms,
-      type: NAMES[TYPES.exec(code)?.findIndex((part, i) => i && part) ?? 0],
+      name: 'ChangefeedError', code, info, retryable, retryAfterMs: info.retry_after_ms,
+      type: (Object.keys(TYPES) as ErrorType[]).find((type) => TYPES[type]!.test(code)) ?? 'server',
       // The warning that the token expires soon, and what heals by loading again.
       severity: info.expires_at || code === 'inconsistent' ? 'warning' : retryable ? 'error' : 'fatal',
     });
@@ -52,4 +57,4 @@ export class ChangefeedError extends Error {
 
 /** From a message of the server. */
 export const errorOf = (message: AnyRow): ChangefeedError =>
-  new ChangefeedError(message.code ?? 'XX000', message.message ?? message.reason ?? 'unknown error', message);
+  new ChangefeedError(message.code ?? 'XX000', message.message ?? message.reason, message);

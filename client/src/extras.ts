@@ -1,7 +1,8 @@
 /**
- * What not every page needs: metrics, loading again from time to time, and disconnecting while the page is hidden.
+ * What not every page needs: metrics, a log, loading again from time to time, and disconnecting while the page is hidden.
  */
-import type { AnyRow, Channel, ChannelTypes } from './types.js';
+import type { ChangefeedError } from './error.js';
+import type { AnyRow, Channel, ChannelTypes, Readable } from './types.js';
 
 export interface Metrics {
   /** How long the connection holds; 0 without one. */
@@ -24,10 +25,16 @@ export interface Metrics {
 }
 
 /** What metrics need of a client, whatever its types. */
-interface Source {
-  readonly connection: { readonly current: { readonly status: string; readonly since: number } };
+interface Source extends Heard {
   channels(): { readonly rows: number }[];
-  on(event: 'debug', listener: (event: string, data?: unknown) => void): () => void;
+}
+
+/** What is heard of a client. */
+interface Heard {
+  readonly connection: Readable<{ readonly status: string; readonly since: number }>;
+  on(event: 'send' | 'receive', listener: (message: AnyRow) => void): () => void;
+  on(event: 'get', listener: (row: object | undefined) => void): () => void;
+  on(event: 'error', listener: (error: ChangefeedError) => void): () => void;
 }
 
 const known = new WeakMap<Source, () => Metrics>();
@@ -40,28 +47,28 @@ export const metrics = (client: Source): (() => Metrics) => {
   const sentAt = new Map<unknown, number>();
   const latencies: number[] = [];
   let lagMs = 0;
-  client.on('debug', (event, data) => {
-    const message = (data ?? {}) as AnyRow;
-    if (event === 'send') {
-      counts.sent += 1;
-      if (message.id !== undefined && message.type !== 'call') sentAt.set(message.id, performance.now());
-    } else if (event === 'receive') {
-      counts.received += 1;
-      const at = sentAt.get(message.id);
-      if (at !== undefined) {
-        sentAt.delete(message.id);
-        latencies.push(performance.now() - at);
-        if (latencies.length > 100) latencies.shift();
-      }
-      if (message.type === 'connected') counts.connects += 1;
-      if (message.type === 'resync') counts.resyncs += 1;
-      // Of what was missed the time says nothing.
-      if (message.type === 'transaction' && message.channel === undefined && message.committed_at) lagMs = Date.now() - Date.parse(message.committed_at);
-    } else if (event === 'error') counts.errors += 1;
-    else if (event === 'hit') counts.hits += 1;
-    else if (event === 'miss') counts.misses += 1;
+  client.on('send', ({ type, id }) => {
+    counts.sent += 1;
+    if (id !== undefined && type !== 'call') sentAt.set(id, performance.now());
+  });
+  client.on('receive', (message) => {
+    counts.received += 1;
+    const at = sentAt.get(message.id);
+    if (at !== undefined) {
+      sentAt.delete(message.id);
+      latencies.push(performance.now() - at);
+      if (latencies.length > 100) latencies.shift();
+    }
+    if (message.type === 'connected') counts.connects += 1;
+    if (message.type === 'resync') counts.resyncs += 1;
+    // Of what was missed the time says nothing.
+    if (message.type === 'transaction' && message.channel === undefined && message.committed_at) lagMs = Date.now() - Date.parse(message.committed_at);
+  });
+  client.on('error', () => { counts.errors += 1; });
+  client.on('get', (row) => { counts[row ? 'hits' : 'misses'] += 1; });
+  client.connection.subscribe(() => {
     // What was not answered never will be.
-    else if (event === 'reconnecting') sentAt.clear();
+    if (client.connection.current.status === 'reconnecting') sentAt.clear();
   });
   const read = (): Metrics => {
     const { status, since } = client.connection.current;
@@ -78,6 +85,20 @@ export const metrics = (client: Source): (() => Metrics) => {
   };
   known.set(client, read);
   return read;
+};
+
+/**
+ * Tells everything that happens, such as to `console.debug`: `send` and `receive` with each message, `error`, and the status with the
+ * state of the connection. Tokens are left out. Until the function that it returns is called.
+ */
+export const debugLog = (client: Heard, log: (event: string, data: unknown) => void): (() => void) => {
+  const offs = [
+    client.on('send', (message) => log('send', message.token ? { ...message, token: '…' } : message)),
+    client.on('receive', (message) => log('receive', message)),
+    client.on('error', (error) => log('error', error)),
+    client.connection.subscribe(() => log(client.connection.current.status, client.connection.current)),
+  ];
+  return () => offs.forEach((off) => off());
 };
 
 /** Loads the rows of a channel again every so often, until the function that it returns is called or the channel has ended. */

@@ -93,7 +93,6 @@ const overHttp = (name: string, run: Run): Transport => (context) => {
   const connected = (more: AnyRow = {}) => {
     // Here it is known without a heartbeat when nothing comes any more.
     if (hello) tell({ ...more, type: 'connected', id: hello.id, heartbeat_ms: 2 ** 30 });
-    else if (more.expires_at) tell({ type: 'ok', expires_at: more.expires_at });
     hello = undefined;
   };
 

@@ -79,6 +79,8 @@ const IDLE_MS = 1000;
 const LINGER_MS = 1000;
 /** Older messages are of before a sleep: their tab has gone on without this leader. */
 const OLD_MS = 10_000;
+/** A tab has so long to get a token before the others are asked. */
+const ASK_MS = 5000;
 const LONG_MS = 600_000;
 const NOTHING = { xmin: '0', xmax: '0', xip: [] };
 
@@ -116,20 +118,20 @@ export const lead = (context: TransportContext, real: Transport, term: number, b
       ...below,
       message(said) {
         const message = typeof said === 'string' ? (below.codec.parse(said) as AnyRow) : said;
-        // Tokens are the tabs' business.
+        // Tokens are the tabs' business: one of them is asked for the next one, and then all.
         if (message.type === 'error' && message.code === '28000' && message.expires_at) {
-          for (const tab of tabs.values()) if (tab.connected) send(tab, message);
+          const old = token;
+          const warn = (from: number, to?: number) => [...tabs.values()].filter(({ connected }) => connected).slice(from, to).forEach((tab) => send(tab, message));
+          warn(0, 1);
+          setTimeout(() => token === old && warn(1), ASK_MS);
           return;
         }
-        const { expires_at: at, ...rest } = message;
-        if (at) expiresAt = at as string;
+        expiresAt = message.expires_at ?? expiresAt;
         if (message.type === 'connected') session = message.session ?? session;
         saying = message;
-        below.message(at ? rest : message);
+        below.message(message);
         saying = null;
         relay(message);
-        const [tab] = tabs.values();
-        if (at && message.type === 'ok' && tab?.connected) send(tab, { type: 'ok', expires_at: at });
       },
     }),
   });
@@ -407,11 +409,7 @@ export const lead = (context: TransportContext, real: Transport, term: number, b
   const welcome = (tab: Tab) => {
     tab.connected = true;
     tab.seq = 0;
-    send(tab, {
-      type: 'connected', id: tab.hello, session: session ?? id, heartbeat_ms: 2 ** 30,
-      // One of them sees to the next token; if it does not, the server asks all.
-      ...(expiresAt && tab === tabs.values().next().value && { expires_at: expiresAt }),
-    });
+    send(tab, { type: 'connected', id: tab.hello, session: session ?? id, heartbeat_ms: 2 ** 30 });
   };
   const useToken = (next: string | null | undefined) => {
     if (!next || next === token) return;

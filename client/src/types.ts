@@ -193,7 +193,7 @@ export interface ChannelOptions {
 }
 
 export interface WaitOptions {
-  /** 5 seconds if it is left out. */
+  /** 30 seconds if it is left out. */
   timeoutMs?: number;
   signal?: AbortSignal;
 }
@@ -293,8 +293,6 @@ export interface ClientOptions {
   lingerMs?: number;
   /** False: without live updates until `setLive(true)`. */
   live?: boolean;
-  /** Gets everything that happens, tokens left out; such as `console.debug`. */
-  debug?: (event: string, data?: unknown) => void;
   WebSocket?: typeof WebSocket;
   fetch?: typeof fetch;
 }
@@ -322,12 +320,19 @@ export interface Client<S extends Schema = AnySchema> {
   /** Every channel of one commit, at once. */
   on(event: 'transaction', listener: (transaction: Transaction) => void): () => void;
   on(event: 'error', listener: (error: ChangefeedError) => void): () => void;
-  /** What the option `debug` gets. */
-  on(event: 'debug', listener: (event: string, data?: unknown) => void): () => void;
+  /** Messages of the protocol, as they are, with tokens; `debugLog` of `pg-changefeed/extras` leaves those out. */
+  on(event: 'send' | 'receive', listener: (message: AnyRow) => void): () => void;
+  /** Somebody has asked for a row by its key. */
+  on(event: 'get', listener: (row: object | undefined) => void): () => void;
   /** The rows have to go: sign-out, or another identity. */
   on(event: 'purge', listener: () => void): () => void;
   /** For extensions: a request of the protocol, without `id`; resolves with its answer. */
-  request(message: AnyRow, options?: WaitOptions & { resend?: boolean }): Promise<AnyRow>;
+  request(message: AnyRow, options?: RequestOptions): Promise<AnyRow>;
+}
+
+export interface RequestOptions extends WaitOptions {
+  /** May it be sent again when the connection was lost before the answer? */
+  resend?: boolean;
 }
 
 export interface TransportContext {

@@ -7,24 +7,18 @@ type Listener = (...values: any[]) => void;
 
 /** Listeners by event. An error in one of them does not keep the others from being called. */
 export const createEmitter = () => {
-  const sets: Record<string, Set<Listener> | undefined> = {};
+  const all = new Set<[event: string, listener: Listener]>();
   return {
     on(event: string, listener: Listener): () => void {
       // The same function may listen twice.
-      const own: Listener = (...values) => listener(...values);
-      (sets[event] ??= new Set()).add(own);
-      return () => void sets[event]?.delete(own);
+      const own: [string, Listener] = [event, listener];
+      all.add(own);
+      return () => void all.delete(own);
     },
     emit(event: string, ...values: unknown[]): void {
-      for (const listener of [...(sets[event] ?? [])]) {
-        try {
-          listener(...values);
-        } catch (error) {
-          // As if it had been called from an event loop of its own.
-          queueMicrotask(() => {
-            throw error;
-          });
-        }
+      for (const [its, listener] of [...all]) {
+        // What is thrown there is a rejection of its own, which nobody handles.
+        if (its === event) void new Promise(() => listener(...values));
       }
     },
   };
@@ -43,8 +37,7 @@ export const createScheduler = (when: 'sync' | 'microtask' | 'frame' | number, w
   return (): void => {
     if (asked) return;
     asked = true;
-    if (when === 'sync') run();
-    else if (when === 'microtask') queueMicrotask(run);
+    if (when === 'sync' || when === 'microtask') queueMicrotask(run);
     else {
       // In a hidden page there are no frames.
       if (when === 'frame') globalThis.requestAnimationFrame?.(run);

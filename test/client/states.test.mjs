@@ -3,7 +3,7 @@
 import assert from 'node:assert/strict';
 import { describe, mock, test } from 'node:test';
 
-import { metrics, pauseWhenHidden, refreshEvery } from '../../client/dist/extras.js';
+import { debugLog, metrics, pauseWhenHidden, refreshEvery } from '../../client/dist/extras.js';
 import { ChangefeedError, createClient } from '../../client/dist/index.js';
 import { until } from '../integration/lib/client.mjs';
 
@@ -358,12 +358,21 @@ describe('tokens and identities', () => {
     assert.equal(server.last('subscribe').from, undefined);
   });
 
-  test('tokens are not in what debug gets', async (t) => {
+  test('tokens are not in what a log gets', async (t) => {
     const lines = [];
-    const { client } = scripted(t, { auth: tokenOf('ada'), debug: (...what) => lines.push(JSON.stringify(what)) });
+    const { client, server } = scripted(t, { auth: tokenOf('ada') });
+    const off = debugLog(client, (...what) => lines.push(JSON.stringify(what)));
     await client.channel('t').ready;
-    assert.ok(lines.some((line) => line.includes('connect')));
-    assert.ok(!lines.some((line) => line.includes(tokenOf('ada'))));
+    client.setAuth(tokenOf('ada', { exp: 1 }));
+    server.say({ type: 'error', code: 'XX000', message: 'odd' });
+    for (const what of ['["send",{"type":"connect"', '["receive",{"type":"connected"', '["connected",{"status":"connected"', '["send",{"type":"token","token":"…"', '["error",']) {
+      assert.ok(lines.some((line) => line.startsWith(what)), what);
+    }
+    assert.ok(!lines.some((line) => line.includes(tokenOf('ada')) || line.includes(tokenOf('ada', { exp: 1 }))));
+    off();
+    const { length } = lines;
+    client.disconnect();
+    assert.equal(lines.length, length);
   });
 });
 
@@ -501,6 +510,8 @@ describe('extras', () => {
   test('a page that is hidden disconnects after a while, and comes back', async (t) => {
     const page = Object.assign(new EventTarget(), { visibilityState: 'visible' });
     globalThis.document = page;
+    // It bubbles.
+    globalThis.addEventListener = page.addEventListener.bind(page);
     const show = (state) => {
       page.visibilityState = state;
       page.dispatchEvent(new Event('visibilitychange'));
@@ -512,6 +523,7 @@ describe('extras', () => {
       off();
       client.close();
       delete globalThis.document;
+      delete globalThis.addEventListener;
     });
     show('hidden');
     show('visible');

@@ -181,7 +181,9 @@ describe('protocol', () => {
       expiring.check();
       assert.equal(code, 4004);
       assert.equal(s.revoked?.reason, 'token_expired');
-      assert.ok(expiring.messages.some((message) => message.code === '28000'));
+      const [warning, last] = expiring.messages.filter((message) => message.code === '28000');
+      assert.ok(warning.expires_at, 'also half way, if it had less than a minute');
+      assert.equal(last.expires_at, undefined);
     });
 
     test('refreshed in time it does not expire', async () => {

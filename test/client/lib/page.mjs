@@ -1,6 +1,6 @@
 // A client of client/ in this process, with the WebSocket of npm's ws.
 
-import { metrics } from '../../../client/dist/extras.js';
+import { debugLog, metrics } from '../../../client/dist/extras.js';
 import { createClient } from '../../../client/dist/index.js';
 import { assertSame } from '../../integration/lib/client.mjs';
 import WebSocketOf from 'ws';
@@ -18,10 +18,8 @@ class WebSocket extends WebSocketOf {
 /** With short delays, so that tests need not wait for them. */
 export function start(t, options) {
   const log = [];
-  const client = createClient({
-    url: SERVER, WebSocket, backoff: { minMs: 20, maxMs: 500 }, lingerMs: 50, ...options,
-    debug: (event, data) => { log.push([event, data]); options?.debug?.(event, data); },
-  });
+  const client = createClient({ url: SERVER, WebSocket, backoff: { minMs: 20, maxMs: 500 }, lingerMs: 50, ...options });
+  debugLog(client, (event, data) => log.push([event, data]));
   client.log = log;
   client.metrics = metrics(client);
   client.errors = [];
