@@ -22,7 +22,7 @@ type Kept = [row: AnyRow, entity: string, version: string | null | undefined];
 const isExact = (value: unknown): boolean =>
   typeof value === 'number'
     ? Number.isSafeInteger(value) || (Math.abs(value) < 1e15 && String(value).length < 17)
-    : typeof value !== 'object' || value === null || Object.values(value).every(isExact);
+    : typeof value !== 'object' || Object.values(value ?? 0).every(isExact);
 
 /** What two changes of one row are together. */
 const together = (before: Change | undefined, change: Change): Change => {
@@ -38,10 +38,10 @@ export const createFeed = (
   codec: Codec,
   /** Rows or the state have changed. */
   changed: () => void,
-  /** Somebody has looked for a row. */
-  looked: (row: AnyRow | undefined) => void,
+  /** To the client's listeners. */
+  tell: (event: string, row: AnyRow | undefined) => void,
   /** Resolves when the check comes true. */
-  wait: (check: () => boolean, options?: WaitOptions) => Promise<unknown>,
+  wait: (nothing: AnyRow, how: WaitOptions & { _check(): boolean }) => Promise<unknown>,
   publish: (...args: Parameters<Client['publish']>) => Promise<unknown>,
   refresh: () => void,
   /** Nobody has a handle any more. */
@@ -164,15 +164,14 @@ export const createFeed = (
     _size: () => rows.size,
     _position: () => position,
     /** What is collected aside has no position to come back with. */
-    _moved(next: string | null | undefined, txid?: string | null) {
+    _moved(next: string | false | null | undefined, txid?: string | null) {
       if (next && !staged) position = next;
       if (txid && seen.push(txid) > 99) seen.shift();
     },
     /** All transactions before that one have come, or never will. */
     _settled(txid: string | undefined) {
-      if (self._state !== 'live') return;
-      self._attempts = 0;
       settled = txid ?? settled;
+      if (self._state === 'live') self._attempts = 0;
     },
 
     /** What `subscribe` has. */
@@ -313,7 +312,7 @@ export const createFeed = (
     },
 
     _dump(): Initial {
-      const all: AnyRow = { rows: {}, ...(versions && { versions: {} }), ...raw, position };
+      const all: AnyRow = { rows: {}, ...(filled && versions && { versions: {} }), ...raw, position };
       for (const entity in filled ? entities : {}) {
         all.rows[entity] = rowsOf(entity);
         if (all.versions) all.versions[entity] = list(entity, 2);
@@ -350,7 +349,7 @@ export const createFeed = (
         rows: rowsOf as Channel['rows'],
         get(key: AnyRow, entity?: string) {
           const row = find(key, entity)?.[0];
-          looked(row);
+          tell('get', row);
           return row as never;
         },
         version: (key: AnyRow, entity?: string) => find(key, entity)?.[2] ?? undefined,
@@ -358,8 +357,11 @@ export const createFeed = (
         on: listen as Channel['on'],
         message: (event, listener) => listen(`message ${event}`, listener as () => void),
         publish: (event, payload, how) => publish(channel.split('?', 1)[0]!, event, payload, how),
-        seen: (txid: string, how?: WaitOptions) => wait(() => self._state === 'live' && (seen.includes(txid) || BigInt(txid) < BigInt(settled)
-          || (BigInt(txid) < BigInt(visible.xmax) && !visible.xip.includes(txid))), how),
+        seen: (txid: string, how?: WaitOptions) => wait({}, {
+          ...how,
+          _check: () => self._state === 'live' && (seen.includes(txid) || BigInt(txid) < BigInt(settled)
+            || (BigInt(txid) < BigInt(visible.xmax) && !visible.xip.includes(txid))),
+        }),
         refresh,
         dump: self._dump,
         unsubscribe() {

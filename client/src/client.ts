@@ -72,7 +72,7 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
   let heartbeatMs = 25_000;
   let heardAt = Infinity;
   let openedAt = 0;
-  let tickedAt = 0;
+  let tickAt = 0;
   let nextId = 1;
   let nextSeq = 1;
   let parts: AnyRow[] = [];
@@ -177,9 +177,9 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
 
   // ---- Receiving ----
 
-  const follows = (feed: Feed) => feed._state === 'live' && !feed._paced;
-  /** Where all channels are that are ready. */
-  const moved = (position: string | null | undefined, txid?: string) => feeds.forEach((feed) => follows(feed) && feed._moved(position, txid));
+  /** Where all channels are that are ready, and what has come for all. */
+  const moved = (position: string | null | undefined, txid?: string) =>
+    feeds.forEach((feed) => feed._paced || feed._moved(feed._state === 'live' && position, txid));
   /** Of what is not subscribed to any more nothing counts, whatever is still on its way. */
   const its = (channel: string) => {
     const feed = feeds.get(channel);
@@ -242,8 +242,8 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
       apply(parts.splice(0));
     },
     message(message, feed) {
-      if (!feed || follows(feed)) moved(message.position);
-      else feed._moved(message.position);
+      if (feed && (feed._paced || feed._state !== 'live')) feed._moved(message.position);
+      else moved(message.position);
       feed?._take.message!(message);
     },
     revoked(message, feed) {
@@ -275,8 +275,9 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
       const message = typeof said === 'string' ? (codec.parse(said) as AnyRow) : said;
       const request = requests.get(message.id);
       emit('receive', message);
-      feed = its(message.channel);
-      (handlers[message.type] ?? (request ? ignore : feed?._take[message.type]))?.(message, feed, request);
+      feed = feeds.get(message.channel);
+      const own = its(message.channel);
+      (handlers[message.type] ?? (request ? ignore : own?._take[message.type]))?.(message, own, request);
       request?._done(message);
       check();
     } catch (error) {
@@ -367,8 +368,8 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
     stop();
     const from = epoch;
     heardAt = now();
-    tickedAt = Date.now();
-    tickTimer(tick, TICK_MS);
+    tickAt = Date.now();
+    tick();
     setConnection(openedAt ? 'reconnecting' : 'connecting');
     try {
       const next = await tokenFor(refused === undefined ? 'connect' : 'refresh');
@@ -388,7 +389,7 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
         message: here(take),
         closed: here(lost),
       });
-      say({ type: 'connect', client: 'pg-changefeed-js', ...(next && { token: next }) }).catch(notTaken());
+      say({ type: 'connect', ...(next && { token: next }) }).catch(notTaken());
       // Right behind it, and not a round trip later.
       feeds.forEach(subscribe);
     } catch (error) {
@@ -404,9 +405,8 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
 
   /** The server pings; who has not heard of it for longer is alone. */
   const tick = () => {
-    const wall = Date.now();
-    const slept = Math.abs(wall - tickedAt - TICK_MS) > TICK_MS;
-    tickedAt = wall;
+    const slept = Math.abs(Date.now() - tickAt) > TICK_MS;
+    tickAt = Date.now() + TICK_MS;
     tickTimer(tick, TICK_MS);
     if (now() - heardAt > (open ? heartbeatMs + GRACE_MS : CONNECT_MS)) lost(4000, noAnswer());
     // No event tells everywhere that the machine has slept; a timer that comes far too late does.
@@ -511,8 +511,7 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
         if (feed._needs(how)) refresh(feed);
       } else {
         const made: Feed = feed = createFeed(
-          name, how, codec, schedule, (row) => emit('get', row), (_check, more) => ask({}, { ...more, _check }), self.publish,
-          () => refresh(made), () => made._linger(() => {
+          name, how, codec, schedule, emit, ask, self.publish, () => refresh(made), () => made._linger(() => {
             feeds.delete(name);
             leave(made);
             made._close();
@@ -528,8 +527,8 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
     },
     publish: (channel: string, event: string, payload: unknown = null, how?: AnyRow) => ask({ type: 'publish', channel, event, payload, ...how }),
     async call(name: string, args: unknown, { key, expect, ...how }: CallOptions = {}) {
-      // With its key it is done once, however often it is sent. Keys are told apart by user, and nobody gains by guessing one.
-      key ??= `${Math.random()}-${Math.random()}`;
+      // With its key it is done once, however often it is sent. (Only secure pages have randomUUID.)
+      key ??= crypto.getRandomValues(new Uint32Array(4)).join();
       const { result, txid } = await ask({ type: 'call', function: name, args, key, ...(expect && { expect }) }, { ...how, resend: true });
       return { result, txid: txid ?? null };
     },

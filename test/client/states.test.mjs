@@ -206,6 +206,43 @@ describe('time', () => {
     assert.ok(other.client.connection.current.retryAt - Date.now() > 1000);
   });
 
+  test('a page that is seen again asks whether the server is there; one that was in the browser\'s cache connects at once', async (t) => {
+    const page = Object.assign(new EventTarget(), { visibilityState: 'hidden' });
+    globalThis.document = page;
+    globalThis.addEventListener = page.addEventListener.bind(page);
+    const { client, server } = scripted(t, { backoff: { minMs: 1e9, maxMs: 1e9 } });
+    t.after(() => {
+      client.close();
+      delete globalThis.document;
+      delete globalThis.addEventListener;
+    });
+    const on = (event) => page.dispatchEvent(new Event(event));
+    const channel = client.channel('t');
+    await channel.ready;
+    on('online');
+    assert.equal(server.of('sync').length, 0, 'nobody looks');
+    page.visibilityState = 'visible';
+    server.silent.add('sync');
+    on('visibilitychange');
+    await until(() => server.of('sync').length === 1, 'sync');
+    assert.equal(client.connection.current.status, 'connected');
+    const real = performance.now.bind(performance);
+    mock.method(performance, 'now', () => real() + 5001);
+    await until(() => client.connection.current.status === 'reconnecting', 'no answer within 5 seconds', 3000);
+    mock.restoreAll();
+    assert.equal(client.connection.current.error.code, 'no_answer');
+    on('online');
+    await until(() => channel.state === 'live', 'at once');
+    on('pagehide');
+    assert.equal(client.connection.current.status, 'reconnecting');
+    assert.equal(server.link.open, false, 'a page with a connection is not kept');
+    assert.equal(channel.rows().length, 1);
+    on('pageshow');
+    await until(() => channel.state === 'live', 'at once');
+    assert.equal(server.links.length, 3);
+    assert.equal(server.last('subscribe').from, 'p0');
+  });
+
   test('a token is refreshed once, whatever the clock says, and when the server warns', async (t) => {
     const asked = [];
     const { client, server } = scripted(t, { auth: (why) => { asked.push(why); return tokenOf('ada'); } });
@@ -340,6 +377,21 @@ describe('tokens and identities', () => {
     assert.equal(channel.rows().length, 1, 'they may be his own');
   });
 
+  test('signed in by a function: what was asked for since then is done, what was asked for before is not', async (t) => {
+    const { client, server } = scripted(t);
+    const channel = client.channel('t');
+    await channel.ready;
+    server.silent.add('call');
+    const before = client.call('f', {});
+    client.setAuth(async () => tokenOf('ada'));
+    const since = client.call('f', {});
+    server.silent.clear();
+    assert.deepEqual(channel.rows(), []);
+    await assert.rejects(before, { code: '28000' });
+    assert.equal((await since).result, 1);
+    assert.equal(server.last('connect').token, tokenOf('ada'));
+  });
+
   test('a function that gives another user\'s token', async (t) => {
     let who = 'ada';
     const { client, server } = scripted(t, { auth: async () => tokenOf(who) });
@@ -448,6 +500,16 @@ describe('requests', () => {
     client.channel('t');
     await turn();
     assert.equal(server.of('subscribe').length, 3);
+  });
+
+  test('rows of before with keys that are not exact are refused, not asked for again and again', async (t) => {
+    const { client, server, errors } = scripted(t);
+    const initial = { rows: { t: [{ id: 2 ** 60, a: 'x' }] }, position: 'kept' };
+    const channel = client.channel('t', { initial, versions: true });
+    assert.deepEqual(channel.dump(), initial, 'as they came: nobody has said that they have versions');
+    const plain = client.channel('u', { initial: { rows: { t: [{ id: 2 ** 60, a: 'x' }] }, position: 'kept' } });
+    await assert.rejects(plain.ready, { code: 'no_exact_number' });
+    assert.deepEqual([plain.state, plain.rows(), errors.length, server.links.length], ['error', [], 1, 1]);
   });
 
   test('a refused channel that may be granted later is asked for again', async (t) => {
