@@ -70,7 +70,7 @@ export const createFeed = (
   /** The last transactions that have come; what was visible to the snapshot; and before which one all have come. */
   let seen: string[] = [];
   let visible: AnyRow = { xmax: 0, xip: [] };
-  let settled: string | 0 = 0;
+  let settled: AnyRow[string] = 0;
   let ends!: [resolve: () => void, reject: (error: Error) => void];
   let ready!: Promise<void>;
 
@@ -108,8 +108,8 @@ export const createFeed = (
     return found;
   };
   const main = () => Object.keys(raw?.rows ?? entities)[0]!;
-  const rowsOf = (entity = main()): readonly object[] => (arrays[entity] ??= list(entity, 0));
-  const find = (key: AnyRow, entity = main()) => (entities[entity] && rows.get(text(entity, key))) as Kept | undefined;
+  const rowsOf = (entity?: string): readonly object[] => (arrays[(entity ??= main())] ??= list(entity, 0));
+  const find = (key: AnyRow, entity?: string) => (entities[(entity ??= main())] && rows.get(text(entity, key))) as Kept | undefined;
 
   // ---- State ----
 
@@ -357,11 +357,14 @@ export const createFeed = (
         on: listen as Channel['on'],
         message: (event, listener) => listen(`message ${event}`, listener as () => void),
         publish: (event, payload, how) => publish(channel.split('?', 1)[0]!, event, payload, how),
-        seen: (txid: string, how?: WaitOptions) => wait({}, {
-          ...how,
-          _check: () => self._state === 'live' && (seen.includes(txid) || BigInt(txid) < BigInt(settled)
-            || (BigInt(txid) < BigInt(visible.xmax) && !visible.xip.includes(txid))),
-        }),
+        seen: async (txid: string, how?: WaitOptions) => {
+          const id = BigInt(txid);
+          return wait({}, {
+            ...how,
+            // A bigint and the text of one are compared as numbers.
+            _check: () => self._state === 'live' && (seen.includes(txid) || id < settled || (id < visible.xmax && !visible.xip.includes(txid))),
+          });
+        },
         refresh,
         dump: self._dump,
         unsubscribe() {

@@ -143,7 +143,8 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
     feed._lost();
   };
   const subscribe = (feed: Feed) => {
-    if (!link || feed._asked || feed._waits || feed._state === 'error') return;
+    if (!link) return begin();
+    if (feed._asked || feed._waits || feed._state === 'error') return;
     const id = (feed._asked = nextId);
     say({ type: 'subscribe', ...feed._request() }).catch((error) => {
       if (feed._asked !== id) return;
@@ -155,8 +156,7 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
     feed._revive();
     leave(feed);
     feed._resync(reason);
-    if (link) subscribe(feed);
-    else begin();
+    subscribe(feed);
   };
   /** Never wrong without a word: the rows are asked for again, or given up. */
   const failed = (feed: Feed, why: unknown) => {
@@ -519,8 +519,7 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
         if (connection.status === 'closed') feed._close();
         else {
           feeds.set(name, feed);
-          if (link) subscribe(feed);
-          else begin();
+          subscribe(feed);
         }
       }
       return feed._handle();
