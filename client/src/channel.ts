@@ -39,7 +39,7 @@ export const createFeed = (
   /** Rows or the state have changed. */
   changed: () => void,
   /** To the client's listeners. */
-  tell: (event: string, row: AnyRow | undefined) => void,
+  tell: (event: string, row?: AnyRow) => void,
   /** Resolves when the check comes true. */
   wait: (nothing: AnyRow, how: WaitOptions & { _check(): boolean }) => Promise<unknown>,
   publish: (...args: Parameters<Client['publish']>) => Promise<unknown>,
@@ -235,12 +235,15 @@ export const createFeed = (
       collect(message.recovered || bare);
     },
     _resync(reason: string) {
+      const another = reason === 'identity_changed';
       // Without rows to come, what has changed meanwhile is not told. Another identity's are not shown any longer than they have to be.
-      if (bare || reason === 'identity_changed') drop();
+      if (bare || another) drop();
       position = null;
       collect(bare);
       setState(filled || raw ? 'stale' : 'subscribing');
       emit('resync', reason);
+      // Who keeps rows elsewhere has to let go of them as well.
+      if (another) tell('purge');
     },
     /** By the type of the message. */
     _take: {

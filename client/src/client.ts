@@ -33,10 +33,6 @@ interface Request {
 }
 
 const asError = (error: unknown, code = 'no_connection') => (error instanceof ChangefeedError ? error : new ChangefeedError(code, String(error)));
-const noAnswer = () => new ChangefeedError('no_answer');
-const isClosed = () => new ChangefeedError('closed');
-/** Not by the wall's clock, which may be set. */
-const now = () => performance.now();
 const ignore = () => {};
 
 /** Whose token it is, as far as can be read here; the server looks at more. */
@@ -70,6 +66,7 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
   /** The application has said whose connection it is since it made the client. */
   let named = false;
   let heartbeatMs = 25_000;
+  // Not by the wall's clock, which may be set.
   let heardAt = Infinity;
   let openedAt = 0;
   let tickAt = 0;
@@ -121,10 +118,10 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
         act(value);
       };
       const request: Request = { _message: { ...message, id }, _check, _resend: resend, _sent: false, _done: ended(resolve), _failed: ended(reject) };
-      const aborted = () => request._failed(noAnswer());
+      const aborted = () => request._failed(new ChangefeedError('no_answer'));
       const timer = hello ? 0 : setTimeout(aborted, timeoutMs);
       if (signal?.aborted) return aborted();
-      if (connection.status === 'closed') return request._failed(isClosed());
+      if (connection.status === 'closed') return request._failed(new ChangefeedError('closed'));
       signal?.addEventListener('abort', aborted);
       requests.set(id, request);
       if (_check) check();
@@ -220,7 +217,7 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
   const handlers: Record<string, (message: AnyRow, feed: Feed | undefined, request: Request | undefined) => void> = {
     connected(message) {
       open = true;
-      openedAt = now();
+      openedAt = performance.now();
       refused = undefined;
       heartbeatMs = message.heartbeat_ms ?? heartbeatMs;
       setConnection(link!.name === 'poll' ? 'polling' : 'connected', { error: null });
@@ -270,7 +267,7 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
 
   const take = (said: AnyRow | string) => {
     let feed: Feed | undefined;
-    heardAt = now();
+    heardAt = performance.now();
     try {
       const message = typeof said === 'string' ? (codec.parse(said) as AnyRow) : said;
       const request = requests.get(message.id);
@@ -318,7 +315,7 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
 
   /** The end of a connection that nobody asked for. */
   const lost = (code: number, error = asError(`connection lost (${code})`), again?: boolean) => {
-    const held = again || (open && now() - openedAt > STABLE_MS);
+    const held = again || (open && performance.now() - openedAt > STABLE_MS);
     stop(code);
     if (!wanted) return;
     if (code === 4003 || code === 4004 || code === 401) {
@@ -367,7 +364,7 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
     if (!wanted) return;
     stop();
     const from = epoch;
-    heardAt = now();
+    heardAt = performance.now();
     tickAt = Date.now();
     tick();
     setConnection(openedAt ? 'reconnecting' : 'connecting');
@@ -408,7 +405,7 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
     const slept = Math.abs(Date.now() - tickAt) > TICK_MS;
     tickAt = Date.now() + TICK_MS;
     tickTimer(tick, TICK_MS);
-    if (now() - heardAt > (open ? heartbeatMs + GRACE_MS : CONNECT_MS)) lost(4000, noAnswer());
+    if (performance.now() - heardAt > (open ? heartbeatMs + GRACE_MS : CONNECT_MS)) lost(4000, new ChangefeedError('no_answer'));
     // No event tells everywhere that the machine has slept; a timer that comes far too late does.
     else if (slept) wake();
   };
@@ -419,7 +416,7 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
       attempt = 0;
       void start();
     } else if (open) {
-      heardAt = Math.min(heardAt, now() - heartbeatMs - GRACE_MS + ASK_MS);
+      heardAt = Math.min(heardAt, performance.now() - heartbeatMs - GRACE_MS + ASK_MS);
       ask({ type: 'sync' }).catch(ignore);
     }
   };
@@ -497,7 +494,7 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
       else use(next ?? null).catch(notTaken());
     },
     close() {
-      requests.forEach((request) => request._failed(isClosed()));
+      requests.forEach((request) => request._failed(new ChangefeedError('closed')));
       self.disconnect();
       setConnection('closed');
       ending.abort();

@@ -79,8 +79,6 @@ const IDLE_MS = 1000;
 const LINGER_MS = 1000;
 /** Older messages are of before a sleep: their tab has gone on without this leader. */
 const OLD_MS = 10_000;
-/** A tab has so long to get a token before the others are asked. */
-const ASK_MS = 5000;
 const LONG_MS = 600_000;
 const NOTHING = { xmin: '0', xmax: '0', xip: [] };
 
@@ -118,20 +116,20 @@ export const lead = (context: TransportContext, real: Transport, term: number, b
       ...below,
       message(said) {
         const message = typeof said === 'string' ? (below.codec.parse(said) as AnyRow) : said;
-        // Tokens are the tabs' business: one of them is asked for the next one, and then all.
+        // Tokens are the tabs' business.
         if (message.type === 'error' && message.code === '28000' && message.expires_at) {
-          const old = token;
-          const warn = (from: number, to?: number) => [...tabs.values()].filter(({ connected }) => connected).slice(from, to).forEach((tab) => send(tab, message));
-          warn(0, 1);
-          setTimeout(() => token === old && warn(1), ASK_MS);
+          for (const tab of tabs.values()) if (tab.connected) send(tab, message);
           return;
         }
-        expiresAt = message.expires_at ?? expiresAt;
+        const { expires_at: at, ...rest } = message;
+        if (at) expiresAt = at as string;
         if (message.type === 'connected') session = message.session ?? session;
         saying = message;
-        below.message(message);
+        below.message(at ? rest : message);
         saying = null;
         relay(message);
+        const [tab] = tabs.values();
+        if (at && message.type === 'ok' && tab?.connected) send(tab, { type: 'ok', expires_at: at });
       },
     }),
   });
@@ -409,7 +407,11 @@ export const lead = (context: TransportContext, real: Transport, term: number, b
   const welcome = (tab: Tab) => {
     tab.connected = true;
     tab.seq = 0;
-    send(tab, { type: 'connected', id: tab.hello, session: session ?? id, heartbeat_ms: 2 ** 30 });
+    send(tab, {
+      type: 'connected', id: tab.hello, session: session ?? id, heartbeat_ms: 2 ** 30,
+      // One of them sees to the next token; if it does not, the server asks all.
+      ...(expiresAt && tab === tabs.values().next().value && { expires_at: expiresAt }),
+    });
   };
   const useToken = (next: string | null | undefined) => {
     if (!next || next === token) return;

@@ -377,6 +377,18 @@ describe('tokens and identities', () => {
     assert.equal(channel.rows().length, 1, 'they may be his own');
   });
 
+  test('the server sees another identity: the rows go, and whoever keeps them elsewhere is told', async (t) => {
+    const { client, server } = scripted(t, { auth: tokenOf('ada') });
+    const channel = client.channel('t');
+    await channel.ready;
+    let purged = 0;
+    client.on('purge', () => { purged += 1; });
+    server.say({ type: 'resync', channel: 't', reason: 'truncated' });
+    assert.deepEqual([purged, channel.rows().length, channel.state], [0, 1, 'stale']);
+    server.say({ type: 'resync', channel: 't', reason: 'identity_changed' });
+    assert.deepEqual([purged, channel.rows().length, channel.state, channel.position], [1, 0, 'subscribing', null]);
+  });
+
   test('signed in by a function: what was asked for since then is done, what was asked for before is not', async (t) => {
     const { client, server } = scripted(t);
     const channel = client.channel('t');
