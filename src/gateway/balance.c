@@ -17,7 +17,6 @@
  */
 #include <stdatomic.h>
 #include <sys/mman.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include "gateway.h"
@@ -33,14 +32,14 @@ static uint32_t mine;
 void
 BalanceTake(WireReader *r, int fd)
 {
-	struct stat status;
 	void *page = MAP_FAILED;
 
 	n_counts = WireGetU32(r);
 	mine = WireGetU32(r);
 	if (mine >= n_counts || fd < 0)
 		r->failed = true;
-	else if (fstat(fd, &status) == 0 && (size_t) status.st_size >= n_counts * sizeof(uint32_t))
+	/* Not fstat(), which may become a call that can look at any file. */
+	else if (lseek(fd, 0, SEEK_END) >= (off_t) (n_counts * sizeof(uint32_t)))
 		page = mmap(NULL, n_counts * sizeof(uint32_t), PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
 	if (fd >= 0)
 		close(fd);

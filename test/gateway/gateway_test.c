@@ -25,7 +25,7 @@ static const struct
 	{"shutdown", TestShutdown}, {"requests", TestRequests}, {"streams", TestStreams},
 	{"compression", TestCompression},
 	{"txmessages", TestTxMessages}, {"casts", TestCastPressure},
-	{"proxies", TestProxies}, {"addresses", TestAddresses}, {"per_address", TestPerAddress}, {"rates", TestHandshakeRates}, {"slow", TestSlowRequests}, {"floods", TestFloods}, {"arrivals", TestArrivals}, {"turns", TestTurns},
+	{"proxies", TestProxies}, {"addresses", TestAddresses}, {"per_address", TestPerAddress}, {"rates", TestHandshakeRates}, {"slow", TestSlowRequests}, {"floods", TestFloods}, {"sandbox", TestSandbox}, {"arrivals", TestArrivals}, {"turns", TestTurns},
 };
 
 int

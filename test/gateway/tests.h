@@ -22,6 +22,9 @@ extern void TestOddities(void);
 extern void TestNoise(void);
 extern void TestLimit(void);
 
+/* test_sandbox.c */
+extern void TestSandbox(void);
+
 /* test_messages.c */
 extern void TestMessages(void);
 extern void TestPings(void);
