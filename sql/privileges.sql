@@ -147,15 +147,39 @@ SELECT changefeed.metrics() <> '' AS metrics;
 RESET ROLE;
 ALTER DATABASE :"database" OWNER TO :"superuser";
 
--- Every function has a fixed search path or does not look anything up, nothing
--- is owned by anybody but the superuser, and everything has a comment.
-SELECT p.oid::regprocedure, proconfig FROM pg_proc p
- WHERE pronamespace = 'changefeed'::regnamespace AND proconfig IS NULL
+-- Every function has a fixed search path, or is C that looks nothing up, or is SQL
+-- whose body was parsed when it was made. Nothing that was made refers to anything
+-- outside of the system and the extension.
+SELECT p.oid::regprocedure, lanname FROM pg_proc p JOIN pg_language l ON l.oid = prolang
+ WHERE pronamespace = 'changefeed'::regnamespace
+   AND proconfig IS DISTINCT FROM '{"search_path=pg_catalog, pg_temp"}'
  ORDER BY p.oid::regprocedure::text COLLATE "C";
+SELECT p.oid::regprocedure AS not_pinned FROM pg_proc p JOIN pg_language l ON l.oid = prolang
+ WHERE pronamespace = 'changefeed'::regnamespace
+   AND proconfig IS DISTINCT FROM '{"search_path=pg_catalog, pg_temp"}'
+   AND NOT (lanname = 'c' OR lanname = 'sql' AND prosqlbody IS NOT NULL);
+WITH RECURSIVE ours AS (
+    SELECT classid, objid FROM pg_depend
+     WHERE refclassid = 'pg_extension'::regclass AND deptype = 'e'
+       AND refobjid = (SELECT oid FROM pg_extension WHERE extname = 'pg_changefeed')
+    UNION
+    SELECT d.classid, d.objid FROM ours o JOIN pg_depend d ON d.refclassid = o.classid AND d.refobjid = o.objid
+     WHERE d.deptype IN ('a', 'i') AND o.classid IN ('pg_class'::regclass, 'pg_constraint'::regclass, 'pg_type'::regclass)
+)
+SELECT pg_describe_object(d.classid, d.objid, d.objsubid) AS ours, pg_describe_object(refclassid, refobjid, refobjsubid) AS refers_to
+  FROM ours JOIN pg_depend d USING (classid, objid)
+ WHERE refclassid IN ('pg_proc'::regclass, 'pg_operator'::regclass, 'pg_class'::regclass, 'pg_type'::regclass)
+   AND NOT EXISTS (SELECT FROM ours r WHERE r.classid = refclassid AND r.objid = refobjid)
+   AND (pg_identify_object(refclassid, refobjid, refobjsubid)).schema <> 'pg_catalog'
+ ORDER BY 1, 2;
+-- The script itself is run with nothing but the system's schema in its path.
+SELECT extnamespace::regnamespace, extrelocatable FROM pg_extension WHERE extname = 'pg_changefeed';
 SELECT p.oid::regprocedure AS public_function FROM pg_proc p
  WHERE pronamespace = 'changefeed'::regnamespace AND has_function_privilege('regress_bob', p.oid, 'EXECUTE')
  ORDER BY 1::text COLLATE "C", p.oid::regprocedure::text COLLATE "C";
-SELECT p.oid::regprocedure AS security_definer FROM pg_proc p
+-- One runs as its owner: whoever drops a table may not write the catalog that has to
+-- forget it. It takes no arguments, and cannot be called but by the event.
+SELECT p.oid::regprocedure AS security_definer, prorettype::regtype, proconfig FROM pg_proc p
  WHERE pronamespace = 'changefeed'::regnamespace AND prosecdef;
 SELECT pg_describe_object(classid, objid, 0) AS uncommented
   FROM pg_depend d

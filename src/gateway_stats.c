@@ -148,7 +148,12 @@ GatewayReadStats(Gateway *gateway, WireReader *r)
 	for (i = 0; i < stats.nrefusals && !r->failed; i++)
 	{
 		WireBytes code = WireGetBytes(r);
+		size_t k;
 
+		/* It becomes JSON and labels of metrics as it is. */
+		for (k = 0; k < code.length; k++)
+			if (!isalnum((unsigned char) code.data[k]) && code.data[k] != '_')
+				r->failed = true;
 		if (!r->failed)
 			snprintf(stats.refusals[i].code, sizeof(stats.refusals[i].code), "%.*s",
 					 (int) code.length, code.data);
@@ -183,6 +188,7 @@ GatewayReadConnections(Gateway *gateway, WireReader *r)
 		connection->stats->queued_bytes = queued;
 		connection->stats->sent_frames = frames;
 		connection->stats->sent_bytes = bytes;
+		silent = Min(silent, (uint64) feed_now / 1000);
 		connection->stats->heard = feed_now - (TimestampTz) silent * 1000;
 	}
 }

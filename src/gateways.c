@@ -31,6 +31,7 @@
 #include <unistd.h>
 
 #include "common/hashfn.h"
+#include "common/string.h"
 #include "miscadmin.h"
 #include "storage/latch.h"
 #include "pgstat.h"
@@ -48,6 +49,12 @@
  */
 #define HANDLE_SLICE 3000
 #define HANDLE_LOOK	 8
+
+/* What a gateway may say of one connection: its text of an address is shorter, headers are, too. */
+#define TOKEN_MAX (64 * 1024)
+
+/* It counts those that are being opened or closed a little differently. */
+#define CONNECTIONS_SLACK 64
 
 Gateway gateways[MAX_GATEWAYS];
 int gateway_count;
@@ -149,9 +156,12 @@ static void
 SendConfig(Gateway *gateway)
 {
 	LinkFrame *link = gateway->link;
+	uint32 connections = (uint32) (setting_max_connections / gateway_count);
 
+	/* Those that it has stay when the setting becomes smaller. */
+	gateway->most_connections = Max(gateway->most_connections, connections);
 	LinkFrameBegin(link, LINK_CONFIG);
-	LinkFramePutU32(link, setting_max_connections / gateway_count);
+	LinkFramePutU32(link, connections);
 	LinkFramePutU32(link, (uint32) setting_send_buffer * 1024);
 	LinkFramePutU32(link, setting_heartbeat);
 	LinkFramePutU32(link, setting_connect_timeout);
@@ -249,6 +259,7 @@ Spawn(Gateway *gateway)
 	gateway->link = LinkFrameCreate(pair[0]);
 	if (gateway->link == NULL)
 		ereport(ERROR, (errcode(ERRCODE_OUT_OF_MEMORY), errmsg("out of memory")));
+	LinkFrameLimit(gateway->link, LINK_MAX_SAID);
 	gateway->serial = ++next_serial;
 	gateway->pid = pid;
 	gateway->greeted = false;
@@ -257,6 +268,8 @@ Spawn(Gateway *gateway)
 	memset(&gateway->stats, 0, sizeof(gateway->stats));
 	gateway->stats_asked = gateway->stats_answered = 0;
 	gateway->probed = 0;
+	gateway->connections = 0;
+	gateway->most_connections = 0;
 	pg_atomic_fetch_add_u64(&feed_shared->feed_gateway_starts, 1);
 	if (gateway->index == 0)
 		pg_atomic_write_u32(&feed_shared->feed_gateway_pid, (uint32) pid);
@@ -459,13 +472,34 @@ GatewaysPending(void)
 	return most;
 }
 
-static void
+/* A new connection, unless it is one that no honest gateway announces. */
+static const char *
+Announce(Gateway *gateway, uint32 number, uint8 transport, const char *peer,
+		 Connection **connection)
+{
+	if (ConnectionFind(gateway, number) != NULL)
+		return psprintf("connection %u was opened twice", number);
+	if (gateway->connections >= gateway->most_connections + CONNECTIONS_SLACK)
+		return "there are more connections than it may have";
+	*connection = ConnectionCreate(gateway, number, transport, peer);
+	return NULL;
+}
+
+/*
+ * NULL, or what is wrong.  A gateway talks to strangers, so one of them may have
+ * taken it over: it can speak for its own connections, and whatever an honest one
+ * would not say ends it.
+ */
+static const char *
 Handle(Gateway *gateway, LinkMessage *message)
 {
 	WireReader r = WireReaderInit(message->payload, message->length);
 	uint32 number = 0;
 	Connection *connection = NULL;
+	const char *problem = NULL;
 
+	if (gateway->greeted == (message->type == LINK_HELLO))
+		return gateway->greeted ? "it said twice who it is" : "it did not say who it is";
 	if (message->type != LINK_HELLO && message->type != LINK_PING_DUE &&
 		message->type != LINK_STATS && message->type != LINK_CONNECTIONS &&
 		message->type != LINK_PROBED)
@@ -477,7 +511,7 @@ Handle(Gateway *gateway, LinkMessage *message)
 
 			/* We may have forgotten it while its messages were on their way. */
 			if (connection == NULL)
-				return;
+				return r.failed ? "a message is too short" : NULL;
 		}
 	}
 
@@ -505,15 +539,26 @@ Handle(Gateway *gateway, LinkMessage *message)
 			uint8 transport = WireGetU8(&r);
 			WireBytes peer = WireGetBytes(&r);
 			WireBytes token = WireGetBytes(&r);
+			char *address;
 
-			if (!r.failed)
-				ProtocolOpen(
-					ConnectionCreate(gateway, number, transport, pnstrdup(peer.data, peer.length)),
-					token.data, token.length);
+			if (r.failed || peer.length > GATEWAY_PEER_MAX || token.length > TOKEN_MAX)
+			{
+				r.failed = true;
+				break;
+			}
+			address = pnstrdup(peer.data, peer.length);
+			if (transport != LINK_TRANSPORT_WEBSOCKET || !pg_is_ascii(address))
+				r.failed = true;
+			else
+				problem = Announce(gateway, number, transport, address, &connection);
+			if (connection != NULL)
+				ProtocolOpen(connection, token.data, token.length);
 		}
 		break;
 		case LINK_REQUEST:
-			HttpReceive(ConnectionCreate(gateway, number, COUNTED_REQUEST, ""), &r);
+			problem = Announce(gateway, number, COUNTED_REQUEST, "", &connection);
+			if (connection != NULL)
+				HttpReceive(connection, &r);
 			break;
 		case LINK_COLLECTED:
 			HttpCollected(connection);
@@ -572,7 +617,10 @@ Handle(Gateway *gateway, LinkMessage *message)
 			uint32 i;
 
 			if (count > message->length / sizeof(uint32))
+			{
+				r.failed = true;
 				break;
+			}
 			numbers = palloc(sizeof(uint32) * Max(count, 1));
 			for (i = 0; i < count; i++)
 				numbers[i] = WireGetU32(&r);
@@ -582,11 +630,11 @@ Handle(Gateway *gateway, LinkMessage *message)
 		}
 		break;
 		default:
-			break;
+			return psprintf("there are no messages of type %d", (int) message->type);
 	}
 	if (r.failed)
-		ereport(LOG, (errcode(ERRCODE_PROTOCOL_VIOLATION),
-					  errmsg("gateway sent a malformed message of type %d", (int) message->type)));
+		return psprintf("a message of type %d is malformed", (int) message->type);
+	return problem;
 }
 
 bool
@@ -621,9 +669,19 @@ GatewayReceive(Gateway *gateway)
 		next = LinkFrameNext(gateway->link, &message);
 		if (next == LINK_OK)
 		{
-			Handle(gateway, &message);
+			const char *problem = Handle(gateway, &message);
+
 			if (message.descriptor >= 0)
 				close(message.descriptor);
+			if (problem != NULL)
+			{
+				ereport(LOG, (errcode(ERRCODE_PROTOCOL_VIOLATION),
+							  errmsg("gateway with PID %d breaks the rules of the link: %s",
+									 (int) gateway->pid, problem),
+							  errdetail("It is ended.")));
+				GatewayLost(gateway);
+				return false;
+			}
 			if (gateway->link == NULL || gateway->serial != serial)
 				return false;
 			continue;

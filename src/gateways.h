@@ -23,6 +23,9 @@
 
 #define MAX_GATEWAYS 16
 
+/* Characters of a client's address */
+#define GATEWAY_PEER_MAX 63
+
 /* Codes of refused requests; more of them are counted as one. */
 #define MAX_REFUSALS 32
 
@@ -64,7 +67,9 @@ typedef struct Gateway
 	TimestampTz started;
 	TimestampTz start_at; /* when not running: not before */
 	int failures;
-	List *zombies; /* pids to be reaped */
+	List *zombies;			 /* pids to be reaped */
+	uint32 connections;		 /* that it has told of and we have */
+	uint32 most_connections; /* that it was allowed */
 
 	/* gateway_stats.c */
 	GatewayStats stats; /* as it last told */

@@ -23,6 +23,7 @@
 #include "link_format.h"
 
 #include "access/xact.h"
+#include "common/string.h"
 #include "mb/pg_wchar.h"
 #include "utils/memutils.h"
 
@@ -147,6 +148,8 @@ HttpFail(Connection *connection, const char *sqlstate, const char *message, cons
 static bool
 TakeText(WireBytes bytes, const char **text)
 {
+	if (bytes.data == NULL)
+		return false;
 	*text = pnstrdup(bytes.data, bytes.length);
 	return memchr(bytes.data, '\0', bytes.length) == NULL &&
 		   pg_verify_mbstr(PG_UTF8, *text, (int) bytes.length, true);
@@ -205,13 +208,18 @@ HttpReceive(Connection *connection, WireReader *r)
 	request->proxied = (flags & LINK_REQUEST_PROXIED) != 0;
 	valid = TakeText(WireGetBytes(r), &request->path);
 	valid = TakeText(WireGetBytes(r), &request->peer) && valid;
+	if (r->failed || strlen(request->peer) > GATEWAY_PEER_MAX || !pg_is_ascii(request->peer))
+	{
+		r->failed = true;
+		return;
+	}
 	ConnectionSetPeer(connection, request->peer);
 	valid = TakeText(WireGetBytes(r), &request->token) && valid;
 	valid = TakeText(WireGetBytes(r), &request->last_event_id) && valid;
 	valid = TakeText(WireGetBytes(r), &request->if_none_match) && valid;
 	valid = TakeText(WireGetBytes(r), &request->idempotency_key) && valid;
 	n = WireGetU32(r);
-	if (r->failed || n > r->length)
+	if (r->failed || n > (r->length - r->offset) / sizeof(uint32))
 	{
 		r->failed = true;
 		return;
@@ -224,6 +232,8 @@ HttpReceive(Connection *connection, WireReader *r)
 		char *equals;
 
 		valid = TakeText(WireGetBytes(r), &text) && valid;
+		if (r->failed)
+			return;
 		argument->name = pstrdup(text);
 		equals = strchr(argument->name, '=');
 		argument->value = equals != NULL ? equals + 1 : argument->name + strlen(text);

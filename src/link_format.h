@@ -28,6 +28,12 @@
 /* Larger messages are a protocol error, so that a length can be trusted. */
 #define LINK_MAX_PAYLOAD (1024u * 1024u * 1024u)
 
+/*
+ * The longest that a gateway says is a client's message or request, of at most
+ * 16 MB, or what it knows of each of its connections.
+ */
+#define LINK_MAX_SAID (64u * 1024u * 1024u)
+
 typedef struct LinkHeader
 {
 	uint32_t length;	  /* of the payload */

@@ -58,6 +58,7 @@ struct LinkFrame
 {
 	int fd;
 	bool broken; /* memory was short, or a header made no sense */
+	uint32_t max_payload;
 
 	LinkBuffer in;
 	int received[MAX_RECEIVED]; /* oldest first */
@@ -140,8 +141,17 @@ LinkFrameCreate(int fd)
 	LinkFrame *link = calloc(1, sizeof(LinkFrame));
 
 	if (link != NULL)
+	{
 		link->fd = fd;
+		link->max_payload = LINK_MAX_PAYLOAD;
+	}
 	return link;
+}
+
+void
+LinkFrameLimit(LinkFrame *link, uint32_t payload)
+{
+	link->max_payload = payload;
 }
 
 void
@@ -308,7 +318,7 @@ LinkFrameNext(LinkFrame *link, LinkMessage *message)
 	if (used < sizeof(header))
 		return LINK_AGAIN;
 	memcpy(&header, link->in.data + link->in.start, sizeof(header));
-	if (header.length > LINK_MAX_PAYLOAD || header.descriptors > 1 || header.type == 0 ||
+	if (header.length > link->max_payload || header.descriptors > 1 || header.type == 0 ||
 		header.descriptors > link->n_received)
 	{
 		link->broken = true;

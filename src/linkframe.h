@@ -45,6 +45,9 @@ typedef enum LinkStatus
 /* Takes over the non-blocking socket `fd`.  NULL when memory is short. */
 extern LinkFrame *LinkFrameCreate(int fd);
 
+/* Messages with a longer payload are errors, instead of those above LINK_MAX_PAYLOAD. */
+extern void LinkFrameLimit(LinkFrame *link, uint32_t payload);
+
 /* Closes the socket and received descriptors nobody took. */
 extern void LinkFrameDestroy(LinkFrame *link);
 extern int LinkFrameSocket(const LinkFrame *link);

@@ -140,6 +140,7 @@ ConnectionCreate(struct Gateway *gateway, uint32 number, uint8 transport, const 
 	by_id = hash_search(connection_ids, &connection->id, HASH_ENTER, &found);
 	by_id->connection = connection;
 	connection_count++;
+	gateway->connections++;
 	return connection;
 }
 
@@ -195,6 +196,7 @@ ConnectionFree(Connection *connection)
 	pfree(connection->peer);
 	list_free_deep(connection->syncs);
 	HttpForget(connection);
+	connection->gateway->connections--;
 	pfree(connection);
 	connection_count--;
 }
