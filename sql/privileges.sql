@@ -152,13 +152,13 @@ ALTER DATABASE :"database" OWNER TO :"superuser";
 -- outside of the system and the extension.
 SELECT p.oid::regprocedure, lanname FROM pg_proc p JOIN pg_language l ON l.oid = prolang
  WHERE pronamespace = 'changefeed'::regnamespace
-   AND proconfig IS DISTINCT FROM '{"search_path=pg_catalog, pg_temp"}'
+   AND 'search_path=pg_catalog, pg_temp' = ANY (proconfig) IS NOT TRUE
  ORDER BY p.oid::regprocedure::text COLLATE "C";
 SELECT p.oid::regprocedure AS not_pinned FROM pg_proc p JOIN pg_language l ON l.oid = prolang
  WHERE pronamespace = 'changefeed'::regnamespace
-   AND proconfig IS DISTINCT FROM '{"search_path=pg_catalog, pg_temp"}'
+   AND 'search_path=pg_catalog, pg_temp' = ANY (proconfig) IS NOT TRUE
    AND NOT (lanname = 'c' OR lanname = 'sql' AND prosqlbody IS NOT NULL);
-WITH RECURSIVE ours AS (
+PREPARE foreign_references AS WITH RECURSIVE ours AS (
     SELECT classid, objid FROM pg_depend
      WHERE refclassid = 'pg_extension'::regclass AND deptype = 'e'
        AND refobjid = (SELECT oid FROM pg_extension WHERE extname = 'pg_changefeed')
@@ -172,6 +172,13 @@ SELECT pg_describe_object(d.classid, d.objid, d.objsubid) AS ours, pg_describe_o
    AND NOT EXISTS (SELECT FROM ours r WHERE r.classid = refclassid AND r.objid = refobjid)
    AND (pg_identify_object(refclassid, refobjid, refobjsubid)).schema <> 'pg_catalog'
  ORDER BY 1, 2;
+EXECUTE foreign_references;
+BEGIN;
+CREATE FUNCTION public.foreign_function() RETURNS boolean RETURN true;
+CREATE OR REPLACE VIEW changefeed.roles AS SELECT role FROM changefeed.role WHERE public.foreign_function();
+EXECUTE foreign_references;
+ROLLBACK;
+DEALLOCATE foreign_references;
 -- The script itself is run with nothing but the system's schema in its path.
 SELECT extnamespace::regnamespace, extrelocatable FROM pg_extension WHERE extname = 'pg_changefeed';
 SELECT p.oid::regprocedure AS public_function FROM pg_proc p
