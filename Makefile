@@ -13,7 +13,7 @@ EXTENSION = pg_changefeed
 MODULE_big = pg_changefeed
 GATEWAY = pg_changefeed_gateway
 
-SCRIPT_GOALS = help demo demo-chat test matrix soak bench bench-quick format format-check lint
+SCRIPT_GOALS = help demo demo-chat test matrix sanitize soak bench bench-quick format format-check lint
 BUILD_GOALS := $(filter-out $(SCRIPT_GOALS),$(or $(MAKECMDGOALS),all))
 
 .DEFAULT_GOAL := all
@@ -156,6 +156,7 @@ help:
 	@echo 'make demo-chat       the same with the chat demo'
 	@echo 'make test            run every test'
 	@echo 'make matrix          build and test with each supported server, in Debian systems of their own (root)'
+	@echo 'make sanitize        most tests under sanitizers, assertions and Valgrind (hours); ARGS="--quick", ARGS=asan, ...'
 	@echo 'make soak SECONDS=n  run the convergence test for that long (3600); SEED=n repeats one'
 	@echo 'make bench           run the benchmarks'
 	@echo 'make bench-quick     the same in a few minutes, with less precision'
@@ -187,6 +188,10 @@ matrix:
 	scripts/setup --for matrix
 	scripts/matrix $(ARGS)
 
+sanitize:
+	scripts/setup --for sanitize
+	test/sanitize/run $(ARGS)
+
 soak:
 	scripts/setup --for test
 	scripts/cluster install
@@ -203,7 +208,7 @@ bench-quick:
 	bench/run --quick $(ARGS)
 
 C_FILES = $$(find src -name '*.[ch]' | sort)
-SHELL_FILES = $(wildcard scripts/* .ci/run demo/run test/run test/bench/run bench/run bench/report/make bench/authorization/tree bench/profile)
+SHELL_FILES = $(wildcard scripts/* .ci/run demo/run test/run test/bench/run bench/run bench/report/make bench/authorization/tree bench/profile test/sanitize/run)
 
 format:
 	clang-format -i $(C_FILES)

@@ -56,3 +56,10 @@ find_pg_config() {
         command -v pg_config
     fi
 }
+
+# Prints what servers or gateways logged in these files that no test may cause:
+# failed assertions, broken memory, reports of sanitizers. Status 0: there is some.
+crash_reports() {
+    grep -haE -m 10 -A 40 'TRAP: |(Address|Leak|UndefinedBehavior)Sanitizer|: runtime error: |write past chunk end|problem in (alloc|slab|generation) ' \
+        "$@" 2>/dev/null
+}

@@ -2,7 +2,7 @@
 // of processes, in what pg_stat_activity says of our processes, in a view, or in an answer.
 
 import assert from 'node:assert/strict';
-import { readdirSync, readFileSync } from 'node:fs';
+import { readdirSync, readFileSync, statSync } from 'node:fs';
 import http from 'node:http';
 import net from 'node:net';
 import { dirname } from 'node:path';
@@ -167,6 +167,9 @@ describe('secrets', () => {
 
   test('keys in files', async () => {
     const message_key = readFileSync(`${process.env.CLUSTER_DATA}/pg_changefeed_message.key`);
+    for (const file of [`${process.env.CLUSTER_DATA}/pg_changefeed_message.key`, process.env.JWT_SECRET_FILE, process.env.CLUSTER_DATA]) {
+      assert.equal(statSync(file).mode & 0o077, 0, `${file} is its owner's only`);
+    }
     secrets.set(message_key.toString('hex'), 'the key of messages (hex)');
     secrets.set(message_key.toString('base64'), 'the key of messages (base64)');
     secrets.set(message_key.toString('latin1'), 'the key of messages');
