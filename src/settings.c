@@ -20,6 +20,7 @@
 
 #include "pg_changefeed.h"
 #include "admin.h"
+#include "gateways.h"
 
 #include <ctype.h>
 #include <limits.h>
@@ -410,7 +411,7 @@ DefineNetworkSettings(void)
 		"One serves thousands of connections on one processor core. Several share the port and the clients "
 		"evenly: more than one helps when it is busy all the time and there are cores to spare. Takes effect "
 		"when the feed worker starts.",
-		&setting_gateways, 1, 1, 64, PGC_SUSET, 0, NULL, NULL, NULL);
+		&setting_gateways, 1, 1, MAX_GATEWAYS, PGC_SUSET, 0, NULL, NULL, NULL);
 
 	DefineCustomIntVariable(
 		"changefeed.max_connections",
