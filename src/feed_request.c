@@ -191,7 +191,8 @@ Ask(FeedRequestKind kind, const void *arguments, Size length, Size *answer_lengt
 	slot->serial = ++board->last_serial;
 	slot->kind = kind;
 	slot->length = length;
-	memcpy(slot->arguments, arguments, length);
+	if (length > 0)
+		memcpy(slot->arguments, arguments, length);
 	asking.slot = slot;
 	pg_atomic_fetch_add_u32(&board->asked, 1);
 	LWLockRelease(shared_feeds->request_lock);

@@ -9,6 +9,7 @@ import { after, before, describe, test } from 'node:test';
 
 import { assertSame, Client, until, within } from './lib/client.mjs';
 import { Session } from './lib/psql.mjs';
+import { randomOf } from './lib/random.mjs';
 
 const LOG = `${process.env.CLUSTER_DATA}/log/server.log`;
 const GATEWAYS = 16;
@@ -277,9 +278,8 @@ describe('a compromised gateway', () => {
     const link = await take();
     const seed = Number(process.env.SEED ?? Date.now() % 1e9);
     t.diagnostic(`SEED=${seed}`);
-    let state = seed;
-    const random = (n) => { state = (Math.imul(state, 1664525) + 1013904223) >>> 0; return Math.floor((state / 2 ** 32) * n); };
-    const pick = (list) => list[random(list.length)];
+    const { random, pick: choose } = randomOf(seed);
+    const pick = (list) => choose(...list);
     const big = () => pick([0, 1, 2, random(100), 2 ** 31, 2 ** 32 - 1]);
     const huge = () => pick([0n, 1n, BigInt(random(1e6)), 2n ** 63n, 2n ** 64n - 1n]);
     const sockets = [...Array(12).keys()].map((i) => 100 + i);
