@@ -119,7 +119,12 @@ AsIdentity(Explain *e, Oid source, void (*part)(Explain *e))
 
 		part(e);
 
-		/* What functions have set goes as well: the caller's session is his. */
+		/*
+		 * What functions have set goes as well: the caller's session is his.  "role"
+		 * is one of the settings, and sets the user when it comes back, which may
+		 * not happen where operations are restricted.
+		 */
+		SetUserIdAndSecContext(user, sec_context);
 		AtEOXact_GUC(false, nestlevel);
 		SetUserIdAndSecContext(user, sec_context);
 		ReleaseCurrentSubTransaction();
