@@ -149,6 +149,8 @@ DecoderAcquireSlot(void)
 		if (i == best)
 			continue;
 		if (compat_slot_is_invalid(&found[i]))
+		{
+			pg_atomic_fetch_add_u64(&decoder_feed->slots_invalidated, 1);
 			ereport(
 				LOG,
 				(errmsg(
@@ -158,6 +160,7 @@ DecoderAcquireSlot(void)
 					 "WAL that it needs may have been removed.  Every client gets a fresh snapshot."),
 				 errhint(
 					 "\"max_slot_wal_keep_size\" should be greater than \"changefeed.history_wal_size\".")));
+		}
 		else if (IsOfOtherDecoder(&found[i]))
 			ereport(
 				LOG,

@@ -17,8 +17,11 @@
 
 #define CHANGEFEED_VERSION	 "0.1.0"
 #define CHANGEFEED_EXTENSION "pg_changefeed"
-#define CHANGEFEED_LIBRARY	 "pg_changefeed"
-#define CHANGEFEED_SCHEMA	 "changefeed"
+
+/* The oldest extension whose tables and functions this library serves. */
+#define CHANGEFEED_OLDEST_VERSION "0.1.0"
+#define CHANGEFEED_LIBRARY		  "pg_changefeed"
+#define CHANGEFEED_SCHEMA		  "changefeed"
 
 #define DECODER_NATIVE	 0
 #define DECODER_WAL2JSON 1

@@ -24,7 +24,7 @@ our @EXPORT = qw(
   poll_until rows row feed wait_running wait_off
   processes is_one_set
   is_alive child_processes gateways_of process_status
-  port_is_open
+  port_is_open http_get
   log_position log_since count_in_log wait_in_log
   sql_error
   make_token client
@@ -354,6 +354,19 @@ sub gateways_of
     return child_processes($feed->{feed_worker_pid} // return);
 }
 
+# The answer to a GET: its status and all of it.  Nothing when nobody answers.
+sub http_get
+{
+    my ($port, $path) = @_;
+    my $socket = IO::Socket::INET->new(PeerHost => '127.0.0.1', PeerPort => $port,
+        Proto => 'tcp', Timeout => 5) or return;
+
+    print $socket "GET $path HTTP/1.1\r\nHost: localhost:$port\r\nConnection: close\r\n\r\n";
+    my $answer = do { local $/ = undef; <$socket> } // '';
+    my ($status) = $answer =~ /^HTTP\/1\.[01] (\d+)/;
+    return ($status, $answer);
+}
+
 sub port_is_open
 {
     my ($port) = @_;
@@ -679,6 +692,10 @@ sub _apply
     elsif ($type eq 'transaction')
     {
         $self->_apply_transaction($message);
+    }
+    elsif ($type eq 'closing')
+    {
+        $self->{closing} = $message->{reason};
     }
     return;
 }
