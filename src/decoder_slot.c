@@ -102,6 +102,21 @@ IsOfOtherDecoder(const ReplicationSlot *slot)
 	return strcmp(NameStr(slot->data.plugin), PluginName()) != 0;
 }
 
+/* Whether standbys keep a copy of our slot, which they go on from when promoted. */
+static void
+SetFailover(bool failover)
+{
+	ReplicationSlot *slot = MyReplicationSlot;
+
+	if (compat_slot_is_failover(slot) == failover)
+		return;
+	SpinLockAcquire(&slot->mutex);
+	compat_slot_set_failover(slot, failover);
+	SpinLockRelease(&slot->mutex);
+	ReplicationSlotMarkDirty();
+	ReplicationSlotSave();
+}
+
 uint64
 DecoderAcquireSlot(void)
 {
@@ -188,6 +203,7 @@ DecoderAcquireSlot(void)
 							errmsg("replication slot \"%s\" has just been invalidated",
 								   NameStr(MyReplicationSlot->data.name))));
 		epoch = EpochOfSlot(NameStr(MyReplicationSlot->data.name));
+		SetFailover(setting_failover_slot);
 	}
 	pfree(found);
 	return epoch;
@@ -293,7 +309,7 @@ DecoderCreateSlot(void)
 			 (unsigned long long) epoch);
 
 	CheckLogicalDecodingRequirements();
-	compat_slot_create(name);
+	compat_slot_create(name, setting_failover_slot);
 	ctx = CreateInitDecodingContext(PluginName(), NIL, false, InvalidXLogRecPtr, DECODER_READER(),
 									NULL, NULL, NULL);
 	FindStartpoint(ctx);

@@ -221,6 +221,8 @@ HooksXact(XactEvent event, void *arg)
 				ActOnEvents();
 				pending_events = NIL;
 			}
+			if (OidIsValid(dropping_database))
+				SharedEndDrop(dropping_database, false);
 			dropping_database = InvalidOid;
 			break;
 
@@ -229,7 +231,7 @@ HooksXact(XactEvent event, void *arg)
 
 			/* It is there still, and its feed comes back. */
 			if (OidIsValid(dropping_database))
-				SharedRequest(dropping_database, REQUEST_LOOK);
+				SharedEndDrop(dropping_database, true);
 			dropping_database = InvalidOid;
 			break;
 
@@ -428,8 +430,10 @@ BeforeDropDatabase(DropdbStmt *stmt, bool top_level)
 			return;
 		if (FindOption(stmt->options, "force") == NULL)
 			RequireNoSessions(database, stmt->dbname);
+		if (!SharedBeginDrop(database))
+			ereport(ERROR, (errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+							errmsg("too many databases with a change feed are dropped at once")));
 		dropping_database = database;
-		SharedRequest(database, REQUEST_STOP);
 	}
 
 	end = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), DROP_DATABASE_WAIT_MS);

@@ -302,6 +302,9 @@ AddRequest(Oid database, FeedRequest what)
 {
 	int i;
 
+	for (i = 0; i < shared_feeds->ndropping && what != REQUEST_STOP; i++)
+		if (shared_feeds->dropping[i] == database)
+			return;
 	for (i = 0; i < shared_feeds->nrequests; i++)
 	{
 		if (shared_feeds->requests[i].database == database)
@@ -333,6 +336,41 @@ SharedRequest(Oid database, FeedRequest what)
 	AddRequest(database, what);
 	LWLockRelease(shared_feeds->lock);
 	SharedWake(&shared_feeds->launcher_proc);
+}
+
+bool
+SharedBeginDrop(Oid database)
+{
+	bool room;
+
+	LWLockAcquire(shared_feeds->lock, LW_EXCLUSIVE);
+	room = shared_feeds->ndropping < MAX_DATABASES;
+	if (room)
+	{
+		shared_feeds->dropping[shared_feeds->ndropping++] = database;
+		AddRequest(database, REQUEST_STOP);
+	}
+	LWLockRelease(shared_feeds->lock);
+	if (room)
+		SharedWake(&shared_feeds->launcher_proc);
+	return room;
+}
+
+void
+SharedEndDrop(Oid database, bool failed)
+{
+	LWLockAcquire(shared_feeds->lock, LW_EXCLUSIVE);
+	for (int i = 0; i < shared_feeds->ndropping; i++)
+		if (shared_feeds->dropping[i] == database)
+		{
+			shared_feeds->dropping[i] = shared_feeds->dropping[--shared_feeds->ndropping];
+			break;
+		}
+	if (failed)
+		AddRequest(database, REQUEST_LOOK);
+	LWLockRelease(shared_feeds->lock);
+	if (failed)
+		SharedWake(&shared_feeds->launcher_proc);
 }
 
 /*

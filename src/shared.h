@@ -232,7 +232,14 @@ typedef struct SharedFeeds
 	 */
 	uint64 request_count; /* of all times; see SharedReportExtension */
 	bool rescan;		  /* look at all databases again */
-	int nrequests;		  /* databases whose extension came or went */
+
+	/*
+	 * Databases that are being dropped: whatever their workers say, which may
+	 * just be starting, they get no feed.  Guarded by lock.
+	 */
+	int ndropping;
+	Oid dropping[MAX_DATABASES];
+	int nrequests; /* databases whose extension came or went */
 	struct
 	{
 		Oid database;
@@ -262,6 +269,14 @@ extern DatabaseFeed *SharedFeedOfWorker(Datum main_arg);
  * or left `database`.  Errors are impossible: called after commit.
  */
 extern void SharedRequest(Oid database, FeedRequest what);
+
+/*
+ * The feed of the database ends, since that is dropped, and no other one begins;
+ * false: too many are being dropped.  The command ends with SharedEndDrop; if it
+ * has failed the launcher looks into the database again.
+ */
+extern bool SharedBeginDrop(Oid database);
+extern void SharedEndDrop(Oid database, bool failed);
 
 /*
  * hooks.c: the same at the commit of the current transaction, for its own

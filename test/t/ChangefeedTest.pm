@@ -52,11 +52,13 @@ sub free_port
 }
 
 # A server that is initialised and configured but not started.  Options:
-# wal_segment (MB), conf (lines that come last).
+# wal_segment (MB), conf (lines that come last), install_path (of another
+# PostgreSQL).
 sub new_node
 {
     my ($name, %options) = @_;
-    my $node = PostgreSQL::Test::Cluster->new($name);
+    my $node = PostgreSQL::Test::Cluster->new($name,
+        defined $options{install_path} ? (install_path => $options{install_path}) : ());
     my $file = PostgreSQL::Test::Utils::tempdir() . '/jwt.secret';
     my $port = free_port();
 
