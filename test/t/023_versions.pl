@@ -416,19 +416,25 @@ SELECT changefeed.revoke(claim => 'sub', value => 'ada')));
     my $expected = definitions($node);
     my $upgraded = new_node('upgraded', install_path => installation('upgraded'));
 
-    # As doc/operations.md says.
+    my @command = (
+        'pg_upgrade', '-d', $node->data_dir, '-D', $upgraded->data_dir, '-b', $bin,
+        '-B', $upgraded->install_path . '/bin', '-s', $base, '-p', $node->port, '-P', $upgraded->port);
+
+    # As doc/operations.md says, and why: from 17 on slots have to be read to
+    # their end, which ours never is.
+    chdir($base) or die "$base: $!";
+    if ($node->pg_version >= 17)
+    {
+        $node->stop;
+        command_checks_all([ @command, '--check' ], 1, [qr/logical replication slots that (cannot|can't) be upgraded/], [],
+            'pg_upgrade: a slot is in its way');
+        $node->start;
+        wait_running($node);
+    }
     $node->safe_psql('postgres', 'SELECT changefeed.pause(keep_slot => false)');
     wait_off($node, 'postgres');
     $node->stop;
-    $node->append_conf('postgresql.conf', "unix_socket_directories = '$base'");
-    chdir($base) or die "$base: $!";
-    command_ok(
-        [
-            'pg_upgrade', '--no-sync', '-d', $node->data_dir, '-D', $upgraded->data_dir,
-            '-b', $bin, '-B', $upgraded->install_path . '/bin', '-s', $base,
-            '-p', $node->port, '-P', $upgraded->port
-        ],
-        'pg_upgrade: it runs');
+    command_ok(\@command, 'pg_upgrade: it runs');
     chdir('/') or die "/: $!";
     $upgraded->start;
     is(feed($upgraded)->{state}, 'paused', 'pg_upgrade: the pause goes along');
