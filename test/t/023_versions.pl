@@ -366,7 +366,8 @@ spew("$base/new$share/extension/pg_changefeed--$version--$later.sql", $update);
 }
 
 # ---------------------------------------------------------------------------
-# pg_upgrade, to another installation of the same version
+# pg_upgrade, to another installation of the same version; from an older server,
+# that of OLD_PG_CONFIG, if that is set
 # ---------------------------------------------------------------------------
 
 sub definitions
@@ -386,6 +387,21 @@ sub definitions
 }
 
 {
+    my $old_bin = $bin;
+    my $new_path = dirname($bin);
+
+    if ($ENV{OLD_PG_CONFIG})
+    {
+        chomp($old_bin = `$ENV{OLD_PG_CONFIG} --bindir`);
+        $node->stop;
+        $node = new_node('older', install_path => dirname($old_bin));
+        $node->start;
+    }
+    else
+    {
+        $new_path = installation('upgraded');
+    }
+    note('pg_upgrade from ' . $node->safe_psql('postgres', 'SHOW server_version'));
     $node->safe_psql('postgres', q(
 CREATE ROLE web;
 -- Numbers that the new server will not give to the same functions
@@ -414,10 +430,10 @@ SELECT changefeed.revoke(claim => 'sub', value => 'ada')));
     $client->sync;
     my $before = feed($node);
     my $expected = definitions($node);
-    my $upgraded = new_node('upgraded', install_path => installation('upgraded'));
+    my $upgraded = new_node('upgraded', install_path => $new_path);
 
     my @command = (
-        'pg_upgrade', '-d', $node->data_dir, '-D', $upgraded->data_dir, '-b', $bin,
+        'pg_upgrade', '-d', $node->data_dir, '-D', $upgraded->data_dir, '-b', $old_bin,
         '-B', $upgraded->install_path . '/bin', '-s', $base, '-p', $node->port, '-P', $upgraded->port);
 
     # As doc/operations.md says, and why: from 17 on slots have to be read to
@@ -448,6 +464,7 @@ SELECT changefeed.revoke(claim => 'sub', value => 'ada')));
     is($again->rows('items'), '{"id":1,"name":"again"}', 'pg_upgrade: which clients see');
     $again->close;
     $upgraded->stop;
+    note('pg_upgrade to ' . $upgraded->pg_version);
     unlike(log_since($upgraded), qr/PANIC|TRAP|was terminated by signal/, 'nothing crashed');
 }
 
