@@ -24,6 +24,7 @@
 #include "function_names.h"
 #include "pg_changefeed.h"
 #include "shared.h"
+#include "version.h"
 
 #include "access/xact.h"
 #include "access/xlog.h"
@@ -71,6 +72,7 @@ static object_access_hook_type prev_object_access_hook = NULL;
 
 static List *pending_events = NIL; /* of HookEvent */
 static bool roles_committed = false;
+static char updated_from[NAMEDATALEN];	   /* version before ALTER EXTENSION UPDATE */
 static Oid dropping_database = InvalidOid; /* its feed was stopped for that */
 static XLogRecPtr seen_commit_end = InvalidXLogRecPtr;
 
@@ -524,6 +526,15 @@ BeforeUtility(Node *stmt, bool top_level)
 				FunctionNamesBefore();
 			break;
 
+		case T_AlterExtensionStmt:
+			if (strcmp(((AlterExtensionStmt *) stmt)->extname, CHANGEFEED_EXTENSION) == 0)
+			{
+				char *version = VersionOfExtension();
+
+				strlcpy(updated_from, version != NULL ? version : "", sizeof(updated_from));
+			}
+			break;
+
 		default:
 			break;
 	}
@@ -593,8 +604,14 @@ AfterUtility(Node *stmt)
 			break;
 
 		case T_AlterExtensionStmt:
+			/* Not if it was up to date: that should not cost clients anything. */
 			if (strcmp(((AlterExtensionStmt *) stmt)->extname, CHANGEFEED_EXTENSION) == 0)
-				AddEvent(EVENT_EXTENSION_UPDATED, MyDatabaseId);
+			{
+				char *version = VersionOfExtension();
+
+				if (version != NULL && strcmp(version, updated_from) != 0)
+					AddEvent(EVENT_EXTENSION_UPDATED, MyDatabaseId);
+			}
 			break;
 
 		case T_GrantRoleStmt:
