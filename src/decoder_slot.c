@@ -20,6 +20,7 @@
 #include "postgres.h"
 
 #include "decoder.h"
+#include "stat.h"
 #include "wal2json.h"
 
 #include "access/xlog.h"
@@ -59,6 +60,43 @@ CheckSettings(void)
 				 decoder_database),
 			 errhint(
 				 "Put \"max_replication_slots = 10\" into postgresql.conf and restart the server.")));
+	if (StatWalLimit() != setting_history_wal_size)
+		ereport(
+			LOG,
+			(errmsg(
+				 "\"max_slot_wal_keep_size\" is smaller than \"changefeed.history_wal_size\" of database \"%s\"",
+				 decoder_database),
+			 errdetail(
+				 "So the server drops the WAL that the change feed needs, before the feed lets go of it."),
+			 errhint("Increase \"max_slot_wal_keep_size\", or set it to -1.")));
+}
+
+/*
+ * Says that a bound is near, ours or the server's, while there is time to do
+ * something about it.  Once, until it has been far away again.
+ */
+void
+DecoderWarnOfWal(uint64 held)
+{
+	static bool warned = false;
+	int limit = StatWalLimit();
+	bool servers = limit != setting_history_wal_size;
+	uint64 share = (uint64) limit * 1024 * 1024 / 4;
+
+	if (held <= share * 2)
+		warned = false;
+	if (held <= share * 3 || warned)
+		return;
+	warned = true;
+	ereport(
+		WARNING,
+		(errmsg("replication slot of the change feed of database \"%s\" keeps %llu MB of WAL",
+				decoder_database, (unsigned long long) (held / (1024 * 1024))),
+		 errdetail(
+			 "At %d MB (\"%s\") it is lost, a new one is made, and every client gets a fresh snapshot.",
+			 limit, servers ? "max_slot_wal_keep_size" : "changefeed.history_wal_size"),
+		 errhint(
+			 "Look in pg_stat_activity for a transaction that stays open, in pg_prepared_xacts, and for a synchronous standby that is missing; or increase the setting.")));
 }
 
 /* The output plugin of our slot. */
