@@ -13,7 +13,7 @@ EXTENSION = pg_changefeed
 MODULE_big = pg_changefeed
 GATEWAY = pg_changefeed_gateway
 
-SCRIPT_GOALS = help demo demo-chat test matrix sanitize soak bench bench-quick format format-check lint
+SCRIPT_GOALS = help demo demo-chat test matrix sanitize soak bench bench-quick format format-check lint neighbours
 BUILD_GOALS := $(filter-out $(SCRIPT_GOALS),$(or $(MAKECMDGOALS),all))
 
 .DEFAULT_GOAL := all
@@ -155,6 +155,7 @@ help:
 	@echo 'make demo            start a private cluster with the shop demo and the dashboard'
 	@echo 'make demo-chat       the same with the chat demo'
 	@echo 'make test            run every test'
+	@echo 'make neighbours      run some of them beside pg_cron, pgaudit and other preloaded libraries'
 	@echo 'make matrix          build and test with each supported server, in Debian systems of their own (root)'
 	@echo 'make sanitize        most tests under sanitizers, assertions and Valgrind (hours); ARGS="--quick", ARGS=asan, ...'
 	@echo 'make soak SECONDS=n  run the convergence test for that long (3600); SEED=n repeats one'
@@ -184,6 +185,11 @@ test:
 	scripts/cluster install
 	test/run $(ARGS)
 
+neighbours:
+	scripts/setup --for test
+	scripts/cluster install
+	test/neighbours/run $(ARGS)
+
 matrix:
 	scripts/setup --for matrix
 	scripts/matrix $(ARGS)
@@ -208,7 +214,7 @@ bench-quick:
 	bench/run --quick $(ARGS)
 
 C_FILES = $$(find src -name '*.[ch]' | sort)
-SHELL_FILES = $(wildcard scripts/* .ci/run demo/run test/run test/bench/run bench/run bench/report/make bench/authorization/tree bench/profile test/sanitize/run)
+SHELL_FILES = $(wildcard scripts/* .ci/run demo/run test/run test/bench/run bench/run bench/report/make bench/authorization/tree bench/profile test/sanitize/run test/neighbours/run)
 
 format:
 	clang-format -i $(C_FILES)

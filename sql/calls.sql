@@ -100,6 +100,38 @@ SELECT changefeed.expose_function('shop.nothing()', 'shop.place_order_at');
 SELECT name, function FROM changefeed.functions;
 RESET ROLE;
 
+--
+-- What was said of a function follows it under another name, and ends with it:
+-- one that gets its name later is another one.
+--
+CREATE SCHEMA "Odd.one";
+CREATE TYPE shop."a (type" AS ENUM ('x');
+CREATE TABLE shop.read (id int PRIMARY KEY);
+CREATE FUNCTION shop.renamed(a shop."a (type", b shop.read) RETURNS int LANGUAGE sql AS 'SELECT 1';
+SELECT changefeed.expose_function('shop.renamed(shop."a (type",shop.read)', 'renamed');
+SELECT changefeed.declare_dependency('shop.renamed(shop."a (type",shop.read)', 'shop.read');
+SELECT function FROM changefeed.function WHERE name = 'renamed';
+ALTER FUNCTION shop.renamed RENAME TO "Re ""named""";
+ALTER TYPE shop."a (type" RENAME TO b_type;
+ALTER TABLE shop.read RENAME TO read_now;
+ALTER TABLE shop.read_now SET SCHEMA "Odd.one";
+ALTER SCHEMA "Odd.one" RENAME TO odder;
+ALTER FUNCTION shop."Re ""named""" SET SCHEMA odder;
+SELECT function FROM changefeed.function WHERE name = 'renamed';
+SELECT name, function FROM changefeed.functions WHERE name = 'renamed';
+SELECT * FROM changefeed.dependencies;
+BEGIN;
+ALTER FUNCTION odder."Re ""named""" RENAME TO never;
+ROLLBACK;
+SELECT name, function FROM changefeed.functions WHERE name = 'renamed';
+DO 'BEGIN ALTER FUNCTION odder."Re ""named""" RENAME TO done; END';
+SELECT name, function FROM changefeed.functions WHERE name = 'renamed';
+DROP SCHEMA odder CASCADE;
+SELECT name, function FROM changefeed.function;
+SELECT * FROM changefeed.dependency;
+-- What is no signature
+SELECT s, changefeed._function(s) FROM unnest('{"",.,(,pg_catalog.now,now(),pg_catalog.now(),pg_catalog.now(integer),"\"pg_catalog\".now()","\"pg_catalog.now()",pg_catalog.(),nowhere.now()}'::text[]) s;
+
 SET client_min_messages = warning;
 SELECT changefeed.disallow_role('regress_web');
 DROP SCHEMA shop CASCADE;

@@ -82,8 +82,17 @@ CREATE TABLE changefeed.role (
 COMMENT ON TABLE changefeed.role IS
     'catalog of roles that clients may have: written by changefeed.allow_role, shown by the view changefeed.roles';
 
+-- Functions are kept by name and argument types, both with their schemas:
+-- pg_upgrade gives them other numbers, and refuses columns of type regprocedure.
+-- Who renames one renames it here, see function_names.c.
+CREATE FUNCTION changefeed._function(signature text) RETURNS regprocedure
+    LANGUAGE C STABLE STRICT PARALLEL SAFE
+    AS 'MODULE_PATHNAME', 'changefeed_function';
+COMMENT ON FUNCTION changefeed._function(text) IS
+    'internal: the function of that signature, null if there is none';
+
 CREATE TABLE changefeed.dependency (
-    function regprocedure NOT NULL,
+    function text NOT NULL,
     relation regclass,
     UNIQUE NULLS NOT DISTINCT (function, relation)
 );
@@ -107,7 +116,7 @@ COMMENT ON TABLE changefeed.revocation IS
 
 CREATE TABLE changefeed.function (
     name text PRIMARY KEY,
-    function regprocedure NOT NULL UNIQUE
+    function text NOT NULL UNIQUE
 );
 COMMENT ON TABLE changefeed.function IS
     'functions that clients may call: written by changefeed.expose_function, shown by the view changefeed.functions';
@@ -128,6 +137,15 @@ CREATE INDEX call_result_created_at_idx ON changefeed.call_result (created_at);
 COMMENT ON TABLE changefeed.call_result IS
     'results of calls that clients made with a key, for changefeed.idempotency_age';
 
+-- Has a row while the feed is paused. Not dumped: what is restored runs.
+CREATE TABLE changefeed.pause (
+    one boolean PRIMARY KEY DEFAULT true CHECK (one),
+    paused_at timestamptz NOT NULL,
+    keep_slot boolean NOT NULL
+);
+COMMENT ON TABLE changefeed.pause IS
+    'whether the feed is paused: written by changefeed.pause and changefeed.resume, shown by the view changefeed.stat_feed';
+
 -- Dumped with the database. What is left of dropped tables and roles is only a
 -- number, which would mean something else where the dump is restored.
 SELECT pg_catalog.pg_extension_config_dump('changefeed.channel', '');
@@ -138,10 +156,10 @@ SELECT pg_catalog.pg_extension_config_dump('changefeed.event',
 SELECT pg_catalog.pg_extension_config_dump('changefeed.role',
     'WHERE EXISTS (SELECT FROM pg_catalog.pg_roles r WHERE r.oid = role::pg_catalog.oid)');
 SELECT pg_catalog.pg_extension_config_dump('changefeed.dependency',
-    'WHERE EXISTS (SELECT FROM pg_catalog.pg_proc p WHERE p.oid = function::pg_catalog.oid)
+    'WHERE changefeed._function(function) IS NOT NULL
        AND (relation IS NULL OR EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid = relation::pg_catalog.oid))');
 SELECT pg_catalog.pg_extension_config_dump('changefeed.function',
-    'WHERE EXISTS (SELECT FROM pg_catalog.pg_proc p WHERE p.oid = function::pg_catalog.oid)');
+    'WHERE changefeed._function(function) IS NOT NULL');
 SELECT pg_catalog.pg_extension_config_dump('changefeed.revocation',
     'WHERE session IS NULL
        AND (role IS NULL OR EXISTS (SELECT FROM pg_catalog.pg_roles r WHERE r.oid = role::pg_catalog.oid))');
@@ -330,6 +348,28 @@ COMMENT ON FUNCTION changefeed.undeclare_dependency(regprocedure, regclass) IS
     'takes back changefeed.declare_dependency';
 
 -----------------------------------------------------------------------------
+-- Operating the feed
+-----------------------------------------------------------------------------
+
+CREATE FUNCTION changefeed.pause(keep_slot boolean DEFAULT true) RETURNS void
+    LANGUAGE C SET search_path = pg_catalog, pg_temp
+    AS 'MODULE_PATHNAME', 'changefeed_pause';
+COMMENT ON FUNCTION changefeed.pause(boolean) IS
+    'disconnects all clients and lets none in, until changefeed.resume; with keep_slot => false nothing runs and no WAL is kept; takes the owner of the database';
+
+CREATE FUNCTION changefeed.resume() RETURNS void
+    LANGUAGE C SET search_path = pg_catalog, pg_temp
+    AS 'MODULE_PATHNAME', 'changefeed_resume';
+COMMENT ON FUNCTION changefeed.resume() IS
+    'takes back changefeed.pause; takes the owner of the database';
+
+CREATE FUNCTION changefeed.reset() RETURNS void
+    LANGUAGE C SET search_path = pg_catalog, pg_temp
+    AS 'MODULE_PATHNAME', 'changefeed_reset';
+COMMENT ON FUNCTION changefeed.reset() IS
+    'lets the feed begin anew, with another replication slot and epoch: every client gets a fresh snapshot; takes the owner of the database';
+
+-----------------------------------------------------------------------------
 -- Functions that clients call
 -----------------------------------------------------------------------------
 
@@ -491,9 +531,9 @@ COMMENT ON VIEW changefeed.roles IS 'roles that clients may have';
 COMMENT ON COLUMN changefeed.roles.role IS 'the role, admitted with changefeed.allow_role';
 
 CREATE VIEW changefeed.dependencies WITH (security_barrier = true) AS
-SELECT d.function, d.relation
+SELECT p.oid::regprocedure AS function, d.relation
   FROM changefeed.dependency d
-  JOIN pg_catalog.pg_proc p ON p.oid = d.function::oid
+  JOIN pg_catalog.pg_proc p ON p.oid = changefeed._function(d.function)::oid
  WHERE (SELECT changefeed._sees_all()) OR pg_catalog.pg_has_role(p.proowner, 'USAGE');
 COMMENT ON VIEW changefeed.dependencies IS
     'tables that functions read: of functions that you own, or all for the owner of the database and members of pg_monitor';
@@ -502,7 +542,7 @@ COMMENT ON COLUMN changefeed.dependencies.relation IS 'a table that it reads; nu
 
 CREATE VIEW changefeed.functions WITH (security_barrier = true) AS
 SELECT f.name,
-       f.function,
+       p.oid::regprocedure AS function,
        pg_catalog.pg_get_function_arguments(p.oid) AS arguments,
        pg_catalog.pg_get_function_result(p.oid) AS result,
        p.prosecdef AS security_definer,
@@ -513,7 +553,7 @@ SELECT f.name,
                 AND pg_catalog.has_schema_privilege(a.oid, p.pronamespace, 'USAGE')
               ORDER BY a.rolname) AS roles
   FROM changefeed.function f
-  JOIN pg_catalog.pg_proc p ON p.oid = f.function::oid
+  JOIN pg_catalog.pg_proc p ON p.oid = changefeed._function(f.function)::oid
  WHERE (SELECT changefeed._sees_all()) OR pg_catalog.pg_has_role(p.proowner, 'USAGE');
 COMMENT ON VIEW changefeed.functions IS
     'functions that clients may call: those that you own, or all for the owner of the database and members of pg_monitor';
@@ -993,7 +1033,9 @@ CREATE FUNCTION changefeed._stat_feed(
     OUT wal_held_bytes bigint,
     OUT messages bigint,
     OUT messages_refused bigint,
-    OUT event_errors bigint
+    OUT event_errors bigint,
+    OUT paused_since timestamptz,
+    OUT slot_losses bigint
 ) RETURNS record
     LANGUAGE C VOLATILE PARALLEL SAFE
     AS 'MODULE_PATHNAME', 'changefeed_stat_feed';
@@ -1005,7 +1047,7 @@ CREATE VIEW changefeed.stat_feed AS
 SELECT * FROM changefeed._stat_feed();
 GRANT SELECT ON changefeed.stat_feed TO pg_read_all_stats, pg_database_owner;
 COMMENT ON VIEW changefeed.stat_feed IS 'the feed of this database, one row';
-COMMENT ON COLUMN changefeed.stat_feed.state IS 'running, starting, stopping, off, or not preloaded';
+COMMENT ON COLUMN changefeed.stat_feed.state IS 'running, paused, starting, stopping, off, not preloaded, or version mismatch';
 COMMENT ON COLUMN changefeed.stat_feed.generation IS 'number of starts of decoder and feed worker since the server started';
 COMMENT ON COLUMN changefeed.stat_feed.epoch IS 'a new epoch means that all clients start from a snapshot';
 COMMENT ON COLUMN changefeed.stat_feed.slot_name IS 'the replication slot, in pg_replication_slots';
@@ -1031,6 +1073,8 @@ COMMENT ON COLUMN changefeed.stat_feed.wal_held_bytes IS 'WAL that is kept becau
 COMMENT ON COLUMN changefeed.stat_feed.messages IS 'messages published by clients or by changefeed.publish';
 COMMENT ON COLUMN changefeed.stat_feed.messages_refused IS 'messages in the WAL that were damaged or not written by changefeed.publish';
 COMMENT ON COLUMN changefeed.stat_feed.event_errors IS 'events that were not sent because their condition or payload could not be evaluated';
+COMMENT ON COLUMN changefeed.stat_feed.paused_since IS 'when changefeed.pause was called; null: it is not paused';
+COMMENT ON COLUMN changefeed.stat_feed.slot_losses IS 'how often the slot was given up or invalidated because of the WAL that it kept';
 
 -- What follows asks the feed worker, and fails while there is none.
 CREATE FUNCTION changefeed._stat_connections(

@@ -23,6 +23,7 @@
 #include "admin.h"
 #include "gateways.h"
 #include "http.h"
+#include "pause.h"
 #include "revocations.h"
 #include "stat.h"
 
@@ -229,7 +230,8 @@ static void
 AnswerHealth(Connection *connection)
 {
 	StringInfoData body;
-	const char *reason = trial.healthy	 ? NULL
+	const char *reason = feed_paused	 ? "paused"
+						 : trial.healthy ? NULL
 						 : trial.reached ? "gateways_do_not_answer"
 										 : "delivery_is_behind";
 
@@ -240,7 +242,9 @@ AnswerHealth(Connection *connection)
 	else
 	{
 		appendStringInfo(&body, "{\"status\":\"failing\",\"reason\":\"%s\",\"detail\":", reason);
-		if (trial.reached)
+		if (feed_paused)
+			appendStringInfoString(&body, "\"The change feed is paused.\"}\n");
+		else if (trial.reached)
 			appendStringInfo(&body, "\"No message came back through a gateway within %d ms.\"}\n",
 							 setting_health_max_lag);
 		else

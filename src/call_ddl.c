@@ -17,6 +17,7 @@
 #include "call_function.h"
 #include "compat.h"
 #include "ddl.h"
+#include "function_names.h"
 
 #include "access/xact.h"
 #include "catalog/pg_proc.h"
@@ -66,24 +67,22 @@ FunctionOf(const char *name)
 {
 	Oid types[1] = {TEXTOID};
 	Datum values[1] = {CStringGetTextDatum(name)};
-	bool isnull;
 
-	if (DdlRead("SELECT function::pg_catalog.oid FROM changefeed.function"
+	if (DdlRead("SELECT function FROM changefeed.function"
 				" WHERE name OPERATOR(pg_catalog.=) $1",
 				1, types, values) == 0)
 		return InvalidOid;
-	return DatumGetObjectId(
-		SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
+	return FunctionOfSignature(SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1));
 }
 
 static char *
 NameOf(Oid function)
 {
-	Oid types[1] = {OIDOID};
-	Datum values[1] = {ObjectIdGetDatum(function)};
+	Oid types[1] = {TEXTOID};
+	Datum values[1] = {CStringGetTextDatum(format_procedure_qualified(function))};
 
 	if (DdlRead("SELECT name FROM changefeed.function"
-				" WHERE function::pg_catalog.oid OPERATOR(pg_catalog.=) $1",
+				" WHERE function OPERATOR(pg_catalog.=) $1",
 				1, types, values) == 0)
 		return NULL;
 	return SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1);
@@ -95,7 +94,7 @@ changefeed_expose_function(PG_FUNCTION_ARGS)
 {
 	DdlAccess access;
 	CallFunction *function;
-	Oid types[2] = {TEXTOID, OIDOID};
+	Oid types[2] = {TEXTOID, TEXTOID};
 	Datum values[2];
 	char *name;
 	char *old_name;
@@ -113,10 +112,8 @@ changefeed_expose_function(PG_FUNCTION_ARGS)
 
 	DdlBegin(&access);
 	DdlLock();
-	/* Functions that are gone, whose numbers may come again. */
-	(void) DdlWrite("DELETE FROM changefeed.function f WHERE NOT EXISTS"
-					" (SELECT FROM pg_catalog.pg_proc p"
-					" WHERE p.oid OPERATOR(pg_catalog.=) f.function::pg_catalog.oid)",
+	/* Functions that are gone, whose names may come again. */
+	(void) DdlWrite("DELETE FROM changefeed.function WHERE changefeed._function(function) IS NULL",
 					0, NULL, NULL, NULL);
 	CommandCounterIncrement();
 	old_name = NameOf(function->oid);
@@ -133,7 +130,7 @@ changefeed_expose_function(PG_FUNCTION_ARGS)
 				 errmsg("function %s is already exposed as \"%s\"", format_procedure(other), name),
 				 errhint("Give this one another name with the argument \"name\".")));
 	values[0] = CStringGetTextDatum(name);
-	values[1] = ObjectIdGetDatum(function->oid);
+	values[1] = CStringGetTextDatum(format_procedure_qualified(function->oid));
 	(void) DdlWrite("INSERT INTO changefeed.function (name, function) VALUES ($1, $2)", 2, types,
 					values, NULL);
 	DdlEnd(&access);
@@ -145,13 +142,17 @@ static void
 Unexpose(Oid function, const char *name)
 {
 	DdlAccess access;
-	Oid types[1] = {OIDOID};
-	Datum values[1] = {ObjectIdGetDatum(function)};
+	Oid types[1] = {TEXTOID};
+	Datum values[1];
 
 	DdlBegin(&access);
 	DdlLock();
+	values[0] = CStringGetTextDatum(
+		OidIsValid(function) && SearchSysCacheExists1(PROCOID, ObjectIdGetDatum(function))
+			? format_procedure_qualified(function)
+			: "");
 	if (DdlWrite("DELETE FROM changefeed.function"
-				 " WHERE function::pg_catalog.oid OPERATOR(pg_catalog.=) $1",
+				 " WHERE function OPERATOR(pg_catalog.=) $1",
 				 1, types, values, NULL) == 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT), errmsg("function %s is not exposed", name),

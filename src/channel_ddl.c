@@ -676,6 +676,29 @@ changefeed_source_changed(PG_FUNCTION_ARGS)
 	return PointerGetDatum(NULL);
 }
 
+/*
+ * What was said of functions goes with them, or it would be said of those that
+ * get their names.
+ */
+static void
+DropFunctions(void)
+{
+	static const char *const tables[] = {"function", "dependency"};
+	int i;
+
+	for (i = 0; i < lengthof(tables); i++)
+	{
+		char *which = psprintf(
+			"FROM changefeed.%s f WHERE f.function OPERATOR(pg_catalog.=) ANY"
+			" (SELECT d.object_identity FROM pg_catalog.pg_event_trigger_dropped_objects() d"
+			" WHERE d.classid OPERATOR(pg_catalog.=) 'pg_catalog.pg_proc'::pg_catalog.regclass)",
+			tables[i]);
+
+		if (DdlRead(psprintf("SELECT 1 %s LIMIT 1", which), 0, NULL, NULL) > 0)
+			(void) DdlWrite(psprintf("DELETE %s", which), 0, NULL, NULL, NULL);
+	}
+}
+
 /* Event trigger on sql_drop: sources go with their tables, channels stay. */
 Datum
 changefeed_tables_dropped(PG_FUNCTION_ARGS)
@@ -714,6 +737,7 @@ changefeed_tables_dropped(PG_FUNCTION_ARGS)
 					 errmsg("could not drop a table because it was made a source concurrently")));
 		DropEventsOfNone();
 	}
+	DropFunctions();
 	DdlEnd(&access);
 	PG_RETURN_NULL();
 }

@@ -144,7 +144,7 @@ CatalogRowMilliseconds(CatalogRow *row, const char *name)
 bool
 CatalogLock(void)
 {
-	static const char *const names[] = {"channel", "source", "role", "revocation"};
+	static const char *const names[] = {"channel", "source", "role", "revocation", "pause"};
 	Oid namespace = get_namespace_oid(CHANGEFEED_SCHEMA, true);
 	int i;
 

@@ -98,12 +98,18 @@
  * `foreign`: it belongs to a primary from which this server synchronises it.
  */
 #if PG_VERSION_NUM >= 170000
-#define compat_slot_create(name) \
-	ReplicationSlotCreate(name, true, RS_EPHEMERAL, false, false, false)
-#define compat_slot_is_foreign(slot) ((slot)->data.synced && RecoveryInProgress())
+#define COMPAT_FAILOVER_SLOTS true
+#define compat_slot_create(name, failover) \
+	ReplicationSlotCreate(name, true, RS_EPHEMERAL, false, failover, false)
+#define compat_slot_is_foreign(slot)		  ((slot)->data.synced && RecoveryInProgress())
+#define compat_slot_is_failover(slot)		  ((slot)->data.failover)
+#define compat_slot_set_failover(slot, value) ((slot)->data.failover = (value))
 #else
-#define compat_slot_create(name)	 ReplicationSlotCreate(name, true, RS_EPHEMERAL, false)
-#define compat_slot_is_foreign(slot) false
+#define COMPAT_FAILOVER_SLOTS				  false
+#define compat_slot_create(name, failover)	  ReplicationSlotCreate(name, true, RS_EPHEMERAL, false)
+#define compat_slot_is_foreign(slot)		  false
+#define compat_slot_is_failover(slot)		  false
+#define compat_slot_set_failover(slot, value) ((void) 0)
 #endif
 
 #if PG_VERSION_NUM >= 180000

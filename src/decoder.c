@@ -253,6 +253,7 @@ GiveSlotUp(uint64 held)
 		ReplicationSlotRelease();
 		ReplicationSlotDrop(NameStr(name), false);
 	}
+	pg_atomic_fetch_add_u64(&decoder_feed->slots_given_up, 1);
 	proc_exit(1);
 }
 
@@ -285,6 +286,7 @@ CheckWalHeld(TimestampTz now)
 	uint64 limit = (uint64) setting_history_wal_size * 1024 * 1024;
 	uint64 held = WalHeld();
 
+	DecoderWarnOfWal(held);
 	if (setting_history_wal_size <= 0 || held <= limit / 4)
 		return;
 
@@ -639,6 +641,7 @@ SetUpSlot(void)
 {
 	uint64 epoch;
 
+	pg_atomic_write_u32(&decoder_feed->wal_limit, (uint32) setting_history_wal_size);
 	epoch = DecoderAcquireSlot();
 	if (epoch != 0)
 	{

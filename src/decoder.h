@@ -40,6 +40,9 @@ extern int DecoderReadPage(XLogReaderState *state, XLogRecPtr target_page, int l
  */
 extern uint64 DecoderAcquireSlot(void);
 
+/* The slot keeps so many bytes of WAL: warns, once, if a bound is near. */
+extern void DecoderWarnOfWal(uint64 held);
+
 /* Creates the slot of this database, under a new epoch, which is returned. */
 extern uint64 DecoderCreateSlot(void);
 

@@ -20,6 +20,7 @@
 #include "postgres.h"
 
 #include "decoder.h"
+#include "stat.h"
 #include "wal2json.h"
 
 #include "access/xlog.h"
@@ -59,6 +60,43 @@ CheckSettings(void)
 				 decoder_database),
 			 errhint(
 				 "Put \"max_replication_slots = 10\" into postgresql.conf and restart the server.")));
+	if (StatWalLimit() != setting_history_wal_size)
+		ereport(
+			LOG,
+			(errmsg(
+				 "\"max_slot_wal_keep_size\" is smaller than \"changefeed.history_wal_size\" of database \"%s\"",
+				 decoder_database),
+			 errdetail(
+				 "So the server drops the WAL that the change feed needs, before the feed lets go of it."),
+			 errhint("Increase \"max_slot_wal_keep_size\", or set it to -1.")));
+}
+
+/*
+ * Says that a bound is near, ours or the server's, while there is time to do
+ * something about it.  Once, until it has been far away again.
+ */
+void
+DecoderWarnOfWal(uint64 held)
+{
+	static bool warned = false;
+	int limit = StatWalLimit();
+	bool servers = limit != setting_history_wal_size;
+	uint64 share = (uint64) limit * 1024 * 1024 / 4;
+
+	if (held <= share * 2)
+		warned = false;
+	if (held <= share * 3 || warned)
+		return;
+	warned = true;
+	ereport(
+		WARNING,
+		(errmsg("replication slot of the change feed of database \"%s\" keeps %llu MB of WAL",
+				decoder_database, (unsigned long long) (held / (1024 * 1024))),
+		 errdetail(
+			 "At %d MB (\"%s\") it is lost, a new one is made, and every client gets a fresh snapshot.",
+			 limit, servers ? "max_slot_wal_keep_size" : "changefeed.history_wal_size"),
+		 errhint(
+			 "Look in pg_stat_activity for a transaction that stays open, in pg_prepared_xacts, and for a synchronous standby that is missing; or increase the setting.")));
 }
 
 /* The output plugin of our slot. */
@@ -100,6 +138,21 @@ static bool
 IsOfOtherDecoder(const ReplicationSlot *slot)
 {
 	return strcmp(NameStr(slot->data.plugin), PluginName()) != 0;
+}
+
+/* Whether standbys keep a copy of our slot, which they go on from when promoted. */
+static void
+SetFailover(bool failover)
+{
+	ReplicationSlot *slot = MyReplicationSlot;
+
+	if (compat_slot_is_failover(slot) == failover)
+		return;
+	SpinLockAcquire(&slot->mutex);
+	compat_slot_set_failover(slot, failover);
+	SpinLockRelease(&slot->mutex);
+	ReplicationSlotMarkDirty();
+	ReplicationSlotSave();
 }
 
 uint64
@@ -149,6 +202,8 @@ DecoderAcquireSlot(void)
 		if (i == best)
 			continue;
 		if (compat_slot_is_invalid(&found[i]))
+		{
+			pg_atomic_fetch_add_u64(&decoder_feed->slots_invalidated, 1);
 			ereport(
 				LOG,
 				(errmsg(
@@ -158,6 +213,7 @@ DecoderAcquireSlot(void)
 					 "WAL that it needs may have been removed.  Every client gets a fresh snapshot."),
 				 errhint(
 					 "\"max_slot_wal_keep_size\" should be greater than \"changefeed.history_wal_size\".")));
+		}
 		else if (IsOfOtherDecoder(&found[i]))
 			ereport(
 				LOG,
@@ -185,6 +241,7 @@ DecoderAcquireSlot(void)
 							errmsg("replication slot \"%s\" has just been invalidated",
 								   NameStr(MyReplicationSlot->data.name))));
 		epoch = EpochOfSlot(NameStr(MyReplicationSlot->data.name));
+		SetFailover(setting_failover_slot);
 	}
 	pfree(found);
 	return epoch;
@@ -290,7 +347,7 @@ DecoderCreateSlot(void)
 			 (unsigned long long) epoch);
 
 	CheckLogicalDecodingRequirements();
-	compat_slot_create(name);
+	compat_slot_create(name, setting_failover_slot);
 	ctx = CreateInitDecodingContext(PluginName(), NIL, false, InvalidXLogRecPtr, DECODER_READER(),
 									NULL, NULL, NULL);
 	FindStartpoint(ctx);

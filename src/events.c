@@ -23,6 +23,7 @@
 #include "audience.h"
 #include "feed.h"
 #include "gateways.h"
+#include "pause.h"
 #include "publish.h"
 #include "presence.h"
 #include "revocations.h"
@@ -119,7 +120,7 @@ EventsReloadCatalog(void)
 	/* All or nothing: what has changed is noticed once. */
 	if (!CatalogLock() ||
 		!ChannelsReload(LogPublished(), SubscribeChannelChanged, &roles_changed) ||
-		!RevocationsReload(RevocationsApply))
+		!RevocationsReload(RevocationsApply) || !PauseReload())
 	{
 		events_catalog_stale = true;
 		return false;

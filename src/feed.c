@@ -27,11 +27,13 @@
 #include "gateways.h"
 #include "presence.h"
 #include "publish.h"
+#include "version.h"
 
 #include <malloc.h>
 
 #include "access/transam.h"
 #include "access/xact.h"
+#include "commands/dbcommands.h"
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "postmaster/bgworker.h"
@@ -367,6 +369,9 @@ ChangefeedFeedMain(Datum main_arg)
 
 	if (!SharedReportExtension())
 		proc_exit(0);
+	StartTransactionCommand();
+	VersionCheck(get_database_name(feed_shared->database));
+	CommitTransactionCommand();
 
 	feed_context = AllocSetContextCreate(TopMemoryContext, "changefeed feed worker",
 										 ALLOCSET_DEFAULT_SIZES);

@@ -19,6 +19,7 @@
 #include "gateways.h"
 #include "http.h"
 #include "listen.h"
+#include "pause.h"
 #include "tls_files.h"
 
 #include <fcntl.h>
@@ -174,6 +175,7 @@ SendConfig(Gateway *gateway)
 	LinkFramePutBytes(link, setting_token_cookie, strlen(setting_token_cookie));
 	LinkFramePutU8(link, setting_compression ? 1 : 0);
 	PutLimits(link);
+	LinkFramePutU8(link, feed_paused ? 1 : 0);
 	LinkFrameEnd(link);
 }
 
@@ -406,6 +408,16 @@ GatewaysConfigure(void)
 			TlsSend(gateways[i].link);
 	}
 	ListenAgain();
+}
+
+void
+GatewaysPause(void)
+{
+	int i;
+
+	for (i = 0; i < gateway_count; i++)
+		if (gateways[i].link != NULL)
+			SendConfig(&gateways[i]);
 }
 
 /* ---- waiting, reading, writing ---- */

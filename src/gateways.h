@@ -109,6 +109,9 @@ extern void GatewaysShutdown(const char *reason, int ms);
 /* Settings were reloaded. */
 extern void GatewaysConfigure(void);
 
+/* The feed is paused, or goes on: feed_paused was changed. */
+extern void GatewaysPause(void);
+
 extern void GatewaySend(Connection *connection, const char *data, Size length);
 
 /* A message that is true only if everything before it arrives. */

@@ -21,8 +21,10 @@
  */
 #include "postgres.h"
 
+#include "function_names.h"
 #include "pg_changefeed.h"
 #include "shared.h"
+#include "version.h"
 
 #include "access/xact.h"
 #include "access/xlog.h"
@@ -37,6 +39,8 @@
 #include "nodes/parsenodes.h"
 #include "nodes/pg_list.h"
 #include "storage/condition_variable.h"
+#include "storage/latch.h"
+#include "storage/procarray.h"
 #include "tcop/utility.h"
 #include "utils/memutils.h"
 #include "utils/resowner.h"
@@ -48,8 +52,9 @@
 
 typedef enum HookEventKind
 {
-	EVENT_EXTENSION_CREATED,
-	EVENT_EXTENSION_DROPPED,
+	EVENT_FEED_STARTS, /* the extension was created, or is resumed */
+	EVENT_FEED_STOPS,  /* it was dropped, or is paused without a slot */
+	EVENT_EXTENSION_UPDATED,
 	EVENT_DATABASE, /* created, or may begin or cease to have a
 								 * feed */
 	EVENT_ROLES
@@ -67,6 +72,8 @@ static object_access_hook_type prev_object_access_hook = NULL;
 
 static List *pending_events = NIL; /* of HookEvent */
 static bool roles_committed = false;
+static char updated_from[NAMEDATALEN];	   /* version before ALTER EXTENSION UPDATE */
+static Oid dropping_database = InvalidOid; /* its feed was stopped for that */
 static XLogRecPtr seen_commit_end = InvalidXLogRecPtr;
 
 PG_FUNCTION_INFO_V1(changefeed_extension_created);
@@ -107,6 +114,7 @@ ActOnEvents(void)
 	ListCell *lc;
 	bool dropped = false;
 	bool created = false;
+	bool updated = false;
 	bool roles = false;
 
 	foreach(lc, pending_events)
@@ -115,13 +123,16 @@ ActOnEvents(void)
 
 		switch (event->kind)
 		{
-			case EVENT_EXTENSION_CREATED:
+			case EVENT_FEED_STARTS:
 				created = true;
 				break;
-			case EVENT_EXTENSION_DROPPED:
+			case EVENT_FEED_STOPS:
 				/* Created and dropped in one transaction is as if never. */
 				created = false;
 				dropped = true;
+				break;
+			case EVENT_EXTENSION_UPDATED:
+				updated = true;
 				break;
 			case EVENT_DATABASE:
 				SharedRequest(event->database, REQUEST_LOOK);
@@ -136,6 +147,8 @@ ActOnEvents(void)
 		SharedRequest(MyDatabaseId, dropped ? REQUEST_RESTART : REQUEST_START);
 	else if (dropped)
 		SharedRequest(MyDatabaseId, REQUEST_STOP);
+	else if (updated)
+		SharedRequest(MyDatabaseId, REQUEST_AGAIN);
 	roles_committed = roles_committed || roles;
 }
 
@@ -210,10 +223,18 @@ HooksXact(XactEvent event, void *arg)
 				ActOnEvents();
 				pending_events = NIL;
 			}
+			if (OidIsValid(dropping_database))
+				SharedEndDrop(dropping_database, false);
+			dropping_database = InvalidOid;
 			break;
 
 		case XACT_EVENT_ABORT:
 			pending_events = NIL;
+
+			/* It is there still, and its feed comes back. */
+			if (OidIsValid(dropping_database))
+				SharedEndDrop(dropping_database, true);
+			dropping_database = InvalidOid;
 			break;
 
 		case XACT_EVENT_PRE_PREPARE:
@@ -228,13 +249,15 @@ HooksXact(XactEvent event, void *arg)
 			{
 				HookEvent *pending = (HookEvent *) lfirst(lc);
 
-				if (pending->kind == EVENT_EXTENSION_CREATED ||
-					pending->kind == EVENT_EXTENSION_DROPPED)
+				if (pending->kind == EVENT_FEED_STARTS || pending->kind == EVENT_FEED_STOPS ||
+					pending->kind == EVENT_EXTENSION_UPDATED)
 					ereport(
 						ERROR,
 						(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
 						 errmsg(
-							 "cannot PREPARE a transaction that has created or dropped extension \"%s\"",
+							 "cannot PREPARE a transaction that has started or stopped a change feed"),
+						 errdetail(
+							 "Creating, updating and dropping extension \"%s\", resuming and resetting do so, and a pause without a slot.",
 							 CHANGEFEED_EXTENSION)));
 			}
 			break;
@@ -284,6 +307,15 @@ HooksSubXact(SubXactEvent event, SubTransactionId subxid, SubTransactionId paren
 
 /* ---- The extension comes and goes ---- */
 
+void
+HooksFeedRequest(FeedRequest what)
+{
+	if (what == REQUEST_STOP || what == REQUEST_RESTART)
+		AddEvent(EVENT_FEED_STOPS, MyDatabaseId);
+	if (what == REQUEST_START || what == REQUEST_RESTART)
+		AddEvent(EVENT_FEED_STARTS, MyDatabaseId);
+}
+
 /* Called last by the install script. */
 Datum
 changefeed_extension_created(PG_FUNCTION_ARGS)
@@ -307,7 +339,7 @@ changefeed_extension_created(PG_FUNCTION_ARGS)
 		ReleaseSysCache(tuple);
 	}
 
-	AddEvent(EVENT_EXTENSION_CREATED, MyDatabaseId);
+	AddEvent(EVENT_FEED_STARTS, MyDatabaseId);
 	PG_RETURN_VOID();
 }
 
@@ -323,30 +355,92 @@ HooksObjectAccess(ObjectAccessType access, Oid class_id, Oid object_id, int sub_
 
 	if (access == OAT_DROP && class_id == ExtensionRelationId && shared_feeds != NULL &&
 		object_id == get_extension_oid(CHANGEFEED_EXTENSION, true))
-		AddEvent(EVENT_EXTENSION_DROPPED, MyDatabaseId);
+		AddEvent(EVENT_FEED_STOPS, MyDatabaseId);
 }
 
 /* ---- Utility commands ---- */
 
+static DefElem *
+FindOption(List *options, const char *name)
+{
+	ListCell *lc;
+
+	foreach(lc, options)
+	{
+		DefElem *option = (DefElem *) lfirst(lc);
+
+		if (strcmp(option->defname, name) == 0)
+			return option;
+	}
+	return NULL;
+}
+
 /*
- * Core would refuse because of the active slot, or wait for our workers and
- * then refuse, and say nothing that helps.
+ * How long the sessions of users in a database are waited for, as the server
+ * does it; who has just disconnected may not have ended.
+ */
+#define SESSIONS_WAIT_MS 5000
+
+static void
+RequireNoSessions(Oid database, const char *name)
+{
+	TimestampTz end = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), SESSIONS_WAIT_MS);
+	int n;
+
+	while ((n = CountDBConnections(database)) > 0)
+	{
+		if (GetCurrentTimestamp() >= end)
+			ereport(ERROR,
+					(errcode(ERRCODE_OBJECT_IN_USE),
+					 errmsg("database \"%s\" is being accessed by other users", name),
+					 errdetail_plural("There is %d other session using the database.",
+									  "There are %d other sessions using the database.", n, n)));
+		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, 50,
+						 compat_wait_event("ChangefeedDropDatabase"));
+		ResetLatch(MyLatch);
+		CHECK_FOR_INTERRUPTS();
+	}
+}
+
+/*
+ * Core would refuse because of the active slot.  So the feed ends first, and its
+ * slot with it; should the command fail all the same, the launcher looks into the
+ * database again.
  */
 static void
-BeforeDropDatabase(DropdbStmt *stmt)
+BeforeDropDatabase(DropdbStmt *stmt, bool top_level)
 {
 	Oid database = get_database_oid(stmt->dbname, true);
 	TimestampTz end;
 
 	/* What core refuses for reasons of its own is left to it. */
 	if (!OidIsValid(database) || database == MyDatabaseId ||
-		!compat_database_ownercheck(database, GetUserId()))
+		!compat_database_ownercheck(database, GetUserId()) ||
+		SharedStateOfDatabase(database) == FEED_UNUSED)
 		return;
+	PreventInTransactionBlock(top_level, "DROP DATABASE");
 
-	/* After a DROP EXTENSION just before, the slot is about to go. */
+	if (SharedStateOfDatabase(database) == FEED_WANTED)
+	{
+		HeapTuple tuple = SearchSysCache1(DATABASEOID, ObjectIdGetDatum(database));
+		bool is_template = HeapTupleIsValid(tuple) &&
+						   ((Form_pg_database) GETSTRUCT(tuple))->datistemplate;
+
+		if (HeapTupleIsValid(tuple))
+			ReleaseSysCache(tuple);
+		if (is_template)
+			return;
+		if (FindOption(stmt->options, "force") == NULL)
+			RequireNoSessions(database, stmt->dbname);
+		if (!SharedBeginDrop(database))
+			ereport(ERROR, (errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+							errmsg("too many databases with a change feed are dropped at once")));
+		dropping_database = database;
+	}
+
 	end = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), DROP_DATABASE_WAIT_MS);
 	ConditionVariablePrepareToSleep(&shared_feeds->state_changed);
-	while (SharedStateOfDatabase(database) == FEED_STOPPING)
+	while (SharedStateOfDatabase(database) != FEED_UNUSED)
 	{
 		long left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), end);
 
@@ -357,15 +451,6 @@ BeforeDropDatabase(DropdbStmt *stmt)
 									compat_wait_event("ChangefeedDropDatabase"));
 	}
 	ConditionVariableCancelSleep();
-
-	if (SharedStateOfDatabase(database) == FEED_WANTED)
-		ereport(
-			ERROR,
-			(errcode(ERRCODE_OBJECT_IN_USE),
-			 errmsg("database \"%s\" has a running change feed", stmt->dbname),
-			 errhint(
-				 "Drop the extension first: connect to \"%s\" and run DROP EXTENSION pg_changefeed.",
-				 stmt->dbname)));
 }
 
 /*
@@ -388,28 +473,36 @@ BeforeExclusiveUse(const char *name)
 				 "Stop it with ALTER DATABASE ... ALLOW_CONNECTIONS false; it starts again with ALLOW_CONNECTIONS true, and its clients get fresh snapshots.")));
 }
 
-static DefElem *
-FindOption(List *options, const char *name)
+/* Might it give functions another name, or types that functions have? */
+static bool
+RenamesFunctions(Node *stmt)
 {
-	ListCell *lc;
-
-	foreach(lc, options)
+	switch (IsA(stmt, RenameStmt) ? ((RenameStmt *) stmt)->renameType
+								  : ((AlterObjectSchemaStmt *) stmt)->objectType)
 	{
-		DefElem *option = (DefElem *) lfirst(lc);
-
-		if (strcmp(option->defname, name) == 0)
-			return option;
+		case OBJECT_FUNCTION:
+		case OBJECT_ROUTINE:
+		case OBJECT_SCHEMA:
+		case OBJECT_EXTENSION:
+		case OBJECT_TYPE:
+		case OBJECT_DOMAIN:
+		case OBJECT_TABLE:
+		case OBJECT_VIEW:
+		case OBJECT_MATVIEW:
+		case OBJECT_FOREIGN_TABLE:
+			return true;
+		default:
+			return false;
 	}
-	return NULL;
 }
 
 static void
-BeforeUtility(Node *stmt)
+BeforeUtility(Node *stmt, bool top_level)
 {
 	switch (nodeTag(stmt))
 	{
 		case T_DropdbStmt:
-			BeforeDropDatabase((DropdbStmt *) stmt);
+			BeforeDropDatabase((DropdbStmt *) stmt, top_level);
 			break;
 
 		case T_CreatedbStmt:
@@ -424,6 +517,22 @@ BeforeUtility(Node *stmt)
 		case T_RenameStmt:
 			if (((RenameStmt *) stmt)->renameType == OBJECT_DATABASE)
 				BeforeExclusiveUse(((RenameStmt *) stmt)->subname);
+			else if (RenamesFunctions(stmt))
+				FunctionNamesBefore();
+			break;
+
+		case T_AlterObjectSchemaStmt:
+			if (RenamesFunctions(stmt))
+				FunctionNamesBefore();
+			break;
+
+		case T_AlterExtensionStmt:
+			if (strcmp(((AlterExtensionStmt *) stmt)->extname, CHANGEFEED_EXTENSION) == 0)
+			{
+				char *version = VersionOfExtension();
+
+				strlcpy(updated_from, version != NULL ? version : "", sizeof(updated_from));
+			}
 			break;
 
 		default:
@@ -485,6 +594,24 @@ AfterUtility(Node *stmt)
 		case T_RenameStmt:
 			if (((RenameStmt *) stmt)->renameType == OBJECT_ROLE)
 				AddEvent(EVENT_ROLES, InvalidOid);
+			else if (RenamesFunctions(stmt))
+				FunctionNamesAfter();
+			break;
+
+		case T_AlterObjectSchemaStmt:
+			if (RenamesFunctions(stmt))
+				FunctionNamesAfter();
+			break;
+
+		case T_AlterExtensionStmt:
+			/* Not if it was up to date: that should not cost clients anything. */
+			if (strcmp(((AlterExtensionStmt *) stmt)->extname, CHANGEFEED_EXTENSION) == 0)
+			{
+				char *version = VersionOfExtension();
+
+				if (version != NULL && strcmp(version, updated_from) != 0)
+					AddEvent(EVENT_EXTENSION_UPDATED, MyDatabaseId);
+			}
 			break;
 
 		case T_GrantRoleStmt:
@@ -525,6 +652,8 @@ HooksProcessUtility(PlannedStmt *pstmt, const char *query_string, bool read_only
 		case T_DropdbStmt:
 		case T_CreatedbStmt:
 		case T_RenameStmt:
+		case T_AlterObjectSchemaStmt:
+		case T_AlterExtensionStmt:
 		case T_AlterDatabaseStmt:
 		case T_CreateRoleStmt:
 		case T_GrantRoleStmt:
@@ -544,7 +673,7 @@ HooksProcessUtility(PlannedStmt *pstmt, const char *query_string, bool read_only
 	}
 
 	if (mine)
-		BeforeUtility(stmt);
+		BeforeUtility(stmt, context == PROCESS_UTILITY_TOPLEVEL);
 
 	if (prev_process_utility_hook)
 		prev_process_utility_hook(pstmt, query_string, read_only_tree, context, params, query_env,

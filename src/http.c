@@ -20,6 +20,7 @@
 #include "gateways.h"
 #include "http.h"
 #include "json_message.h"
+#include "pause.h"
 #include "link_format.h"
 
 #include "access/xact.h"
@@ -249,6 +250,14 @@ HttpReceive(Connection *connection, WireReader *r)
 	if (!valid)
 	{
 		HttpFail(connection, "22021", "request is not valid UTF-8", NULL);
+		return;
+	}
+
+	/* It was on its way when its gateway was told. */
+	if (feed_paused && strncmp(request->path, "/v1/", 4) == 0)
+	{
+		HttpFail(connection, "57P03", "the change feed is paused",
+				 "Come back later; changefeed.resume() ends the pause.");
 		return;
 	}
 

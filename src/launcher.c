@@ -318,6 +318,46 @@ LauncherMissingWorkers(int started)
 	return missing;
 }
 
+/*
+ * While there is no decoder nobody else bounds the WAL that its slot keeps from
+ * being removed.  That of a feed which only starts again is left to the decoder,
+ * up to twice its bound, as it can tell a burst from a slot that is stuck.
+ */
+static void
+BoundWal(int index)
+{
+	DatabaseFeed *feed = &shared_feeds->feeds[index];
+	Pair *pair = &pairs[index];
+	int limit = (int) pg_atomic_read_u32(&feed->wal_limit);
+	XLogRecPtr insert = SharedInsertLsn();
+	uint64 most = 0;
+	ListCell *lc;
+
+	if (pair->failures == 0 && !pair->no_resources && !pair->complained)
+		return;
+	if (limit == 0)
+		limit = setting_history_wal_size;
+	foreach(lc, ListSlots(feed->database))
+	{
+		XLogRecPtr restart = ((SlotInfo *) lfirst(lc))->restart_lsn;
+
+		if (restart != InvalidXLogRecPtr && restart < insert)
+			most = Max(most, insert - restart);
+	}
+	if (most <= (uint64) limit * 2 * 1024 * 1024 || !DropSlots(feed->database))
+		return;
+	pg_atomic_fetch_add_u64(&feed->slots_given_up, 1);
+	ereport(
+		WARNING,
+		(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+		 errmsg("change feed of database \"%s\" drops its replication slot, as it does not start",
+				DatabaseName(feed->database)),
+		 errdetail(
+			 "The slot kept %llu MB of WAL from being removed, which is more than twice the %d MB of \"changefeed.history_wal_size\".  When the feed starts, every client gets a fresh snapshot.",
+			 (unsigned long long) (most / (1024 * 1024)), limit),
+		 errhint("The lines before say why the feed does not start.")));
+}
+
 static void
 StartPair(int index)
 {
@@ -332,6 +372,7 @@ StartPair(int index)
 		StopEntry(index);
 		return;
 	}
+	BoundWal(index);
 
 	/* Only a restart of the server can change this, so no retry. */
 	if (wal_level < WAL_LEVEL_LOGICAL || max_replication_slots == 0)
@@ -542,6 +583,21 @@ Obey(Oid database, FeedRequest what)
 			}
 			else if (!LauncherIsWanted(database))
 				ScanQueue(database);
+			break;
+
+		case REQUEST_AGAIN:
+			if (!LauncherIsWanted(database))
+			{
+				if (CanHaveFeed(LookUpDatabase(database)))
+					ScanQueue(database);
+			}
+			else if (pairs[index].phase == PAIR_RUNNING)
+			{
+				pg_atomic_write_u32(&shared_feeds->feeds[index].restart_wanted, 1);
+				EndPair(index);
+			}
+			else if (pairs[index].phase == PAIR_WAITING)
+				pairs[index].next_try = GetCurrentTimestamp();
 			break;
 	}
 }

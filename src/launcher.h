@@ -15,6 +15,7 @@
 
 #include "pg_changefeed.h"
 
+#include "access/xlogdefs.h"
 #include "datatype/timestamp.h"
 #include "nodes/pg_list.h"
 
@@ -31,6 +32,7 @@ typedef struct SlotInfo
 	NameData name;
 	Oid database;
 	bool active;
+	XLogRecPtr restart_lsn;
 } SlotInfo;
 
 /* All databases (DatabaseInfo) but those that are half dropped. */

@@ -123,6 +123,7 @@ ListSlots(Oid database)
 		found[nfound].name = slot->data.name;
 		found[nfound].database = slot->data.database;
 		found[nfound].active = slot->active_pid != 0;
+		found[nfound].restart_lsn = slot->data.restart_lsn;
 		SpinLockRelease(&slot->mutex);
 		nfound++;
 	}

@@ -141,7 +141,8 @@ typedef enum LinkType
 	 * handshake_timeout_ms (all of them: 0 for no limit), u8 the client's
 	 * address is in Forwarded instead of X-Forwarded-For, then three lists, each
 	 * u32 n + n x bytes (networks as in network.h): trusted proxies, where
-	 * "unix" stands for Unix sockets, allowed addresses, denied addresses
+	 * "unix" stands for Unix sockets, allowed addresses, denied addresses; u8
+	 * paused: clients are told and closed, and none are let in
 	 */
 	LINK_CONFIG = 32,
 

@@ -16,6 +16,7 @@
 #include "log.h"
 #include "log_open.h"
 #include "feed.h"
+#include "pause.h"
 
 #include "access/transam.h"
 #include "access/xlog.h"
@@ -458,8 +459,10 @@ LogTrim(void)
 	while (base < published)
 	{
 		LogTransaction *oldest = transactions[head];
-		bool too_old = TimestampDifferenceExceeds(oldest->received, now,
-												  setting_history_age * 1000);
+
+		/* Nobody could come back during a pause, so that time does not count. */
+		TimestampTz since = feed_paused ? now : Max(oldest->received, feed_resumed);
+		bool too_old = TimestampDifferenceExceeds(since, now, setting_history_age * 1000);
 		bool too_much = log_bytes > (Size) setting_history_size * 1024 ||
 						feed_memory >= MEMORY_SHORT;
 		bool too_far = insert > oldest->commit.lsn &&
@@ -475,8 +478,7 @@ LogTrim(void)
 		if (!too_far && (base + 1 == published || (!too_old && !too_much)))
 		{
 			if (base + 1 != published)
-				wait = setting_history_age * 1000 -
-					   TimestampDifferenceMilliseconds(oldest->received, now);
+				wait = setting_history_age * 1000 - TimestampDifferenceMilliseconds(since, now);
 			break;
 		}
 		Drop(oldest);

@@ -17,6 +17,7 @@
 
 #include "feed.h"
 #include "gateways.h"
+#include "pause.h"
 #include "stat.h"
 
 #include "commands/dbcommands.h"
@@ -146,6 +147,8 @@ Feed(void)
 	Seconds(NULL, NULL,
 			(double) feed_started / 1e6 +
 				(double) (POSTGRES_EPOCH_JDATE - UNIX_EPOCH_JDATE) * SECS_PER_DAY);
+	One("paused", "gauge", "1 while changefeed.pause keeps clients out, 0 otherwise.",
+		feed_paused ? 1 : 0);
 	One("starts_total", "counter",
 		"Starts of the pair of decoder and feed worker since the server started.",
 		Read(&feed_shared->feed_starts));
@@ -176,8 +179,14 @@ Wal(void)
 	One("wal_held_bytes", "gauge", "WAL that is kept because of the replication slot.",
 		held > 0 ? (uint64) held : 0);
 	One("wal_held_limit_bytes", "gauge",
-		"changefeed.history_wal_size: with more WAL held, all clients start again from snapshots.",
-		(uint64) setting_history_wal_size * 1024 * 1024);
+		"changefeed.history_wal_size, or max_slot_wal_keep_size if that is less: with more WAL held, "
+		"all clients start again from snapshots.",
+		(uint64) StatWalLimit() * 1024 * 1024);
+	Family("slot_losses_total", "counter",
+		   "Replication slots lost for the WAL that they kept: given up at "
+		   "changefeed.history_wal_size, or invalidated by the server.");
+	Number("cause", "given_up", Read(&feed_shared->slots_given_up));
+	Number("cause", "invalidated", Read(&feed_shared->slots_invalidated));
 	One("log_transactions", "gauge", "Transactions kept for clients that come back.",
 		LogPublished() - LogBase());
 	One("log_unpublished_transactions", "gauge",

@@ -78,8 +78,8 @@ CatalogNote(KnownRelation *known, Relation relation, ReorderBufferChange *change
 		return;
 	}
 	catalog_changes.any = true;
-	if (strcmp(name, "role") == 0)
-		return; /* nor for this */
+	if (strcmp(name, "role") == 0 || strcmp(name, "pause") == 0)
+		return; /* nor for these */
 	if (strcmp(name, "channel") == 0)
 		column = "id";
 	else if (strcmp(name, "source") == 0 || strcmp(name, "event") == 0)

@@ -17,6 +17,7 @@
 
 #include "pg_changefeed.h"
 #include "shared.h"
+#include "version.h"
 
 #include "access/xlog.h"
 #include "commands/dbcommands.h"
@@ -100,7 +101,8 @@ RequirePreload(void)
 
 /*
  * Called first by the install script, so that CREATE EXTENSION fails with
- * everything that is missing at once: each restart of a server counts.
+ * everything that is missing at once: each restart of a server counts.  Scripts
+ * that update the extension call it first, too.
  */
 Datum
 changefeed_check_requirements(PG_FUNCTION_ARGS)
@@ -109,6 +111,7 @@ changefeed_check_requirements(PG_FUNCTION_ARGS)
 	StringInfoData lines;
 	int nmissing = 0;
 
+	VersionCheckScript();
 	if (GetDatabaseEncoding() != PG_UTF8)
 		ereport(
 			ERROR,

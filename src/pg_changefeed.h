@@ -17,8 +17,11 @@
 
 #define CHANGEFEED_VERSION	 "0.1.0"
 #define CHANGEFEED_EXTENSION "pg_changefeed"
-#define CHANGEFEED_LIBRARY	 "pg_changefeed"
-#define CHANGEFEED_SCHEMA	 "changefeed"
+
+/* The oldest extension whose tables and functions this library serves. */
+#define CHANGEFEED_OLDEST_VERSION "0.1"
+#define CHANGEFEED_LIBRARY		  "pg_changefeed"
+#define CHANGEFEED_SCHEMA		  "changefeed"
 
 #define DECODER_NATIVE	 0
 #define DECODER_WAL2JSON 1
@@ -51,10 +54,11 @@ extern int setting_worker_memory;	 /* kB */
 extern int setting_history_size;	 /* kB */
 extern int setting_history_age;		 /* seconds */
 extern int setting_history_wal_size; /* MB */
-extern int setting_max_transaction;	 /* kB */
-extern int setting_send_buffer;		 /* kB */
-extern int setting_max_frame;		 /* kB */
-extern int setting_max_message;		 /* kB */
+extern bool setting_failover_slot;
+extern int setting_max_transaction; /* kB */
+extern int setting_send_buffer;		/* kB */
+extern int setting_max_frame;		/* kB */
+extern int setting_max_message;		/* kB */
 /* Upper bound of changefeed.max_payload. */
 #define MAX_PAYLOAD_KB (16 * 1024)
 extern int setting_max_payload; /* kB */

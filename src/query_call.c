@@ -26,6 +26,7 @@
 #include "query_internal.h"
 
 #include "encode.h"
+#include "function_names.h"
 
 #include "access/transam.h"
 #include "access/xact.h"
@@ -112,13 +113,13 @@ FindFunction(const Call *call)
 	bool isnull;
 
 	Connect();
-	if (Execute("SELECT function::pg_catalog.oid FROM changefeed.function"
+	if (Execute("SELECT function FROM changefeed.function"
 				" WHERE name OPERATOR(pg_catalog.=) $1",
 				1, types, values, NULL) > 0)
 	{
 		MemoryContext old = MemoryContextSwitchTo(context);
 
-		function = CallFunctionGet(DatumGetObjectId(Value(1, &isnull)));
+		function = CallFunctionGet(FunctionOfSignature(TextDatumGetCString(Value(1, &isnull))));
 		MemoryContextSwitchTo(old);
 	}
 	Finish();

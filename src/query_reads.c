@@ -89,10 +89,12 @@ Declared(Oid function, List **relids)
 	Snapshot snapshot;
 	TableScanDesc scan;
 	HeapTuple tuple;
+	char *signature;
 	bool found = false;
 
-	if (!OidIsValid(relid))
+	if (!OidIsValid(relid) || !SearchSysCacheExists1(PROCOID, ObjectIdGetDatum(function)))
 		return false;
+	signature = format_procedure_qualified(function);
 	rel = table_open(relid, AccessShareLock);
 	snapshot = RegisterSnapshot(GetLatestSnapshot());
 	scan = table_beginscan(rel, snapshot, 0, NULL);
@@ -101,7 +103,7 @@ Declared(Oid function, List **relids)
 		bool isnull;
 		Datum value = heap_getattr(tuple, 1, RelationGetDescr(rel), &isnull);
 
-		if (isnull || DatumGetObjectId(value) != function)
+		if (isnull || strcmp(TextDatumGetCString(value), signature) != 0)
 			continue;
 		found = true;
 		value = heap_getattr(tuple, 2, RelationGetDescr(rel), &isnull);

@@ -166,7 +166,7 @@ Datum
 changefeed_declare_dependency(PG_FUNCTION_ARGS)
 {
 	DdlAccess access;
-	Oid types[2] = {OIDOID, OIDOID};
+	Oid types[2] = {TEXTOID, OIDOID};
 	Datum values[2];
 	char nulls[3] = "  ";
 	Oid function;
@@ -179,15 +179,14 @@ changefeed_declare_dependency(PG_FUNCTION_ARGS)
 	if (OidIsValid(relation))
 		RequireTable(relation);
 
-	values[0] = ObjectIdGetDatum(function);
+	values[0] = CStringGetTextDatum(format_procedure_qualified(function));
 	values[1] = ObjectIdGetDatum(relation);
 	if (!OidIsValid(relation))
 		nulls[1] = 'n';
 	DdlBegin(&access);
-	/* Functions that are gone, whose numbers may come again. */
-	(void) DdlWrite("DELETE FROM changefeed.dependency d WHERE NOT EXISTS"
-					" (SELECT FROM pg_catalog.pg_proc p"
-					" WHERE p.oid OPERATOR(pg_catalog.=) d.function::pg_catalog.oid)",
+	/* Functions that are gone, whose names may come again. */
+	(void) DdlWrite("DELETE FROM changefeed.dependency"
+					" WHERE changefeed._function(function) IS NULL",
 					0, NULL, NULL, NULL);
 	(void) DdlWrite("INSERT INTO changefeed.dependency (function, relation) VALUES ($1, $2)"
 					" ON CONFLICT DO NOTHING",
@@ -202,7 +201,7 @@ Datum
 changefeed_undeclare_dependency(PG_FUNCTION_ARGS)
 {
 	DdlAccess access;
-	Oid types[2] = {OIDOID, OIDOID};
+	Oid types[2] = {TEXTOID, OIDOID};
 	Datum values[2];
 	char nulls[3] = "  ";
 	Oid function;
@@ -213,13 +212,13 @@ changefeed_undeclare_dependency(PG_FUNCTION_ARGS)
 	function = PG_GETARG_OID(0);
 	RequireOwner(function, relation);
 
-	values[0] = ObjectIdGetDatum(function);
+	values[0] = CStringGetTextDatum(format_procedure_qualified(function));
 	values[1] = ObjectIdGetDatum(relation);
 	if (!OidIsValid(relation))
 		nulls[1] = 'n';
 	DdlBegin(&access);
 	if (DdlWrite("DELETE FROM changefeed.dependency"
-				 " WHERE function::pg_catalog.oid OPERATOR(pg_catalog.=) $1"
+				 " WHERE function OPERATOR(pg_catalog.=) $1"
 				 " AND relation::pg_catalog.oid IS NOT DISTINCT FROM $2",
 				 2, types, values, nulls) == 0)
 		ereport(ERROR,

@@ -52,6 +52,7 @@ int setting_worker_memory;
 int setting_history_size;
 int setting_history_age;
 int setting_history_wal_size;
+bool setting_failover_slot;
 int setting_max_transaction;
 int setting_send_buffer;
 int setting_max_frame;
@@ -155,6 +156,17 @@ HostIsValid(const char *host, int length, bool port_allowed)
 			return false;
 	}
 	return true;
+}
+
+static bool
+CheckFailoverSlot(bool *value, void **extra, GucSource source)
+{
+	if (!*value || COMPAT_FAILOVER_SLOTS)
+		return true;
+	GUC_check_errcode(ERRCODE_FEATURE_NOT_SUPPORTED);
+	GUC_check_errdetail(
+		"Standbys can keep copies of logical replication slots from PostgreSQL 17 on.");
+	return false;
 }
 
 static bool
@@ -646,6 +658,12 @@ DefineWorkSettings(void)
 		"replication slot is given up and every client gets a fresh snapshot, so that the disk does not "
 		"fill.",
 		&setting_history_wal_size, 1024, 64, INT_MAX, PGC_SUSET, GUC_UNIT_MB, NULL, NULL, NULL);
+
+	DefineCustomBoolVariable(
+		"changefeed.failover_slot", "Lets standbys keep a copy of the replication slot.",
+		"A standby with sync_replication_slots goes on from it when it is promoted, with the same epoch, so that "
+		"clients resume. Needs PostgreSQL 17. Takes effect when the decoder starts.",
+		&setting_failover_slot, false, PGC_SUSET, 0, CheckFailoverSlot, NULL, NULL);
 
 	DefineCustomIntVariable("changefeed.max_transaction",
 							"Largest transaction that is sent as single changes.",

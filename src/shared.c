@@ -18,6 +18,7 @@
  */
 #include "postgres.h"
 
+#include "pause.h"
 #include "shared.h"
 
 #include <sys/eventfd.h>
@@ -29,6 +30,7 @@
 #include "access/xlogrecovery.h"
 #include "commands/extension.h"
 #include "postmaster/bgworker.h"
+#include "postmaster/interrupt.h"
 #include "storage/ipc.h"
 #include "storage/latch.h"
 #include "storage/proc.h"
@@ -98,6 +100,10 @@ InitializeFeed(DatabaseFeed *feed)
 	pg_atomic_init_u32(&feed->feed_gateway_pid, 0);
 	pg_atomic_init_u64(&feed->feed_gateway_starts, 0);
 	pg_atomic_init_u64(&feed->feed_starts, 0);
+	pg_atomic_init_u64(&feed->slots_given_up, 0);
+	pg_atomic_init_u64(&feed->slots_invalidated, 0);
+	pg_atomic_init_u32(&feed->paused, 0);
+	pg_atomic_init_u32(&feed->wal_limit, 0);
 	FeedRequestInit(&feed->requests);
 }
 
@@ -122,6 +128,7 @@ SharedNewGeneration(DatabaseFeed *feed, dsm_handle queue_segment)
 	pg_atomic_write_u64(&feed->feed_connections, 0);
 	pg_atomic_write_u64(&feed->feed_subscriptions, 0);
 	pg_atomic_write_u64(&feed->feed_log_bytes, 0);
+	pg_atomic_write_u32(&feed->paused, 0);
 	pg_atomic_write_u32(&feed->feed_port, 0);
 	pg_atomic_write_u32(&feed->feed_gateway_pid, 0);
 }
@@ -148,6 +155,9 @@ SharedAssign(DatabaseFeed *feed, Oid database)
 	pg_atomic_write_u64(&feed->decoder_forged, 0);
 	pg_atomic_write_u64(&feed->feed_gateway_starts, 0);
 	pg_atomic_write_u64(&feed->feed_starts, 0);
+	pg_atomic_write_u64(&feed->slots_given_up, 0);
+	pg_atomic_write_u64(&feed->slots_invalidated, 0);
+	pg_atomic_write_u32(&feed->wal_limit, 0);
 	feed->database = database;
 	feed->state = FEED_WANTED;
 	pg_atomic_fetch_add_u32(&shared_feeds->assignments, 1);
@@ -279,7 +289,7 @@ MergeRequests(FeedRequest old, FeedRequest new)
 {
 	if (old == REQUEST_LOOK)
 		return new;
-	if (new == REQUEST_LOOK)
+	if (new == REQUEST_LOOK || (new == REQUEST_AGAIN &&old != REQUEST_AGAIN))
 		return old;
 	if ((old == REQUEST_STOP || old == REQUEST_RESTART) && new == REQUEST_START)
 		return REQUEST_RESTART;
@@ -292,6 +302,9 @@ AddRequest(Oid database, FeedRequest what)
 {
 	int i;
 
+	for (i = 0; i < shared_feeds->ndropping && what != REQUEST_STOP; i++)
+		if (shared_feeds->dropping[i] == database)
+			return;
 	for (i = 0; i < shared_feeds->nrequests; i++)
 	{
 		if (shared_feeds->requests[i].database == database)
@@ -325,6 +338,41 @@ SharedRequest(Oid database, FeedRequest what)
 	SharedWake(&shared_feeds->launcher_proc);
 }
 
+bool
+SharedBeginDrop(Oid database)
+{
+	bool room;
+
+	LWLockAcquire(shared_feeds->lock, LW_EXCLUSIVE);
+	room = shared_feeds->ndropping < MAX_DATABASES;
+	if (room)
+	{
+		shared_feeds->dropping[shared_feeds->ndropping++] = database;
+		AddRequest(database, REQUEST_STOP);
+	}
+	LWLockRelease(shared_feeds->lock);
+	if (room)
+		SharedWake(&shared_feeds->launcher_proc);
+	return room;
+}
+
+void
+SharedEndDrop(Oid database, bool failed)
+{
+	LWLockAcquire(shared_feeds->lock, LW_EXCLUSIVE);
+	for (int i = 0; i < shared_feeds->ndropping; i++)
+		if (shared_feeds->dropping[i] == database)
+		{
+			shared_feeds->dropping[i] = shared_feeds->dropping[--shared_feeds->ndropping];
+			break;
+		}
+	if (failed)
+		AddRequest(database, REQUEST_LOOK);
+	LWLockRelease(shared_feeds->lock);
+	if (failed)
+		SharedWake(&shared_feeds->launcher_proc);
+}
+
 /*
  * What was seen in a snapshot may be out of date when it is reported: a DROP
  * or CREATE EXTENSION may have committed and reported meanwhile, and must not
@@ -335,6 +383,7 @@ SharedRequest(Oid database, FeedRequest what)
 bool
 SharedReportExtension(void)
 {
+	PauseState pause;
 	bool present;
 	bool reported = false;
 
@@ -350,6 +399,19 @@ SharedReportExtension(void)
 
 		StartTransactionCommand();
 		present = OidIsValid(get_extension_oid(CHANGEFEED_EXTENSION, true));
+
+		/* Somebody alters the extension: what he makes of it counts. */
+		if (present && !PauseRead(&pause))
+		{
+			CommitTransactionCommand();
+			(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, 100,
+							 compat_wait_event("ChangefeedScanMain"));
+			ResetLatch(MyLatch);
+			if (ShutdownRequestPending)
+				proc_exit(0);
+			continue;
+		}
+		present = present && pause.keeps_slot;
 		CommitTransactionCommand();
 
 		LWLockAcquire(shared_feeds->lock, LW_EXCLUSIVE);
@@ -395,6 +457,7 @@ SharedStateOfDatabase(Oid database)
 				state = FEED_WANTED;
 				break;
 			case REQUEST_LOOK:
+			case REQUEST_AGAIN:
 				break;
 		}
 	}

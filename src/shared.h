@@ -48,7 +48,8 @@ typedef enum FeedRequest
 	REQUEST_STOP = 0,  /* the extension is gone */
 	REQUEST_START = 1, /* the extension is there */
 	REQUEST_RESTART,   /* dropped and created again: begin anew */
-	REQUEST_LOOK	   /* the database is new or was altered: scan it */
+	REQUEST_LOOK,	   /* the database is new or was altered: scan it */
+	REQUEST_AGAIN	   /* the extension was updated: start the pair again */
 } FeedRequest;
 
 typedef struct DatabaseFeed
@@ -71,6 +72,15 @@ typedef struct DatabaseFeed
 
 	/* The pair ends by intent, to be started again at once (0 or 1). */
 	pg_atomic_uint32 restart_wanted;
+
+	/* Written by the feed worker: nobody is let in (0 or 1). */
+	pg_atomic_uint32 paused;
+
+	/*
+	 * changefeed.history_wal_size (MB) as it is set in the database; 0: not
+	 * known.  Written by the decoder, for the launcher.
+	 */
+	pg_atomic_uint32 wal_limit;
 
 	/*
 	 * What each commit reads has a cache line of its own: the counters and
@@ -183,6 +193,10 @@ typedef struct DatabaseFeed
 	pg_atomic_uint64 feed_gateway_starts;
 	pg_atomic_uint64 feed_starts; /* of the pair; generation counts more */
 
+	/* Slots that were lost; each by decoder or launcher, never both at a time. */
+	pg_atomic_uint64 slots_given_up;
+	pg_atomic_uint64 slots_invalidated;
+
 	/* Questions of backends; guarded by request_lock, see feed_request.h. */
 	RequestBoard requests;
 } DatabaseFeed;
@@ -218,7 +232,14 @@ typedef struct SharedFeeds
 	 */
 	uint64 request_count; /* of all times; see SharedReportExtension */
 	bool rescan;		  /* look at all databases again */
-	int nrequests;		  /* databases whose extension came or went */
+
+	/*
+	 * Databases that are being dropped: whatever their workers say, which may
+	 * just be starting, they get no feed.  Guarded by lock.
+	 */
+	int ndropping;
+	Oid dropping[MAX_DATABASES];
+	int nrequests; /* databases whose extension came or went */
 	struct
 	{
 		Oid database;
@@ -250,8 +271,22 @@ extern DatabaseFeed *SharedFeedOfWorker(Datum main_arg);
 extern void SharedRequest(Oid database, FeedRequest what);
 
 /*
- * Looks, in a transaction of its own, whether my database has the extension,
- * tells the launcher, and returns it.  Outside any transaction only.  A feed
+ * The feed of the database ends, since that is dropped, and no other one begins;
+ * false: too many are being dropped.  The command ends with SharedEndDrop; if it
+ * has failed the launcher looks into the database again.
+ */
+extern bool SharedBeginDrop(Oid database);
+extern void SharedEndDrop(Oid database, bool failed);
+
+/*
+ * hooks.c: the same at the commit of the current transaction, for its own
+ * database; REQUEST_START, REQUEST_STOP or REQUEST_RESTART.
+ */
+extern void HooksFeedRequest(FeedRequest what);
+
+/*
+ * Looks, in a transaction of its own, whether my database has the extension and
+ * is not paused without a slot, tells the launcher, and returns it.  Outside any transaction only.  A feed
  * worker that gets false exits with 0: the launcher then ends the decoder,
  * drops the slot and frees the entry.
  */

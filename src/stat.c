@@ -12,8 +12,10 @@
 #include "postgres.h"
 
 #include "feed_request.h"
+#include "pause.h"
 #include "shared.h"
 #include "stat.h"
+#include "version.h"
 #include "wire.h"
 
 #include "access/htup_details.h"
@@ -35,7 +37,7 @@ PG_FUNCTION_INFO_V1(changefeed_stat_channels);
 PG_FUNCTION_INFO_V1(changefeed_stat_gateways);
 PG_FUNCTION_INFO_V1(changefeed_metrics);
 
-#define STAT_FEED_COLUMNS 26
+#define STAT_FEED_COLUMNS 28
 
 /* A row under construction; columns are filled from left to right. */
 typedef struct StatRow
@@ -118,8 +120,15 @@ StatWalHeld(const char *slot_name)
 	return end > restart_lsn ? (int64) (end - restart_lsn) : 0;
 }
 
+int
+StatWalLimit(void)
+{
+	return max_slot_wal_keep_size_mb >= 0 ? Min(max_slot_wal_keep_size_mb, setting_history_wal_size)
+										  : setting_history_wal_size;
+}
+
 static const char *
-StateName(FeedState state, int decoder_pid, int feed_pid, uint64 epoch)
+StateName(FeedState state, int decoder_pid, int feed_pid, uint64 epoch, bool paused)
 {
 	switch (state)
 	{
@@ -127,8 +136,8 @@ StateName(FeedState state, int decoder_pid, int feed_pid, uint64 epoch)
 			return "stopping";
 		case FEED_WANTED:
 			if (decoder_pid != 0 && feed_pid != 0 && epoch != 0)
-				return "running";
-			return "starting";
+				return paused ? "paused" : "running";
+			return VersionMatches(NULL) ? "starting" : "version mismatch";
 		default:
 			return "off";
 	}
@@ -144,6 +153,7 @@ changefeed_stat_feed(PG_FUNCTION_ARGS)
 	DatabaseFeed *feed = shared_feeds != NULL ? SharedFeedOfMyDatabase() : NULL;
 	TupleDesc tupdesc;
 	StatRow row;
+	PauseState pause;
 	FeedState state;
 	uint32 generation;
 	NameData slot_name;
@@ -152,16 +162,26 @@ changefeed_stat_feed(PG_FUNCTION_ARGS)
 	int feed_pid;
 	int64 wal_held = -1;
 
+	/* That of an older version has the first of our columns. */
 	if (get_call_result_type(fcinfo, NULL, &tupdesc) != TYPEFUNC_COMPOSITE ||
-		tupdesc->natts != STAT_FEED_COLUMNS)
-		elog(ERROR, "return type of _stat_feed is not what the library knows");
+		tupdesc->natts > STAT_FEED_COLUMNS)
+		ereport(
+			ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("the view changefeed.stat_feed is of a newer version than the loaded library"),
+			 errhint("Restart the server, so that it loads the installed library.")));
 	tupdesc = BlessTupleDesc(tupdesc);
+	(void) PauseRead(&pause);
 
 	if (feed == NULL)
 	{
 		memset(row.nulls, true, sizeof(row.nulls));
-		row.values[0] = CStringGetTextDatum(shared_feeds == NULL ? "not preloaded" : "off");
+		row.values[0] = CStringGetTextDatum(shared_feeds == NULL ? "not preloaded"
+											: pause.paused		 ? "paused"
+																 : "off");
 		row.nulls[0] = false;
+		row.values[STAT_FEED_COLUMNS - 2] = TimestampTzGetDatum(pause.since);
+		row.nulls[STAT_FEED_COLUMNS - 2] = !pause.paused;
 		PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(tupdesc, row.values, row.nulls)));
 	}
 
@@ -178,7 +198,10 @@ changefeed_stat_feed(PG_FUNCTION_ARGS)
 		wal_held = StatWalHeld(NameStr(slot_name));
 
 	row.n = 0;
-	Add(&row, CStringGetTextDatum(StateName(state, decoder_pid, feed_pid, epoch)), false);
+	Add(&row,
+		CStringGetTextDatum(
+			StateName(state, decoder_pid, feed_pid, epoch, pg_atomic_read_u32(&feed->paused) != 0)),
+		false);
 	Add(&row, Int64GetDatum((int64) generation), false);
 	Add(&row, CStringGetTextDatum(psprintf("%016llx", (unsigned long long) epoch)), epoch == 0);
 	Add(&row, CStringGetTextDatum(NameStr(slot_name)), NameStr(slot_name)[0] == '\0');
@@ -204,6 +227,11 @@ changefeed_stat_feed(PG_FUNCTION_ARGS)
 	AddCount(&row, &feed->feed_messages);
 	AddCount(&row, &feed->decoder_forged);
 	AddCount(&row, &feed->feed_event_errors);
+	Add(&row, TimestampTzGetDatum(pause.since), !pause.paused);
+	Add(&row,
+		Int64GetDatum((int64) (pg_atomic_read_u64(&feed->slots_given_up) +
+							   pg_atomic_read_u64(&feed->slots_invalidated))),
+		false);
 	Assert(row.n == STAT_FEED_COLUMNS);
 
 	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(tupdesc, row.values, row.nulls)));

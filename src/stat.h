@@ -76,6 +76,9 @@ typedef struct StatRange
 extern int64 StatWalHeld(const char *slot_name);
 extern XLogRecPtr StatWalEnd(void);
 
+/* MB of WAL at which the slot is lost: our bound, or the server's if that is less. */
+extern int StatWalLimit(void);
+
 /* stat_collect.c */
 typedef struct ProcessUsage
 {

@@ -41,6 +41,10 @@
 #define GATEWAY_SUBPROTOCOL "changefeed.v1"
 #define GATEWAY_SOCKET_PATH "/v1/socket"
 
+/* Below it are the paths of clients, which a pause closes; others are of operators. */
+#define GATEWAY_CLIENT_PATHS "/v1/"
+#define PAUSE_HINT			 "Come back later; changefeed.resume() ends the pause."
+
 /* Exit codes; anything else is a signal. */
 #define EXIT_DONE	  0 /* shut down, or the feed worker is gone */
 #define EXIT_FAILED	  1 /* could not start */
@@ -375,6 +379,7 @@ typedef struct Gateway
 	NetworkList trusted_proxies;
 	NetworkList allowed_addresses; /* empty: all */
 	NetworkList denied_addresses;
+	bool paused; /* no clients are let in */
 
 	size_t max_sockets;	 /* from RLIMIT_NOFILE */
 	size_t open_sockets; /* accepted ones, whatever they speak */
@@ -456,6 +461,9 @@ extern void PoolTrim(Pool *pool);
 
 extern void
 GatewayShutdown(const char *reason, size_t reason_length, uint32_t least_ms, uint32_t most_ms);
+
+/* Tells all clients and closes; only requests that are about to be answered go on. */
+extern void GatewayPause(void);
 extern void GatewayConnectionGone(void);
 extern void GatewayExit(int exit_code);
 
@@ -712,6 +720,8 @@ extern bool StreamWrite(Connection *conn, Buffer *buffer);
 extern void StreamFlushed(Connection *conn);
 extern void StreamClosing(Connection *conn, uint32_t retry_ms);
 extern bool StreamIsBegun(const Connection *conn);
+extern bool StreamIsAsked(const Connection *conn);
+extern void StreamDropped(Connection *conn);
 extern bool StreamIsChoked(const Connection *conn);
 
 /* ---- heartbeat.c ---- */

@@ -211,6 +211,21 @@ LogLimit(void)
 			   gateway.max_connections);
 }
 
+/* Are clients kept out? */
+bool
+HttpIsPaused(Refusal *refusal)
+{
+	if (!gateway.paused || gateway.ending)
+		return false;
+	memset(refusal, 0, sizeof(*refusal));
+	refusal->status = 503;
+	refusal->extra = "Retry-After: 5\r\n";
+	refusal->code = "paused";
+	refusal->message = "the change feed is paused";
+	refusal->hint = PAUSE_HINT;
+	return true;
+}
+
 /* Is there room for one more client? */
 bool
 HttpHasRoom(Refusal *refusal)
@@ -268,7 +283,7 @@ HttpCheckUpgrade(struct lws *wsi)
 		!HttpHandshakeIsUsable(wsi, &refusal))
 		return HttpRefuse(wsi, &refusal, false);
 
-	if (!HttpHasRoom(&refusal))
+	if (HttpIsPaused(&refusal) || !HttpHasRoom(&refusal))
 		return HttpRefuse(wsi, &refusal, false);
 	return 0;
 }

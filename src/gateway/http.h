@@ -110,6 +110,7 @@ extern int HttpSend(struct lws *wsi, const Reply *reply);
 extern int HttpRefuse(struct lws *wsi, const Refusal *refusal, bool head);
 extern void HttpMakeRoom(struct lws *wsi, size_t length);
 extern bool HttpHasRoom(Refusal *refusal);
+extern bool HttpIsPaused(Refusal *refusal);
 
 /* ---- checks.c ---- */
 

@@ -240,6 +240,7 @@ static void
 ReadConfig(WireReader *r)
 {
 	WireBytes cookie;
+	bool paused;
 
 	gateway.max_connections = WireGetU32(r);
 	gateway.send_buffer = WireGetU32(r);
@@ -258,10 +259,14 @@ ReadConfig(WireReader *r)
 	gateway.token_cookie[cookie.length] = '\0';
 	gateway.compression = WireGetU8(r) != 0;
 	ReadLimits(r);
+	paused = WireGetU8(r) != 0;
 	if (!WireAtEnd(r))
 		r->failed = true;
 	if (r->failed)
 		return;
+	if (paused && !gateway.paused)
+		GatewayPause();
+	gateway.paused = paused;
 	if (gateway.max_connections > gateway.max_sockets)
 		GatewayLog(LEVEL_WARNING,
 				   "changefeed.max_connections is %u, but the "

@@ -39,6 +39,10 @@
 
 /* Shutdown: close frames answered until here, then dropped, then the end. */
 #define SHUTDOWN_KILL_MS 900
+
+/* Who was told of a pause comes back after so long, to find out. */
+#define PAUSE_LEAST_MS	 2000
+#define PAUSE_MOST_MS	 10000
 #define SHUTDOWN_EXIT_MS 1500
 
 Gateway gateway;
@@ -75,6 +79,42 @@ OnShutdownTimer(uv_timer_t *handle)
 	uv_timer_start(handle, OnShutdownTimer, SHUTDOWN_EXIT_MS - SHUTDOWN_KILL_MS, 0);
 }
 
+/* Steps of the golden ratio spread any number of values evenly. */
+static uint32_t
+NextRetry(uint32_t least_ms, uint32_t most_ms)
+{
+	uint64_t range = (uint64_t) most_ms - least_ms + 1;
+
+	spread += UINT32_C(2654435769);
+	return least_ms + (uint32_t) ((range * spread) >> 32);
+}
+
+/* `text`: the name of the reason.  What is queued goes out before, or is dropped. */
+static void
+SayClosing(Connection *conn, const char *text, size_t length, uint32_t retry_ms, bool drop)
+{
+	Buffer head = {NULL, 0, 0};
+	char tail[64];
+
+	if (conn->close_queued)
+		return;
+	BufferAppendString(&head, "{\"type\":\"closing\",\"reason\":");
+	BufferAppendJson(&head, text);
+	snprintf(tail, sizeof(tail), ",\"retry_after_ms\":%" PRIu32 "}", retry_ms);
+	if (drop)
+	{
+		QueueDropAll(conn);
+		SnapshotStopAll(conn);
+		if (conn->http != NULL)
+			StreamDropped(conn);
+	}
+	if (conn->http != NULL)
+		StreamClosing(conn, retry_ms);
+	QueueAddText(conn, ITEM_TEXT, head.data, head.length, tail, strlen(tail), NULL, 0);
+	ConnCloseAfterQueue(conn, 1001, text, length);
+	BufferReset(&head, 0);
+}
+
 /*
  * Tells every client to come back, each at its own time, and closes.  What was
  * queued as feed is not worth the second that we have; the client resumes.
@@ -83,8 +123,6 @@ void
 GatewayShutdown(const char *reason, size_t reason_length, uint32_t least_ms, uint32_t most_ms)
 {
 	uint32_t position = 0;
-	uint32_t value = spread;
-	Buffer head = {NULL, 0, 0};
 	char *reason_text;
 	Connection *conn;
 
@@ -98,36 +136,44 @@ GatewayShutdown(const char *reason, size_t reason_length, uint32_t least_ms, uin
 	reason_text = GatewayAlloc(reason_length + 1);
 	memcpy(reason_text, reason, reason_length);
 	reason_text[reason_length] = '\0';
-	BufferAppendString(&head, "{\"type\":\"closing\",\"reason\":");
-	BufferAppendJson(&head, reason_text);
-
 	while ((conn = ConnNext(&position)) != NULL)
 	{
-		uint64_t range = (uint64_t) most_ms - least_ms + 1;
-		uint32_t retry_ms;
-		char tail[64];
+		uint32_t retry_ms = NextRetry(least_ms, most_ms);
 
-		/* Steps of the golden ratio spread any number of values evenly. */
-		value += UINT32_C(2654435769);
-		retry_ms = least_ms + (uint32_t) ((range * value) >> 32);
-		snprintf(tail, sizeof(tail), ",\"retry_after_ms\":%" PRIu32 "}", retry_ms);
 		if (conn->http != NULL && !StreamIsBegun(conn))
 			RequestFail(conn, 503, "shutting_down", "the server is shutting down", NULL);
-		else if (!conn->close_queued)
-		{
-			QueueDropAll(conn);
-			SnapshotStopAll(conn);
-			if (conn->http != NULL)
-				StreamClosing(conn, retry_ms);
-			QueueAddText(conn, ITEM_TEXT, head.data, head.length, tail, strlen(tail), NULL, 0);
-			ConnCloseAfterQueue(conn, 1001, reason_text, reason_length);
-		}
+		else
+			SayClosing(conn, reason_text, reason_length, retry_ms, true);
 	}
-	BufferReset(&head, 0);
 	free(reason_text);
 
 	uv_timer_start(&shutdown_timer, OnShutdownTimer, SHUTDOWN_KILL_MS, 0);
 	GatewayConnectionGone();
+}
+
+/*
+ * What was committed before the pause is sent to whoever reads it in time, but
+ * for pages of a snapshot, which the client would not be done with.  Who has asked
+ * for a stream is told; a call or a message that is on its way gets its answer.
+ */
+void
+GatewayPause(void)
+{
+	static const char reason[] = "paused";
+	uint32_t position = 0;
+	Connection *conn;
+
+	while ((conn = ConnNext(&position)) != NULL)
+	{
+		if (conn->http == NULL || StreamIsBegun(conn))
+		{
+			SnapshotStopAll(conn);
+			SayClosing(conn, reason, strlen(reason), NextRetry(PAUSE_LEAST_MS, PAUSE_MOST_MS),
+					   false);
+		}
+		else if (StreamIsAsked(conn))
+			RequestFail(conn, 503, "paused", "the change feed is paused", PAUSE_HINT);
+	}
 }
 
 /* The last connection of a shutdown ends it. */

@@ -634,7 +634,9 @@ Serve(struct lws *wsi, const Path *path, const char *text, size_t length, HttpOr
 		refusal.message = "a request with a body is not served here";
 		return Refuse(wsi, &refusal, head, cors);
 	}
-	if (!HttpHasRoom(&refusal))
+	if ((strncmp(path->text, GATEWAY_CLIENT_PATHS, strlen(GATEWAY_CLIENT_PATHS)) == 0 &&
+		 HttpIsPaused(&refusal)) ||
+		!HttpHasRoom(&refusal))
 		return Refuse(wsi, &refusal, head, cors);
 
 	conn = ConnCreate(wsi);

@@ -355,6 +355,13 @@ StreamIsBegun(const Connection *conn)
 	return conn->http->stream.begun;
 }
 
+/* It is a stream or a poll, of which nothing was sent yet. */
+bool
+StreamIsAsked(const Connection *conn)
+{
+	return conn->http->stream.kind != 0 && !conn->http->stream.begun;
+}
+
 /* While this is so nothing can be taken from the queue. */
 bool
 StreamIsChoked(const Connection *conn)
@@ -534,13 +541,16 @@ StreamEnd(Connection *conn)
 		RequestFail(conn, 503, "shutting_down", "the feed has closed the connection", NULL);
 }
 
-/* The server stops: the client shall come back in so many ms. */
+/* The client shall come back in so many ms. */
 void
 StreamClosing(Connection *conn, uint32_t retry_ms)
 {
-	Stream *stream = &conn->http->stream;
+	conn->http->stream.retry_ms = retry_ms;
+}
 
-	/* What it belongs to is dropped. */
-	stream->has_pending = false;
-	stream->retry_ms = retry_ms;
+/* The queue was dropped, so what the pending part belongs to is gone. */
+void
+StreamDropped(Connection *conn)
+{
+	conn->http->stream.has_pending = false;
 }

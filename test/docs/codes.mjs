@@ -45,7 +45,7 @@ for (const name of ['"schema_changed"', '"policy_changed"']) reasons.add(name.sl
 const counted = new Set([...read('src/counters.c').match(/counter_resync_reasons\[RESYNC_REASONS\] = \{([^}]*)\}/)[1].matchAll(/"([a-z_]+)"/g)].map(([, name]) => name));
 counted.delete('other');
 compare('reason of resync', counted, documented('### resync'));
-const elsewhere = new Set(['gateways_do_not_answer', 'delivery_is_behind', 'unauthorized', 'revoked', 'permission_denied']);
+const elsewhere = new Set(['gateways_do_not_answer', 'delivery_is_behind', 'unauthorized', 'revoked', 'permission_denied', 'paused']);
 for (const reason of reasons) if (!counted.has(reason) && !elsewhere.has(reason)) problems.push(`reason of resync: "${reason}" is not in counter_resync_reasons`);
 
 // Reasons of revoked.

@@ -23,6 +23,7 @@ static const struct
 	{"pacing", TestPacing},		{"snapshots", TestSnapshots}, {"closing", TestClosing},
 	{"limit", TestLimit},		{"deaf", TestDeafWorker},	  {"many", TestMany},
 	{"shutdown", TestShutdown}, {"requests", TestRequests}, {"streams", TestStreams},
+	{"pause", TestPause},
 	{"compression", TestCompression},
 	{"txmessages", TestTxMessages}, {"casts", TestCastPressure},
 	{"proxies", TestProxies}, {"addresses", TestAddresses}, {"per_address", TestPerAddress}, {"rates", TestHandshakeRates}, {"slow", TestSlowRequests}, {"floods", TestFloods}, {"sandbox", TestSandbox}, {"arrivals", TestArrivals}, {"turns", TestTurns},

@@ -192,6 +192,7 @@ SendConfig(const Settings *settings)
 	PutStrings(settings->proxies);
 	PutStrings(settings->allowed);
 	PutStrings(settings->denied);
+	LinkFramePutU8(worker.link, settings->paused ? 1 : 0);
 	LinkFrameEnd(worker.link);
 }
 

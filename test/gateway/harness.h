@@ -59,6 +59,7 @@ typedef struct Settings
 	uint64_t max_receive_rate;
 	uint32_t handshake_timeout_ms;
 	bool forwarded;
+	bool paused;
 	const char *proxies[4];
 	const char *allowed[4];
 	const char *denied[4];

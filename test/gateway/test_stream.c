@@ -452,3 +452,96 @@ TestStreams(void)
 	Disconnect(client);
 	Is((uint64_t) WaitExit(), 0, "and ends with 0");
 }
+
+/* LINK_CONFIG with "paused": who is told what, and what goes on. */
+void
+TestPause(void)
+{
+	static const char *const paths[] = {"/v1/stream", "/page"};
+	static const uint8_t methods[] = {LINK_METHOD_GET, LINK_METHOD_GET};
+	Settings settings = DefaultSettings();
+	uint32_t stream_conn;
+	uint32_t poll_conn;
+	uint32_t asked_conn;
+	uint32_t page_conn;
+	Client *socket;
+	Client *stream;
+	Client *held;
+	Client *asked;
+	Client *page;
+	Client *client;
+	const char *answer;
+	Frame frame;
+
+	StartGateway(&settings);
+	SendPaths(paths, methods, 2);
+	SendPlain(LINK_STATS_ASK, NULL, 0);
+	Take(LINK_STATS, 0);
+	socket = OpenIdentified();
+	stream = Ask("/v1/stream", &stream_conn);
+	OpenStream(stream_conn, LINK_STREAM_EVENTS, 0, 0, "", Position('a', "tag00001"), NULL);
+	SendPlain(LINK_BEGIN, &stream_conn, 1);
+	held = Ask("/v1/stream", &poll_conn);
+	OpenStream(poll_conn, LINK_STREAM_POLL, LINK_STREAM_WAITS, 20000, "from", "from", NULL);
+	asked = Ask("/v1/stream", &asked_conn); /* what it is has not been said */
+	page = Ask("/page", &page_conn);
+
+	SendText(socket->conn, "before");
+	SendText(stream_conn, "{\"before\":1}");
+	settings.paused = true;
+	SendConfig(&settings);
+	SendText(socket->conn, "behind");
+
+	IsText(ReadFrame(socket).text, "before", "pause: what was sent before arrives");
+	frame = ReadFrame(socket);
+	Ok(frame.text != NULL && Contains(frame.text, "{\"type\":\"closing\",\"reason\":\"paused\","
+												  "\"retry_after_ms\":"),
+	   "pause: then the client is told");
+	frame = ReadFrame(socket);
+	Ok(frame.opcode == OPCODE_CLOSE && frame.close_code == 1001, "pause: and closed, by 1001");
+	Take(LINK_CLOSED, socket->conn);
+	Disconnect(socket);
+
+	answer = Until(stream, "\nretry: ");
+	Ok(Contains(answer, "{\"before\":1}") && Contains(answer, "\"reason\":\"paused\""),
+	   "pause: so is an event stream");
+	Take(LINK_CLOSED, stream_conn);
+	Disconnect(stream);
+	answer = ReadHttp(held);
+	Ok(StatusIs(answer, 503) && Contains(answer, "\"code\":\"paused\"") &&
+		   Contains(answer, "Retry-After: 5\r\n"),
+	   "pause: and a poll that is held");
+	Take(LINK_CLOSED, poll_conn);
+	Disconnect(held);
+
+	SendResponse(asked_conn, 503, "text/plain", "", "worker", 6);
+	Ok(StatusIs(ReadHttp(asked), 503), "pause: the feed worker answers what it was asked before");
+	Disconnect(asked);
+	SendResponse(page_conn, 200, "text/plain", "", "page", 4);
+	Ok(StatusIs(ReadHttp(page), 200), "pause: and what is not of clients goes on");
+	Disconnect(page);
+
+	client = Connect();
+	answer = Handshake(client, "/v1/socket", NULL);
+	Ok(StatusIs(answer, 503) && Contains(answer, "\"code\":\"paused\"") &&
+		   Contains(answer, "Retry-After: 5\r\n"),
+	   "paused: no socket is opened");
+	Disconnect(client);
+	Ok(StatusIs(Request("GET /v1/stream HTTP/1.1\r\nHost: localhost\r\n\r\n"), 503),
+	   "paused: nor a stream");
+	page = Ask("/page", &page_conn);
+	SendConfig(&settings);
+	SendResponse(page_conn, 200, "text/plain", "", "page", 4);
+	Ok(StatusIs(ReadHttp(page), 200), "paused: other requests are passed on");
+	Disconnect(page);
+
+	settings.paused = false;
+	SendConfig(&settings);
+	SendPlain(LINK_STATS_ASK, NULL, 0);
+	Take(LINK_STATS, 0);
+	socket = OpenIdentified();
+	SendText(socket->conn, "again");
+	IsText(ReadFrame(socket).text, "again", "resumed: clients come in");
+	Disconnect(socket);
+	Is((uint64_t) StopGateway(), 0, "the gateway ends in order");
+}

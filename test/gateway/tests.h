@@ -40,6 +40,7 @@ extern void TestRequests(void);
 extern void TestCompression(void);
 /* test_stream.c */
 extern void TestStreams(void);
+extern void TestPause(void);
 
 /* test_limits.c */
 extern void TestProxies(void);

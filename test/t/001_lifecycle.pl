@@ -9,12 +9,13 @@ use lib $FindBin::RealBin;
 
 use ChangefeedTest;
 use IO::Socket::INET;
+use PostgreSQL::Test::BackgroundPsql;
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
 use Time::HiRes qw(time);
 
-my $node = new_node('lifecycle');
+my $node = new_node('lifecycle', conf => "max_prepared_transactions = 2\n");
 my $port = feed_port($node);
 
 $node->start;
@@ -77,7 +78,7 @@ ok(!port_is_open($port), '... nor does anybody listen');
 like(
     sql_error($node, 'postgres',
         "BEGIN; CREATE EXTENSION pg_changefeed; PREPARE TRANSACTION 'p'"),
-    qr/^ERROR:  (0A000: cannot PREPARE a transaction that has created or dropped extension "pg_changefeed"|55000: prepared transactions are disabled)/,
+    qr/^ERROR:  (0A000: cannot PREPARE a transaction that has started or stopped a change feed\nDETAIL:.*|55000: prepared transactions are disabled)/,
     'CREATE EXTENSION cannot be prepared');
 
 # ---------------------------------------------------------------------------
@@ -303,30 +304,68 @@ is(count_in_log($node, qr/could not listen on "127\.0\.0\.1", port $other_port/)
 # ---------------------------------------------------------------------------
 
 my $before = feed($node, 'third');
-foreach my $statement ('DROP DATABASE third', 'DROP DATABASE third WITH (FORCE)', 'DROP DATABASE IF EXISTS third')
-{
-    my ($error, $took) = timed_error('postgres', $statement);
-
-    is($error,
-        qq(ERROR:  55006: database "third" has a running change feed\n)
-          . q(HINT:  Drop the extension first: connect to "third" and run DROP EXTENSION pg_changefeed.),
-        "$statement is refused");
-    # The server itself would wait for other sessions for five seconds.
-    cmp_ok($took, '<', 4, '... at once');
-}
 like(sql_error($node, 'postgres', 'ALTER DATABASE third RENAME TO fourth'),
     qr/^ERROR:  55006: database "third" has a running change feed\nHINT:  Stop it with ALTER DATABASE/,
     'ALTER DATABASE RENAME is refused');
 like(sql_error($node, 'postgres', 'CREATE DATABASE fourth TEMPLATE third'),
     qr/^ERROR:  55006: database "third" has a running change feed\nHINT:  Stop it with ALTER DATABASE/,
     'CREATE DATABASE TEMPLATE is refused');
+
+# What the server refuses it refuses, and the feed does not notice.
+like(sql_error($node, 'postgres', 'BEGIN; DROP DATABASE third'),
+    qr/^ERROR:  25001: DROP DATABASE cannot run inside a transaction block/, 'DROP DATABASE in a transaction');
+like(sql_error($node, 'postgres', 'SET ROLE web; DROP DATABASE third'),
+    qr/^ERROR:  42501: must be owner of database third/, 'DROP DATABASE of somebody else');
+my $tenant = $node->background_psql('third');
+$tenant->query_safe('SELECT 1');
+like(sql_error($node, 'postgres', 'DROP DATABASE third'),
+    qr/^ERROR:  55006: database "third" is being accessed by other users\nDETAIL:  There is 1 other session using the database\./,
+    'DROP DATABASE while somebody is connected');
 is_deeply([ @{ feed($node, 'third') }{qw(state generation epoch gateway_pid)} ],
     [ @$before{qw(state generation epoch gateway_pid)} ], 'refused commands leave the feed alone');
+
+# One that fails later, for a prepared transaction: the feed has ended by then,
+# and comes back.
+$tenant->query_safe(q(BEGIN; CREATE TABLE prepared (); PREPARE TRANSACTION 'p'));
+$tenant->quit;
+like(sql_error($node, 'postgres', 'DROP DATABASE third'),
+    qr/^ERROR:  55006: database "third" is being accessed by other users\nDETAIL:  There is 1 prepared transaction/,
+    'DROP DATABASE with a prepared transaction');
+$node->safe_psql('third', q(ROLLBACK PREPARED 'p'));
+ok(wait_running($node, 'third'), '... after which the feed comes back');
 is(sql_error($node, 'postgres', 'DROP DATABASE nowhere'),
     'ERROR:  3D000: database "nowhere" does not exist', 'DROP DATABASE of what does not exist');
 
-$node->safe_psql('third', 'DROP EXTENSION pg_changefeed');
+# With a client, and at once.
+$node->safe_psql('third', q(CREATE TABLE item (id int PRIMARY KEY); GRANT SELECT ON item TO web;
+SELECT changefeed.create_channel('items', 'item'); SELECT changefeed.allow_role('web')));
+my $last = client($other_port);
+$last->subscribe('items');
 my ($error, $took) = timed_error('postgres', 'DROP DATABASE third');
+is($error, '', 'DROP DATABASE of one with a running feed works');
+cmp_ok($took, '<', 15, '... without waiting for a time-out');
+ok(defined $last->wait_closed, '... its clients are disconnected');
+is($node->safe_psql('postgres', q(SELECT count(*) FROM pg_replication_slots WHERE slot_name LIKE 'pg_changefeed_%')),
+    2, '... and it leaves no slot');
+is_one_set($node, 'after DROP DATABASE', 'postgres', 'second');
+
+$node->safe_psql('postgres', 'CREATE DATABASE third');
+$node->safe_psql('postgres', "ALTER DATABASE third SET changefeed.port = $other_port");
+$node->safe_psql('third', 'CREATE EXTENSION pg_changefeed');
+wait_running($node, 'third');
+$tenant = $node->background_psql('third', on_error_die => 0);
+$tenant->query_safe('SELECT 1');
+($error, $took) = timed_error('postgres', 'DROP DATABASE third WITH (FORCE)');
+is($error, '', 'DROP DATABASE WITH (FORCE), while somebody is connected');
+cmp_ok($took, '<', 15, '... without waiting for a time-out');
+eval { $tenant->quit };
+$node->safe_psql('postgres', 'CREATE DATABASE third');
+$node->safe_psql('postgres', "ALTER DATABASE third SET changefeed.port = $other_port");
+$node->safe_psql('third', 'CREATE EXTENSION pg_changefeed');
+wait_running($node, 'third');
+
+$node->safe_psql('third', 'DROP EXTENSION pg_changefeed');
+($error, $took) = timed_error('postgres', 'DROP DATABASE third');
 is($error, '', 'DROP DATABASE right after DROP EXTENSION works');
 cmp_ok($took, '<', 15, '... without waiting for a time-out');
 is($node->safe_psql('postgres', q(SELECT count(*) FROM pg_replication_slots WHERE slot_name LIKE 'pg_changefeed_%')),

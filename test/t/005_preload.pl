@@ -52,7 +52,7 @@ SELECT pg_stat_statements_reset();
 
     # Our utility hook calls the other one, and the other way round.
     $node->safe_psql('work', 'CREATE ROLE other; DROP ROLE other');
-    like(sql_error($node, 'postgres', 'DROP DATABASE work'),
+    like(sql_error($node, 'postgres', 'ALTER DATABASE work RENAME TO worked'),
         qr/has a running change feed/, "$libraries: our hook is called");
     is( $node->safe_psql(
             'work', q(SELECT string_agg(query, ';' ORDER BY query COLLATE "C") FROM pg_stat_statements
@@ -122,12 +122,22 @@ is(count_in_log($node, qr/PANIC|TRAP|was terminated by signal/, $position), 0, '
 my $definitions = q(SELECT c.name, s.source::text, s.entity, s.key, s.filter, s.columns, s.on_insert, s.on_update, s.on_delete
                       FROM changefeed.channels c LEFT JOIN changefeed.sources s ON s.channel = c.name);
 my $roles = q(SELECT role::text FROM changefeed.roles);
+my @more = (
+    q(SELECT channel, source::text, event, condition, payload, on_change FROM changefeed.events),
+    q(SELECT name, function::text, arguments, result FROM changefeed.functions),
+    q(SELECT function::text, relation::text FROM changefeed.dependencies),
+    q(SELECT role::text, claim, value FROM changefeed.revocations),
+    q(SELECT name, join_check, publish_check, min_interval, presence FROM changefeed.channels),
+    q(SELECT polname, pg_get_expr(polqual, polrelid) AS policy FROM pg_policy),
+    q(SELECT proname, a.grantee::regrole::text, a.privilege_type FROM pg_proc p, aclexplode(p.proacl) a
+       WHERE pronamespace = 'changefeed'::regnamespace AND proname IN ('publish', 'metrics')),
+    q(SELECT relname, a.grantee::regrole::text, a.privilege_type FROM pg_class c, aclexplode(c.relacl) a WHERE relnamespace = 'app'::regnamespace));
 my $json = JSON::PP->new->canonical;
 
 sub all_of
 {
     my ($from, $database) = @_;
-    return join("\n", sort map { $json->encode($_) } map { rows($from, $database, $_) } $definitions, $roles);
+    return join("\n", sort map { $json->encode($_) } map { rows($from, $database, $_) } $definitions, $roles, @more);
 }
 
 $node->safe_psql('postgres', 'CREATE DATABASE source');
@@ -146,14 +156,28 @@ GRANT SELECT ON app.message TO web;
 INSERT INTO app.room VALUES (1, 'one', 'x');
 INSERT INTO app.message (room_id, body) VALUES (1, 'hello'), (1, 'private'), (2, 'elsewhere');
 SELECT changefeed.create_channel('rooms', 'app.room', columns => '{id,name}');
+SELECT changefeed.create_channel('paced', 'app.room', columns => '{id,name}', min_interval => '1 s');
 SELECT changefeed.create_channel('room:{room_id}', 'app.message', filter => 'NOT hidden', on_update => 'replace');
 SELECT changefeed.create_channel('empty');
+CREATE FUNCTION app."Say it"(a int DEFAULT 1) RETURNS int LANGUAGE sql AS 'SELECT a';
+SELECT changefeed.create_channel('talk:{room}', publish_check => 'true', join_check => 'room <> $$x$$', presence => '{"grace": "3 s"}');
+SELECT changefeed.add_event('rooms', 'app.room', 'renamed', 'new.name <> old.name');
+SELECT changefeed.expose_function('app."Say it"(int)', 'say');
+SELECT changefeed.declare_dependency('app."Say it"(int)', 'app.room');
+SELECT changefeed.revoke(claim => 'sub', value => 'ada');
+SELECT changefeed.revoke(role => '"Odd role"');
+GRANT EXECUTE ON FUNCTION changefeed.publish TO web;
+REVOKE EXECUTE ON FUNCTION changefeed.metrics FROM pg_database_owner;
 SELECT changefeed.allow_role('web');
 SELECT changefeed.allow_role('"Odd role"');
 ));
+$node->safe_psql('postgres', 'ALTER DATABASE source SET changefeed.history_age = 77');
 wait_running($node, 'source');
 my $expected = all_of($node, 'source');
-is(scalar(() = $expected =~ /^\{/mg), 5, 'three channels and two roles');
+is(scalar(() = $expected =~ /^\{.*"filter"/mg), 5, 'five channels');
+is(scalar(() = $expected =~ /"value"/g), 2, 'two revocations');
+like($expected, qr/^\{"grantee":"web","privilege_type":"EXECUTE","proname":"publish"\}$/m, 'a right that was granted');
+unlike($expected, qr/"pg_database_owner","privilege_type":"EXECUTE","proname":"metrics"/, 'and one that was revoked');
 
 # What a client sees there.
 sub seen
@@ -171,7 +195,19 @@ is($seen, '{"body":"hello","hidden":false,"id":1,"room_id":1}', 'a client sees w
 
 my $dump = PostgreSQL::Test::Utils::tempdir() . '/dump';
 $node->run_log([ 'pg_dump', '-Fc', '-f', "$dump.custom", $node->connstr('source') ]) or BAIL_OUT('pg_dump fails');
+# Paused, which what is restored is not.
+$node->safe_psql('source', 'SELECT changefeed.pause()');
 $node->run_log([ 'pg_dumpall', '-f', "$dump.sql", '-d', $node->connstr('postgres') ]) or BAIL_OUT('pg_dumpall fails');
+$node->safe_psql('source', 'SELECT changefeed.resume()');
+wait_running($node, 'source');
+
+# Neither the secret, nor the key of messages, nor a position
+my $text = slurp_file("$dump.sql");
+my $key = slurp_file($node->data_dir . '/pg_changefeed_message.key') if -f $node->data_dir . '/pg_changefeed_message.key';
+like($text, qr/COPY changefeed\.channel /, 'the dump has the channels');
+is(index($text, $ChangefeedTest::secret), -1, '... and no secret');
+unlike($text, qr/jwt_secret_file|\Q${\feed($node, 'source')->{epoch}}\E|COPY changefeed\.(pause|call_result) /, '... nor where it is, nor an epoch, nor a pause');
+ok(!defined $key || index($text, unpack('H*', $key)) < 0, '... nor the key of messages');
 
 # Into another database of the same server, with several processes at a time.
 my $copy_port = free_port();
@@ -204,6 +240,8 @@ $other->command_ok([ 'psql', '-X', '-q', '-v', 'ON_ERROR_STOP=0', '-d', $other->
     'pg_dumpall and psql');
 wait_running($other, 'source');
 is(all_of($other, 'source'), $expected, 'pg_dumpall brings channels, sources and roles');
+is($other->safe_psql('source', 'LOAD $$pg_changefeed$$; SHOW changefeed.history_age'), '77s', '... and settings of the database');
+is($other->safe_psql('source', 'SELECT changefeed._function(function) FROM changefeed.function'), 'app."Say it"(integer)', '... and functions as they are here');
 is(seen($port), $seen, '... and a client sees the same');
 $other->stop;
 

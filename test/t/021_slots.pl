@@ -180,6 +180,10 @@ END
     like(log_since($node, $position),
         qr/LOG:  change feed of database "postgres" drops replication slot "$before->{slot_name}" because the server has invalidated it/,
         'invalidated: the log says so');
+    like(log_since($node, $position),
+        qr/LOG:  "max_slot_wal_keep_size" is smaller than "changefeed\.history_wal_size" of database "postgres"\n/,
+        'invalidated: and which setting is to blame');
+    like((http_get($port, '/metrics'))[1], qr/^changefeed_wal_held_limit_bytes 1048576$/m, 'invalidated: the lower bound is in /metrics');
     $node->safe_psql('postgres', 'ALTER SYSTEM RESET max_slot_wal_keep_size');
     $node->reload;
 }
@@ -293,9 +297,41 @@ END
     note("$most bytes at most");
     cmp_ok($most, '<', 4 * 64 * 1024 * 1024, 'given up: in time');
     like(log_since($node, $position), qr/HINT:  Look for a transaction that stays open/, 'given up: the log says why');
+    like(log_since($node, $position),
+        qr/WARNING:  replication slot of the change feed of database "postgres" keeps (4[89]|5\d|6[0-4]) MB of WAL\n.*DETAIL:  At 64 MB \("changefeed\.history_wal_size"\) it is lost, .*\n.*HINT:  Look in pg_stat_activity.*\n(?s:.*)WARNING:  change feed of database "postgres" drops its replication slot/,
+        'given up: it was said before that it would be');
     $open->query_safe('COMMIT');
     $open->quit;
     are_told('given up', $before, 'unknown_epoch', @clients);
+    cmp_ok(feed($node)->{slot_losses}, '>=', 1, 'given up: stat_feed counts it');
+    my $metrics = (http_get($port, '/metrics'))[1];
+    like($metrics, qr/^changefeed_slot_losses_total\{cause="given_up"\} [1-9]/m, 'given up: /metrics too');
+    like($metrics, qr/^changefeed_slot_losses_total\{cause="invalidated"\} 0/m, 'given up: by its cause');
+    like($metrics, qr/^changefeed_wal_held_limit_bytes 67108864$/m, 'given up: /metrics has the bound');
+}
+
+# ---------------------------------------------------------------------------
+# A feed that does not start at all: nobody confirms its slot, which is bounded
+# all the same
+# ---------------------------------------------------------------------------
+
+{
+    my @clients = visitors();
+    my $before = wait_running($node);
+    my $position = log_position($node);
+
+    # What the library does not know it does not serve.
+    $node->safe_psql('postgres', q(UPDATE pg_extension SET extversion = '99.0' WHERE extname = 'pg_changefeed'));
+    $node->safe_psql('postgres', "SELECT pg_terminate_backend($before->{decoder_pid})");
+    ok(wait_in_log($node, qr/ERROR:  change feed of database "postgres" does not start: extension and library do not fit\n/, $position),
+        'not started: the log says why');
+    write_wal('other', 8) foreach 1 .. 20;
+    ok(wait_in_log($node,
+            qr/WARNING:  change feed of database "postgres" drops its replication slot, as it does not start\n.*DETAIL:  The slot kept \d+ MB of WAL from being removed, which is more than twice the 64 MB/,
+            $position),
+        'not started: the slot is dropped when it keeps too much WAL');
+    $node->safe_psql('postgres', q(UPDATE pg_extension SET extversion = '0.1.0' WHERE extname = 'pg_changefeed'));
+    are_told('not started', $before, 'unknown_epoch', @clients);
 }
 
 # ---------------------------------------------------------------------------

@@ -24,7 +24,7 @@ our @EXPORT = qw(
   poll_until rows row feed wait_running wait_off
   processes is_one_set
   is_alive child_processes gateways_of process_status
-  port_is_open
+  port_is_open http_get
   log_position log_since count_in_log wait_in_log
   sql_error
   make_token client
@@ -52,11 +52,13 @@ sub free_port
 }
 
 # A server that is initialised and configured but not started.  Options:
-# wal_segment (MB), conf (lines that come last).
+# wal_segment (MB), conf (lines that come last), install_path (of another
+# PostgreSQL).
 sub new_node
 {
     my ($name, %options) = @_;
-    my $node = PostgreSQL::Test::Cluster->new($name);
+    my $node = PostgreSQL::Test::Cluster->new($name,
+        defined $options{install_path} ? (install_path => $options{install_path}) : ());
     my $file = PostgreSQL::Test::Utils::tempdir() . '/jwt.secret';
     my $port = free_port();
 
@@ -352,6 +354,19 @@ sub gateways_of
     my ($node, $database) = @_;
     my $feed = feed($node, $database) or return;
     return child_processes($feed->{feed_worker_pid} // return);
+}
+
+# The answer to a GET: its status and all of it.  Nothing when nobody answers.
+sub http_get
+{
+    my ($port, $path) = @_;
+    my $socket = IO::Socket::INET->new(PeerHost => '127.0.0.1', PeerPort => $port,
+        Proto => 'tcp', Timeout => 5) or return;
+
+    print $socket "GET $path HTTP/1.1\r\nHost: localhost:$port\r\nConnection: close\r\n\r\n";
+    my $answer = do { local $/ = undef; <$socket> } // '';
+    my ($status) = $answer =~ /^HTTP\/1\.[01] (\d+)/;
+    return ($status, $answer);
 }
 
 sub port_is_open
@@ -679,6 +694,10 @@ sub _apply
     elsif ($type eq 'transaction')
     {
         $self->_apply_transaction($message);
+    }
+    elsif ($type eq 'closing')
+    {
+        $self->{closing} = $message->{reason};
     }
     return;
 }
