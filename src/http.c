@@ -143,10 +143,13 @@ HttpFail(Connection *connection, const char *sqlstate, const char *message, cons
 
 /* ---- requests ---- */
 
-/* Text as the feed worker may use it; false if it is not UTF-8. */
+/* Text as the feed worker may use it; false if it is not UTF-8, or not there. */
 static bool
 TakeText(WireBytes bytes, const char **text)
 {
+	*text = "";
+	if (bytes.data == NULL)
+		return false;
 	*text = pnstrdup(bytes.data, bytes.length);
 	return memchr(bytes.data, '\0', bytes.length) == NULL &&
 		   pg_verify_mbstr(PG_UTF8, *text, (int) bytes.length, true);
