@@ -13,7 +13,7 @@ EXTENSION = pg_changefeed
 MODULE_big = pg_changefeed
 GATEWAY = pg_changefeed_gateway
 
-SCRIPT_GOALS = help demo demo-chat test matrix sanitize soak bench bench-quick format format-check lint neighbours
+SCRIPT_GOALS = help demo demo-chat test matrix sanitize soak bench bench-quick format format-check lint neighbours fuzz
 BUILD_GOALS := $(filter-out $(SCRIPT_GOALS),$(or $(MAKECMDGOALS),all))
 
 .DEFAULT_GOAL := all
@@ -159,6 +159,7 @@ help:
 	@echo 'make matrix          build and test with each supported server, in Debian systems of their own (root)'
 	@echo 'make sanitize        most tests under sanitizers, assertions and Valgrind (hours); ARGS="--quick", ARGS=asan, ...'
 	@echo 'make soak SECONDS=n  run the convergence test for that long (3600); SEED=n repeats one'
+	@echo 'make fuzz SECONDS=n  give every parser hostile bytes for n seconds each (600); TARGETS="..."'
 	@echo 'make bench           run the benchmarks'
 	@echo 'make bench-quick     the same in a few minutes, with less precision'
 	@echo 'make format          format the C sources'
@@ -168,7 +169,7 @@ help:
 	@echo 'Variables: PG_CONFIG=/path/to/pg_config  WERROR=1  ARGS="arguments of demo, test or bench"'
 
 # Goals that build come first if both kinds are given.
-demo demo-chat test soak bench bench-quick: | $(BUILD_GOALS)
+demo demo-chat test soak fuzz bench bench-quick: | $(BUILD_GOALS)
 
 demo:
 	scripts/setup --for demo
@@ -203,6 +204,11 @@ soak:
 	scripts/cluster install
 	env SECONDS=$(or $(SECONDS),3600) test/convergence/run
 
+fuzz:
+	scripts/setup --for test
+	scripts/cluster install
+	test/fuzz/run --long $(or $(SECONDS),600) $(TARGETS)
+
 bench:
 	scripts/setup --for bench
 	scripts/cluster install
@@ -213,8 +219,8 @@ bench-quick:
 	scripts/cluster install
 	bench/run --quick $(ARGS)
 
-C_FILES = $$(find src -name '*.[ch]' | sort)
-SHELL_FILES = $(wildcard scripts/* .ci/run demo/run test/run test/bench/run bench/run bench/report/make bench/authorization/tree bench/profile test/sanitize/run test/neighbours/run)
+C_FILES = $$(find src test/fuzz -name '*.[ch]' | sort)
+SHELL_FILES = $(wildcard scripts/* .ci/run demo/run test/run test/bench/run bench/run bench/report/make bench/authorization/tree bench/profile test/sanitize/run test/neighbours/run test/fuzz/run)
 
 format:
 	clang-format -i $(C_FILES)

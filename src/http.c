@@ -145,10 +145,11 @@ HttpFail(Connection *connection, const char *sqlstate, const char *message, cons
 
 /* ---- requests ---- */
 
-/* Text as the feed worker may use it; false if it is not UTF-8. */
+/* Text as the feed worker may use it; false if it is not UTF-8, or not there. */
 static bool
 TakeText(WireBytes bytes, const char **text)
 {
+	*text = "";
 	if (bytes.data == NULL)
 		return false;
 	*text = pnstrdup(bytes.data, bytes.length);

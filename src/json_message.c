@@ -22,9 +22,9 @@ typedef struct MessageParse
 	JsonLexContext *lex;
 	JsonMessage *message;
 	int depth;
-	char *name;		   /* of the field at depth 1 that is being read */
-	const char *start; /* of its value */
-	bool not_an_object;
+	char *name;			/* of the field at depth 1 that is being read */
+	const char *start;	/* of its value */
+	bool not_an_object; /* what is at depth 1 has no name then */
 } MessageParse;
 
 static void
@@ -60,7 +60,7 @@ OnObjectEnd(void *arg)
 {
 	MessageParse *state = arg;
 
-	if (--state->depth == 1)
+	if (--state->depth == 1 && !state->not_an_object)
 		AddField(state, JSON_TOKEN_OBJECT_START,
 				 pnstrdup(state->start, state->lex->prev_token_terminator - state->start));
 	return compat_json_success;
@@ -82,7 +82,7 @@ OnArrayEnd(void *arg)
 {
 	MessageParse *state = arg;
 
-	if (--state->depth == 1)
+	if (--state->depth == 1 && !state->not_an_object)
 		AddField(state, JSON_TOKEN_ARRAY_START,
 				 pnstrdup(state->start, state->lex->prev_token_terminator - state->start));
 	return compat_json_success;
@@ -109,7 +109,7 @@ OnScalar(void *arg, char *token, JsonTokenType type)
 
 	if (state->depth == 0)
 		state->not_an_object = true;
-	else if (state->depth == 1)
+	else if (state->depth == 1 && !state->not_an_object)
 		AddField(state, type, token);
 	return compat_json_success;
 }

@@ -522,8 +522,21 @@ MayVerify(const json_t *entry)
 }
 
 /*
+ * cjose stops decoding at a "=" wherever it is, and an assertion of its own ends
+ * the process if one character of a group is left then.
+ */
+static bool
+IsBase64Url(const char *text, Size length)
+{
+	Size n = strspn(text, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_");
+
+	return n % 4 != 1 && n + strspn(text + n, "=") == length;
+}
+
+/*
  * Takes the public members only, so that neither private parts nor members
- * that cjose might learn about get in.  NULL if one is missing.
+ * that cjose might learn about get in.  NULL if one is missing, or is no text of
+ * its kind: those of one letter are numbers, the others are names.
  */
 static cjose_jwk_t *
 ImportKey(const json_t *entry, const char *const *members)
@@ -537,6 +550,8 @@ ImportKey(const json_t *entry, const char *const *members)
 		json_t *member = json_object_get(entry, *members);
 
 		complete = json_is_string(member) && json_string_length(member) > 0 &&
+				   (strlen(*members) > 1 ||
+					IsBase64Url(json_string_value(member), json_string_length(member))) &&
 				   json_object_set(copy, *members, member) == 0;
 	}
 	if (complete)

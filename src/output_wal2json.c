@@ -300,14 +300,15 @@ OnScalar(void *arg, char *token, JsonTokenType type)
 	TextChange *text = arg;
 	char *value = type == JSON_TOKEN_NULL ? NULL : token;
 
-	if (text->depth == 1)
+	/* Nothing has a name in an array, where a change has none. */
+	if (text->depth == 1 && text->field != NULL)
 	{
 		if (strcmp(text->field, "action") == 0)
 			text->action = value;
 		else if (strcmp(text->field, "table") == 0)
 			text->table = value;
 	}
-	else if (text->depth == 3)
+	else if (text->depth == 3 && text->member != NULL)
 	{
 		if (strcmp(text->member, "name") == 0)
 			text->column.name = value;

@@ -33,19 +33,24 @@ void
 BalanceTake(WireReader *r, int fd)
 {
 	void *page = MAP_FAILED;
+	uint32_t n = WireGetU32(r);
+	uint32_t place = WireGetU32(r);
+	size_t size = n * sizeof(uint32_t);
 
-	n_counts = WireGetU32(r);
-	mine = WireGetU32(r);
-	if (mine >= n_counts || fd < 0)
+	if (place >= n || fd < 0)
 		r->failed = true;
 	/* Not fstat(), which may become a call that can look at any file. */
-	else if (lseek(fd, 0, SEEK_END) >= (off_t) (n_counts * sizeof(uint32_t)))
-		page = mmap(NULL, n_counts * sizeof(uint32_t), PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	else if (lseek(fd, 0, SEEK_END) >= (off_t) size)
+		page = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
 	if (fd >= 0)
 		close(fd);
 	if (page == MAP_FAILED)
 		return;
+	if (counts != NULL)
+		munmap(counts, n_counts * sizeof(uint32_t));
 	counts = page;
+	n_counts = n;
+	mine = place;
 	BalanceUpdate();
 }
 

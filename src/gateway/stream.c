@@ -221,7 +221,8 @@ MessageEnd(Connection *conn, Buffer *buffer, size_t start, const MessageInfo *in
 		Buffer id = {NULL, 0, 0};
 
 		Compose(stream, &id);
-		if (id.length != stream->id.length || memcmp(id.data, stream->id.data, id.length) != 0)
+		if (id.length != stream->id.length ||
+			(id.length > 0 && memcmp(id.data, stream->id.data, id.length) != 0))
 		{
 			BufferAppendString(buffer, "id: ");
 			BufferAppend(buffer, id.data, id.length);

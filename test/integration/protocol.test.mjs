@@ -214,6 +214,8 @@ describe('protocol', () => {
       assert.equal((await complaint('{"type":')).code, '22P02');
       assert.equal((await complaint('')).code, '22P02');
       assert.match((await complaint('[1,2]')).code, /^(22P02|08P01)$/);
+      for (const array of ['[[]]', '[{}]', '[[1],2]', '[{"type":"sync","id":1}]', '[1,[[2]]', '[[]}'])
+        assert.equal((await complaint(array)).code, '22P02', array);
       assert.match((await complaint('{"type":"sync","id":1} x')).code, /^22P02$/);
       // Of a repeated member the last counts, however many there are.
       assert.equal((await complaint(`{"type":"sync","id":1${',"x":1'.repeat(22)},"type":"none"}`)).code, '08P01');

@@ -613,6 +613,14 @@ for my $case ('', 'x', '[]', '{}', '{"keys":{}}', '{"keys":[],"keys":[]}', '{"ke
     write_file('jwks.json', $case, 0600);
     refused($rs, '28000: no key for tokens is configured', 'key set: ' . substr($case, 0, 20));
 }
+# What cjose would not survive, beside a key that is good.
+for my $damaged ('{"kty":"RSA","n":"AQABA=QAB","e":"AQAB"}', '{"kty":"RSA","n":"AQAB","e":"A==="}',
+    '{"kty":"EC","crv":"P-256","x":"AAAAA===","y":"AAAA"}', '{"kty":"oct","k":"A=AA"}', '{"kty":"RSA","n":"A","e":"AQAB"}')
+{
+    write_file('jwks.json', "{\"keys\":[$damaged," . rsa_jwk('rsa', '') . ']}', 0600);
+    accepted($rs, "key set: a good key behind $damaged");
+    logged(qr/a key of .*jwks\.json.* is not used: it is not valid/, "key set: log of $damaged");
+}
 write_file('jwks.json', "{\"keys\":[$oct]}", 0644);
 refused(token(claims(), 'HS256', 'o1', $set_secret), '28000: no key for tokens', 'key set: secret that others may read');
 logged(qr/key 1 of .*jwks\.json.* is skipped: it is a secret, and others may read/, 'key set: log');
