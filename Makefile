@@ -13,7 +13,7 @@ EXTENSION = pg_changefeed
 MODULE_big = pg_changefeed
 GATEWAY = pg_changefeed_gateway
 
-SCRIPT_GOALS = help demo demo-chat test matrix soak bench bench-quick format format-check lint
+SCRIPT_GOALS = help demo demo-chat test matrix deb dist soak bench bench-quick format format-check lint
 BUILD_GOALS := $(filter-out $(SCRIPT_GOALS),$(or $(MAKECMDGOALS),all))
 
 .DEFAULT_GOAL := all
@@ -141,6 +141,15 @@ uninstall: uninstall-console
 uninstall-console:
 	rm -rf '$(DESTDIR)$(datadir)/$(EXTENSION)'
 
+# ---------------------------------------------------------------------------
+# What the build is linked with
+# ---------------------------------------------------------------------------
+
+.PHONY: sbom
+sbom: all
+	node scripts/sbom.mjs --pg-config $(PG_CONFIG) --out dist/$(EXTENSION)-$(EXTENSION_VERSION).cdx.json \
+		$(MODULE_big)$(DLSUFFIX) $(GATEWAY)
+
 endif # BUILD_GOALS
 
 # ---------------------------------------------------------------------------
@@ -156,6 +165,9 @@ help:
 	@echo 'make demo-chat       the same with the chat demo'
 	@echo 'make test            run every test'
 	@echo 'make matrix          build and test with each supported server, in Debian systems of their own (root)'
+	@echo 'make deb             build Debian packages; ARGS=--check installs and tries them in a clean system (root)'
+	@echo 'make dist            the archive for PGXN of what is committed'
+	@echo 'make sbom            list what the build is linked with (CycloneDX)'
 	@echo 'make soak SECONDS=n  run the convergence test for that long (3600); SEED=n repeats one'
 	@echo 'make bench           run the benchmarks'
 	@echo 'make bench-quick     the same in a few minutes, with less precision'
@@ -187,6 +199,13 @@ matrix:
 	scripts/setup --for matrix
 	scripts/matrix $(ARGS)
 
+deb:
+	scripts/setup --for deb
+	scripts/deb $(ARGS)
+
+dist:
+	scripts/dist
+
 soak:
 	scripts/setup --for test
 	scripts/cluster install
@@ -203,7 +222,7 @@ bench-quick:
 	bench/run --quick $(ARGS)
 
 C_FILES = $$(find src -name '*.[ch]' | sort)
-SHELL_FILES = $(wildcard scripts/* .ci/run demo/run test/run test/bench/run bench/run bench/report/make bench/authorization/tree bench/profile)
+SHELL_FILES = $(filter-out %.mjs,$(wildcard scripts/*)) debian/tests/live $(wildcard .ci/run demo/run test/run test/bench/run bench/run bench/report/make bench/authorization/tree bench/profile)
 
 format:
 	clang-format -i $(C_FILES)
@@ -215,8 +234,4 @@ lint: format-check
 	@if command -v shellcheck >/dev/null; then \
 		echo shellcheck $(SHELL_FILES); shellcheck -x $(SHELL_FILES); \
 	else echo 'shellcheck is not installed: shell scripts not checked' >&2; fi
-	@version=$$(sed -n "s/^default_version *= *'\(.*\)'/\1/p" $(EXTENSION).control); \
-	grep -q "\"version\": \"$$version\"" META.json || { echo "META.json: version is not $$version" >&2; exit 1; }; \
-	grep -q "^## $$version " CHANGELOG.md || { echo "CHANGELOG.md: no entry for $$version" >&2; exit 1; }; \
-	grep -q "CHANGEFEED_VERSION[[:space:]]*\"$$version\"" src/pg_changefeed.h || \
-		{ echo "src/pg_changefeed.h: CHANGEFEED_VERSION is not $$version" >&2; exit 1; }
+	node test/docs/versions.mjs
