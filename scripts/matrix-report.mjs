@@ -24,9 +24,9 @@ const write = (file, value) => writeFileSync(file, typeof value === 'string' ? v
 function countTests(text) {
   const sum = (pattern, group = 1) => [...text.matchAll(pattern)].reduce((n, found) => n + Number(found[group]), 0);
   const tests = sum(/^ℹ tests (\d+)/gm) // node --test
-    + sum(/^1\.\.(\d+)$/gm) // the gateway's
+    + sum(/^1\.\.(\d+)$/gm) // the gateway's, and pg_regress from 16 on
     + sum(/^Files=\d+, Tests=(\d+)/gm) // prove
-    + sum(/^#? ?All (\d+) tests passed/gm) + sum(/^#? ?\d+ of (\d+) tests failed/gm); // pg_regress
+    + sum(/^ All (\d+) tests passed/gm) + sum(/^ \d+ of (\d+) tests failed/gm); // pg_regress of 15
   const failures = [
     ...[...text.matchAll(/^ *✖ (?!failing tests)(.*?)(?: \([\d.]+ms\))?$/gm)],
     ...[...text.matchAll(/^not ok \d+ +[-+]? *(.*)$/gm)],
