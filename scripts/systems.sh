@@ -7,7 +7,8 @@
 #   system_run DIR COMMAND        a shell's command line in it
 #   system_tree DIR [PATH]        copies this project there (/src/pg_changefeed)
 
-readonly DEBIAN=http://deb.debian.org/debian UBUNTU=http://archive.ubuntu.com/ubuntu
+readonly DEBIAN=http://deb.debian.org/debian DEBIAN_SECURITY=http://deb.debian.org/debian-security
+readonly UBUNTU=http://archive.ubuntu.com/ubuntu
 # Debian 12 does not have Ubuntu's keys.
 readonly UBUNTU_KEYRING=ubuntu-keyring_2023.11.28.1_all.deb
 readonly UBUNTU_KEYRING_SHA256=36de43b15853ccae0028e9a767613770c704833f82586f28eb262f0311adb8a8
@@ -47,10 +48,16 @@ system_make() {
         noble)
             system_ubuntu_keyring "$cache" || return
             options+=(--keyring="$cache/ubuntu-keyring/usr/share/keyrings/ubuntu-archive-keyring.gpg")
-            sources=("deb $UBUNTU noble main universe" "deb $UBUNTU noble-updates main universe")
+            sources=("deb $UBUNTU noble main universe" "deb $UBUNTU noble-updates main universe"
+                "deb $UBUNTU noble-security main universe")
             ;;
         # A mirror of sid may be some days behind.
         sid) options+=(--aptopt='Acquire::Check-Valid-Until "false"') ;;
+        # Packages may ask for the server's newest minor version.
+        *)
+            sources=("deb $DEBIAN $release main" "deb $DEBIAN $release-updates main"
+                "deb $DEBIAN_SECURITY $release-security main")
+            ;;
     esac
     mmdebstrap "${options[@]}" "$release" "$dir" "${sources[@]}" || return
     printf '#!/bin/sh\nexit 101\n' >"$dir/usr/sbin/policy-rc.d"
