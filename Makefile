@@ -13,7 +13,7 @@ EXTENSION = pg_changefeed
 MODULE_big = pg_changefeed
 GATEWAY = pg_changefeed_gateway
 
-SCRIPT_GOALS = help demo demo-chat test matrix sanitize soak bench bench-quick format format-check lint neighbours fuzz
+SCRIPT_GOALS = help demo demo-chat test neighbours matrix sanitize fuzz deb dist soak bench bench-quick format format-check lint
 BUILD_GOALS := $(filter-out $(SCRIPT_GOALS),$(or $(MAKECMDGOALS),all))
 
 .DEFAULT_GOAL := all
@@ -141,6 +141,15 @@ uninstall: uninstall-console
 uninstall-console:
 	rm -rf '$(DESTDIR)$(datadir)/$(EXTENSION)'
 
+# ---------------------------------------------------------------------------
+# What the build is linked with
+# ---------------------------------------------------------------------------
+
+.PHONY: sbom
+sbom: all
+	node scripts/sbom.mjs --pg-config $(PG_CONFIG) --out dist/$(EXTENSION)-$(EXTENSION_VERSION).cdx.json \
+		$(MODULE_big)$(DLSUFFIX) $(GATEWAY)
+
 endif # BUILD_GOALS
 
 # ---------------------------------------------------------------------------
@@ -158,6 +167,9 @@ help:
 	@echo 'make neighbours      run some of them beside pg_cron, pgaudit and other preloaded libraries'
 	@echo 'make matrix          build and test with each supported server, in Debian systems of their own (root)'
 	@echo 'make sanitize        most tests under sanitizers, assertions and Valgrind (hours); ARGS="--quick", ARGS=asan, ...'
+	@echo 'make deb             build Debian packages; ARGS=--check installs and tries them in a clean system (root)'
+	@echo 'make dist            the archive for PGXN of what is committed'
+	@echo 'make sbom            list what the build is linked with (CycloneDX)'
 	@echo 'make soak SECONDS=n  run the convergence test for that long (3600); SEED=n repeats one'
 	@echo 'make fuzz SECONDS=n  give every parser hostile bytes for n seconds each (600); TARGETS="..."'
 	@echo 'make bench           run the benchmarks'
@@ -199,6 +211,13 @@ sanitize:
 	scripts/setup --for sanitize
 	test/sanitize/run $(ARGS)
 
+deb:
+	scripts/setup --for deb
+	scripts/deb $(ARGS)
+
+dist:
+	scripts/dist
+
 soak:
 	scripts/setup --for test
 	scripts/cluster install
@@ -220,7 +239,7 @@ bench-quick:
 	bench/run --quick $(ARGS)
 
 C_FILES = $$(find src test/fuzz -name '*.[ch]' | sort)
-SHELL_FILES = $(wildcard scripts/* .ci/run demo/run test/run test/bench/run bench/run bench/report/make bench/authorization/tree bench/profile test/sanitize/run test/neighbours/run test/fuzz/run)
+SHELL_FILES = $(filter-out %.mjs,$(wildcard scripts/*)) debian/tests/live $(wildcard .ci/run demo/run test/run test/bench/run bench/run bench/report/make bench/authorization/tree bench/profile test/sanitize/run test/neighbours/run test/fuzz/run)
 
 format:
 	clang-format -i $(C_FILES)
@@ -232,8 +251,4 @@ lint: format-check
 	@if command -v shellcheck >/dev/null; then \
 		echo shellcheck $(SHELL_FILES); shellcheck -x $(SHELL_FILES); \
 	else echo 'shellcheck is not installed: shell scripts not checked' >&2; fi
-	@version=$$(sed -n "s/^default_version *= *'\(.*\)'/\1/p" $(EXTENSION).control); \
-	grep -q "\"version\": \"$$version\"" META.json || { echo "META.json: version is not $$version" >&2; exit 1; }; \
-	grep -q "^## $$version " CHANGELOG.md || { echo "CHANGELOG.md: no entry for $$version" >&2; exit 1; }; \
-	grep -q "CHANGEFEED_VERSION[[:space:]]*\"$$version\"" src/pg_changefeed.h || \
-		{ echo "src/pg_changefeed.h: CHANGEFEED_VERSION is not $$version" >&2; exit 1; }
+	node test/docs/versions.mjs

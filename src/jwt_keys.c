@@ -274,22 +274,28 @@ ReadKeyFile(KeyFile *file, Size *length)
  * Keys
  * ---------------------------------------------------------------------- */
 
-/* Takes the key over, or frees it.  Never raises an error. */
+/*
+ * Takes the key over, or frees it.  Never raises an error.  rsa_bits is how
+ * long an RSA key is at most, or 0: newer versions of cjose make none of a
+ * short one.
+ */
 static JwtKey *
-AddKey(const KeyFile *file, JwtAlgorithm algorithm, cjose_jwk_t *jwk)
+AddKey(const KeyFile *file, JwtAlgorithm algorithm, cjose_jwk_t *jwk, Size rsa_bits)
 {
 	JwtKey *key;
 
-	if (jwk == NULL)
-	{
-		Note(NULL, "a key of \"%s\" (%s) is not used: it is not valid", file->path, file->name);
-		return NULL;
-	}
-	if (algorithm == JWT_RS256 && cjose_jwk_get_keysize(jwk, NULL) < MIN_RSA_BITS)
+	if (algorithm == JWT_RS256 && (jwk != NULL ? cjose_jwk_get_keysize(jwk, NULL) < MIN_RSA_BITS
+											   : rsa_bits != 0 && rsa_bits < MIN_RSA_BITS))
 	{
 		Note(NULL, "a key of \"%s\" (%s) is not used: RSA keys need at least %d bits", file->path,
 			 file->name, MIN_RSA_BITS);
-		cjose_jwk_release(jwk);
+		if (jwk != NULL)
+			cjose_jwk_release(jwk);
+		return NULL;
+	}
+	if (jwk == NULL)
+	{
+		Note(NULL, "a key of \"%s\" (%s) is not used: it is not valid", file->path, file->name);
 		return NULL;
 	}
 	if (algorithm == JWT_HS256 && cjose_jwk_get_keysize(jwk, NULL) < MIN_SECRET * 8)
@@ -343,7 +349,7 @@ LoadSecret(void)
 	{
 		/* cjose makes no key of nothing; one byte gets the right message. */
 		key = AddKey(&secret_file, JWT_HS256,
-					 cjose_jwk_create_oct_spec((const uint8_t *) content, Max(length, 1), NULL));
+					 cjose_jwk_create_oct_spec((const uint8_t *) content, Max(length, 1), NULL), 0);
 		if (key != NULL)
 			key->signs = true;
 	}
@@ -375,7 +381,7 @@ AddPublicKey(EVP_PKEY *pkey)
 			spec.nlen = BN_bn2bin(n, n_bytes);
 			spec.e = e_bytes;
 			spec.elen = BN_bn2bin(e, e_bytes);
-			AddKey(&public_file, JWT_RS256, cjose_jwk_create_RSA_spec(&spec, NULL));
+			AddKey(&public_file, JWT_RS256, cjose_jwk_create_RSA_spec(&spec, NULL), BN_num_bits(n));
 			return;
 		}
 	}
@@ -408,7 +414,7 @@ AddPublicKey(EVP_PKEY *pkey)
 				jwk = cjose_jwk_create_EC_spec(&spec, NULL);
 			BN_free(x);
 			BN_free(y);
-			AddKey(&public_file, JWT_ES256, jwk);
+			AddKey(&public_file, JWT_ES256, jwk, 0);
 			return;
 		}
 	}
@@ -568,6 +574,7 @@ AddEntry(const json_t *entry, int number)
 	static const char *const oct_members[] = {"kty", "k", NULL};
 	const json_t *kid = json_object_get(entry, "kid");
 	const char *const *members;
+	const char *modulus;
 	JwtAlgorithm algorithm;
 	JwtKey *key;
 
@@ -614,7 +621,10 @@ AddEntry(const json_t *entry, int number)
 		return;
 	}
 
-	key = AddKey(&set_file, algorithm, ImportKey(entry, members));
+	/* Six bits to a character of base64url */
+	modulus = json_string_value(json_object_get(entry, "n"));
+	key = AddKey(&set_file, algorithm, ImportKey(entry, members),
+				 modulus != NULL ? strlen(modulus) * 6 : 0);
 	if (key != NULL && kid != NULL)
 	{
 		key->has_kid = true;

@@ -39,6 +39,7 @@ SelectionDecode(const char *from, Size length, const char **sqlstate, char **pro
 	Size i;
 
 	*sqlstate = "42601";
+	*problem = NULL;
 	for (i = 0; i < length; i++)
 	{
 		unsigned char c = (unsigned char) from[i];
