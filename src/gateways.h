@@ -65,6 +65,8 @@ typedef struct Gateway
 	TimestampTz start_at; /* when not running: not before */
 	int failures;
 	List *zombies; /* pids to be reaped */
+	int nfiles;	   /* of snapshots that it has open, and may have */
+	int places;
 
 	/* gateway_stats.c */
 	GatewayStats stats; /* as it last told */
