@@ -442,8 +442,8 @@ DefineNetworkSettings(void)
 
 	DefineCustomIntVariable(
 		"changefeed.max_response", "Largest answer to a poll.",
-		"A request to /v1/poll whose answer would be larger gets an error instead. Bounds the gateway's "
-		"memory to this times the number of polls.",
+		"A request to /v1/poll whose answer would be larger gets an error instead. All "
+		"answers that clients have yet to take have 32 times as much; beyond it polls get an error, too.",
 		&setting_max_response, 8 * 1024, 64, 1024 * 1024, PGC_SUSET, GUC_UNIT_KB, NULL, NULL, NULL);
 
 	DefineCustomIntVariable(
