@@ -13,7 +13,7 @@ EXTENSION = pg_changefeed
 MODULE_big = pg_changefeed
 GATEWAY = pg_changefeed_gateway
 
-SCRIPT_GOALS = help demo demo-chat test matrix soak bench bench-quick format format-check lint
+SCRIPT_GOALS = help demo demo-chat test matrix soak hostile limits bench bench-quick format format-check lint
 BUILD_GOALS := $(filter-out $(SCRIPT_GOALS),$(or $(MAKECMDGOALS),all))
 
 .DEFAULT_GOAL := all
@@ -157,6 +157,8 @@ help:
 	@echo 'make test            run every test'
 	@echo 'make matrix          build and test with each supported server, in Debian systems of their own (root)'
 	@echo 'make soak SECONDS=n  run the convergence test for that long (3600); SEED=n repeats one'
+	@echo 'make hostile         good clients among hostile ones: memory, and latency with and without them'
+	@echo 'make limits          the limits of the database, as in doc/limits.md'
 	@echo 'make bench           run the benchmarks'
 	@echo 'make bench-quick     the same in a few minutes, with less precision'
 	@echo 'make format          format the C sources'
@@ -166,7 +168,7 @@ help:
 	@echo 'Variables: PG_CONFIG=/path/to/pg_config  WERROR=1  ARGS="arguments of demo, test or bench"'
 
 # Goals that build come first if both kinds are given.
-demo demo-chat test soak bench bench-quick: | $(BUILD_GOALS)
+demo demo-chat test soak hostile limits bench bench-quick: | $(BUILD_GOALS)
 
 demo:
 	scripts/setup --for demo
@@ -192,6 +194,11 @@ soak:
 	scripts/cluster install
 	env SECONDS=$(or $(SECONDS),3600) test/convergence/run
 
+hostile limits:
+	scripts/setup --for test
+	scripts/cluster install
+	test/limits/run $@ $(ARGS)
+
 bench:
 	scripts/setup --for bench
 	scripts/cluster install
@@ -203,7 +210,7 @@ bench-quick:
 	bench/run --quick $(ARGS)
 
 C_FILES = $$(find src -name '*.[ch]' | sort)
-SHELL_FILES = $(wildcard scripts/* .ci/run demo/run test/run test/bench/run bench/run bench/report/make bench/authorization/tree bench/profile)
+SHELL_FILES = $(wildcard scripts/* .ci/run demo/run test/run test/limits/run test/bench/run bench/run bench/report/make bench/authorization/tree bench/profile)
 
 format:
 	clang-format -i $(C_FILES)

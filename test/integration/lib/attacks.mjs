@@ -177,6 +177,19 @@ const bomb = deflateRawSync(Buffer.concat([Buffer.from('{"type":"sync","id":1,"x
 /** A first part of TLS's handshake, at a byte a time; it is longer than anybody has patience. */
 const hello = Buffer.concat([Buffer.from([0x16, 0x03, 0x01, 0x20, 0x00, 0x01, 0x00, 0x1f, 0xfc, 0x03, 0x03]), randomBytes(32), Buffer.from([0])]);
 
+/** Many that say it at a byte a time, and then go on with any. */
+const drip = (n, data) => async (client, end, tell) => {
+  await Promise.all(Array.from({ length: n }, async () => {
+    const c = client();
+    for (let i = 0; !c.over && Date.now() < end; i += 1) {
+      c.write(i < data.length - 1 ? data.subarray(i, i + 1) : Buffer.alloc(1));
+      await Promise.race([c.ended, pause(50)]);
+    }
+    tell(c.outcome());
+    c.socket.destroy();
+  }));
+};
+
 /** Connections that stay open and say something new all the time. */
 const chatter = (connections, ms, make) => async (client, end, tell, token) => {
   await Promise.all(Array.from({ length: connections }, async (_, k) => {
@@ -252,18 +265,8 @@ export const ATTACKS = {
   }),
   packed_bodies: request(Buffer.concat([Buffer.from(`POST /v1/publish HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n`
     + `Content-Encoding: gzip\r\nContent-Length: ${gzipSync(Buffer.alloc(1_000_000)).length}\r\n\r\n`), gzipSync(Buffer.alloc(1_000_000))])),
-  byte_by_byte: many(100, 'G', 'E'),
-  tls_byte_by_byte: async (client, end, tell) => {
-    await Promise.all(Array.from({ length: 100 }, async () => {
-      const c = client();
-      for (let i = 0; !c.over && Date.now() < end; i += 1) {
-        c.write(i < hello.length ? hello.subarray(i, i + 1) : Buffer.alloc(1));
-        await Promise.race([c.ended, pause(50)]);
-      }
-      tell(c.outcome());
-      c.socket.destroy();
-    }));
-  },
+  byte_by_byte: drip(100, Buffer.from(UPGRADE)),
+  tls_byte_by_byte: drip(100, hello), // where TLS is spoken; elsewhere it is garbage
   names: chatter(4, 10, (i, k) => text({ type: 'subscribe', id: i, channel: `hostile_names:${k * 1e6 + i}`, snapshot: false })),
   churn: chatter(4, 25, (i, k) => Buffer.concat([text({ type: 'subscribe', id: i, channel: `hostile_names:${k * 1e6 + i}` }),
     text({ type: 'unsubscribe', id: i, channel: `hostile_names:${k * 1e6 + i}` })])),
@@ -272,8 +275,20 @@ export const ATTACKS = {
     await c.until(() => c.closed !== null);
   }, 0),
   bad_tokens: chatter(8, 10, (i) => text({ type: 'token', id: i, token: `eyJhbGciOiJIUzI1NiJ9.${Buffer.from(JSON.stringify({ role: 'postgres', i })).toString('base64url')}.${randomBytes(32).toString('base64url')}` })),
-  regexes: hoard(2, (k) => Array.from({ length: 150 }, (_, i) => `hostile_texts?body=match.${encodeURIComponent(`^(x+x+)+${k}${i}y$`)}&id=gt.-${i}`)),
+  regexes: hoard(2, (k) => Array.from({ length: 150 }, (_, i) => `hostile_texts?body=match.${encodeURIComponent('^(.+)(.+)(.+)(.+)\\4\\3\\2\\1$')}&id=gt.-${1000 * k + i}`)),
   hoarders: hoard(20, (k) => Array.from({ length: 100 }, (_, i) => `hostile_large?id=gt.-${k * 1000 + i}`)),
+  polls: async (client, end, tell, token) => {
+    await Promise.all(Array.from({ length: 200 }, async (_, i) => {
+      const c = client();
+      c.write(`GET /v1/poll?channel=${encodeURIComponent(`hostile_large?id=gt.${8000 + i}`)}&token=${token} HTTP/1.1\r\nHost: localhost\r\n\r\n`);
+      c.socket.pause();
+      while (!c.over && Date.now() < end) await pause(200);
+      c.socket.resume();
+      await Promise.race([c.ended, pause(1000)]);
+      tell(c.outcome());
+      c.socket.destroy();
+    }));
+  },
   headers: request(`GET / HTTP/1.1\r\nHost: localhost\r\n${`X-Header: ${'x'.repeat(4000)}\r\n`.repeat(30)}\r\n`),
 };
 
