@@ -13,7 +13,7 @@ EXTENSION = pg_changefeed
 MODULE_big = pg_changefeed
 GATEWAY = pg_changefeed_gateway
 
-SCRIPT_GOALS = help demo demo-chat test neighbours matrix sanitize fuzz deb dist soak bench bench-quick format format-check lint
+SCRIPT_GOALS = help demo demo-chat test neighbours matrix sanitize fuzz hostile limits deb dist soak bench bench-quick format format-check lint
 BUILD_GOALS := $(filter-out $(SCRIPT_GOALS),$(or $(MAKECMDGOALS),all))
 
 .DEFAULT_GOAL := all
@@ -172,6 +172,8 @@ help:
 	@echo 'make sbom            list what the build is linked with (CycloneDX)'
 	@echo 'make soak SECONDS=n  run the convergence test for that long (3600); SEED=n repeats one'
 	@echo 'make fuzz SECONDS=n  give every parser hostile bytes for n seconds each (600); TARGETS="..."'
+	@echo 'make hostile         good clients among hostile ones: memory, and latency with and without them'
+	@echo 'make limits          the limits of the database, as in doc/limits.md'
 	@echo 'make bench           run the benchmarks'
 	@echo 'make bench-quick     the same in a few minutes, with less precision'
 	@echo 'make format          format the C sources'
@@ -181,7 +183,7 @@ help:
 	@echo 'Variables: PG_CONFIG=/path/to/pg_config  WERROR=1  ARGS="arguments of demo, test or bench"'
 
 # Goals that build come first if both kinds are given.
-demo demo-chat test soak fuzz bench bench-quick: | $(BUILD_GOALS)
+demo demo-chat test soak fuzz hostile limits bench bench-quick: | $(BUILD_GOALS)
 
 demo:
 	scripts/setup --for demo
@@ -228,6 +230,11 @@ fuzz:
 	scripts/cluster install
 	test/fuzz/run --long $(or $(SECONDS),600) $(TARGETS)
 
+hostile limits:
+	scripts/setup --for test
+	scripts/cluster install
+	test/limits/run $@ $(ARGS)
+
 bench:
 	scripts/setup --for bench
 	scripts/cluster install
@@ -239,7 +246,7 @@ bench-quick:
 	bench/run --quick $(ARGS)
 
 C_FILES = $$(find src test/fuzz -name '*.[ch]' | sort)
-SHELL_FILES = $(filter-out %.mjs,$(wildcard scripts/*)) debian/tests/live $(wildcard .ci/run demo/run test/run test/bench/run bench/run bench/report/make bench/authorization/tree bench/profile test/sanitize/run test/neighbours/run test/fuzz/run)
+SHELL_FILES = $(filter-out %.mjs,$(wildcard scripts/*)) debian/tests/live $(wildcard .ci/run demo/run test/run test/bench/run bench/run bench/report/make bench/authorization/tree bench/profile test/sanitize/run test/neighbours/run test/fuzz/run test/limits/run)
 
 format:
 	clang-format -i $(C_FILES)

@@ -35,6 +35,18 @@
 /* Milliseconds that a condition with a regular expression may take for a row. */
 #define COSTLY_LIMIT 50
 
+/*
+ * What takes long is evaluated as long as all of it together takes no more than
+ * this share of the time (percent), and this much at once (us).  Beyond it whatever
+ * is known to take longer than CHEAP for a row (us), or not known at all, is an error.
+ */
+#define COSTLY_SHARE 20
+#define COSTLY_BURST 1000000
+#define CHEAP		 500
+
+/* Rows of more bytes take long, whatever the conditions are. */
+#define LARGE_ROW (32 * 1024)
+
 /* Descriptions of a table that conditions are kept compiled for. */
 #define MAX_COMPILED 2
 
@@ -61,6 +73,7 @@ typedef struct AudienceSource
 	bool has_before;
 	bool has_after;
 	AudienceMatch match;
+	int cost;		  /* us that the last evaluation took, if it may take long; 0: there was none */
 	char sqlstate[6]; /* of the last error */
 	char message[256];
 } AudienceSource;
@@ -73,6 +86,9 @@ typedef struct AudienceEntry
 
 static HTAB *audiences;
 static TimeoutId costly_timeout;
+
+/* When what takes long would have been paid off, at its share of the time. */
+static TimestampTz costly_paid;
 
 static void
 TimeIsUp(void)
@@ -475,6 +491,26 @@ Run(const Compiled *compiled, Layout *layout, const MapImage *image)
 }
 
 /*
+ * The feed worker serves everybody, so a thousand conditions that each take just
+ * less than the limit must not have all of its time.
+ */
+static void
+Pay(AudienceSource *as, TimestampTz begun)
+{
+	TimestampTz now = GetCurrentTimestamp();
+
+	as->cost = (int) Min(Max(now - begun, 1), PG_INT32_MAX);
+	costly_paid = Max(costly_paid, begun) + (now - begun) * 100 / COSTLY_SHARE;
+}
+
+static bool
+HasCredit(const AudienceSource *as, TimestampTz now)
+{
+	return costly_paid - now < (TimestampTz) COSTLY_BURST * 100 / COSTLY_SHARE ||
+		   (as->cost > 0 && as->cost < CHEAP);
+}
+
+/*
  * An error of the evaluation holds nothing that an abort would have to
  * release: built-in functions on values at hand.
  */
@@ -486,6 +522,7 @@ TryImage(AudienceSource *as, TransactionMap *map, Source *source, int number)
 	Layout *layout = ChannelsLayout(source, image->desc);
 	Compiled *volatile compiled = NULL;
 	volatile MatchResult result = MATCH_STALE;
+	volatile TimestampTz begun = 0;
 	int i;
 
 	if (!layout->usable)
@@ -503,8 +540,20 @@ TryImage(AudienceSource *as, TransactionMap *map, Source *source, int number)
 		compiled = Compile(as, image->desc);
 		if (compiled->filter != NULL)
 		{
+			if (compiled->costly || image->length > LARGE_ROW)
+			{
+				begun = GetCurrentTimestamp();
+				if (!HasCredit(as, begun))
+				{
+					begun = 0;
+					ereport(ERROR, (errcode(ERRCODE_INSUFFICIENT_RESOURCES),
+									errmsg("conditions of clients take too long to evaluate")));
+				}
+			}
 			pg_atomic_fetch_add_u64(&feed_shared->feed_evaluations, 1);
 			result = Run(compiled, layout, image) ? MATCH_YES : MATCH_NO;
+			if (begun != 0)
+				Pay(as, begun);
 		}
 	}
 	PG_CATCH();
@@ -514,6 +563,8 @@ TryImage(AudienceSource *as, TransactionMap *map, Source *source, int number)
 		MemoryContextSwitchTo(context);
 		disable_timeout(costly_timeout, false);
 		QueryCancelPending = false;
+		if (begun != 0)
+			Pay(as, begun);
 		error = CopyErrorData();
 		if (error->sqlerrcode == ERRCODE_ADMIN_SHUTDOWN ||
 			error->sqlerrcode == ERRCODE_OUT_OF_MEMORY)

@@ -262,5 +262,8 @@ DeliverFlushed(Connection *connection, uint32 mark)
 	else if (mark == MARK_PRESENCE)
 		PresenceFlushed(connection);
 	else
+	{
 		connection->mark = 0;
+		SubscribePagesFlushed(connection);
+	}
 }

@@ -167,6 +167,21 @@ ChannelId(const char *name)
 	return id;
 }
 
+/*
+ * Most names differ before their first parameter, and that is soon seen: there may
+ * be thousands.
+ */
+static bool
+BeginDifferently(const char *a, const char *b)
+{
+	size_t a_length = strcspn(a, "{");
+	size_t b_length = strcspn(b, "{");
+
+	if (memcmp(a, b, Min(a_length, b_length)) != 0)
+		return true;
+	return a_length != b_length && a[a_length] == '\0' && b[b_length] == '\0';
+}
+
 static void
 CheckNameIsFree(const char *name, const ChannelTemplate *template)
 {
@@ -180,7 +195,7 @@ CheckNameIsFree(const char *name, const ChannelTemplate *template)
 		if (strcmp(name, other) == 0)
 			ereport(ERROR, (errcode(ERRCODE_DUPLICATE_OBJECT),
 							errmsg("channel \"%s\" already exists", name)));
-		if (TemplatesOverlap(template, TemplateParse(other)))
+		if (!BeginDifferently(name, other) && TemplatesOverlap(template, TemplateParse(other)))
 			ereport(
 				ERROR,
 				(errcode(ERRCODE_DUPLICATE_OBJECT),

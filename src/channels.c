@@ -198,10 +198,66 @@ ReadPresence(Channel *channel, CatalogRow *row)
 	channel->presence_text = JsonbToCString(NULL, &value->root, VARSIZE(value));
 }
 
+/* What is read of the catalog: there may be ten thousand channels. */
+typedef struct Fresh
+{
+	List *list;	 /* of Channel */
+	HTAB *by_id; /* NumberEntry */
+} Fresh;
+
+typedef struct NumberEntry
+{
+	int id;
+	Channel *channel;
+} NumberEntry;
+
+typedef struct NameEntry
+{
+	const char *name; /* the channel's */
+	Channel *channel;
+} NameEntry;
+
+static HTAB *
+MakeIndex(const char *name, Size keysize, Size entrysize, bool names)
+{
+	HASHCTL ctl;
+	int flags = HASH_ELEM | HASH_CONTEXT;
+
+	ctl.keysize = keysize;
+	ctl.entrysize = entrysize;
+	ctl.hcxt = CurrentMemoryContext;
+	if (names)
+	{
+		ctl.hash = ChannelsHashName;
+		ctl.match = ChannelsMatchName;
+		flags |= HASH_FUNCTION | HASH_COMPARE;
+	}
+	else
+		flags |= HASH_BLOBS;
+	return hash_create(name, 64, &ctl, flags);
+}
+
+static Channel *
+FindNumber(HTAB *index, int id)
+{
+	NumberEntry *entry = hash_search(index, &id, HASH_FIND, NULL);
+
+	return entry != NULL ? entry->channel : NULL;
+}
+
+static void
+AddNumber(HTAB *index, Channel *channel)
+{
+	bool found;
+	NumberEntry *entry = hash_search(index, &channel->id, HASH_ENTER, &found);
+
+	entry->channel = channel;
+}
+
 static void
 ReadChannel(CatalogRow *row, void *arg)
 {
-	List **list = arg;
+	Fresh *fresh = arg;
 	MemoryContext context;
 	MemoryContext old;
 	Channel *channel;
@@ -222,48 +278,40 @@ ReadChannel(CatalogRow *row, void *arg)
 	channel->nviews = 1;
 	channel->min_interval = CatalogRowMilliseconds(row, "min_interval");
 	MemoryContextSwitchTo(old);
-	*list = lappend(*list, channel);
+	fresh->list = lappend(fresh->list, channel);
+	AddNumber(fresh->by_id, channel);
 }
 
 static void
 ReadSource(CatalogRow *row, void *arg)
 {
-	List **list = arg;
 	bool isnull;
-	int channel_id = DatumGetInt32(CatalogRowGet(row, "channel", &isnull));
-	ListCell *lc;
+	Channel *channel = FindNumber(((Fresh *) arg)->by_id,
+								  DatumGetInt32(CatalogRowGet(row, "channel", &isnull)));
+	Source *source;
+	MemoryContext old;
 
-	foreach(lc, *list)
-	{
-		Channel *channel = lfirst(lc);
-		Source *source;
-		MemoryContext old;
-
-		if (channel->id != channel_id)
-			continue;
-
-		old = MemoryContextSwitchTo(channel->context);
-		source = palloc0(sizeof(Source));
-		source->channel = channel;
-		source->id = DatumGetInt32(CatalogRowGet(row, "id", &isnull));
-		source->relid = DatumGetObjectId(CatalogRowGet(row, "relid", &isnull));
-		source->entity = pstrdup(NameStr(*DatumGetName(CatalogRowGet(row, "entity", &isnull))));
-		source->key = RowNames(row, "key", &source->nkey);
-		source->filter = CatalogRowText(row, "filter");
-		source->columns = RowNames(row, "columns", &source->ncolumns);
-		source->on_insert = ParseAction(CatalogRowText(row, "on_insert"));
-		source->on_update = ParseAction(CatalogRowText(row, "on_update"));
-		source->on_delete = ParseAction(CatalogRowText(row, "on_delete"));
-		if (channel->sources == NULL)
-			channel->sources = palloc(sizeof(Source *));
-		else
-			channel->sources = repalloc(channel->sources,
-										sizeof(Source *) * (channel->nsources + 1));
-		channel->sources[channel->nsources++] = source;
-		channel->nviews = channel->nsources;
-		MemoryContextSwitchTo(old);
+	if (channel == NULL)
 		return;
-	}
+	old = MemoryContextSwitchTo(channel->context);
+	source = palloc0(sizeof(Source));
+	source->channel = channel;
+	source->id = DatumGetInt32(CatalogRowGet(row, "id", &isnull));
+	source->relid = DatumGetObjectId(CatalogRowGet(row, "relid", &isnull));
+	source->entity = pstrdup(NameStr(*DatumGetName(CatalogRowGet(row, "entity", &isnull))));
+	source->key = RowNames(row, "key", &source->nkey);
+	source->filter = CatalogRowText(row, "filter");
+	source->columns = RowNames(row, "columns", &source->ncolumns);
+	source->on_insert = ParseAction(CatalogRowText(row, "on_insert"));
+	source->on_update = ParseAction(CatalogRowText(row, "on_update"));
+	source->on_delete = ParseAction(CatalogRowText(row, "on_delete"));
+	if (channel->sources == NULL)
+		channel->sources = palloc(sizeof(Source *));
+	else
+		channel->sources = repalloc(channel->sources, sizeof(Source *) * (channel->nsources + 1));
+	channel->sources[channel->nsources++] = source;
+	channel->nviews = channel->nsources;
+	MemoryContextSwitchTo(old);
 }
 
 static uint8
@@ -298,39 +346,32 @@ ParseChanges(CatalogRow *row)
 static void
 ReadEvent(CatalogRow *row, void *arg)
 {
-	List **list = arg;
 	bool isnull;
-	int channel_id = DatumGetInt32(CatalogRowGet(row, "channel", &isnull));
+	Channel *channel = FindNumber(((Fresh *) arg)->by_id,
+								  DatumGetInt32(CatalogRowGet(row, "channel", &isnull)));
 	int source_id = DatumGetInt32(CatalogRowGet(row, "source", &isnull));
-	ListCell *lc;
 	int i;
 
-	foreach(lc, *list)
+	for (i = 0; channel != NULL && i < channel->nsources; i++)
 	{
-		Channel *channel = lfirst(lc);
+		Source *source = channel->sources[i];
+		MemoryContext old;
+		SourceEvent *event;
 
-		for (i = 0; channel->id == channel_id && i < channel->nsources; i++)
-		{
-			Source *source = channel->sources[i];
-			MemoryContext old;
-			SourceEvent *event;
-
-			if (source->id != source_id)
-				continue;
-			old = MemoryContextSwitchTo(channel->context);
-			if (source->events == NULL)
-				source->events = palloc(sizeof(SourceEvent));
-			else
-				source->events = repalloc(source->events,
-										  sizeof(SourceEvent) * (source->nevents + 1));
-			event = &source->events[source->nevents++];
-			event->id = DatumGetInt32(CatalogRowGet(row, "id", &isnull));
-			event->name = CatalogRowText(row, "name");
-			event->condition = CatalogRowText(row, "condition");
-			event->payload = CatalogRowText(row, "payload");
-			event->changes = ParseChanges(row);
-			MemoryContextSwitchTo(old);
-		}
+		if (source->id != source_id)
+			continue;
+		old = MemoryContextSwitchTo(channel->context);
+		if (source->events == NULL)
+			source->events = palloc(sizeof(SourceEvent));
+		else
+			source->events = repalloc(source->events, sizeof(SourceEvent) * (source->nevents + 1));
+		event = &source->events[source->nevents++];
+		event->id = DatumGetInt32(CatalogRowGet(row, "id", &isnull));
+		event->name = CatalogRowText(row, "name");
+		event->condition = CatalogRowText(row, "condition");
+		event->payload = CatalogRowText(row, "payload");
+		event->changes = ParseChanges(row);
+		MemoryContextSwitchTo(old);
 	}
 }
 
@@ -404,19 +445,20 @@ ReadRole(CatalogRow *row, void *arg)
 bool
 ChannelsReload(uint64 number, void (*changed)(Channel *old), bool *roles_changed)
 {
-	List *fresh = NIL;
+	Fresh fresh = {NIL, MakeIndex("changefeed numbers", sizeof(int), sizeof(NumberEntry), false)};
+	HTAB *numbers = MakeIndex("changefeed numbers before", sizeof(int), sizeof(NumberEntry), false);
+	HTAB *names = MakeIndex("changefeed names before", sizeof(char *), sizeof(NameEntry), true);
 	List *roles = NIL;
 	List *kept = NIL;
 	List *previous = channels;
 	ListCell *lc;
-	ListCell *lc2;
 	MemoryContext old;
 
 	if (!CatalogScan("channel", ReadChannel, &fresh) ||
 		!CatalogScan("source", ReadSource, &fresh) || !CatalogScan("event", ReadEvent, &fresh) ||
 		!CatalogScan("role", ReadRole, &roles))
 	{
-		foreach(lc, fresh)
+		foreach(lc, fresh.list)
 			MemoryContextDelete(((Channel *) lfirst(lc))->context);
 		return false;
 	}
@@ -433,31 +475,34 @@ ChannelsReload(uint64 number, void (*changed)(Channel *old), bool *roles_changed
 
 	old = MemoryContextSwitchTo(TopMemoryContext);
 	foreach(lc, previous)
-		((Channel *) lfirst(lc))->seen = false;
-	foreach(lc, fresh)
+	{
+		Channel *before = lfirst(lc);
+		NameEntry *entry = hash_search(names, &before->name, HASH_ENTER, NULL);
+
+		before->seen = false;
+		entry->channel = before;
+		AddNumber(numbers, before);
+	}
+	foreach(lc, fresh.list)
 	{
 		Channel *channel = lfirst(lc);
+		Channel *before = FindNumber(numbers, channel->id);
+		NameEntry *entry;
 		Channel *same = NULL;
 
 		Sign(channel);
 		channel->changed = number;
-		foreach(lc2, previous)
-		{
-			Channel *before = lfirst(lc2);
 
-			/* Dropped and created again, in one transaction, it has another number. */
-			if (before->id == channel->id || strcmp(before->name, channel->name) == 0)
-			{
-				if (before->id == channel->id && strcmp(before->signature, channel->signature) == 0)
-				{
-					before->seen = true;
-					same = before;
-				}
-				else
-					before->replacement = channel;
-				break;
-			}
+		/* Dropped and created again, in one transaction, it has another number. */
+		if (before != NULL && strcmp(before->signature, channel->signature) == 0)
+		{
+			before->seen = true;
+			same = before;
 		}
+		else if (before != NULL)
+			before->replacement = channel;
+		else if ((entry = hash_search(names, &channel->name, HASH_FIND, NULL)) != NULL)
+			entry->channel->replacement = channel;
 		if (same != NULL)
 		{
 			MemoryContextDelete(channel->context);
@@ -505,22 +550,6 @@ List *
 ChannelsAll(void)
 {
 	return channels;
-}
-
-Channel *
-ChannelsFind(const char *name, Size length, char **values)
-{
-	ListCell *lc;
-
-	/* Templates cannot overlap, so the first match is the only one. */
-	foreach(lc, channels)
-	{
-		Channel *channel = lfirst(lc);
-
-		if (TemplateMatch(channel->template, name, length, values))
-			return channel;
-	}
-	return NULL;
 }
 
 /* By table, made anew after every change of the catalog. */

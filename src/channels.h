@@ -153,6 +153,10 @@ extern uint64 channels_unknown_until;
  */
 extern bool ChannelsReload(uint64 number, void (*changed)(Channel *old), bool *roles_changed);
 
+/* channels_find.c: tables by what names point to, as keys that are pointers */
+extern uint32 ChannelsHashName(const void *key, Size keysize);
+extern int ChannelsMatchName(const void *a, const void *b, Size keysize);
+
 /* The channel to which a concrete name (without the part from "?") belongs. */
 extern Channel *ChannelsFind(const char *name, Size length, char **values);
 

@@ -18,6 +18,7 @@
 
 #include "encode.h"
 
+#include "access/detoast.h"
 #include "access/htup_details.h"
 #include "access/transam.h"
 #include "catalog/pg_type.h"
@@ -390,4 +391,22 @@ EncodeRow(RowEncoder *encoder, StringInfo out, const int16 *attnos, int nattnos,
 		EncodeColumn(encoder, out, attnos[i], values[attnos[i] - 1], isnull[attnos[i] - 1]);
 	}
 	appendStringInfoCharMacro(out, '}');
+}
+
+bool
+EncodeRowIsTooLarge(TupleDesc tupdesc, const int16 *attnos, int nattnos, const Datum *values,
+					const bool *isnull)
+{
+	Size size = 0;
+	int i;
+
+	for (i = 0; i < nattnos; i++)
+	{
+		int at = attnos[i] - 1;
+
+		/* An external value is not fetched for it. */
+		if (TupleDescAttr(tupdesc, at)->attlen == -1 && !isnull[at])
+			size += toast_raw_datum_size(values[at]);
+	}
+	return size > ENCODE_MAX_ROW;
 }

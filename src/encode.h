@@ -24,6 +24,7 @@
 #define CHANGEFEED_ENCODE_H
 
 #include "pg_changefeed.h"
+#include "link_format.h"
 
 #include "access/tupdesc.h"
 #include "fmgr.h"
@@ -56,6 +57,16 @@ extern void EncodeValue(RowEncoder *encoder, StringInfo out, int attno, Datum va
 /* `{"a":1,...}` of the given columns (1-based attribute numbers). */
 extern void EncodeRow(RowEncoder *encoder, StringInfo out, const int16 *attnos, int nattnos,
 					  const Datum *values, const bool *isnull);
+
+/*
+ * A row is sent only if it is not longer than that as JSON: a page of a snapshot
+ * has to hold it.  As to_jsonb writes numbers without exponents, a short value may
+ * be long as text; so both are looked at, the bytes of the values before they are
+ * encoded, and the text.
+ */
+#define ENCODE_MAX_ROW ((int) (LINK_MAX_PAGE - 1024 * 1024))
+extern bool EncodeRowIsTooLarge(TupleDesc tupdesc, const int16 *attnos, int nattnos,
+								const Datum *values, const bool *isnull);
 
 /* A JSON string with quotes and escapes. */
 extern void EncodeString(StringInfo out, const char *text, Size length);

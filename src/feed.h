@@ -130,6 +130,9 @@ typedef struct Connection
 	struct Gateway *gateway;
 	Identity *identity;		  /* NULL before connect */
 	dlist_head subscriptions; /* Subscription.connection_node */
+	dlist_head parked;		  /* SubscriptionLoad.parked_node: subscribe_pages.c */
+	Size paged;				  /* bytes of small pages since `mark` was last asked for */
+	int nfetches;			  /* questions for rows that are on their way */
 	int nsubscriptions;
 	int nready;
 	int held;				/* subscriptions that keep it from advancing
@@ -391,6 +394,21 @@ extern void SubscribeForget(Subscription *subscription);
 
 /* No page that the gateway still has comes behind what it is sent now. */
 extern void SubscribeStopPages(Subscription *subscription);
+
+/*
+ * subscribe_pages.c: a question for rows is asked, and the rows have reached the
+ * client or never will; the gateway gets the file of an answer, and has closed it.
+ */
+extern void SubscribeFetchBegin(Subscription *subscription);
+extern void SubscribeFetchEnd(Subscription *subscription);
+extern void SubscribePagesBegin(Subscription *subscription);
+extern void SubscribePagesEnd(Subscription *subscription);
+
+/* For how many files of pages a gateway has descriptors */
+extern int SubscribePagesPlaces(void);
+
+/* What was on its way to the client has gone out. */
+extern void SubscribePagesFlushed(Connection *connection);
 
 /* check.c: may ready subscriptions go on behind a barrier? */
 

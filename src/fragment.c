@@ -254,6 +254,9 @@ EncodeOperation(Delivery *d, Operation *f)
 	{
 		appendStringInfoString(&f->json, f->action == ACTION_MERGE ? ",\"set\":" : ",\"row\":");
 		EncodeColumns(f, after, columns, ncolumns);
+		if (f->json.len > ENCODE_MAX_ROW)
+			ereport(ERROR, (errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+							errmsg("it has more than %d MB", ENCODE_MAX_ROW / (1024 * 1024))));
 		AppendVersion(&f->json, d->map->transaction, entry->new_image);
 	}
 	appendStringInfoChar(&f->json, '}');

@@ -267,6 +267,7 @@ Spawn(Gateway *gateway)
 	gateway->greeted = false;
 	gateway->unfinished = false;
 	gateway->started = feed_now;
+	gateway->places = SubscribePagesPlaces();
 	memset(&gateway->stats, 0, sizeof(gateway->stats));
 	gateway->stats_asked = gateway->stats_answered = 0;
 	gateway->probed = 0;

@@ -70,6 +70,8 @@ typedef struct Gateway
 	List *zombies;			 /* pids to be reaped */
 	uint32 connections;		 /* that it has told of and we have */
 	uint32 most_connections; /* that it was allowed */
+	int nfiles;				 /* of snapshots that it has open, and may have */
+	int places;
 
 	/* gateway_stats.c */
 	GatewayStats stats; /* as it last told */

@@ -41,6 +41,12 @@ typedef struct LinkHeader
 	uint16_t descriptors; /* how many come by SCM_RIGHTS: 0 or 1 */
 } LinkHeader;
 
+/*
+ * A page of a snapshot is not longer than that, so that the gateway can read it
+ * into its memory; what is asked of a row follows from it.
+ */
+#define LINK_MAX_PAGE (16u * 1024u * 1024u)
+
 /* A position is 40 characters: 32 of the transaction and 8 of the identity. */
 #define LINK_TAG_LENGTH 8
 

@@ -52,6 +52,9 @@
 /* It is said again after this time (ms) that changes of a source are lost. */
 #define LOST_INTERVAL 60000
 
+/* A tuple of less (bytes) has no megabyte in it, however well it is packed. */
+#define MIN_PACKED (4 * 1024)
+
 /* A transaction (bytes) whose replay takes a while. */
 #define LARGE_TRANSACTION (64 * 1024)
 
@@ -273,18 +276,40 @@ MakeTuples(KnownRelation *known, Target *target, TupleDesc tupdesc, HeapTuple *o
 	return why;
 }
 
+/* What a tuple takes when its values are unpacked, as the receiver has to do. */
+static Size
+RawSize(HeapTuple tuple, TupleDesc tupdesc)
+{
+	Size size;
+	Datum *values;
+	bool *isnull;
+
+	if (tuple == NULL)
+		return 0;
+	size = tuple->t_len;
+	if (size < MIN_PACKED || !HeapTupleHasVarWidth(tuple))
+		return size;
+	values = palloc(tupdesc->natts * sizeof(Datum));
+	isnull = palloc(tupdesc->natts * sizeof(bool));
+	heap_deform_tuple(tuple, tupdesc, values, isnull);
+	for (int i = 0; i < tupdesc->natts; i++)
+		if (!isnull[i] && TupleDescAttr(tupdesc, i)->attlen == -1 &&
+			VARATT_IS_COMPRESSED(DatumGetPointer(values[i])))
+			size += toast_raw_datum_size(values[i]);
+	return size;
+}
+
 /*
  * A change that alone is larger than the largest transaction that is sent as
  * single changes need not be sent either: its source gets a snapshot anyway.
  * (The receiver's buffer would grow to its size, and stay.)
  */
 static bool
-TooLarge(HeapTuple old_tuple, HeapTuple new_tuple)
+TooLarge(HeapTuple old_tuple, HeapTuple new_tuple, TupleDesc tupdesc)
 {
-	Size size = (old_tuple ? old_tuple->t_len : 0) + (new_tuple ? new_tuple->t_len : 0);
 	Size limit = Max((Size) setting_max_transaction * 1024, (Size) 1024 * 1024);
 
-	return size > Min(limit, MaxAllocSize / 2);
+	return RawSize(old_tuple, tupdesc) + RawSize(new_tuple, tupdesc) > Min(limit, MaxAllocSize / 2);
 }
 
 /* Gathers the record from where the tuples lie: they are copied just once. */
@@ -323,7 +348,7 @@ SendChange(KnownRelation *known, Target *target, Relation relation, char operati
 			return;
 		}
 	}
-	if (TooLarge(old_tuple, new_tuple))
+	if (TooLarge(old_tuple, new_tuple, target->is_ancestor ? target->source->tupdesc : tupdesc))
 	{
 		SendLost(target->source, "the row is larger than \"changefeed.max_transaction\" allows");
 		return;

@@ -51,6 +51,7 @@ extern int setting_gateways;
 extern int setting_decoder; /* DECODER_* */
 extern int setting_query_workers;
 extern int setting_worker_memory;	 /* kB */
+extern int setting_snapshot_space;	 /* MB */
 extern int setting_history_size;	 /* kB */
 extern int setting_history_age;		 /* seconds */
 extern int setting_history_wal_size; /* MB */

@@ -93,6 +93,7 @@ typedef struct QueryWorkerExtra
 
 /* ---- query_worker.c ---- */
 
+extern DatabaseFeed *query_feed;
 extern uint32 query_generation;
 extern uint64 query_job; /* id of the job that runs */
 
@@ -423,6 +424,9 @@ typedef struct QueryPages
 	int64 limit;	   /* of its size, -1: none */
 	Size inline_bytes; /* beyond it a file is used */
 } QueryPages;
+
+/* An error if there is no disk space for more of them now. */
+extern void QueryPagesRequireSpace(void);
 
 /* `role`: whose temp_file_limit counts. */
 extern void QueryPagesInit(QueryPages *pages, Oid role);

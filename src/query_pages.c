@@ -83,6 +83,11 @@ SpoolWrite(QueryPages *pages)
 				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
 				 errmsg("snapshot exceeds temp_file_limit (" INT64_FORMAT " kB)", pages->limit),
 				 errhint("Subscribe to less, or raise temp_file_limit.")));
+	if (pages->size > (uint64) setting_snapshot_space * 1024 * 1024)
+		ereport(ERROR, (errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+						errmsg("snapshot exceeds changefeed.snapshot_space (%d MB)",
+							   setting_snapshot_space),
+						errhint("Subscribe to less, or raise changefeed.snapshot_space.")));
 	while (left > 0)
 	{
 		int written;
@@ -107,6 +112,22 @@ SpoolWrite(QueryPages *pages)
 }
 
 /* ---- Pages ---- */
+
+/*
+ * Many may have been asked for while there was space.  That it is missing passes,
+ * so the feed worker asks again.
+ */
+void
+QueryPagesRequireSpace(void)
+{
+	if (pg_atomic_read_u64(&query_feed->feed_snapshot_bytes) >=
+		(uint64) setting_snapshot_space * 1024 * 1024)
+		ereport(
+			ERROR,
+			(errcode(MAKE_SQLSTATE(QUERY_NO_SPACE[0], QUERY_NO_SPACE[1], QUERY_NO_SPACE[2],
+								   QUERY_NO_SPACE[3], QUERY_NO_SPACE[4])),
+			 errmsg("snapshots on their way to clients take all of changefeed.snapshot_space")));
+}
 
 void
 QueryPagesInit(QueryPages *pages, Oid role)
@@ -149,6 +170,8 @@ QueryPageEnd(QueryPages *pages)
 	appendStringInfoChar(&pages->page, ']');
 	if (pages->with_versions)
 		appendStringInfo(&pages->page, ",\"versions\":[%s]", pages->versions.data);
+
+	Assert(pages->page.len <= LINK_MAX_PAGE);
 
 	/* A row may be huge: what is waiting goes first. */
 	if (pages->buffer.len + pages->page.len > (int64) pages->inline_bytes && !pages->spooled)

@@ -68,6 +68,17 @@ typedef struct Request
 	StringInfoData snapshot;   /* the message */
 } Request;
 
+static void
+RowTooLarge(const SourceQuery *source)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+			 errmsg("a row of table \"%s\" has more than %d MB as JSON",
+					get_rel_name(source->relid), ENCODE_MAX_ROW / (1024 * 1024)),
+			 errhint("Leave large columns out, with \"select\" or in the channel's \"columns\", or "
+					 "exclude the row by a condition or filter.")));
+}
+
 /*
  * Encodes a batch.  Settings are pinned; casts may run, still as the client's
  * role and within the transaction's limits.
@@ -102,7 +113,11 @@ EncodeBatch(Request *request, int index, RowEncoder *encoder, TupleDesc tupdesc,
 			if (pages->rows > 0)
 				appendStringInfoChar(&pages->page, ',');
 			start = pages->page.len;
+			if (EncodeRowIsTooLarge(tupdesc, attnos, source->ncolumns, values, isnull))
+				RowTooLarge(source);
 			EncodeRow(encoder, &pages->page, attnos, source->ncolumns, values, isnull);
+			if (pages->page.len - start > ENCODE_MAX_ROW)
+				RowTooLarge(source);
 			if ((source->recheck & RECHECK_ROWS) != 0)
 				RowDigestAdd(&request->digest, request->seed, index, pages->page.data + start,
 							 pages->page.len - start, true);
@@ -480,6 +495,8 @@ QueryRunSubscribe(WireReader *body)
 	pgstat_report_activity(STATE_RUNNING,
 						   with_rows ? "reading a snapshot" : "checking a subscription");
 
+	if (with_rows && (request.flags & QUERY_DIGEST_ONLY) == 0)
+		QueryPagesRequireSpace();
 	BeginSnapshot(&request);
 	if (with_rows)
 	{

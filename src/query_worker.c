@@ -62,6 +62,7 @@
 /* Code that ignores the limit of a trial ends the worker with the third. */
 #define TRIAL_REPEAT_MS 50
 
+DatabaseFeed *query_feed;
 uint32 query_generation;
 uint64 query_job;
 MemoryContext query_job_context;
@@ -477,7 +478,6 @@ void
 ChangefeedQueryMain(Datum main_arg)
 {
 	QueryWorkerExtra extra;
-	DatabaseFeed *feed;
 	StringInfoData hello;
 
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
@@ -487,8 +487,8 @@ ChangefeedQueryMain(Datum main_arg)
 
 	memcpy(&extra, MyBgworkerEntry->bgw_extra, sizeof(extra));
 	query_generation = extra.generation;
-	feed = SharedFeedOfWorker(main_arg);
-	BackgroundWorkerInitializeConnectionByOid(feed->database, InvalidOid, 0);
+	query_feed = SharedFeedOfWorker(main_arg);
+	BackgroundWorkerInitializeConnectionByOid(query_feed->database, InvalidOid, 0);
 	pgstat_report_appname("changefeed query worker");
 
 	MemoryContextSwitchTo(TopMemoryContext);

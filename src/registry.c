@@ -136,6 +136,7 @@ ConnectionCreate(struct Gateway *gateway, uint32 number, uint8 transport, const 
 	CountOpened(transport);
 	connection->opened = feed_now;
 	dlist_init(&connection->subscriptions);
+	dlist_init(&connection->parked);
 	elog(DEBUG1, "connection " UINT64_FORMAT " opened from \"%s\"", connection->id, peer);
 	by_id = hash_search(connection_ids, &connection->id, HASH_ENTER, &found);
 	by_id->connection = connection;
@@ -708,7 +709,11 @@ SubscriptionSetState(Subscription *s, SubscriptionState state)
 	else
 		ReceiversJoin(s);
 	Count(s, -1);
+	if (s->state == SUB_LOADING)
+		SubscribePagesEnd(s);
 	s->state = state;
+	if (state == SUB_CATCHUP)
+		SubscribeFetchEnd(s);
 	Count(s, 1);
 	SubscribePlace(s);
 }

@@ -49,6 +49,7 @@ int setting_gateways;
 int setting_decoder;
 int setting_query_workers;
 int setting_worker_memory;
+int setting_snapshot_space;
 int setting_history_size;
 int setting_history_age;
 int setting_history_wal_size;
@@ -454,8 +455,8 @@ DefineNetworkSettings(void)
 
 	DefineCustomIntVariable(
 		"changefeed.max_response", "Largest answer to a poll.",
-		"A request to /v1/poll whose answer would be larger gets an error instead. Bounds the gateway's "
-		"memory to this times the number of polls.",
+		"A request to /v1/poll whose answer would be larger gets an error instead. All "
+		"answers that clients have yet to take have 32 times as much; beyond it polls get an error, too.",
 		&setting_max_response, 8 * 1024, 64, 1024 * 1024, PGC_SUSET, GUC_UNIT_KB, NULL, NULL, NULL);
 
 	DefineCustomIntVariable(
@@ -638,6 +639,14 @@ DefineWorkSettings(void)
 		"shortened first, then new subscriptions are refused, then new connections.",
 		&setting_worker_memory, 256 * 1024, 16 * 1024, MAX_KB, PGC_SUSET, GUC_UNIT_KB, NULL, NULL,
 		NULL);
+
+	DefineCustomIntVariable(
+		"changefeed.snapshot_space",
+		"Disk space for the snapshots of a database that are on their way to clients.",
+		"Snapshots of more than 64 kB are temporary files until the client has taken them, those with the same "
+		"content once for all. One that is larger is an error. When all of them are, no further one is begun until "
+		"there is space; a client that has been taking one for more than a minute is then disconnected.",
+		&setting_snapshot_space, 8192, 16, INT_MAX, PGC_SUSET, GUC_UNIT_MB, NULL, NULL, NULL);
 
 	DefineCustomIntVariable(
 		"changefeed.history_size", "Memory for recent changes, from which clients catch up.",

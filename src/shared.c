@@ -92,6 +92,7 @@ InitializeFeed(DatabaseFeed *feed)
 	pg_atomic_init_u64(&feed->feed_resyncs, 0);
 	pg_atomic_init_u64(&feed->feed_denials, 0);
 	pg_atomic_init_u64(&feed->feed_evaluations, 0);
+	pg_atomic_init_u64(&feed->feed_snapshot_bytes, 0);
 	pg_atomic_init_u64(&feed->feed_log_bytes, 0);
 	pg_atomic_init_u64(&feed->feed_messages, 0);
 	pg_atomic_init_u64(&feed->feed_event_errors, 0);
@@ -129,6 +130,7 @@ SharedNewGeneration(DatabaseFeed *feed, dsm_handle queue_segment)
 	pg_atomic_write_u64(&feed->feed_subscriptions, 0);
 	pg_atomic_write_u64(&feed->feed_log_bytes, 0);
 	pg_atomic_write_u32(&feed->paused, 0);
+	pg_atomic_write_u64(&feed->feed_snapshot_bytes, 0);
 	pg_atomic_write_u32(&feed->feed_port, 0);
 	pg_atomic_write_u32(&feed->feed_gateway_pid, 0);
 }

@@ -185,11 +185,12 @@ typedef struct DatabaseFeed
 	pg_atomic_uint64 feed_denials;
 	pg_atomic_uint64 feed_evaluations; /* of clients' conditions on a row */
 	pg_atomic_uint64 feed_log_bytes;
-	pg_atomic_uint64 feed_messages;		/* published, by clients or in WAL */
-	pg_atomic_uint64 feed_event_errors; /* events that could not be made */
-	pg_atomic_uint64 decoder_forged;	/* messages in WAL that are not ours */
-	pg_atomic_uint32 feed_port;			/* bound port, 0: not listening */
-	pg_atomic_uint32 feed_gateway_pid;	/* of the first gateway */
+	pg_atomic_uint64 feed_snapshot_bytes; /* of files: see subscribe_pages.c */
+	pg_atomic_uint64 feed_messages;		  /* published, by clients or in WAL */
+	pg_atomic_uint64 feed_event_errors;	  /* events that could not be made */
+	pg_atomic_uint64 decoder_forged;	  /* messages in WAL that are not ours */
+	pg_atomic_uint32 feed_port;			  /* bound port, 0: not listening */
+	pg_atomic_uint32 feed_gateway_pid;	  /* of the first gateway */
 	pg_atomic_uint64 feed_gateway_starts;
 	pg_atomic_uint64 feed_starts; /* of the pair; generation counts more */
 

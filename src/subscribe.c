@@ -116,6 +116,7 @@ SubscribeStopPages(Subscription *s)
 {
 	if (s->state == SUB_LOADING)
 		GatewaySnapshotStop(s->connection, s->id);
+	SubscribePagesEnd(s);
 }
 
 void
@@ -612,12 +613,18 @@ AdvanceWorking(long *wait)
 				*wait = 1;
 				continue;
 			}
+			if (!SubscribePagesMaySend(s, wait))
+				continue;
 			UseAnswer(s);
 		}
 		else if (!LookUp(s))
 			continue;
 		else if (load->retry_at <= feed_now)
+		{
+			if (!SubscribePagesMayAsk(s, wait))
+				continue;
 			SubscribeAsk(s);
+		}
 		else
 		{
 			long ms = Max(TimestampDifferenceMilliseconds(feed_now, load->retry_at), 1);

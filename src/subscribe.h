@@ -44,8 +44,10 @@ typedef struct SubscribeAnswer
 	RowDigest digest; /* of the snapshot's rows */
 	uint64 rows;
 	int readers;		  /* that have not been told the rows */
+	int loading;		  /* whose gateway has the file open */
 	StringInfoData pages; /* small snapshot: u32 source, u32 length, rows */
 	char *file;			  /* spooled pages */
+	uint64 file_size;	  /* as long as somebody may have it open */
 } SubscribeAnswer;
 
 /* What a subscription has as long as it is not ready. */
@@ -62,6 +64,15 @@ typedef struct SubscriptionLoad
 	bool answered;			/* the answer is done, and not yet used */
 	bool has_snapshot;
 	bool reads; /* counted in answer->readers */
+
+	/* subscribe_pages.c */
+	bool fetches;			/* counted in connection->nfetches */
+	bool parked;			/* in connection->parked: it is not asked yet */
+	dlist_node parked_node; /* in it */
+	bool has_pages;			/* a file is on its way to the client: */
+	SubscribeAnswer *pages_of;
+	dlist_node pages_node; /* in the list of those, oldest first */
+	TimestampTz pages_since;
 
 	bool look_up;		  /* `position` has to be found in the log */
 	bool from_position;	  /* `from` is to be honoured if possible */
@@ -100,8 +111,24 @@ extern void SubscribeAnswerLeave(Subscription *subscription);
 /* It has been told the rows. */
 extern void SubscribeAnswerRead(Subscription *subscription);
 
+/* One reference less. */
+extern void SubscribeAnswerRelease(SubscribeAnswer *answer);
+
 /* References to them, in place of those that it has; NULL: none. */
 extern void SubscribeSetViews(Subscription *subscription, View **views);
+
+/*
+ * subscribe_pages.c: may its question be asked, and may its file be sent?  If not,
+ * `wait` is when to look again, unless it is parked.
+ */
+extern bool SubscribePagesMayAsk(Subscription *subscription, long *wait);
+extern bool SubscribePagesMaySend(Subscription *subscription, long *wait);
+
+/* Small pages, so many bytes, go to the client. */
+extern void SubscribePagesSent(Subscription *subscription, Size bytes);
+extern void SubscribePagesLoadEnd(Subscription *subscription);
+extern void SubscribePagesFile(SubscribeAnswer *answer, uint64 size);
+extern void SubscribePagesFileGone(SubscribeAnswer *answer);
 
 /* subscribe_query.c: reads results of the job. */
 extern void SubscribeReadAnswer(SubscribeAnswer *answer, QueryKind kind, WireReader *body);

@@ -82,6 +82,8 @@ SubscribeLoadEnd(Subscription *s)
 	if (load == NULL)
 		return;
 	SubscribeAnswerLeave(s);
+	SubscribePagesEnd(s);
+	SubscribePagesLoadEnd(s);
 	TakeOut(load);
 	if (load->request_id != NULL)
 		pfree(load->request_id);
@@ -116,7 +118,7 @@ SubscribePlace(Subscription *s)
 	TakeOut(load);
 	if (s->state == SUB_CATCHUP)
 		dlist_push_tail(&all_subscriptions_catching_up, &load->node);
-	else if (s->state == SUB_QUERYING && !load->asked)
+	else if (s->state == SUB_QUERYING && !load->asked && !load->parked)
 		dlist_push_tail(&all_subscriptions_working, &load->node);
 	else
 		return;
@@ -186,11 +188,13 @@ ForgetRows(SubscribeAnswer *answer)
 	answer->file = NULL;
 }
 
-static void
-Release(SubscribeAnswer *answer)
+void
+SubscribeAnswerRelease(SubscribeAnswer *answer)
 {
 	int i;
 
+	if (answer->readers == 0 && answer->loading == 0)
+		SubscribePagesFileGone(answer);
 	if (--answer->refcount > 0)
 		return;
 	if (answer->job != 0)
@@ -249,7 +253,8 @@ SubscribeAnswerLeave(Subscription *s)
 	if (load->asked)
 		dlist_delete(&load->answer_node);
 	load->asked = false;
-	Release(answer);
+	SubscribeAnswerRelease(answer);
+	SubscribeFetchEnd(s);
 	SubscribePlace(s);
 }
 
@@ -315,7 +320,7 @@ OnResult(void *arg, uint64 job, QueryKind kind, WireReader *body)
 		Done(answer);
 	else
 		Failed(answer, body);
-	Release(answer);
+	SubscribeAnswerRelease(answer);
 }
 
 void

@@ -118,6 +118,7 @@ SubscribeTellPages(Subscription *s)
 			SubscribeDelay(s);
 			return;
 		}
+		SubscribePagesBegin(s);
 		SubscribeAnswerRead(s);
 		SubscriptionRenumber(s);
 		GatewaySnapshot(s->connection, s->id, channel->nsources, prefixes, fd);
@@ -145,6 +146,7 @@ SubscribeTellPages(Subscription *s)
 			ProtocolSend(s->connection, m.data, m.len);
 			pfree(m.data);
 		}
+		SubscribePagesSent(s, answer->pages.len);
 	}
 	SubscribeAnswerRead(s);
 	SubscriptionSetState(s, SUB_CATCHUP);

@@ -142,6 +142,8 @@ SubscribeAsk(Subscription *s)
 	s->load->start = LogPublished();
 	s->load->asked_at = feed_now;
 	SubscribeAnswerAsk(s, &body);
+	if (rows)
+		SubscribeFetchBegin(s);
 	pfree(body.data);
 }
 
@@ -335,11 +337,18 @@ SubscribeReadSnapshot(SubscribeSnapshot *snapshot, WireReader *r)
 	snapshot->lsn = WireGetU64(r);
 }
 
+/* Others' snapshots take the space: it waits for as long as they do. */
+static bool
+NoSpace(const char *sqlstate)
+{
+	return strcmp(sqlstate, QUERY_NO_SPACE) == 0;
+}
+
 /* Passing reasons: somebody's lock, a worker that died, a cancelled job. */
 bool
 SubscribeMayRetry(const char *sqlstate)
 {
-	return strcmp(sqlstate, "55P03") == 0 || strcmp(sqlstate, "57P01") == 0 ||
+	return NoSpace(sqlstate) || strcmp(sqlstate, "55P03") == 0 || strcmp(sqlstate, "57P01") == 0 ||
 		   strncmp(sqlstate, "40", 2) == 0;
 }
 
@@ -355,7 +364,7 @@ void
 SubscribeFailed(Subscription *s, const char *sqlstate, const char *message, const char *hint)
 {
 	SubscribeForget(s);
-	if (SubscribeMayRetry(sqlstate) && ++s->load->attempts < MAX_ATTEMPTS)
+	if (NoSpace(sqlstate) || (SubscribeMayRetry(sqlstate) && ++s->load->attempts < MAX_ATTEMPTS))
 		SubscribeDelay(s);
 	else
 		SubscribeEnd(s, "error", sqlstate, message, hint);
@@ -412,6 +421,7 @@ SubscribeReadAnswer(SubscribeAnswer *answer, QueryKind kind, WireReader *body)
 			WireBytes path = WireGetBytes(body);
 
 			answer->file = pnstrdup(path.data, path.length);
+			SubscribePagesFile(answer, WireGetU64(body));
 		}
 		break;
 		default:

@@ -32,9 +32,12 @@
 #endif
 
 #define READ_SIZE	(256 * 1024)
+#define PONG_US		2000000
+#define STALL_BYTES 4096 /* receive buffer of who reads nothing */
 #define STAMP_EVERY 64
 
 static int64_t next_time; /* of a retry */
+static int64_t pong_time; /* when those who read nothing say that they live; 0: there are none */
 static Group *graves;	  /* closed in this turn */
 
 static void Connect(Conn *c);
@@ -135,6 +138,42 @@ ConnSend(Conn *c, int opcode, const char *data, size_t length)
 		Wrong("%s, connection %u: it takes nothing more", c->group->name, c->index);
 }
 
+/*
+ * From now on it reads nothing, and says that it lives without having been asked,
+ * as the worst of clients would.
+ */
+static void
+Stall(Conn *c)
+{
+	epoll_ctl(poll_fd, EPOLL_CTL_DEL, c->fd, NULL);
+	if (pong_time == 0)
+		pong_time = Now() + PONG_US;
+}
+
+static void
+Pong(Group *g)
+{
+	static const unsigned char frame[] = "\x81\x8f\0\0\0\0{\"type\":\"pong\"}";
+	static char bytes[READ_SIZE];
+	uint32_t i;
+
+	for (i = 0; i < g->nconns; i++)
+	{
+		Conn *c = &g->conns[i];
+
+		if (c->state != CONN_READY)
+			continue;
+		if ((send(c->fd, frame, sizeof(frame) - 1, MSG_NOSIGNAL | MSG_DONTWAIT) < 0 &&
+			 errno != EAGAIN) ||
+			(g->sip > 0 &&
+			 recv(c->fd, bytes, g->sip < READ_SIZE ? g->sip : READ_SIZE, MSG_DONTWAIT) == 0))
+		{
+			g->nlost++;
+			Drop(c, true);
+		}
+	}
+}
+
 void
 ConnReady(Conn *c)
 {
@@ -143,6 +182,8 @@ ConnReady(Conn *c)
 	if (c->state == CONN_READY || ++c->nready < g->subscriptions)
 		return;
 	c->state = CONN_READY;
+	if (g->stalls)
+		Stall(c);
 	g->nconnecting--;
 	g->nready++;
 	if (g->subscriptions == 1)
@@ -431,6 +472,12 @@ Connect(Conn *c)
 	c->fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
 	if (c->fd < 0)
 		Die("could not make a socket");
+	if (g->stalls)
+	{
+		int bytes = STALL_BYTES;
+
+		setsockopt(c->fd, SOL_SOCKET, SO_RCVBUF, &bytes, sizeof(bytes));
+	}
 	if (inet_pton(AF_INET, g->host, &to.sin_addr) != 1)
 		Die("host has to be an IPv4 address");
 	if (g->sources > 1)
@@ -551,6 +598,13 @@ GroupsAdvance(void)
 		graves = g->next;
 		Bury(g);
 	}
+	if (pong_time != 0 && Now() >= pong_time)
+	{
+		pong_time = Now() + PONG_US;
+		for (g = groups; g != NULL; g = g->next)
+			if (g->stalls)
+				Pong(g);
+	}
 	if (next_time != 0 && Now() < next_time)
 		return;
 	next_time = 0;
@@ -581,7 +635,7 @@ GroupsAdvance(void)
 int64_t
 GroupsNextTime(void)
 {
-	return next_time;
+	return next_time == 0 || (pong_time != 0 && pong_time < next_time) ? pong_time : next_time;
 }
 
 static char **
@@ -641,6 +695,8 @@ GroupOpen(json_t *command)
 	g->window = (uint32_t) Number(command, "window", 64);
 	g->retry_ms = (int) Number(command, "retry_ms", -1);
 	g->snapshot = Flag(command, "snapshot", true);
+	g->stalls = Flag(command, "stalls", false);
+	g->sip = (uint32_t) Number(command, "sip", 0);
 	g->keeps_positions = Flag(command, "positions", false);
 	if (g->nconns < 1 || g->channels < 1 || g->sources < 1)
 		Die("connections, channels and sources have to be at least 1");
@@ -724,7 +780,7 @@ GroupClose(json_t *command)
 	for (at = &groups; *at != g; at = &(*at)->next)
 		;
 	*at = g->next;
-	Tell(json_pack("{ss ss}", "event", "closed", "group", g->name));
+	Tell(json_pack("{ss ss si}", "event", "closed", "group", g->name, "lost", g->nlost));
 	/* Events of this turn may still point to its connections. */
 	g->next = graves;
 	graves = g;

@@ -101,6 +101,9 @@ struct Group
 	bool snapshot;
 	bool keeps_positions;
 	bool uses_positions; /* resume */
+	bool stalls;	   /* whoever is ready reads nothing more */
+	uint32_t sip;	   /* but for so many bytes with each pong */
+	uint32_t nlost;	   /* of them, whom the server has dropped */
 	bool is_opening;
 	int64_t spread_us; /* they come within that time, evenly */
 	uint32_t nreleased;

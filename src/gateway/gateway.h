@@ -330,6 +330,10 @@ typedef struct Connection
 	uint64_t wire;		   /* bytes that TCP had brought at the last check */
 	uint64_t wire_checked; /* 0: never yet */
 
+	/* heartbeat.c: bytes that the client had taken when it was found choked, and when that was */
+	uint32_t taken;
+	uint32_t choked_since; /* tick; 0: it was not */
+
 	WheelTimer ping;
 	WheelTimer deadline; /* connect time-out, liveness, or close */
 } Connection;

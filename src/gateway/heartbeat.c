@@ -11,7 +11,8 @@
  *
  * Silence costs nothing to keep: hearing something only stores the time, and
  * when the deadline comes it is put off by what is left.  With nobody connected
- * the timer stops, and the gateway sleeps.
+ * the timer stops, and the gateway sleeps.  Who speaks but takes nothing is no
+ * better than who is silent: that is looked at with each ping.
  *
  * Not lws' own validity checks: they keep all connections in one sorted list.
  *
@@ -19,6 +20,7 @@
  *
  *-------------------------------------------------------------------------
  */
+#include "tcp.h"
 #include "visitor.h"
 
 #define SLOTS 256 /* a power of two */
@@ -100,6 +102,32 @@ OnDeadline(Connection *conn)
 		WheelSet(&conn->deadline, limit - silent);
 }
 
+/*
+ * Has the client taken nothing of what waits for it, for as long as it may be
+ * silent?  Who reads hears the pings and answers them; who only sends would keep
+ * its queue, and files of snapshots, for ever.  Event streams have a deadline for it.
+ */
+static bool
+TakesNothing(Connection *conn)
+{
+	uint32_t now = TickOf(uv_now(&gateway.loop));
+	uint64_t taken;
+
+	if (conn->http != NULL || !ConnIsChoked(conn) ||
+		!TcpBytesTaken(lws_get_socket_fd(conn->wsi), &taken))
+	{
+		conn->choked_since = 0;
+		return false;
+	}
+	if (conn->choked_since == 0 || conn->taken != (uint32_t) taken)
+	{
+		conn->taken = (uint32_t) taken;
+		conn->choked_since = now > 0 ? now : 1;
+		return false;
+	}
+	return now - conn->choked_since >= TickOf((uint64_t) gateway.heartbeat_ms + SILENCE_GRACE_MS);
+}
+
 static void
 Fire(WheelTimer *t)
 {
@@ -119,6 +147,8 @@ Fire(WheelTimer *t)
 	if (gateway.heartbeat_ms == 0)
 		return;
 	ThrottleCheckWire(conn);
+	if (!conn->close_queued && TakesNothing(conn))
+		ConnClose(conn, LINK_CAUSE_TOO_SLOW, LINK_CLOSE_TRY_LATER, "too slow");
 	if (conn->close_queued)
 		return;
 	BufferAppend(&due, &conn->number, sizeof(conn->number));

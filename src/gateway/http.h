@@ -85,6 +85,7 @@ typedef struct Stream
 	char *headers;						  /* lines */
 	Buffer id;							  /* the last one that the client was told */
 	Buffer body;						  /* of a poll: messages between commas */
+	size_t held;						  /* their bytes, until the answer has gone */
 } Stream;
 
 /* A request that the feed worker answers. */

@@ -23,9 +23,6 @@
 
 #include "gateway.h"
 
-/* A longer page is a broken file. */
-#define MAX_PAGE ((uint32_t) 16 * 1024 * 1024)
-
 /* What a page to be compressed is put together in. */
 static Buffer page;
 
@@ -205,7 +202,7 @@ SnapshotNextPage(Connection *conn, Buffer *buffer)
 		FinishFirst(conn, true);
 		return false;
 	}
-	if (result == READ_OK && (header[0] > MAX_PAGE || header[1] >= stream->n_prefixes))
+	if (result == READ_OK && (header[0] > LINK_MAX_PAGE || header[1] >= stream->n_prefixes))
 	{
 		GatewayLog(LEVEL_WARNING, "a snapshot's file is damaged");
 		result = READ_BROKEN;

@@ -37,6 +37,15 @@
 /* How long the feed worker may take until all channels are ready. */
 #define HELD_MS 60000
 
+/*
+ * Whoever asks for the largest answer on a thousand connections and reads none of
+ * them would have a thousand times its memory: all have so many times.
+ */
+#define MAX_ANSWERS 32
+
+/* Bytes of answers to polls that have not gone yet. */
+static uint64_t answers;
+
 /* When a browser comes back by itself, if it is not told otherwise. */
 #define RETRY_LEAST 500
 #define RETRY_RANGE 2500
@@ -254,6 +263,7 @@ StreamFree(Stream *stream)
 	free(stream->headers);
 	BufferReset(&stream->id, 0);
 	BufferReset(&stream->body, 0);
+	answers -= stream->held;
 	memset(stream, 0, sizeof(*stream));
 }
 
@@ -397,8 +407,15 @@ StreamWrite(Connection *conn, Buffer *buffer)
 		RequestFail(conn, 422, "54000", "the answer is larger than changefeed.max_response",
 					"Ask for fewer rows with conditions or limit in the channel's name, or use "
 					"a WebSocket or /v1/events, which have no such limit.");
+	else if (answers + buffer->length > MAX_ANSWERS * (uint64_t) stream->limit)
+		RequestFail(conn, 503, "too_many_answers", "answers to polls take too much memory",
+					"Try again later, or use a WebSocket or /v1/events.");
 	else
+	{
 		BufferAppend(&stream->body, buffer->data, buffer->length);
+		stream->held += buffer->length;
+		answers += buffer->length;
+	}
 	return true;
 }
 
@@ -458,6 +475,7 @@ FinishPoll(Connection *conn)
 		BufferAppendString(&body, "],\"position\":\"");
 		BufferAppendString(&body, id.data);
 		BufferAppendString(&body, "\"}\n");
+		BufferReset(&stream->body, 0);
 		reply.status = 200;
 		reply.content_type = "application/json";
 		reply.body = body.data;

@@ -36,3 +36,17 @@ TcpBytesRead(int fd, uint64_t *bytes)
 	*bytes = info.tcpi_bytes_received - (uint64_t) unread;
 	return true;
 }
+
+/* Bytes that the other side has taken; false: not a TCP connection. */
+bool
+TcpBytesTaken(int fd, uint64_t *bytes)
+{
+	struct tcp_info info;
+	socklen_t length = sizeof(info);
+
+	if (getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &length) < 0 ||
+		length < offsetof(struct tcp_info, tcpi_bytes_acked) + sizeof(info.tcpi_bytes_acked))
+		return false;
+	*bytes = info.tcpi_bytes_acked;
+	return true;
+}

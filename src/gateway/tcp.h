@@ -14,5 +14,6 @@
 #include <stdint.h>
 
 extern bool TcpBytesRead(int fd, uint64_t *bytes);
+extern bool TcpBytesTaken(int fd, uint64_t *bytes);
 
 #endif /* CHANGEFEED_GATEWAY_TCP_H */

@@ -23,6 +23,9 @@ Position(char letter, const char *tag)
 	return out;
 }
 
+/* So many answers of 3500 bytes are more than 32 times 4000. */
+#define MANY_POLLS 37
+
 static void
 OpenStream(uint32_t conn, uint8_t kind, uint8_t flags, uint32_t wait, const char *unchanged,
 		   const char *first, const char *second)
@@ -322,6 +325,9 @@ static void
 TestPolls(void)
 {
 	static char large[5000];
+	static uint32_t conns[MANY_POLLS];
+	static Client *many[MANY_POLLS];
+	int i;
 	uint32_t conn;
 	Client *client;
 	const char *all;
@@ -406,6 +412,33 @@ TestPolls(void)
 	all = ReadHttp(client);
 	Ok(StatusIs(all, 422) && Contains(all, "\"54000\"") && Contains(all, "/v1/events"),
 	   "an answer has a limit");
+	Disconnect(client);
+	Take(LINK_CLOSED, conn);
+
+	/* Too much of all together. */
+	large[3500] = '"';
+	large[3501] = '\0';
+	for (i = 0; i < MANY_POLLS; i++)
+	{
+		many[i] = Ask("/stream", &conns[i]);
+		OpenStream(conns[i], LINK_STREAM_POLL, 0, 0, "", "", NULL);
+		SendText(conns[i], large);
+	}
+	all = ReadHttp(many[MANY_POLLS - 1]);
+	Ok(StatusIs(all, 503) && Contains(all, "\"too_many_answers\"") &&
+		   Contains(all, "Retry-After: 5\r\n"),
+	   "all answers together have a limit");
+	Ok(!HasData(many[MANY_POLLS - 2]), "those within it go on");
+	for (i = 0; i < MANY_POLLS; i++)
+		Disconnect(many[i]);
+	for (i = 0; i < MANY_POLLS; i++)
+		Take(LINK_CLOSED, conns[i]);
+	client = Ask("/stream", &conn);
+	OpenStream(conn, LINK_STREAM_POLL, 0, 0, "", "", NULL);
+	SendText(conn, large);
+	Part(conn, 0, LINK_PART_READY, true, Position('b', "tag00001"));
+	SendText(conn, "{}");
+	Ok(StatusIs(ReadHttp(client), 200), "later there is room again");
 	Disconnect(client);
 	Take(LINK_CLOSED, conn);
 

@@ -9,6 +9,7 @@
 import { randomBytes } from 'node:crypto';
 import { connect } from 'node:net';
 import { fileURLToPath } from 'node:url';
+import { deflateRawSync, gzipSync } from 'node:zlib';
 
 const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 
@@ -90,8 +91,8 @@ class Attacker {
     this.#wake();
   }
 
-  async upgrade(token) {
-    this.write(UPGRADE);
+  async upgrade(token, headers = '') {
+    this.write(UPGRADE.replace(/\r\n$/, `${headers}\r\n`));
     await this.until(() => this.status !== null);
     if (this.status === 101 && token) this.write(text({ type: 'connect', id: 0, token }));
     return this.status === 101;
@@ -170,6 +171,59 @@ const request = (data) => repeat(async (c) => {
   await c.ended;
 });
 
+/** What inflates to a thousand times its size. */
+const bomb = deflateRawSync(Buffer.concat([Buffer.from('{"type":"sync","id":1,"x":"'), Buffer.alloc(40_000_000, 'x'), Buffer.from('"}')]));
+
+/** A first part of TLS's handshake, at a byte a time; it is longer than anybody has patience. */
+const hello = Buffer.concat([Buffer.from([0x16, 0x03, 0x01, 0x20, 0x00, 0x01, 0x00, 0x1f, 0xfc, 0x03, 0x03]), randomBytes(32), Buffer.from([0])]);
+
+/** Many that say it at a byte a time, and then go on with any. */
+const drip = (n, data) => async (client, end, tell) => {
+  await Promise.all(Array.from({ length: n }, async () => {
+    const c = client();
+    for (let i = 0; !c.over && Date.now() < end; i += 1) {
+      c.write(i < data.length - 1 ? data.subarray(i, i + 1) : Buffer.alloc(1));
+      await Promise.race([c.ended, pause(50)]);
+    }
+    tell(c.outcome());
+    c.socket.destroy();
+  }));
+};
+
+/** Connections that stay open and say something new all the time. */
+const chatter = (connections, ms, make) => async (client, end, tell, token) => {
+  await Promise.all(Array.from({ length: connections }, async (_, k) => {
+    const c = client();
+    if (await c.upgrade(token)) {
+      for (let i = 0; !c.over && c.closed === null && Date.now() < end; i += 1) {
+        c.write(make(i, k));
+        await pause(ms);
+      }
+    }
+    for (const code of c.errors) tell(code);
+    tell(c.outcome());
+    c.socket.destroy();
+  }));
+};
+
+/** Asks for much and takes nothing, but says that it lives. */
+const hoard = (connections, names) => async (client, end, tell, token) => {
+  await Promise.all(Array.from({ length: connections }, async (_, k) => {
+    const c = client();
+    if (await c.upgrade(token)) {
+      for (const [i, name] of names(k).entries()) c.write(text({ type: 'subscribe', id: i, channel: name }));
+      await pause(500);
+      c.socket.pause();
+      while (!c.over && Date.now() < end) {
+        c.write(text('{"type":"pong"}'));
+        await pause(500);
+      }
+    }
+    tell(c.outcome());
+    c.socket.destroy();
+  }));
+};
+
 const times = (n, data) => Buffer.concat(Array.from({ length: n }, () => data));
 
 export const ATTACKS = {
@@ -204,6 +258,37 @@ export const ATTACKS = {
   }),
   pipelined: request('GET /nowhere HTTP/1.1\r\nHost: localhost\r\n\r\n'.repeat(200)),
   urls: request(`GET /${'x'.repeat(60000)} HTTP/1.1\r\nHost: localhost\r\n\r\n`),
+  bombs: repeat(async (c, token) => {
+    if (!await c.upgrade(token, 'Sec-WebSocket-Extensions: permessage-deflate\r\n')) return;
+    c.write(frame(0xc1, bomb));
+    await c.until(() => c.closed !== null);
+  }),
+  packed_bodies: request(Buffer.concat([Buffer.from(`POST /v1/publish HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n`
+    + `Content-Encoding: gzip\r\nContent-Length: ${gzipSync(Buffer.alloc(1_000_000)).length}\r\n\r\n`), gzipSync(Buffer.alloc(1_000_000))])),
+  byte_by_byte: drip(100, Buffer.from(UPGRADE)),
+  tls_byte_by_byte: drip(100, hello), // where TLS is spoken; elsewhere it is garbage
+  names: chatter(4, 10, (i, k) => text({ type: 'subscribe', id: i, channel: `hostile_names:${k * 1e6 + i}`, snapshot: false })),
+  churn: chatter(4, 25, (i, k) => Buffer.concat([text({ type: 'subscribe', id: i, channel: `hostile_names:${k * 1e6 + i}` }),
+    text({ type: 'unsubscribe', id: i, channel: `hostile_names:${k * 1e6 + i}` })])),
+  bad_connects: repeat(async (c) => {
+    if (!await c.upgrade('eyJhbGciOiJIUzI1NiJ9.eyJyb2xlIjoicG9zdGdyZXMifQ.AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA')) return;
+    await c.until(() => c.closed !== null);
+  }, 0),
+  bad_tokens: chatter(8, 10, (i) => text({ type: 'token', id: i, token: `eyJhbGciOiJIUzI1NiJ9.${Buffer.from(JSON.stringify({ role: 'postgres', i })).toString('base64url')}.${randomBytes(32).toString('base64url')}` })),
+  regexes: hoard(2, (k) => Array.from({ length: 150 }, (_, i) => `hostile_texts?body=match.${encodeURIComponent('^(.+)(.+)(.+)(.+)\\4\\3\\2\\1$')}&id=gt.-${1000 * k + i}`)),
+  hoarders: hoard(20, (k) => Array.from({ length: 100 }, (_, i) => `hostile_large?id=gt.-${k * 1000 + i}`)),
+  polls: async (client, end, tell, token) => {
+    await Promise.all(Array.from({ length: 200 }, async (_, i) => {
+      const c = client();
+      c.write(`GET /v1/poll?channel=${encodeURIComponent(`hostile_large?id=gt.${8000 + i}`)}&token=${token} HTTP/1.1\r\nHost: localhost\r\n\r\n`);
+      c.socket.pause();
+      while (!c.over && Date.now() < end) await pause(200);
+      c.socket.resume();
+      await Promise.race([c.ended, pause(1000)]);
+      tell(c.outcome());
+      c.socket.destroy();
+    }));
+  },
   headers: request(`GET / HTTP/1.1\r\nHost: localhost\r\n${`X-Header: ${'x'.repeat(4000)}\r\n`.repeat(30)}\r\n`),
 };
 
