@@ -166,7 +166,7 @@ test('the leader is closed, crashes, or is reloaded: another one goes on, withou
 test('the leader stands still: another one takes over, and the old one follows when it goes on', async (t) => {
   const context = await browser.context(t);
   const pages = [];
-  for (let i = 0; i < 3; i += 1) pages.push(await browser.page(context, { channels: { items: {} }, shared: true, lostMs: 900 }));
+  for (let i = 0; i < 3; i += 1) pages.push(await browser.page(context, { channels: { items: {} }, shared: true, lostMs: 2400 }));
   await Promise.all(pages.map(ready));
   const [a, b, c] = pages;
   assert.equal(await leads(a), true);
@@ -175,19 +175,22 @@ test('the leader stands still: another one takes over, and the old one follows w
   const devtools = await context.newCDPSession(a);
   await devtools.send('Debugger.enable');
   await devtools.send('Debugger.pause');
-  const next = await until(() => leaderOf([b, c]), 'another leader');
+  await until(() => leaderOf([b, c]), 'another leader');
   await Promise.all([b, c].map(live));
   const { length } = load.txids;
   await until(() => load.txids.length > length + 5, 'writes');
   await devtools.send('Debugger.disable');
   await until(async () => !(await leads(a)), 'the old one knows');
-  assert.equal(await leads(next), true);
   await live(a);
   await load.stop();
   for (const page of pages) await same(page, 'items', db, 'ada', 'SELECT * FROM items', 'behind the stand-still');
-  for (const page of [b, c]) await exactly(page, [load], 'behind the stand-still');
+  for (const page of [b, c]) {
+    await quiet(page);
+    await exactly(page, [load], 'behind the stand-still');
+  }
   for (const page of pages) assert.deepEqual([page.problems, await get(page, () => window.app.problems)], [[], []]);
   // It is told that it freezes, as a page that is hidden for long: it hands over at once.
+  const next = await leaderOf(pages);
   await get(next, () => document.dispatchEvent(new Event('freeze')));
   const frozen = await context.newCDPSession(next);
   await frozen.send('Debugger.enable');
@@ -201,6 +204,55 @@ test('the leader stands still: another one takes over, and the old one follows w
   await live(next);
   for (const page of pages) await same(page, 'items', db, 'ada', 'SELECT * FROM items', 'behind the freeze');
   assert.deepEqual(await Promise.all(pages.map(leads)), pages.map((page) => page === third));
+});
+
+test('what is lost between tabs is noticed: the tab goes on from where it was', async (t) => {
+  const context = await browser.context(t);
+  // What a page hears goes through its hands.
+  await context.addInitScript(() => {
+    window.lose = 0;
+    window.BroadcastChannel = class extends BroadcastChannel {
+      set onmessage(listener) {
+        super.onmessage = (event) => {
+          if (window.lose > 0 && (event.data.all?.type === 'transaction' || event.data.parcel)) window.lose -= 1;
+          else listener(event);
+        };
+      }
+    };
+  });
+  const pages = [];
+  for (let i = 0; i < 3; i += 1) pages.push(await browser.page(context, { channels: { items: {} }, shared: true }));
+  await Promise.all(pages.map(ready));
+  const load = writing(t);
+  for (const page of pages) {
+    for (const lose of [1, 3]) {
+      await get(page, (n) => { window.lose = n; }, lose);
+      await until(() => get(page, () => window.lose === 0), 'lost');
+      await live(page);
+    }
+  }
+  await load.stop();
+  for (const page of pages) {
+    await same(page, 'items', db, 'ada', 'SELECT * FROM items', 'behind what was lost');
+    await quiet(page);
+    await exactly(page, [load], 'behind what was lost');
+    assert.ok(await get(page, () => window.app.statuses.includes('reconnecting')));
+  }
+});
+
+test('a tab with a position that the leader does not know any more gets its rows, and is told so', async (t) => {
+  const context = await browser.context(t);
+  const own = await browser.page(context, { channels: { items: {} } });
+  await ready(own);
+  const initial = await get(own, () => window.app.channels.items.dump());
+  await db.exec(`UPDATE items SET note = 'behind the position' WHERE id IN (2, 8)`);
+  const leader = await browser.page(context, { channels: { items: {} }, shared: true });
+  await ready(leader);
+  const late = await browser.page(context, { channels: { items: { initial } }, shared: true });
+  await ready(late);
+  await same(late, 'items', db, 'ada', 'SELECT * FROM items', 'late');
+  assert.deepEqual(await get(late, () => [window.app.resyncs, window.app.errors]), [['items tabs'], []]);
+  await quiet(leader);
 });
 
 test('two identities share nothing: neither the connection nor a row, whoever comes, changes or leaves', async (t) => {
