@@ -37,8 +37,9 @@ const parsed = new Map();
 const DOM = ['lib.dom.d.ts', 'lib.dom.iterable.d.ts'];
 
 /** Compiles the files with --strict; gives the errors. */
-function compile(names, libraries = []) {
+function compile(names, libraries = [], more = {}) {
   const options = {
+    ...more,
     strict: true, noEmit: true, noUncheckedIndexedAccess: true, noUnusedLocals: true, skipLibCheck: true,
     target: ts.ScriptTarget.ES2022, module: ts.ModuleKind.NodeNext, moduleResolution: ts.ModuleResolutionKind.NodeNext,
     lib: ['lib.es2023.d.ts', ...libraries], types: [],
@@ -290,8 +291,9 @@ describe('an application', () => {
   test('uses them, and mistakes do not compile', async () => {
     const { status, stderr } = await command(['types', '--dbname', 'app', '--out', path.join(DIRECTORY, 'database.ts')]);
     assert.deepEqual({ status, stderr }, { status: 0, stderr: '' });
-    copyFileSync(fileURLToPath(new URL('./lib/usage.ts', import.meta.url)), path.join(DIRECTORY, 'usage.ts'));
+    for (const name of ['usage.ts', 'hooks.ts']) copyFileSync(fileURLToPath(new URL(`./lib/${name}`, import.meta.url)), path.join(DIRECTORY, name));
     assert.deepEqual(compile(['usage.ts'], DOM), []);
+    assert.deepEqual(compile(['hooks.ts'], DOM, { declaration: true }), [], 'also as declarations');
   });
 
   test('the examples of doc/client-types.md compile', async () => {
