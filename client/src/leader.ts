@@ -34,7 +34,7 @@ export interface Leader {
 interface Sub {
   id: unknown;
   from: string | undefined;
-  /** Changes without rows. */
+  /** Changes without rows: it has those that have changed. */
   plain: boolean;
   versions: boolean;
   /** It has what the client has. */
@@ -63,6 +63,8 @@ interface Entry {
   /** The tab that was asked for its rows, and all that were. */
   asked: string | null;
   tried: Set<string>;
+  /** Until a tab comes that has all rows. */
+  waits: boolean;
   /** The id of the last request to subscribe, and whether it was answered: what comes before is of another subscription. */
   request: unknown;
   on: boolean;
@@ -85,6 +87,8 @@ interface Logged {
 const LOG = 2000;
 /** A tab is asked for its rows; if it does not answer within this time, another one is, and then the server. */
 const BASE_MS = 3000;
+/** Tabs that have not all rows wait so long for one that has. */
+const PLAIN_MS = 500;
 /** Without tabs the connection ends, and a channel that no tab has. */
 const IDLE_MS = 1000;
 const LINGER_MS = 1000;
@@ -206,7 +210,7 @@ export const lead = (
     const all: AnyRow[] = [{ ...entry.head, type: 'subscribed', id: sub.id, channel: name, recovered: found >= 0, entities: channel.entities }];
     if (found >= 0) {
       for (const { frame, message } of log.slice(found + 1)) {
-        if (frame) all.push({ ...frame, channel: name, changes: (frame.changes as AnyRow[]).filter((change) => change.channel === name) });
+        if (frame) all.push({ ...frame, channel: name, changes: (frame.changes as AnyRow[]).filter((change) => change.channel === name).map(whole) });
         if (message) all.push(message);
       }
       all.push({ type: 'ready', channel: name, position: channel.position });
@@ -256,7 +260,7 @@ export const lead = (
   /** With the whole row, if some tab has none to merge into. */
   const whole = (change: AnyRow): AnyRow => {
     const entry = entries.get(change.channel)!;
-    if (change.op !== 'merge' || entry.plain || !subsOf(entry).some(([, { plain }]) => plain)) return change;
+    if (change.op !== 'merge' || change.row || !subsOf(entry).some(([, { plain }]) => plain)) return change;
     return { ...change, row: entry.channel?.get(change.key, change.entity) };
   };
 
@@ -306,6 +310,7 @@ export const lead = (
 
   const open = (entry: Entry, initial?: Initial) => {
     entry.asked = null;
+    entry.waits = false;
     entry.versions = !initial || initial.versions !== undefined;
     entry.log = initial?.position ? [{ position: initial.position }] : [];
     const channel = inner.channel(entry.name, { ...(entry.versions && { versions: true }), ...(entry.plain && { snapshot: false }), ...(initial && { initial }) }) as Channel;
@@ -336,6 +341,7 @@ export const lead = (
     entry.on = false;
     entry.members = entry.counted = null;
     entry.tracks.clear();
+    entry.waits = false;
     setTimeout(() => {
       if (entries.get(entry.name) !== entry || entry.channel || entry.asked) return;
       if (subsOf(entry).length > 0) open(entry);
@@ -350,8 +356,13 @@ export const lead = (
   /** Asks a tab for its rows; rather one that has their versions, if some tab needs them. */
   const ask = (entry: Entry) => {
     const fits = (sub: Sub) => sub.versions || !subsOf(entry).some(([, { versions }]) => versions);
-    const able = subsOf(entry).filter(([tab, { from }]) => from !== undefined && !entry.tried.has(tab.id));
+    const able = subsOf(entry).filter(([tab, { from, plain }]) => from !== undefined && !plain && !entry.tried.has(tab.id));
     const [tab] = able.find(([, sub]) => fits(sub)) ?? able[0] ?? [];
+    if (!tab && entry.plain) {
+      entry.waits = true;
+      return void setTimeout(() => entries.get(entry.name) === entry && entry.waits && open(entry), PLAIN_MS);
+    }
+    entry.waits = false;
     if (!tab) return open(entry);
     entry.asked = tab.id;
     entry.tried.add(tab.id);
@@ -362,25 +373,28 @@ export const lead = (
     const entry = entries.get(name);
     if (entry?.asked !== tab.id) return;
     // A tab with versions may have come meanwhile.
-    if (!initial.versions && subsOf(entry).some(([{ id: other }, sub]) => sub.versions && sub.from !== undefined && !entry.tried.has(other))) return ask(entry);
+    if (!initial.versions && subsOf(entry).some(([{ id: other }, sub]) => sub.versions && !sub.plain && sub.from !== undefined && !entry.tried.has(other))) return ask(entry);
     open(entry, initial.position ? initial as Initial : undefined);
   };
   const subscribe = (tab: Tab, { id: request, channel: name, from, snapshot, versions }: AnyRow) => {
-    const sub: Sub = { id: request, from, plain: snapshot === false && from === undefined, versions: versions === true, told: false };
+    const sub: Sub = { id: request, from, plain: snapshot === false, versions: versions === true, told: false };
     tab.subs.set(name, sub);
     const entry = entries.get(name);
     if (!entry) {
       const fresh: Entry = {
-        name, plain: sub.plain, versions: true, channel: null, offs: [], reason: 'tabs', asked: null, tried: new Set(), request: undefined, on: false, log: [],
+        name, plain: sub.plain, versions: true, channel: null, offs: [], reason: 'tabs', asked: null, tried: new Set(), waits: false, request: undefined, on: false, log: [],
         head: {}, snapshot: NOTHING, members: null, counted: null, tracks: new Map(),
       };
       entries.set(name, fresh);
       if (from === undefined) open(fresh);
       else ask(fresh);
-    } else if ((entry.plain && !sub.plain) || (sub.versions && !entry.versions)) {
-      entry.plain &&= sub.plain;
-      if (entry.channel) reopen(entry);
-    } else if (entry.on && entry.channel?.state === 'live') tell(tab, sub, entry);
+      return;
+    }
+    const more = (entry.plain && !sub.plain) || (sub.versions && !entry.versions);
+    entry.plain &&= sub.plain;
+    if (entry.waits && !sub.plain) return ask(entry);
+    if (more && entry.channel) reopen(entry);
+    else if (entry.on && entry.channel?.state === 'live') tell(tab, sub, entry);
   };
   const leave = (tab: Tab, name: string) => {
     const entry = entries.get(name);

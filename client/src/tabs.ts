@@ -203,6 +203,8 @@ export const shareTabs = (options: TabsOptions = {}): TabsTransport => {
   const { name = '', transport: real = webSocket, identity = identityOf, lostMs = 10_000 } = options;
   let group: Group | null = null;
   let known: string | null = null;
+  /** Channels that were asked for without rows: they come back with a position, but have not all rows. */
+  const partial = new Set<string>();
 
   const transport: Transport = (context) => {
     if (!globalThis.navigator?.locks || typeof BroadcastChannel === 'undefined') return real(context);
@@ -348,10 +350,18 @@ export const shareTabs = (options: TabsOptions = {}): TabsTransport => {
           context.purge();
           return end(1000, undefined, true);
         }
-        if (type === 'subscribe') subs.set(channel, { id: message.id, plain: message.snapshot === false && message.from === undefined, on: false });
-        if (type === 'unsubscribe') subs.delete(channel);
-        if (outbox) post({ message });
-        else waiting.push(message);
+        let said = message;
+        if (type === 'subscribe') {
+          if (message.from === undefined) partial[message.snapshot === false ? 'add' : 'delete'](channel);
+          const plain = partial.has(channel);
+          if (plain) said = { ...message, snapshot: false };
+          subs.set(channel, { id: message.id, plain, on: false });
+        } else if (type === 'unsubscribe') {
+          partial.delete(channel);
+          subs.delete(channel);
+        }
+        if (outbox) post({ message: said });
+        else waiting.push(said);
       },
       close: finish,
     };

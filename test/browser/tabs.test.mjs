@@ -163,6 +163,38 @@ test('the leader is closed, crashes, or is reloaded: another one goes on, withou
   await quiet(follower);
 });
 
+test('tabs without rows to begin with: behind their leader nothing is missing in any tab, and nobody takes their rows for all', async (t) => {
+  const context = await browser.context(t);
+  const open = (options) => browser.page(context, { channels: { items: options }, shared: true });
+  const leader = await open({});
+  const plain = [await open({ snapshot: false }), await open({ snapshot: false })];
+  const full = await open({});
+  await Promise.all([leader, ...plain, full].map(ready));
+  const load = writing(t);
+  await until(() => load.txids.length > 5, 'writes');
+  await leader.close();
+  const { length } = load.txids;
+  await until(() => load.txids.length > length + 5, 'writes');
+  await Promise.all([...plain, full].map(live));
+  const late = await open({});
+  await ready(late);
+  await load.stop();
+  for (const page of [full, late]) {
+    await same(page, 'items', db, 'ada', 'SELECT * FROM items', 'all rows');
+    await quiet(page);
+  }
+  for (const page of [full, ...plain]) {
+    await exactly(page, [load], 'behind the hand-over');
+    await quiet(page);
+  }
+  for (const page of plain) {
+    const rows = await page.evaluate(() => window.lib.rows('items'));
+    const all = await get(full, () => window.lib.rows('items'));
+    assert.ok(rows.length > 0 && rows.length < all.length, `${rows.length} of ${all.length}`);
+    for (const row of rows) assert.deepEqual(row, all.find(({ id }) => id === row.id));
+  }
+});
+
 test('the leader stands still: another one takes over, and the old one follows when it goes on', async (t) => {
   const context = await browser.context(t);
   const pages = [];
