@@ -25,7 +25,14 @@ before(async () => {
     SELECT changefeed.create_channel('items', 'items', presence => '{}', publish_check => 'true');
     SELECT changefeed.create_channel('other', 'other');
     CREATE OR REPLACE FUNCTION set_note(id int, note text) RETURNS void LANGUAGE sql AS 'UPDATE items SET note = set_note.note WHERE items.id = set_note.id';
-    SELECT changefeed.expose_function('set_note(int, text)');`);
+    SELECT changefeed.expose_function('set_note(int, text)');
+    -- Counts how often it ran.
+    CREATE TABLE done (call text PRIMARY KEY, n int NOT NULL DEFAULT 1);
+    GRANT SELECT, INSERT, UPDATE ON done TO web;
+    CREATE FUNCTION work(id int, call text) RETURNS void LANGUAGE sql AS $$
+        INSERT INTO done VALUES (call) ON CONFLICT ON CONSTRAINT done_pkey DO UPDATE SET n = done.n + 1;
+        UPDATE items SET note = call WHERE items.id = work.id $$;
+    SELECT changefeed.expose_function('work(int, text)');`);
   browser = await Browser.start(db);
 });
 after(async () => {
@@ -65,6 +72,15 @@ function writing(t) {
   t.after(load.stop);
   return load;
 }
+/** Calls that do not care for who leads; what became of them is in `answers`. */
+const calls = (page, name, count) => get(page, ([prefix, n]) => {
+  window.calls ??= [];
+  for (let i = 0; i < n; i += 1) window.calls.push(window.app.client.call('work', { id: 10 + 2 * i, call: `${prefix} ${i}` }).then(() => null, ({ code }) => code));
+}, [name, count]);
+const answers = (page) => get(page, () => Promise.all(window.calls));
+const once = async (name, count) => assert.equal(
+  await db.value(`SELECT count(*) || ' ' || coalesce(max(n), 0) FROM done WHERE starts_with(call, '${name} ')`), `${count} 1`, `each call of ${name} once`);
+
 /** Nothing is missing and nothing came twice. */
 async function exactly(page, loads, what, channel = 'items') {
   const txids = loads.flatMap((load) => load.txids);
@@ -130,6 +146,7 @@ test('the leader is closed, crashes, or is reloaded: another one goes on, withou
   for (const way of ['close', 'crash']) {
     const leader = await leaderOf(pages);
     const rest = pages.filter((page) => page !== leader);
+    for (const [i, page] of rest.entries()) await calls(page, `${way}${i}`, 5);
     if (way === 'close') await leader.close();
     else {
       const crashed = leader.waitForEvent('crash');
@@ -141,6 +158,10 @@ test('the leader is closed, crashes, or is reloaded: another one goes on, withou
     const { length } = load.txids;
     await until(() => load.txids.length > length + 5, 'writes');
     await Promise.all(rest.map(live));
+    for (const [i, page] of rest.entries()) {
+      assert.deepEqual([...new Set(await answers(page))], [null]);
+      await once(`${way}${i}`, 5);
+    }
   }
   await load.stop();
   assert.equal(pages.length, 2);
@@ -253,7 +274,7 @@ test('what is lost between tabs is noticed: the tab goes on from where it was', 
     };
   });
   const pages = [];
-  for (let i = 0; i < 3; i += 1) pages.push(await browser.page(context, { channels: { items: {} }, shared: true }));
+  for (let i = 0; i < 3; i += 1) pages.push(await browser.page(context, { channels: { items: {} }, shared: true, lostMs: 3000 }));
   await Promise.all(pages.map(ready));
   const load = writing(t);
   for (const page of pages) {
