@@ -394,13 +394,13 @@ describe('offline', () => {
     await Promise.all(channels.map((channel) => channel.ready));
     await until(async () => (await store.load('tasks'))?.position, 'kept');
     const told = [];
-    client.on('purge', () => told.push(channels.map((channel) => channel.rows().length)));
+    client.on('purge', () => told.push(channels[0].rows().length));
     channels[0].on('resync', (reason) => told.push(reason));
     who = await claims(2);
     client.disconnect();
     client.connect();
     await until(() => told.length > 1 && channels[0].state === 'live', 'another identity');
-    assert.deepEqual([told[0], told[1][0]], ['identity_changed', 0]);
+    assert.deepEqual(told.slice(0, 2), [0, 'identity_changed']);
     await assert.rejects(queue.call('make', { n: 1 }), { code: 'closed' });
     await until(async () => (await store.load('tasks'))?.position === channels[0].position, 'kept again');
     await same(client, channels[0], db, 'SELECT * FROM tasks', 'another identity');
