@@ -238,7 +238,8 @@ interface Overlay extends View {
 
 /** The rows of a channel's entity with what is pending over them; one for all components. */
 const overlays = /* @__PURE__ */ createShelf<{ mutable: Optimistic<AnyRow>; current(): Overlay }, ChannelOptions & { entity?: string }>((client, name, options) => {
-  const [address, entity] = JSON.parse(name) as [string, string?];
+  const [address, which] = JSON.parse(name) as [string, string | null];
+  const entity = which ?? undefined;
   const leave = channels.take(client, address, { versions: true, ...options });
   const { channel } = channels.peek(client, address)!;
   const mutable = optimistic<AnyRow>(client as never, channel, entity);
