@@ -400,7 +400,7 @@ describe('offline', () => {
     client.disconnect();
     client.connect();
     await until(() => told.length > 1 && channels[0].state === 'live', 'another identity');
-    assert.deepEqual(told.slice(0, 2), [0, 'identity_changed']);
+    assert.deepEqual(told.slice(0, 2), ['identity_changed', 0]);
     await assert.rejects(queue.call('make', { n: 1 }), { code: 'closed' });
     await until(async () => (await store.load('tasks'))?.position === channels[0].position, 'kept again');
     await same(client, channels[0], db, 'SELECT * FROM tasks', 'another identity');
