@@ -712,10 +712,78 @@ CREATE FUNCTION changefeed._ts_columns(relation oid, columns name[], constraints
            WHERE attrelid = relation AND attnum > 0 AND NOT attisdropped AND (columns IS NULL OR attname = ANY (columns)) $$;
 COMMENT ON FUNCTION changefeed._ts_columns(oid, name[], boolean, text) IS 'internal: the members of a row';
 
+-- Expressions name what their owner could see. Whoever does not, or comes when a
+-- column is gone, is told what is known without.
+CREATE FUNCTION changefeed._ts_filter(source regclass, filter text) RETURNS name[]
+    LANGUAGE C STABLE STRICT SET search_path = pg_catalog, pg_temp
+    AS 'MODULE_PATHNAME', 'changefeed_filter_columns';
+COMMENT ON FUNCTION changefeed._ts_filter(regclass, text) IS 'internal: the columns that a filter reads';
+
+CREATE FUNCTION changefeed._ts_filter_columns(source regclass, filter text) RETURNS name[]
+    LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+    AS $$
+BEGIN
+    RETURN coalesce(changefeed._ts_filter(source, filter), '{}');
+EXCEPTION WHEN OTHERS THEN
+    RETURN '{}';
+END $$;
+COMMENT ON FUNCTION changefeed._ts_filter_columns(regclass, text) IS 'internal: the same, or none';
+
+CREATE FUNCTION changefeed._ts_payload(source regclass, payload text) RETURNS text
+    LANGUAGE C STABLE STRICT SET search_path = pg_catalog, pg_temp
+    AS 'MODULE_PATHNAME', 'changefeed_payload_shape';
+COMMENT ON FUNCTION changefeed._ts_payload(regclass, text) IS 'internal: what the payload of an event is like';
+
+CREATE FUNCTION changefeed._ts_payload_shape(source regclass, payload text) RETURNS jsonb
+    LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+    AS $$
+BEGIN
+    RETURN changefeed._ts_payload(source, payload);
+EXCEPTION WHEN OTHERS THEN
+    RETURN jsonb_build_object('type', 'jsonb'::regtype::oid::int8, 'dimensions', 0);
+END $$;
+COMMENT ON FUNCTION changefeed._ts_payload_shape(regclass, text) IS 'internal: the same, or any JSON';
+
+-- Without an old or a new row all its columns are null.
+CREATE FUNCTION changefeed._ts_shape(shape jsonb, relation oid, changes text[]) RETURNS text
+    LANGUAGE plpgsql STABLE STRICT PARALLEL SAFE SET search_path = pg_catalog, pg_temp
+    AS $$
+DECLARE
+    parts text;
+BEGIN
+    IF shape ? 'null' THEN
+        RETURN 'null';
+    ELSIF shape ? 'string' THEN
+        RETURN changefeed._ts_string(shape->>'string');
+    ELSIF shape ? 'object' THEN
+        -- Of two members with one name the last one counts.
+        SELECT string_agg(format('%s: %s', changefeed._ts_property(name), changefeed._ts_shape(value, relation, changes)), '; ' ORDER BY n)
+          INTO parts
+          FROM (SELECT member->>0, member->1, n, row_number() OVER (PARTITION BY member->>0 ORDER BY n DESC)
+                  FROM jsonb_array_elements(shape->'object') WITH ORDINALITY u (member, n)) u (name, value, n, k)
+         WHERE k = 1;
+        RETURN CASE WHEN parts IS NULL THEN 'Record<string, never>' ELSE format('{ %s }', parts) END;
+    ELSIF shape ? 'array' THEN
+        SELECT string_agg(changefeed._ts_shape(member, relation, changes), ', ' ORDER BY n)
+          INTO parts FROM jsonb_array_elements(shape->'array') WITH ORDINALITY u (member, n);
+        RETURN format('[%s]', parts);
+    END IF;
+    RETURN changefeed._ts_nullable(
+        changefeed._ts_type((shape->>'type')::oid, (shape->>'dimensions')::int, false),
+        shape ? 'known' OR EXISTS (
+            SELECT FROM pg_attribute a
+             WHERE a.attrelid = relation AND a.attnotnull
+               AND a.attname = CASE WHEN shape ? 'new' AND 'delete' <> ALL (changes) THEN shape->>'new'
+                                    WHEN shape ? 'old' AND 'insert' <> ALL (changes) THEN shape->>'old' END
+               AND NOT EXISTS (SELECT FROM pg_constraint
+                                WHERE conrelid = attrelid AND contype = 'n' AND attnum = ANY (conkey) AND NOT convalidated)));
+END $$;
+COMMENT ON FUNCTION changefeed._ts_shape(jsonb, oid, text[]) IS 'internal: the payload of an event in TypeScript';
+
 -- "optional" are columns that some role gets the table without.
 CREATE FUNCTION changefeed._ts_sources(role regrole)
     RETURNS TABLE (channel text, relation oid, entity name, key name[], columns name[], optional name[])
-    LANGUAGE sql STABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp
+    LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
     AS $$ WITH source AS (
               SELECT s.channel, s.source, s.entity, s.key, s.columns,
                      ARRAY(SELECT r.role
@@ -724,9 +792,11 @@ CREATE FUNCTION changefeed._ts_sources(role regrole)
                               AND has_schema_privilege(r.role, t.relnamespace, 'USAGE')
                               AND NOT EXISTS (
                                       SELECT FROM pg_attribute a
-                                       WHERE a.attrelid = t.oid AND a.attname = ANY (s.key || changefeed._parameters(s.channel)::name[])
+                                       WHERE a.attrelid = t.oid AND a.attname = ANY (s.needed)
                                          AND NOT has_column_privilege(r.role, t.oid, a.attnum, 'SELECT'))) AS readers
-                FROM changefeed.sources s
+                FROM (SELECT s.*, s.key || changefeed._parameters(s.channel)::name[]
+                                        || changefeed._ts_filter_columns(s.source, s.filter) AS needed
+                        FROM changefeed.sources s) s
                 JOIN pg_class t ON t.oid = s.source::oid)
           SELECT s.channel, s.source::oid, s.entity, s.key,
                  array_agg(a.attname ORDER BY a.attnum),
@@ -787,6 +857,9 @@ DECLARE
     literals text[] := regexp_split_to_array(name, '[{][^{}]+[}]');
     parameters text[] := changefeed._parameters(name);
     type oid;
+    labels text[];
+    -- All names of a channel with several parameters are compared, so they must not be too many.
+    names int := 1;
 BEGIN
     IF parameters = '{}' THEN
         RETURN changefeed._ts_string(name);
@@ -801,7 +874,16 @@ BEGIN
                          SELECT c.oid FROM chain c WHERE c.typtype <> 'd'), 0)
           INTO type
           FROM pg_attribute a WHERE a.attrelid = relation AND a.attname = parameters[i];
+        -- A label that would have to be encoded is no string that a program has at hand.
+        labels := CASE WHEN type = 'bool'::regtype THEN '{t,f}'::text[]
+                       ELSE ARRAY(SELECT enumlabel FROM pg_enum WHERE enumtypid = type ORDER BY enumsortorder) END;
+        IF cardinality(labels) * names > 1000 OR EXISTS (SELECT FROM unnest(labels) label WHERE label !~ '^[A-Za-z0-9_.~!()-]+$') THEN
+            labels := '{}';
+        END IF;
+        names := names * (cardinality(labels) + 1);
         result := result || CASE
+            WHEN labels <> '{}' THEN '${' || (SELECT string_agg(changefeed._ts_string(label), ' | ' ORDER BY n)
+                                                FROM unnest(labels) WITH ORDINALITY u (label, n)) || ' | ''*''}'
             WHEN type IN ('int2'::regtype, 'int4'::regtype) OR type = 'int8'::regtype AND NOT lossless THEN '${number | ''*''}'
             WHEN type = 'int8'::regtype THEN '${number | bigint | ''*''}'
             ELSE '${string}' END;
@@ -819,6 +901,7 @@ DECLARE
     sources jsonb;
     functions jsonb;
     tables jsonb;
+    payloads jsonb;
     result text;
     part text;
     r record;
@@ -857,6 +940,12 @@ BEGIN
     -- What is looked at often, once.
     SELECT coalesce(jsonb_agg(to_jsonb(s)), '[]') INTO sources FROM changefeed._ts_sources(role) s;
     SELECT coalesce(jsonb_agg(to_jsonb(f)), '[]') INTO functions FROM changefeed._ts_functions(role) f;
+    SELECT coalesce(jsonb_agg(jsonb_build_object('channel', e.channel, 'event', e.event, 'relation', s.relation, 'changes', e.on_change,
+                                                 'shape', changefeed._ts_payload_shape(e.source, e.payload))), '[]')
+      INTO payloads
+      FROM changefeed.events e
+      JOIN jsonb_to_recordset(sources) s (channel text, relation oid) ON s.channel = e.channel AND s.relation = e.source::oid
+     WHERE e.payload IS NOT NULL;
 
     -- Of a table the columns that any channel sends; all where functions return whole rows.
     SELECT coalesce(jsonb_agg(to_jsonb(t)), '[]')
@@ -895,6 +984,8 @@ BEGIN
             SELECT unnest(f.out_types), false FROM jsonb_to_recordset(functions) f (out_types oid[])
             UNION
             SELECT unnest(f.arguments), true FROM jsonb_to_recordset(functions) f (arguments oid[])
+            UNION
+            SELECT (type #>> '{}')::oid, false FROM jsonb_path_query(payloads, 'strict $.**.type') type
             UNION
             SELECT next.type, u.input
               FROM used u
@@ -941,9 +1032,12 @@ BEGIN
               FROM source s
              GROUP BY s.channel),
         event AS (
-            SELECT e.channel, e.event, string_agg(DISTINCT CASE WHEN e.payload IS NULL THEN s.key ELSE 'Json' END, ' | ') AS payload
+            SELECT e.channel, e.event,
+                   string_agg(DISTINCT CASE WHEN e.payload IS NULL THEN s.key ELSE changefeed._ts_shape(p.shape, p.relation, p.changes) END, ' | ') AS payload
               FROM changefeed.events e
               JOIN source s ON s.channel = e.channel AND s.relation = e.source::oid
+              LEFT JOIN jsonb_to_recordset(payloads) p (channel text, event text, relation oid, changes text[], shape jsonb)
+                     ON p.channel = e.channel AND p.event = e.event AND p.relation = s.relation
              GROUP BY e.channel, e.event),
         events AS (
             SELECT channel, string_agg(format(E'        %s: %s;\n', changefeed._ts_property(event), payload), '' ORDER BY event COLLATE "C") AS members

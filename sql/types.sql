@@ -107,6 +107,63 @@ SET ROLE regress_types_other;
 SELECT changefeed.typescript_types() LIKE '%tables: {};%types: {};%channels: {};%functions: {};%' AS nothing;
 RESET ROLE;
 
+-- What a filter reads, its subscribers have to read.
+SET ROLE regress_types_app;
+CREATE TABLE notes (id int PRIMARY KEY, body text, hidden boolean, level int);
+GRANT SELECT ON notes TO regress_types_web;
+GRANT SELECT (id, body) ON notes TO regress_types_anon;
+SELECT changefeed.create_channel('notes', 'notes', columns => '{id,body}', filter => 'NOT hidden AND (level > 1 OR level IS NULL)');
+RESET ROLE;
+SELECT role, changefeed.typescript_types(role::regrole) ~ E'\n    notes: {\n      name' AS has, changefeed.typescript_types(role::regrole) LIKE '%body: string%' AS sees
+  FROM unnest('{regress_types_web,regress_types_anon}'::text[]) role;
+GRANT SELECT (hidden, level) ON notes TO regress_types_anon;
+SELECT changefeed.typescript_types('regress_types_anon') LIKE '%notes: { Row: %' AS has;
+
+-- Payloads of events, and channels of enums and booleans
+CREATE SCHEMA regress_types_own AUTHORIZATION regress_types_app;
+SET ROLE regress_types_app;
+CREATE TYPE regress_types_own.mood AS ENUM ('happy', 'sad');
+CREATE TYPE plain AS ENUM ('a', 'b.c', 'd-e');
+CREATE DOMAIN plain_domain AS plain;
+CREATE TABLE things (id int PRIMARY KEY, kind plain_domain NOT NULL, odd order_status, live boolean NOT NULL, mood regress_types_own.mood NOT NULL,
+    name text, price numeric NOT NULL, tags text[], doc jsonb NOT NULL, "it's" int, place regress_types_own.mood[]);
+ALTER TABLE things REPLICA IDENTITY FULL;
+SELECT changefeed.create_channel('things:{kind}', 'things');
+SELECT changefeed.create_channel('things:{live}:{odd}:{name}', 'things');
+SELECT changefeed.create_channel('changes', 'things', columns => '{id,kind,live,mood,name,price,tags,doc,"it''s"}');
+CREATE FUNCTION pg_temp.event(event text, payload text, on_change text[] DEFAULT '{insert,update,delete}') RETURNS void
+    LANGUAGE sql AS $$ SELECT changefeed.add_event('changes', 'things', $1, NULL, $2, $3) $$;
+SELECT count(pg_temp.event(name, payload)) FROM (VALUES
+    ('a column', 'new.name'), ('not null', 'new.price'), ('enum', 'new.mood'), ('domain', 'new.kind'), ('doc', 'new.doc'), ('array', 'new.tags'),
+    ('constant', '''it''''s'''), ('number', '1'), ('null', 'NULL'), ('computed', 'new.price * 2'), ('case', 'CASE WHEN new.live THEN new.name ELSE ''x'' END'),
+    ('objects', 'json_build_object(''id'', new.id, ''it''''s'', new."it''s", ''x'', old.mood, ''x'', jsonb_build_array(), ''in'', jsonb_build_object(''doc'', to_jsonb(new.doc), ''name'', to_json(new.name)), ''e'', jsonb_build_object())'),
+    ('arrays', 'jsonb_build_array(1, ''x'', NULL, new.live, true, 1.5, new.id > 5)'),
+    ('keys', 'jsonb_build_object(new.name, 1)'), ('variadic', 'jsonb_build_object(VARIADIC new.tags)')) e (name, payload);
+SELECT pg_temp.event('inserted', 'jsonb_build_object(''new'', new.price, ''old'', old.price, ''name'', new.name)', '{insert}');
+SELECT pg_temp.event('changed', 'jsonb_build_object(''new'', new.price, ''old'', old.price)', '{update}');
+SELECT pg_temp.event('deleted', 'jsonb_build_object(''new'', new.price, ''old'', old.price)', '{delete}');
+SELECT substring(changefeed.typescript_types() FROM E'\n    changes: {.*?\n    };');
+SELECT line FROM regexp_split_to_table(changefeed.typescript_types(), '\n') line WHERE line ~ '^      name: .*things|mood'': ';
+-- Too many names to compare, and an event that is broken
+ALTER TABLE things DROP COLUMN price;
+DO $$ BEGIN EXECUTE (SELECT format('CREATE TYPE many AS ENUM (%s)', string_agg(quote_literal(i), ', ')) FROM generate_series(1, 40) i); END $$;
+CREATE TABLE lots (id int PRIMARY KEY, a many, b many);
+SELECT changefeed.create_channel('lots:{a}:{b}', 'lots');
+SELECT line FROM regexp_split_to_table(changefeed.typescript_types(), '\n') line WHERE line ~ '^ +(name: .lots|''not null''|computed|inserted|objects)';
+RESET ROLE;
+-- Whoever may not look into the schema of a type gets what is known without; nothing fails.
+GRANT pg_monitor TO regress_types_other;
+SET ROLE regress_types_app;
+SELECT changefeed.add_event('changes', 'things', 'cast', NULL, 'CASE new.mood WHEN ''happy''::regress_types_own.mood THEN 1 END');
+SELECT line FROM regexp_split_to_table(changefeed.typescript_types(), '\n') line WHERE line ~ '^ +(enum|cast): ';
+SET ROLE regress_types_other;
+SELECT line FROM regexp_split_to_table(changefeed.typescript_types(), '\n') line WHERE line ~ '^ +(enum|cast): ';
+RESET ROLE;
+REVOKE pg_monitor FROM regress_types_other;
+SELECT changefeed.drop_channel(name) FROM changefeed.channels WHERE name ~ '^(notes|changes|things|lots)';
+DROP TABLE notes, things, lots;
+DROP SCHEMA regress_types_own CASCADE;
+
 -- Names that are none in TypeScript, and some that are
 CREATE SCHEMA "Odd Schema";
 CREATE SCHEMA "a.b";

@@ -1,15 +1,28 @@
 /**
- * The leader of a browser's tabs: it has the connection, and hands on to each tab what concerns it.
+ * The leader of a browser's tabs: it has the connection, and hands on to the tabs what the server says.
  *
  * A client of its own (`inner`) keeps the connection and the rows. What the server says goes to that client first, and then as it is
- * to the tabs that have the channel. A tab that comes later gets the client's rows. A tab that comes back with a position gets what
- * came since, if that is still in the log; the first one that comes back to a new leader brings its rows along, and the leader
- * goes on from them.
+ * to all tabs at once (`say`, see tabs.ts); each takes what it has subscribed to. A tab that comes later gets the client's rows. A
+ * tab that comes back with a position gets what came since, if that is still in the channel's log; the first one that comes back to
+ * a new leader brings its rows along, and the leader goes on from them.
  */
 import { createClient } from './client.js';
 import { ChangefeedError } from './error.js';
 import { claimsOf, hasExpired } from './token.js';
 import type { AnyRow, Channel, ClientOptions, Initial, Transport, TransportContext } from './types.js';
+
+/** What the leader says: for all tabs, or for the one in `to`. */
+export interface Said {
+  /** What the server has said. */
+  all?: AnyRow;
+  to?: string;
+  /** Here is the place of the parcel with that number. */
+  parcel?: number;
+  /** The rows of a channel are asked for. */
+  want?: string;
+  /** The connection ends. */
+  end?: { code: number; again?: boolean; error?: AnyRow };
+}
 
 export interface Leader {
   readonly id: string;
@@ -21,10 +34,10 @@ export interface Leader {
 interface Sub {
   id: unknown;
   from: string | undefined;
-  /** Changes without rows. */
+  /** Changes without rows: it has those that have changed. */
   plain: boolean;
   versions: boolean;
-  /** It has what the client has, and gets what comes. */
+  /** It has what the client has. */
   told: boolean;
 }
 
@@ -33,9 +46,7 @@ interface Tab {
   inbox: BroadcastChannel;
   hello: unknown;
   connected: boolean;
-  seq: number;
-  sent: number;
-  taken: number;
+  parcels: number;
   subs: Map<string, Sub>;
   gone: AbortController;
 }
@@ -49,12 +60,16 @@ interface Entry {
   offs: (() => void)[];
   /** Why the rows were loaded anew the last time. */
   reason: string;
-  /** The tab that was asked for its rows. */
+  /** The tab that was asked for its rows, and all that were. */
   asked: string | null;
-  /** The log has everything of it from this index on. */
-  since: number;
-  /** What comes is of a subscription that has ended. */
-  paused: boolean;
+  tried: Set<string>;
+  /** Until a tab comes that has all rows. */
+  waits: boolean;
+  /** The id of the last request to subscribe, and whether it was answered: what comes before is of another subscription. */
+  request: unknown;
+  on: boolean;
+  /** What has come, with the position behind it. */
+  log: Logged[];
   head: AnyRow;
   snapshot: AnyRow;
   members: Map<string, { states: unknown; meta: AnyRow | undefined }> | null;
@@ -63,32 +78,34 @@ interface Entry {
   tracks: Map<string, AnyRow>;
 }
 
-/** One thing that the server said, with the position behind it: of all channels, or of one. */
 interface Logged {
-  position: string | null;
-  channel: string | undefined;
+  position: string;
   frame?: AnyRow;
   message?: AnyRow;
 }
 
 const LOG = 2000;
-/** A tab is asked for its rows; if it does not answer within this time, the server is. */
-const BASE_MS = 1000;
+/** A tab is asked for its rows; if it does not answer within this time, another one is, and then the server. */
+const BASE_MS = 3000;
+/** Tabs that have not all rows wait so long for one that has. */
+const PLAIN_MS = 500;
 /** Without tabs the connection ends, and a channel that no tab has. */
 const IDLE_MS = 1000;
 const LINGER_MS = 1000;
 /** Older messages are of before a sleep: their tab has gone on without this leader. */
 const OLD_MS = 10_000;
+/** A tab has so long to get a token before the others are asked. */
+const ASK_MS = 5000;
 const LONG_MS = 600_000;
 const NOTHING = { xmin: '0', xmax: '0', xip: [] };
 
-export const lead = (context: TransportContext, real: Transport, term: number, backoff?: ClientOptions['backoff']): Leader => {
+export const lead = (
+  context: TransportContext, real: Transport, term: number, backoff: ClientOptions['backoff'], say: (said: Said) => void,
+): Leader => {
   const id = `pg-changefeed leader ${crypto.randomUUID()}`;
   const inbox = new BroadcastChannel(id);
   const tabs = new Map<string, Tab>();
   const entries = new Map<string, Entry>();
-  let log: Logged[] = [];
-  let first = 0;
   let token = context.token;
   let expiresAt: string | undefined;
   let settled: string | undefined;
@@ -112,38 +129,51 @@ export const lead = (context: TransportContext, real: Transport, term: number, b
   };
   const inner = createClient({
     url: context.base, codec: context.codec, WebSocket: context.WebSocket, fetch: context.fetch, flush: 'sync', lingerMs: 0, backoff, auth,
-    transport: (below) => real({
-      ...below,
-      message(said) {
-        const message = typeof said === 'string' ? (below.codec.parse(said) as AnyRow) : said;
-        // Tokens are the tabs' business.
-        if (message.type === 'error' && message.code === '28000' && message.expires_at) {
-          for (const tab of tabs.values()) if (tab.connected) send(tab, message);
-          return;
-        }
-        const { expires_at: at, ...rest } = message;
-        if (at) expiresAt = at as string;
-        if (message.type === 'connected') session = message.session ?? session;
-        saying = message;
-        below.message(at ? rest : message);
-        saying = null;
-        relay(message);
-        const [tab] = tabs.values();
-        if (at && message.type === 'ok' && tab?.connected) send(tab, { type: 'ok', expires_at: at });
-      },
-    }),
+    transport: (below) => {
+      const link = real({
+        ...below,
+        message(said) {
+          const message = typeof said === 'string' ? (below.codec.parse(said) as AnyRow) : said;
+          // Tokens are the tabs' business: one of them is asked for the next one, and then all.
+          if (message.type === 'error' && message.code === '28000' && message.expires_at) {
+            const old = token;
+            const warn = (from: number, to?: number) => [...tabs.values()].filter(({ connected }) => connected).slice(from, to).forEach((tab) => send(tab, message));
+            warn(0, 1);
+            setTimeout(() => token === old && warn(1), ASK_MS);
+            return;
+          }
+          expiresAt = message.expires_at ?? expiresAt;
+          if (message.type === 'connected') session = message.session ?? session;
+          saying = message;
+          below.message(message);
+          saying = null;
+          if (isUp()) relay(message);
+        },
+      });
+      for (const entry of entries.values()) entry.on = false;
+      return {
+        get name() {
+          return link.name;
+        },
+        send(message) {
+          const entry = /subscribe$/.test(message.type) && entries.get(message.channel);
+          if (entry) Object.assign(entry, { on: false, request: message.type === 'subscribe' ? message.id : undefined });
+          link.send(message);
+        },
+        close: () => link.close(),
+      };
+    },
   });
   const isUp = () => ['connected', 'polling'].includes(inner.connection.current.status);
 
   // ---- To the tabs ----
 
-  const send = (tab: Tab, message: AnyRow) => {
-    tab.inbox.postMessage({ from: id, message });
-    // One that is frozen takes nothing, and must not fill the memory.
-    if (++tab.sent - tab.taken > 4 * LOG) drop(tab, { code: 1013, again: true });
+  const send = (tab: Tab, ...messages: AnyRow[]) => {
+    tab.inbox.postMessage({ from: id, parcel: (tab.parcels += 1), messages });
+    say({ to: tab.id, parcel: tab.parcels });
   };
-  const drop = (tab: Tab, end: AnyRow) => {
-    tab.inbox.postMessage({ from: id, end });
+  const drop = (tab: Tab, end: Said['end']) => {
+    say({ to: tab.id, end });
     forget(tab);
   };
   const forget = (tab: Tab) => {
@@ -153,75 +183,65 @@ export const lead = (context: TransportContext, real: Transport, term: number, b
     for (const name of [...tab.subs.keys()]) leave(tab, name);
     if (tabs.size === 0) idle = setTimeout(() => inner.disconnect(), IDLE_MS);
   };
-  const eachTold = (entry: Entry, act: (tab: Tab, sub: Sub) => void) => {
-    for (const tab of [...tabs.values()]) {
-      const sub = tab.subs.get(entry.name);
-      if (sub?.told) act(tab, sub);
-    }
-  };
-  /** Who has no rows gets changes whole. */
-  const fit = (sub: Sub, entry: Entry, change: AnyRow): AnyRow => {
-    if (!sub.plain || change.op === 'remove' || change.op === 'replace') return change;
-    const { set: _, ...rest } = change;
-    return { ...rest, op: 'replace', row: change.row ?? entry.channel?.get(change.key, change.entity) ?? { ...change.key, ...change.set } };
-  };
+  const subsOf = ({ name }: Entry) => [...tabs.values()].flatMap((tab) => {
+    const sub = tab.subs.get(name);
+    return sub ? [[tab, sub] as const] : [];
+  });
 
   // ---- What was said ----
 
-  const record = (logged: Logged) => {
-    log.push(logged);
-    if (log.length > LOG * 1.25) {
-      first += log.length - LOG;
-      log = log.slice(-LOG);
+  /** Notes what has come for which channels, and where those are now: what the client does with positions is what tabs do. */
+  const note = (contentOf: (entry: Entry) => Partial<Logged> | false) => {
+    for (const entry of entries.values()) {
+      const { log, channel } = entry;
+      const content = contentOf(entry);
+      const position = channel?.position;
+      if (!entry.on || !position || (!content && log.at(-1)?.position === position)) continue;
+      log.push({ position, ...content });
+      if (log.length > LOG * 1.25) log.splice(0, log.length - LOG);
     }
-  };
-  const find = (entry: Entry, position: string): number => {
-    for (let i = log.length - 1; i >= 0 && i + first >= entry.since; i -= 1) {
-      const { position: at, channel } = log[i]!;
-      if (at === position && (channel === undefined || channel === entry.name)) return i;
-    }
-    return -1;
   };
 
   /** The tab's subscription begins, or goes on. */
   const tell = (tab: Tab, sub: Sub, entry: Entry) => {
     const channel = entry.channel!;
-    const { name } = entry;
-    const found = sub.from === undefined ? -1 : find(entry, sub.from);
-    send(tab, { ...entry.head, type: 'subscribed', id: sub.id, channel: name, recovered: found >= 0, entities: channel.entities });
+    const { name, log } = entry;
+    const found = log.map(({ position }) => position).lastIndexOf(sub.from!);
+    const all: AnyRow[] = [{ ...entry.head, type: 'subscribed', id: sub.id, channel: name, recovered: found >= 0, entities: channel.entities }];
     if (found >= 0) {
-      for (const { frame, message, channel: only } of log.slice(found + 1)) {
-        if (only !== undefined && only !== name) continue;
-        const changes = (frame?.changes as AnyRow[] | undefined)?.filter((change) => change.channel === name);
-        if (changes?.length) send(tab, { ...frame, seq: (tab.seq += 1), channel: name, changes: changes.map((change) => fit(sub, entry, change)) });
-        if (message?.channel === name) send(tab, message);
+      for (const { frame, message } of log.slice(found + 1)) {
+        if (frame) all.push({ ...frame, channel: name, changes: (frame.changes as AnyRow[]).filter((change) => change.channel === name).map(whole) });
+        if (message) all.push(message);
       }
-      send(tab, { type: 'ready', channel: name, position: channel.position });
+      all.push({ type: 'ready', channel: name, position: channel.position });
     } else {
-      if (sub.from !== undefined) send(tab, { type: 'resync', channel: name, reason: entry.reason });
+      if (sub.from !== undefined) all.push({ type: 'resync', channel: name, reason: entry.reason });
       if (!sub.plain) {
         for (const [entity, { key }] of Object.entries(channel.entities)) {
           const rows = channel.rows(entity);
           const keyOf = (row: AnyRow) => Object.fromEntries(key.map((column) => [column, row[column]]));
-          send(tab, { type: 'snapshot', channel: name, entity, rows, ...(sub.versions && { versions: rows.map((row) => channel.version(keyOf(row), entity)) }) });
+          all.push({ type: 'snapshot', channel: name, entity, rows, ...(sub.versions && { versions: rows.map((row) => channel.version(keyOf(row), entity)) }) });
         }
       }
-      send(tab, { type: 'ready', channel: name, position: channel.position, entities: channel.entities, ...(!sub.plain && { snapshot: entry.snapshot }) });
+      all.push({ type: 'ready', channel: name, position: channel.position, entities: channel.entities, ...(!sub.plain && { snapshot: entry.snapshot }) });
       // Which transactions are in the rows: those of the snapshot, those that came since, and all before the settled one.
-      for (const { frame } of log.slice(-100)) {
-        if (frame?.txid) send(tab, { type: 'transaction', seq: (tab.seq += 1), channel: name, txid: frame.txid, changes: [] });
-      }
-      if (settled) send(tab, { type: 'ping', settled_txid: settled });
+      for (const { frame } of log.slice(-100)) if (frame?.txid) all.push({ type: 'transaction', channel: name, txid: frame.txid, changes: [] });
+      if (settled) all.push({ type: 'ping', settled_txid: settled });
     }
     sub.told = true;
-    if (entry.counted) send(tab, entry.counted);
+    if (entry.counted) all.push(entry.counted);
     else if (entry.members) {
-      const all = [...entry.members];
-      send(tab, {
-        type: 'presence', channel: name, full: true, left: {}, joined: Object.fromEntries(all.map(([user, { states }]) => [user, states])),
-        meta: Object.fromEntries(all.flatMap(([user, { meta }]) => (meta ? [[user, meta]] : []))),
+      const members = [...entry.members];
+      all.push({
+        type: 'presence', channel: name, full: true, left: {}, joined: Object.fromEntries(members.map(([user, { states }]) => [user, states])),
+        meta: Object.fromEntries(members.flatMap(([user, { meta }]) => (meta ? [[user, meta]] : []))),
       });
     }
+    send(tab, ...all);
+  };
+  /** It is exact now: whoever waits for it gets it. */
+  const tellAll = (entry: Entry) => {
+    for (const [tab, sub] of subsOf(entry)) if (!sub.told) tell(tab, sub, entry);
   };
 
   const present = (entry: Entry, message: AnyRow) => {
@@ -234,57 +254,55 @@ export const lead = (context: TransportContext, real: Transport, term: number, b
       }
       for (const user of Object.keys(message.left ?? {})) entry.members.delete(user);
     }
-    eachTold(entry, (tab) => send(tab, message));
+    say({ all: message });
+  };
+
+  /** With the whole row, if some tab has none to merge into. */
+  const whole = (change: AnyRow): AnyRow => {
+    const entry = entries.get(change.channel)!;
+    if (change.op !== 'merge' || change.row || !subsOf(entry).some(([, { plain }]) => plain)) return change;
+    return { ...change, row: entry.channel?.get(change.key, change.entity) };
   };
 
   const relay = (message: AnyRow) => {
-    const { type, channel: name, position = null } = message;
+    const { type, channel: name } = message;
     if (type === 'transaction') {
       parts.push(message);
       if (message.last === false) return;
-      const { part: _, last: __, ...frame }: AnyRow = { ...message, changes: parts.flatMap(({ changes }) => changes as AnyRow[]) };
+      const { part: _, last: __, seq: ___, ...frame }: AnyRow = {
+        ...message, changes: parts.flatMap(({ changes }) => changes as AnyRow[]).filter((change) => entries.get(change.channel)?.on).map(whole),
+      };
       parts = [];
-      record({ position, channel: name, frame });
-      for (const tab of [...tabs.values()]) {
-        const changes: AnyRow[] = [];
-        for (const change of frame.changes) {
-          const sub = tab.subs.get(change.channel);
-          const entry = entries.get(change.channel);
-          if (sub?.told && entry && !entry.paused) changes.push(fit(sub, entry, change));
-        }
-        // Also without changes: so all tabs are at the same position, and another leader can go on from there with each.
-        if (name === undefined ? [...tab.subs.values()].some(({ told }) => told) : tab.subs.get(name)?.told) {
-          send(tab, { ...frame, changes, seq: (tab.seq += 1) });
-        }
-      }
-      return;
+      note((entry) => frame.changes.some((change: AnyRow) => change.channel === entry.name) && { frame });
+      // Also without changes: so all tabs are at the same position, and another leader can go on from there with each.
+      return say({ all: frame });
     }
     if (type === 'ping' || type === 'synced') {
       if (message.settled_txid) settled = message.settled_txid;
-      if (position && log.at(-1)?.position !== position) record({ position, channel: undefined });
-      if (type === 'ping') for (const tab of [...tabs.values()]) if (tab.connected) send(tab, message);
-      return;
+      note(() => false);
+      // Whoever has asked: the tabs stay at one position.
+      return say({ all: { ...message, type: 'ping', id: undefined } });
     }
     const entry = name === undefined ? undefined : entries.get(name);
     if (!entry?.channel) return;
-    if (type === 'subscribed') {
-      entry.paused = false;
+    if (type === 'subscribed' && message.id === entry.request) {
+      entry.on = true;
       entry.head = message.min_interval_ms === undefined ? {} : { min_interval_ms: message.min_interval_ms };
-    } else if (type === 'message') {
-      if (position) record({ position, channel: entry.channel.state === 'live' ? undefined : name, message });
-      eachTold(entry, (tab) => send(tab, message));
-    } else if (type === 'snapshot') eachTold(entry, (tab, sub) => sub.plain || send(tab, message));
-    else if (type === 'columns') eachTold(entry, (tab) => send(tab, message));
+    }
+    if (!entry.on) return;
+    if (type === 'message') {
+      note((each) => each === entry && { message });
+      say({ all: message });
+    } else if (type === 'snapshot' || type === 'columns') say({ all: message });
     else if (type === 'presence' && message.id === undefined) present(entry, message);
     else if (type === 'ready' && entry.channel.state === 'live') {
-      if (message.snapshot) entry.snapshot = message.snapshot;
-      record({ position, channel: name });
-      if (entry.since === Infinity || message.snapshot) entry.since = first + log.length - 1;
-      for (const tab of [...tabs.values()]) {
-        const sub = tab.subs.get(entry.name);
-        if (sub?.told) send(tab, sub.plain ? { ...message, snapshot: undefined } : message);
-        else if (sub) tell(tab, sub, entry);
+      if (message.snapshot) {
+        entry.snapshot = message.snapshot;
+        entry.log = [];
       }
+      note(() => false);
+      say({ all: message });
+      tellAll(entry);
     }
   };
 
@@ -292,79 +310,98 @@ export const lead = (context: TransportContext, real: Transport, term: number, b
 
   const open = (entry: Entry, initial?: Initial) => {
     entry.asked = null;
+    entry.waits = false;
     entry.versions = !initial || initial.versions !== undefined;
-    entry.since = Infinity;
-    if (initial?.position) {
-      record({ position: initial.position, channel: entry.name });
-      entry.since = first + log.length - 1;
-    }
+    entry.log = initial?.position ? [{ position: initial.position }] : [];
     const channel = inner.channel(entry.name, { ...(entry.versions && { versions: true }), ...(entry.plain && { snapshot: false }), ...(initial && { initial }) }) as Channel;
     entry.channel = channel;
     entry.offs = [
       channel.on('resync', (reason) => {
-        // If it was not the server who said so, what it still says is not meant for the new subscription.
-        entry.paused = saying?.type !== 'resync';
-        entry.since = Infinity;
+        entry.log = [];
         entry.reason = reason;
-        eachTold(entry, (tab) => send(tab, { type: 'resync', channel: entry.name, reason }));
+        say({ all: { type: 'resync', channel: entry.name, reason } });
       }),
       channel.on('error', (error) => {
-        for (const tab of [...tabs.values()]) {
-          const sub = tab.subs.get(entry.name);
-          if (!sub) continue;
-          const said = { ...error.info, channel: entry.name, code: error.code, message: error.message };
-          send(tab, sub.told ? { reason: error.code, ...said, type: 'revoked', id: undefined } : { ...said, type: 'error', id: sub.id });
+        const said = { ...error.info, channel: entry.name, code: error.code, message: error.message };
+        for (const [tab, sub] of subsOf(entry)) {
+          if (!sub.told) send(tab, { ...said, type: 'error', id: sub.id });
           tab.subs.delete(entry.name);
         }
+        say({ all: { reason: error.code, ...said, type: 'revoked', id: undefined } });
         close(entry);
       }),
     ];
   };
-  const shut = (entry: Entry) => {
+  /** Another one begins, if somebody wants it, behind the end of this one: the client would still have its rows. */
+  const close = (entry: Entry) => {
     entry.offs.forEach((off) => off());
     entry.channel?.unsubscribe();
     entry.channel = null;
     entry.asked = null;
+    entry.on = false;
     entry.members = entry.counted = null;
     entry.tracks.clear();
-  };
-  const close = (entry: Entry) => {
-    shut(entry);
-    if (entries.get(entry.name) === entry) entries.delete(entry.name);
+    entry.waits = false;
+    setTimeout(() => {
+      if (entries.get(entry.name) !== entry || entry.channel || entry.asked) return;
+      if (subsOf(entry).length > 0) open(entry);
+      else entries.delete(entry.name);
+    }, 0);
   };
   /** From the beginning: with rows, or with their versions, which were not wanted until now. */
   const reopen = (entry: Entry) => {
-    shut(entry);
-    entry.paused = true;
-    eachTold(entry, (tab) => send(tab, { type: 'resync', channel: entry.name, reason: 'tabs' }));
-    // Behind the end of the old one.
-    setTimeout(() => entries.get(entry.name) === entry && !entry.channel && open(entry), 0);
+    close(entry);
+    say({ all: { type: 'resync', channel: entry.name, reason: 'tabs' } });
+  };
+  /** Asks a tab for its rows; rather one that has their versions, if some tab needs them. */
+  const ask = (entry: Entry) => {
+    const fits = (sub: Sub) => sub.versions || !subsOf(entry).some(([, { versions }]) => versions);
+    const able = subsOf(entry).filter(([tab, { from, plain }]) => from !== undefined && !plain && !entry.tried.has(tab.id));
+    const [tab] = able.find(([, sub]) => fits(sub)) ?? able[0] ?? [];
+    if (!tab && entry.plain) {
+      entry.waits = true;
+      return void setTimeout(() => entries.get(entry.name) === entry && entry.waits && open(entry), PLAIN_MS);
+    }
+    entry.waits = false;
+    if (!tab) return open(entry);
+    entry.asked = tab.id;
+    entry.tried.add(tab.id);
+    say({ to: tab.id, want: entry.name });
+    setTimeout(() => entries.get(entry.name) === entry && entry.asked === tab.id && ask(entry), BASE_MS);
+  };
+  const given = (tab: Tab, { name, ...initial }: AnyRow) => {
+    const entry = entries.get(name);
+    if (entry?.asked !== tab.id) return;
+    // A tab with versions may have come meanwhile.
+    if (!initial.versions && subsOf(entry).some(([{ id: other }, sub]) => sub.versions && !sub.plain && sub.from !== undefined && !entry.tried.has(other))) return ask(entry);
+    open(entry, initial.position ? initial as Initial : undefined);
   };
   const subscribe = (tab: Tab, { id: request, channel: name, from, snapshot, versions }: AnyRow) => {
-    const sub: Sub = { id: request, from, plain: snapshot === false && from === undefined, versions: versions === true, told: false };
+    const sub: Sub = { id: request, from, plain: snapshot === false, versions: versions === true, told: false };
     tab.subs.set(name, sub);
     const entry = entries.get(name);
     if (!entry) {
       const fresh: Entry = {
-        name, plain: sub.plain, versions: true, channel: null, offs: [], reason: 'tabs', asked: null, since: Infinity, paused: false, head: {}, snapshot: NOTHING,
-        members: null, counted: null, tracks: new Map(),
+        name, plain: sub.plain, versions: true, channel: null, offs: [], reason: 'tabs', asked: null, tried: new Set(), waits: false, request: undefined, on: false, log: [],
+        head: {}, snapshot: NOTHING, members: null, counted: null, tracks: new Map(),
       };
       entries.set(name, fresh);
-      if (from === undefined) return open(fresh);
-      fresh.asked = tab.id;
-      tab.inbox.postMessage({ from: id, want: name });
-      setTimeout(() => entries.get(name) === fresh && fresh.asked === tab.id && open(fresh), BASE_MS);
-    } else if ((entry.plain && !sub.plain) || (sub.versions && !entry.versions)) {
-      entry.plain &&= sub.plain;
-      if (entry.channel) reopen(entry);
-    } else if (entry.channel?.state === 'live' && !entry.paused) tell(tab, sub, entry);
+      if (from === undefined) open(fresh);
+      else ask(fresh);
+      return;
+    }
+    const more = (entry.plain && !sub.plain) || (sub.versions && !entry.versions);
+    entry.plain &&= sub.plain;
+    if (entry.waits && !sub.plain) return ask(entry);
+    if (more && entry.channel) reopen(entry);
+    else if (entry.on && entry.channel?.state === 'live') tell(tab, sub, entry);
   };
   const leave = (tab: Tab, name: string) => {
     const entry = entries.get(name);
     tab.subs.delete(name);
     if (!entry) return;
     if (entry.tracks.has(tab.id) && isUp()) untrack(entry, tab).catch(() => {});
-    if (entry.asked === tab.id) open(entry);
+    if (entry.asked === tab.id) ask(entry);
     sweep();
   };
   /** Ends what nobody has any more, unless everybody is about to come back. */
@@ -372,7 +409,7 @@ export const lead = (context: TransportContext, real: Transport, term: number, b
     clearTimeout(sweeping);
     sweeping = setTimeout(() => {
       if (!isUp()) return;
-      for (const entry of [...entries.values()]) if (![...tabs.values()].some(({ subs }) => subs.has(entry.name))) close(entry);
+      for (const entry of [...entries.values()]) if (entry.channel && subsOf(entry).length === 0) close(entry);
     }, LINGER_MS);
   };
 
@@ -406,12 +443,7 @@ export const lead = (context: TransportContext, real: Transport, term: number, b
 
   const welcome = (tab: Tab) => {
     tab.connected = true;
-    tab.seq = 0;
-    send(tab, {
-      type: 'connected', id: tab.hello, session: session ?? id, heartbeat_ms: 2 ** 30,
-      // One of them sees to the next token; if it does not, the server asks all.
-      ...(expiresAt && tab === tabs.values().next().value && { expires_at: expiresAt }),
-    });
+    send(tab, { type: 'connected', id: tab.hello, session: session ?? id, heartbeat_ms: 2 ** 30 });
   };
   const useToken = (next: string | null | undefined) => {
     if (!next || next === token) return;
@@ -436,11 +468,11 @@ export const lead = (context: TransportContext, real: Transport, term: number, b
     if (entry && message.type === 'track') return track(entry, tab, message);
     if (entry && message.type === 'untrack') return untrack(entry, tab);
     // A call that is repeated is done once: it has a key.
-    return inner.request(message, { resend: message.type === 'call', timeoutMs: LONG_MS });
+    const { position: _, ...answer } = await inner.request(message, { resend: message.type === 'call', timeoutMs: LONG_MS });
+    return answer;
   };
   const take = (tab: Tab, message: AnyRow): void => {
     const { type } = message;
-    if (type === 'pong') return;
     if (type === 'connect') {
       tab.hello = message.id;
       useToken(message.token);
@@ -458,23 +490,18 @@ export const lead = (context: TransportContext, real: Transport, term: number, b
       (error: ChangefeedError) => tabs.has(tab.id) && send(tab, { ...error.info, type: 'error', id: message.id, code: error.code, message: error.message }),
     );
   };
-  const failure = (code: number, { info, code: sqlstate, message }: ChangefeedError, again = false) =>
+  const failure = (code: number, { info, code: sqlstate, message }: ChangefeedError, again = false): Said['end'] =>
     ({ code, again, error: { ...info, code: sqlstate, message } });
 
   inbox.onmessage = ({ data }: MessageEvent<AnyRow>) => {
     let tab = tabs.get(data.from);
     if (data.bye) return void (tab && forget(tab));
-    if (tab && data.ack) tab.taken = tab.sent;
-    if (data.base && tab) {
-      const { name, ...initial } = data.base as AnyRow;
-      const entry = entries.get(name);
-      if (entry?.asked === tab.id) open(entry, initial.position ? initial as Initial : undefined);
-    }
+    if (data.base && tab) given(tab, data.base as AnyRow);
     if (!data.message) return;
     if (!tab) {
       // The first thing that a tab says is `connect`: it was forgotten, or is not known yet.
       tab = {
-        id: data.from, inbox: new BroadcastChannel(data.from), hello: 0, connected: false, seq: 0, sent: 0, taken: 0, subs: new Map(), gone: new AbortController(),
+        id: data.from, inbox: new BroadcastChannel(data.from), hello: 0, connected: false, parcels: 0, subs: new Map(), gone: new AbortController(),
       };
       tabs.set(data.from, tab);
       if (data.message.type !== 'connect' || Date.now() - data.at > OLD_MS) return drop(tab, { code: 1006, again: true });
@@ -515,7 +542,12 @@ export const lead = (context: TransportContext, real: Transport, term: number, b
       clearTimeout(idle);
       clearTimeout(sweeping);
       inner.close();
-      for (const tab of [...tabs.values()]) drop(tab, { code: 1006, again: true });
+      say({ end: { code: 1006, again: true } });
+      for (const tab of tabs.values()) {
+        tab.gone.abort();
+        tab.inbox.close();
+      }
+      tabs.clear();
       inbox.close();
     },
   };

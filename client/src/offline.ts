@@ -72,6 +72,9 @@ const ANSWER_MS = 2000;
 const CALLS = 'calls';
 const ROWS = 'rows';
 
+/** Pages that are not secure have no randomUUID. */
+const newKey = (): string => crypto.getRandomValues(new Uint32Array(4)).join('-');
+
 const promised = <T>(request: IDBRequest<T>): Promise<T> =>
   new Promise((resolve, reject) => {
     request.onsuccess = () => resolve(request.result);
@@ -206,9 +209,9 @@ export const createOfflineQueue = async (client: Calls, options: OfflineOptions 
       } catch (failure) {
         if (closed) return;
         const error = failure instanceof ChangefeedError ? failure : new ChangefeedError('XX000', String(failure));
-        // The token is not the call's fault either: it waits for another one.
         // This page's client has ended, not the call.
         if (error.code === 'closed') return close();
+        // The token is not the call's fault either: it waits for another one.
         if (error.type === 'network' || error.code === '28000' || (error.retryable && next.attempts < ATTEMPTS)) {
           if (error.type !== 'network') await update(next.id, { attempts: next.attempts + 1 });
           await pause(Math.max(error.retryAfterMs ?? 0, minMs / 2 + jitter(attempt++, minMs, maxMs)));
@@ -279,7 +282,7 @@ export const createOfflineQueue = async (client: Calls, options: OfflineOptions 
       return current;
     },
     subscribe: (listener) => on('change', listener),
-    async call(called, args, { key = crypto.randomUUID(), expect } = {}) {
+    async call(called, args, { key = newKey(), expect } = {}) {
       if (closed) throw new ChangefeedError('closed', 'the queue is closed');
       const call = { name: called, args, key, queuedAt: Date.now(), attempts: 0, ...(expect && { expect }) };
       const id = Number(await written(db, CALLS, (objects) => objects.add(call)));
@@ -292,7 +295,7 @@ export const createOfflineQueue = async (client: Calls, options: OfflineOptions 
       const call = current.failed.find((each) => each.id === id);
       if (!call) throw new Error(`no call ${id} was set aside`);
       const fresh = {
-        name: call.name, args: args ?? call.args, key: crypto.randomUUID(), attempts: 0, queuedAt: Date.now(), ...(expect && { expect }),
+        name: call.name, args: args ?? call.args, key: newKey(), attempts: 0, queuedAt: Date.now(), ...(expect && { expect }),
       };
       const transaction = db.transaction(CALLS, 'readwrite', { durability: 'strict' });
       transaction.objectStore(CALLS).delete(id);
@@ -340,7 +343,9 @@ export const createStore = async (client: Pick<Calls, 'on'>, options: Pick<Offli
   const clear = async () => {
     await written(db, ROWS, (objects) => objects.clear());
   };
-  const off = client.on('purge', () => void clear().catch(() => {}));
+  const keepers = new Set<() => void>();
+  // What has come since, of channels that were told before others, is kept again.
+  const off = client.on('purge', () => void clear().then(() => keepers.forEach((mark) => mark())).catch(() => {}));
   return {
     load: (name) => promised(db.transaction(ROWS).objectStore(ROWS).get(name)) as Promise<Initial | undefined>,
     keep(channel, everyMs = 1000) {
@@ -356,9 +361,13 @@ export const createStore = async (client: Pick<Calls, 'on'>, options: Pick<Offli
         dirty = true;
         save();
       };
-      const offs = [channel.subscribe(mark)];
+      const stop = channel.subscribe(mark);
+      keepers.add(mark);
       mark();
-      return () => offs.forEach((each) => each());
+      return () => {
+        keepers.delete(mark);
+        stop();
+      };
     },
     clear,
     close() {

@@ -16,7 +16,10 @@ import { createEmitter, createScheduler } from './util.js';
 export type ConflictPolicy = 'server' | 'merge' | 'manual';
 
 export interface Conflict<R> {
-  /** The row as it was when it was changed here; as it was to be; and as it is on the server, null if it is gone. */
+  /**
+   * The row as it was when it was changed here (null also if only its version was given, and it is another one now); as it was to be; and
+   * as it is on the server, null if it is gone.
+   */
   readonly base: R | null;
   readonly mine: R | null;
   readonly theirs: R | null;
@@ -33,6 +36,12 @@ export interface Mutation<R extends object> {
   /** The call that does it: a function's name and its arguments, made of what is to be written. */
   call(columns: Partial<R>): readonly [name: string, args: object];
   conflict?: ConflictPolicy;
+  /**
+   * The row that was looked at when it was changed, for instance when a form was opened (null: there was none), its version, or both:
+   * what has come since then is a conflict, also one's own changes. If both are left out, it is the row as it is shown now.
+   */
+  base?: R | null;
+  version?: string;
   /** Columns to write instead, or null to give up. For `manual`. */
   resolve?(conflict: Conflict<R>): Partial<R> | null | Promise<Partial<R> | null>;
   /**
@@ -112,17 +121,16 @@ export const optimistic = <R extends object = AnyRow, C extends ChannelTypes = C
   const offs = [channel.subscribe(touch), client.connection.subscribe(changed)];
 
   const names = (key: object): readonly string[] => channel.entities[entity ?? Object.keys(channel.entities)[0] ?? '']?.key ?? Object.keys(key);
-  const textOf = (key: object) => {
-    const columns = names(key);
-    return columns.map((name) => String((key as AnyRow)[name])).join('\u0000');
-  };
+  /** Of a key, or of a row; before the server has said what is the key, that is what keys here have. */
+  const textOf = (key: object, columns = names(key)) => columns.map((name) => String((key as AnyRow)[name])).join('\u0000');
   const over = (row: R | undefined, layer: Layer<R>): R | undefined =>
     layer.remove ? undefined : layer.row ?? (row && layer.set ? { ...row, ...layer.set } : row);
 
   const build = (): readonly R[] => {
     const rows = channel.rows(entity) as readonly R[];
     if (layers.size === 0) return rows;
-    const byKey = new Map<string, R | undefined>(rows.map((row) => [textOf(row), row]));
+    const columns = names([...layers][0]!.key);
+    const byKey = new Map<string, R | undefined>(rows.map((row) => [textOf(row, columns), row]));
     for (const layer of layers) {
       const at = textOf(layer.key);
       byKey.set(at, over(byKey.get(at), layer));
@@ -130,8 +138,10 @@ export const optimistic = <R extends object = AnyRow, C extends ChannelTypes = C
     return [...byKey.values()].filter((row) => row !== undefined);
   };
   const get = (key: object): R | undefined => {
-    let row = channel.get(key as never, entity) as R | undefined;
     const at = textOf(key);
+    let row = channel.get(key as never, entity) as R | undefined;
+    // Those that came another way cannot be asked for by key before the channel is live.
+    if (!row && channel.state !== 'live') row = (channel.rows(entity) as readonly R[]).find((row) => textOf(row, names(key)) === at);
     for (const layer of layers) if (textOf(layer.key) === at) row = over(row, layer);
     return row;
   };
@@ -163,13 +173,37 @@ export const optimistic = <R extends object = AnyRow, C extends ChannelTypes = C
     }
     drop(layer);
   };
-  const sorted = (row: R | null) => row && Object.entries(row).sort(([a], [b]) => (a < b ? -1 : 1));
+  const sorted = (row: R | null | undefined) => row && Object.entries(row).sort(([a], [b]) => (a < b ? -1 : 1));
+
+  /** Do the rows have versions, as far as can be seen? */
+  const hasVersions = () => {
+    const [row] = channel.rows(entity) as readonly AnyRow[];
+    return row !== undefined && channel.version(Object.fromEntries(names({}).map((name) => [name, row[name]])) as never, entity) !== undefined;
+  };
+  /**
+   * The version of a row that was seen without one; rejects with the row of now if that is another one. Rows that came another way
+   * have no versions until the channel is live.
+   */
+  const lookAt = async (key: object, base: R | null, given: boolean, timeoutMs: number): Promise<string | undefined> => {
+    let timer: ReturnType<typeof setTimeout> | undefined;
+    await Promise.race([channel.ready.catch(() => {}), new Promise((_, reject) => {
+      timer = setTimeout(() => reject(new ChangefeedError('no_answer', 'there are no rows of the server yet')), timeoutMs);
+    })]).finally(() => clearTimeout(timer));
+    const row = (channel.get(key as never, entity) as R | undefined) ?? null;
+    const version = channel.version(key as never, entity);
+    if (same(sorted(row), sorted(base))) return version;
+    if (!given && !hasVersions()) return undefined;
+    const conflict = { channel: channel.name, ...(entity && { entity }), key, row, version };
+    throw new ChangefeedError('40001', 'the row has changed since it was looked at', { conflict });
+  };
 
   const mutate = async (mutation: Mutation<R>): Promise<CallResult<unknown>> => {
     const { key, call, conflict: policy = 'server', resolve, timeoutMs = 10_000 } = mutation;
+    const given = mutation.base !== undefined || mutation.version !== undefined;
+    let { base, version } = mutation;
+    if (!given) version = channel.version(key as never, entity);
     // What was looked at when it was changed, with one's own changes that are under way.
-    let base = get(key) ?? null;
-    let version = channel.version(key as never, entity);
+    if (base === undefined && (!given || version === channel.version(key as never, entity))) base = get(key) ?? null;
     const at = textOf(key);
     const before = last.get(at);
     let ended!: (version: string | undefined) => void;
@@ -186,9 +220,11 @@ export const optimistic = <R extends object = AnyRow, C extends ChannelTypes = C
     let done: string | undefined;
     try {
       // The one before has changed the version.
-      if (before) version = (await before) ?? version;
+      const made = await before;
+      if (!given) version = made ?? version;
       for (let attempt = 1; ; attempt += 1) {
         try {
+          if (attempt === 1 && version === undefined && !mutation.row) version = await lookAt(key, base ?? null, given, timeoutMs);
           const [name, args] = call(columns);
           const expect = version !== undefined && !mutation.row ? { expect: [{ channel: channel.name, ...(entity && { entity }), key, version }] as never } : {};
           const answer = await client.call(name, args as never, { timeoutMs, ...expect });
@@ -208,18 +244,18 @@ export const optimistic = <R extends object = AnyRow, C extends ChannelTypes = C
           const theirs = found.row as R | null;
           // Nothing that can be seen here has changed.
           if (theirs && same(sorted(theirs), sorted(base))) {
-            version = found.version;
+            version = found.version ?? undefined;
             continue;
           }
           if (policy === 'server') throw error;
           const own = mutation.remove ? null : { ...(base as R), ...columns };
           let next: Partial<R> | null;
-          if (policy === 'manual') next = (await resolve?.({ base, mine: own, theirs })) ?? null;
-          else next = mutation.remove ? null : mergeColumns(base, columns, theirs);
+          if (policy === 'manual') next = (await resolve?.({ base: base ?? null, mine: own, theirs })) ?? null;
+          else next = mutation.remove || base === undefined ? null : mergeColumns(base, columns, theirs);
           if (next === null) throw error;
           columns = next;
           base = theirs;
-          version = found.version;
+          version = found.version ?? undefined;
           if (!mutation.remove) {
             layer.set = columns;
             delete layer.row;

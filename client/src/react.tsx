@@ -238,7 +238,8 @@ interface Overlay extends View {
 
 /** The rows of a channel's entity with what is pending over them; one for all components. */
 const overlays = /* @__PURE__ */ createShelf<{ mutable: Optimistic<AnyRow>; current(): Overlay }, ChannelOptions & { entity?: string }>((client, name, options) => {
-  const [address, entity] = JSON.parse(name) as [string, string?];
+  const [address, which] = JSON.parse(name) as [string, string | null];
+  const entity = which ?? undefined;
   const leave = channels.take(client, address, { versions: true, ...options });
   const { channel } = channels.peek(client, address)!;
   const mutable = optimistic<AnyRow>(client as never, channel, entity);
@@ -288,23 +289,48 @@ export const useOptimisticRows = <R extends object = AnyRow>(name: string | null
   }), [current, shared]) as never;
 };
 
-/** The hooks with the types of a schema: `export const { useRows, useCall } = createHooks<Schema>()`. */
-export interface Hooks<S extends Schema> {
-  useClient(): Client<S>;
-  useChannel<N extends ChannelName<S>>(name: N | null, options?: ChannelOptions): Channel<ChannelOf<S, N>> | null;
-  useRows<N extends ChannelName<S>, K extends keyof ChannelOf<S, N>['entities'] & string = keyof ChannelOf<S, N>['entities'] & string>(
+/** Each hook of a schema has a type with a name, so that declarations can be written of what was taken out of `Hooks`. */
+export interface UseChannel<S extends Schema> {
+  <N extends ChannelName<S>>(name: N | null, options?: ChannelOptions): Channel<ChannelOf<S, N>> | null;
+}
+
+export interface UseRows<S extends Schema> {
+  <N extends ChannelName<S>, K extends keyof ChannelOf<S, N>['entities'] & string = keyof ChannelOf<S, N>['entities'] & string>(
     name: N | null, options?: ChannelOptions & { entity?: K },
   ): Rows<ChannelOf<S, N>['entities'][K]['Row']>;
-  useOptimisticRows<N extends ChannelName<S>, K extends keyof ChannelOf<S, N>['entities'] & string = keyof ChannelOf<S, N>['entities'] & string>(
+}
+
+export interface UseOptimisticRows<S extends Schema> {
+  <N extends ChannelName<S>, K extends keyof ChannelOf<S, N>['entities'] & string = keyof ChannelOf<S, N>['entities'] & string>(
     name: N | null, options?: ChannelOptions & { entity?: K },
   ): OptimisticRows<ChannelOf<S, N>['entities'][K]['Row']>;
-  usePresence<N extends ChannelName<S>>(name: N | null, state?: ChannelOf<S, N>['presence'], options?: Omit<TrackOptions, 'expiresIn'>):
+}
+
+export interface UsePresence<S extends Schema> {
+  <N extends ChannelName<S>>(name: N | null, state?: ChannelOf<S, N>['presence'], options?: Omit<TrackOptions, 'expiresIn'>):
     ReturnType<typeof usePresence<ChannelOf<S, N>['presence']>>;
-  usePublish<N extends ChannelName<S>, E extends keyof ChannelOf<S, N>['events'] & string>(
+}
+
+export interface UsePublish<S extends Schema> {
+  <N extends ChannelName<S>, E extends keyof ChannelOf<S, N>['events'] & string>(
     name: N, event: E, onMessage?: (payload: ChannelOf<S, N>['events'][E], message: Message<ChannelOf<S, N>['events'][E]>) => void,
   ): (payload: ChannelOf<S, N>['events'][E], options?: { echo?: boolean }) => Promise<void>;
-  useCall<F extends keyof S['functions'] & string>(name: F): readonly [
+}
+
+export interface UseCall<S extends Schema> {
+  <F extends keyof S['functions'] & string>(name: F): readonly [
     (args: S['functions'][F]['Args'], options?: CallOptions) => Promise<CallResult<S['functions'][F]['Result']>>, CallState<S['functions'][F]['Result']>];
+}
+
+/** The hooks with the types of a schema: `export const { useRows, useCall } = createHooks<Schema>()`. */
+export interface Hooks<S extends Schema> {
+  readonly useClient: () => Client<S>;
+  readonly useChannel: UseChannel<S>;
+  readonly useRows: UseRows<S>;
+  readonly useOptimisticRows: UseOptimisticRows<S>;
+  readonly usePresence: UsePresence<S>;
+  readonly usePublish: UsePublish<S>;
+  readonly useCall: UseCall<S>;
 }
 
 export const createHooks = <S extends Schema>(): Hooks<S> =>

@@ -134,9 +134,6 @@ export const channels = /* @__PURE__ */ createShelf<SharedChannel, ChannelOption
   channel.on('change', ({ reset }) => {
     if (reset) for (const kept of views.values()) kept.fresh = true;
   });
-  channel.on('resync', (reason) => {
-    if (reason === 'identity_changed') own.age += 1;
-  });
   channel.on('error', () => {
     for (const initial of given) own.of.set(initial, -1);
   });

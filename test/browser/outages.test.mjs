@@ -121,19 +121,23 @@ for (const shared of [false, true]) {
     test('cut in the middle of a transaction', async (t) => {
       const { proxy, pages } = await two(t, shared);
       // Beyond max_frame it comes in parts; the cut is in each of them at some time, within a frame and between two.
-      for (const bytes of [200, 20_000, 66_000, 70_000, 100_000]) {
+      const sizes = [200, 20_000, 66_000, 70_000, 100_000];
+      for (const bytes of sizes) {
         proxy.budget = bytes;
         const cuts = () => Promise.all(pages.map((page) => get(page, () => window.app.statuses.filter((each) => each === 'reconnecting').length)));
         const before = String(await cuts());
         await db.exec(`UPDATE items SET n = n + 1, note = repeat('${bytes} ', 100)`);
+        await Promise.all(pages.map((page, i) => calls(page, id(`cut${i} ${bytes}`), 3)));
         await until(async () => String(await cuts()) !== before, 'cut');
+        for (const page of pages) assert.deepEqual([...new Set(await answers(page))], [null]);
         await right(pages, `behind a cut at ${bytes}`);
+        for (const i of [0, 1]) await once(id(`cut${i} ${bytes}`), 3);
       }
       for (const page of pages) {
         assert.deepEqual(await get(page, () => window.app.resyncs), []);
         const seen = await get(page, () => window.app.transactions.items);
         assert.equal(new Set(seen).size, seen.length, 'no transaction twice');
-        assert.equal(seen.length, 5);
+        assert.equal(seen.length, sizes.length * (1 + 2 * 3));
       }
     });
 
@@ -155,9 +159,12 @@ for (const shared of [false, true]) {
       await db.exec(`UPDATE items SET note = 'meanwhile' WHERE id < 50`);
       const marks = await Promise.all(pages.map((page) => get(page, () => window.app.sent.length)));
       await pages[0].clock.fastForward('01:00:00');
+      await Promise.all(pages.map((page, i) => calls(page, id(`hour${i}`), 5)));
       proxy.refuse = false;
       await pages[0].clock.runFor(20_000);
+      for (const page of pages) assert.deepEqual([...new Set(await answers(page))], [null]);
       await right(pages, 'behind an hour');
+      for (const i of [0, 1]) await once(id(`hour${i}`), 5);
       for (const [i, page] of pages.entries()) {
         const sent = (await get(page, () => window.app.sent)).slice(marks[i]);
         const stale = sent.filter((each) => JSON.parse(Buffer.from(each.token.split('.')[1], 'base64url')).exp * 1000 < each.at);

@@ -25,7 +25,14 @@ before(async () => {
     SELECT changefeed.create_channel('items', 'items', presence => '{}', publish_check => 'true');
     SELECT changefeed.create_channel('other', 'other');
     CREATE OR REPLACE FUNCTION set_note(id int, note text) RETURNS void LANGUAGE sql AS 'UPDATE items SET note = set_note.note WHERE items.id = set_note.id';
-    SELECT changefeed.expose_function('set_note(int, text)');`);
+    SELECT changefeed.expose_function('set_note(int, text)');
+    -- Counts how often it ran.
+    CREATE TABLE done (call text PRIMARY KEY, n int NOT NULL DEFAULT 1);
+    GRANT SELECT, INSERT, UPDATE ON done TO web;
+    CREATE FUNCTION work(id int, call text) RETURNS void LANGUAGE sql AS $$
+        INSERT INTO done VALUES (call) ON CONFLICT ON CONSTRAINT done_pkey DO UPDATE SET n = done.n + 1;
+        UPDATE items SET note = call WHERE items.id = work.id $$;
+    SELECT changefeed.expose_function('work(int, text)');`);
   browser = await Browser.start(db);
 });
 after(async () => {
@@ -65,6 +72,15 @@ function writing(t) {
   t.after(load.stop);
   return load;
 }
+/** Calls that do not care for who leads; what became of them is in `answers`. */
+const calls = (page, name, count) => get(page, ([prefix, n]) => {
+  window.calls ??= [];
+  for (let i = 0; i < n; i += 1) window.calls.push(window.app.client.call('work', { id: 10 + 2 * i, call: `${prefix} ${i}` }).then(() => null, ({ code }) => code));
+}, [name, count]);
+const answers = (page) => get(page, () => Promise.all(window.calls));
+const once = async (name, count) => assert.equal(
+  await db.value(`SELECT count(*) || ' ' || coalesce(max(n), 0) FROM done WHERE starts_with(call, '${name} ')`), `${count} 1`, `each call of ${name} once`);
+
 /** Nothing is missing and nothing came twice. */
 async function exactly(page, loads, what, channel = 'items') {
   const txids = loads.flatMap((load) => load.txids);
@@ -130,6 +146,7 @@ test('the leader is closed, crashes, or is reloaded: another one goes on, withou
   for (const way of ['close', 'crash']) {
     const leader = await leaderOf(pages);
     const rest = pages.filter((page) => page !== leader);
+    for (const [i, page] of rest.entries()) await calls(page, `${way}${i}`, 5);
     if (way === 'close') await leader.close();
     else {
       const crashed = leader.waitForEvent('crash');
@@ -141,6 +158,10 @@ test('the leader is closed, crashes, or is reloaded: another one goes on, withou
     const { length } = load.txids;
     await until(() => load.txids.length > length + 5, 'writes');
     await Promise.all(rest.map(live));
+    for (const [i, page] of rest.entries()) {
+      assert.deepEqual([...new Set(await answers(page))], [null]);
+      await once(`${way}${i}`, 5);
+    }
   }
   await load.stop();
   assert.equal(pages.length, 2);
@@ -163,10 +184,42 @@ test('the leader is closed, crashes, or is reloaded: another one goes on, withou
   await quiet(follower);
 });
 
+test('tabs without rows to begin with: behind their leader nothing is missing in any tab, and nobody takes their rows for all', async (t) => {
+  const context = await browser.context(t);
+  const open = (options) => browser.page(context, { channels: { items: options }, shared: true });
+  const leader = await open({});
+  const plain = [await open({ snapshot: false }), await open({ snapshot: false })];
+  const full = await open({});
+  await Promise.all([leader, ...plain, full].map(ready));
+  const load = writing(t);
+  await until(() => load.txids.length > 5, 'writes');
+  await leader.close();
+  const { length } = load.txids;
+  await until(() => load.txids.length > length + 5, 'writes');
+  await Promise.all([...plain, full].map(live));
+  const late = await open({});
+  await ready(late);
+  await load.stop();
+  for (const page of [full, late]) {
+    await same(page, 'items', db, 'ada', 'SELECT * FROM items', 'all rows');
+    await quiet(page);
+  }
+  for (const page of [full, ...plain]) {
+    await exactly(page, [load], 'behind the hand-over');
+    await quiet(page);
+  }
+  for (const page of plain) {
+    const rows = await page.evaluate(() => window.lib.rows('items'));
+    const all = await get(full, () => window.lib.rows('items'));
+    assert.ok(rows.length > 0 && rows.length < all.length, `${rows.length} of ${all.length}`);
+    for (const row of rows) assert.deepEqual(row, all.find(({ id }) => id === row.id));
+  }
+});
+
 test('the leader stands still: another one takes over, and the old one follows when it goes on', async (t) => {
   const context = await browser.context(t);
   const pages = [];
-  for (let i = 0; i < 3; i += 1) pages.push(await browser.page(context, { channels: { items: {} }, shared: true, lostMs: 900 }));
+  for (let i = 0; i < 3; i += 1) pages.push(await browser.page(context, { channels: { items: {} }, shared: true, lostMs: 2400 }));
   await Promise.all(pages.map(ready));
   const [a, b, c] = pages;
   assert.equal(await leads(a), true);
@@ -175,19 +228,22 @@ test('the leader stands still: another one takes over, and the old one follows w
   const devtools = await context.newCDPSession(a);
   await devtools.send('Debugger.enable');
   await devtools.send('Debugger.pause');
-  const next = await until(() => leaderOf([b, c]), 'another leader');
+  await until(() => leaderOf([b, c]), 'another leader');
   await Promise.all([b, c].map(live));
   const { length } = load.txids;
   await until(() => load.txids.length > length + 5, 'writes');
   await devtools.send('Debugger.disable');
   await until(async () => !(await leads(a)), 'the old one knows');
-  assert.equal(await leads(next), true);
   await live(a);
   await load.stop();
   for (const page of pages) await same(page, 'items', db, 'ada', 'SELECT * FROM items', 'behind the stand-still');
-  for (const page of [b, c]) await exactly(page, [load], 'behind the stand-still');
+  for (const page of [b, c]) {
+    await quiet(page);
+    await exactly(page, [load], 'behind the stand-still');
+  }
   for (const page of pages) assert.deepEqual([page.problems, await get(page, () => window.app.problems)], [[], []]);
   // It is told that it freezes, as a page that is hidden for long: it hands over at once.
+  const next = await leaderOf(pages);
   await get(next, () => document.dispatchEvent(new Event('freeze')));
   const frozen = await context.newCDPSession(next);
   await frozen.send('Debugger.enable');
@@ -201,6 +257,55 @@ test('the leader stands still: another one takes over, and the old one follows w
   await live(next);
   for (const page of pages) await same(page, 'items', db, 'ada', 'SELECT * FROM items', 'behind the freeze');
   assert.deepEqual(await Promise.all(pages.map(leads)), pages.map((page) => page === third));
+});
+
+test('what is lost between tabs is noticed: the tab goes on from where it was', async (t) => {
+  const context = await browser.context(t);
+  // What a page hears goes through its hands.
+  await context.addInitScript(() => {
+    window.lose = 0;
+    window.BroadcastChannel = class extends BroadcastChannel {
+      set onmessage(listener) {
+        super.onmessage = (event) => {
+          if (window.lose > 0 && (event.data.all?.type === 'transaction' || event.data.parcel)) window.lose -= 1;
+          else listener(event);
+        };
+      }
+    };
+  });
+  const pages = [];
+  for (let i = 0; i < 3; i += 1) pages.push(await browser.page(context, { channels: { items: {} }, shared: true, lostMs: 3000 }));
+  await Promise.all(pages.map(ready));
+  const load = writing(t);
+  for (const page of pages) {
+    for (const lose of [1, 3]) {
+      await get(page, (n) => { window.lose = n; }, lose);
+      await until(() => get(page, () => window.lose === 0), 'lost');
+      await live(page);
+    }
+  }
+  await load.stop();
+  for (const page of pages) {
+    await same(page, 'items', db, 'ada', 'SELECT * FROM items', 'behind what was lost');
+    await quiet(page);
+    await exactly(page, [load], 'behind what was lost');
+    assert.ok(await get(page, () => window.app.statuses.includes('reconnecting')));
+  }
+});
+
+test('a tab with a position that the leader does not know any more gets its rows, and is told so', async (t) => {
+  const context = await browser.context(t);
+  const own = await browser.page(context, { channels: { items: {} } });
+  await ready(own);
+  const initial = await get(own, () => window.app.channels.items.dump());
+  await db.exec(`UPDATE items SET note = 'behind the position' WHERE id IN (2, 8)`);
+  const leader = await browser.page(context, { channels: { items: {} }, shared: true });
+  await ready(leader);
+  const late = await browser.page(context, { channels: { items: { initial } }, shared: true });
+  await ready(late);
+  await same(late, 'items', db, 'ada', 'SELECT * FROM items', 'late');
+  assert.deepEqual(await get(late, () => [window.app.resyncs, window.app.errors]), [['items tabs'], []]);
+  await quiet(leader);
 });
 
 test('two identities share nothing: neither the connection nor a row, whoever comes, changes or leaves', async (t) => {

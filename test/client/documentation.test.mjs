@@ -79,10 +79,12 @@ test('store', async (t) => {
   }
 });
 
-test('optimistic', async (t) => {
-  const { tasks } = await run('optimistic', { client: start(t, { auth: token }) });
+test('optimistic, base', async (t) => {
+  const { tasks, channel } = await run('optimistic', { client: start(t, { auth: token }) });
   assert.equal(tasks.get({ id: 1 }).title, 'mine');
   assert.equal(await db.value('SELECT title FROM tasks WHERE id = 1'), 'mine');
+  await run('base', { tasks, channel });
+  assert.equal(await db.value('SELECT title FROM tasks WHERE id = 1'), 'typed');
 });
 
 test('yjs, lock', async (t) => {

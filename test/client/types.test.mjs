@@ -9,6 +9,7 @@ import path from 'node:path';
 import { after, before, describe, test } from 'node:test';
 import { fileURLToPath } from 'node:url';
 
+import { ChangefeedError } from '../../client/dist/index.js';
 import { lossless } from '../../client/dist/lossless.js';
 import { Session, quote } from '../integration/lib/psql.mjs';
 import { start } from './lib/page.mjs';
@@ -37,8 +38,9 @@ const parsed = new Map();
 const DOM = ['lib.dom.d.ts', 'lib.dom.iterable.d.ts'];
 
 /** Compiles the files with --strict; gives the errors. */
-function compile(names, libraries = []) {
+function compile(names, libraries = [], more = {}) {
   const options = {
+    ...more,
     strict: true, noEmit: true, noUncheckedIndexedAccess: true, noUnusedLocals: true, skipLibCheck: true,
     target: ts.ScriptTarget.ES2022, module: ts.ModuleKind.NodeNext, moduleResolution: ts.ModuleResolutionKind.NodeNext,
     lib: ['lib.es2023.d.ts', ...libraries], types: [],
@@ -261,6 +263,47 @@ describe('every type', () => {
   });
 });
 
+test('payloads of events, and names of channels', async (t) => {
+  await db.exec(`CREATE TYPE level AS ENUM ('low', 'high');
+    CREATE TABLE alarms (id int PRIMARY KEY, level level NOT NULL, open boolean NOT NULL, text text, value numeric NOT NULL, doc jsonb);
+    ALTER TABLE alarms REPLICA IDENTITY FULL;
+    GRANT SELECT ON alarms TO web;
+    SELECT changefeed.create_channel('alarms', 'alarms');
+    SELECT changefeed.create_channel('alarms:{level}', 'alarms');
+    SELECT changefeed.create_channel('alarms:{level}:{open}', 'alarms');
+    SELECT changefeed.add_event('alarms', 'alarms', event, NULL, payload, on_change) FROM (VALUES
+      ('level', 'new.level', '{insert,update}'::text[]), ('text', 'new.text', '{insert,update,delete}'), ('doc', 'new.doc', '{insert,update,delete}'),
+      ('moved', 'jsonb_build_object(''id'', new.id, ''from'', old.level, ''to'', new.level, ''kind'', ''moved'', ''value'', new.value, ''open'', new.open OR old.open)', '{update}'),
+      ('list', 'json_build_array(new.value, old.value, NULL, ''x'', 1.5, new.doc)', '{insert,update,delete}'), ('none', 'NULL', '{insert}')) e (event, payload, on_change)`);
+  const client = start(t, { auth: token });
+  const channel = client.channel('alarms');
+  await channel.ready;
+  const lines = [];
+  channel.on('message', ({ event, payload }) => lines.push(`export const e${lines.length}: Events['${event}'] = ${literal(payload)};`));
+  await db.exec(`INSERT INTO alarms VALUES (1, 'low', true, 'x', 1.5, '{"a": [1]}'), (2, 'high', false, NULL, 'NaN', 'null')`);
+  await db.exec(`UPDATE alarms SET level = 'high', value = 2`);
+  await db.exec('DELETE FROM alarms WHERE id = 2');
+  await client.sync();
+  for (const event of ['level', 'text', 'doc', 'moved', 'list', 'none']) assert.ok(lines.some((line) => line.includes(`['${event}']`)), event);
+  for (const wrong of ["Events['level'] = 'middle'", "Events['level'] = null", "Events['text'] = 1", `Events['moved']['from'] = null`, `Events['moved']['kind'] = 'x'`, `Events['moved']['other'] = 1`,
+    "Events['list'] = []", "Events['none'] = 1"]) lines.push('// @ts-expect-error', `export const e${lines.length}: ${wrong};`);
+  // What the server takes is what compiles.
+  const names = ['alarms:low', 'alarms:high', 'alarms:*', 'alarms:low:t', 'alarms:high:f', 'alarms:*:t', 'alarms:low:*'];
+  for (const name of names) {
+    await client.channel(name).ready;
+    lines.push(`client.channel('${name}');`);
+  }
+  for (const name of ['alarms:middle', 'alarms:low:true', 'alarms:low:yes', 'alarms:low:']) {
+    await assert.rejects(client.channel(name).ready, ChangefeedError, name);
+    lines.push('// @ts-expect-error', `client.channel('${name}');`);
+  }
+  lines.push('export const by = (level: Level, open: boolean) => [client.channel(`alarms:${level}`), client.channel(`alarms:${level}:${open ? \'t\' : \'f\'}`)];');
+  write('alarms.ts', await db.value('SELECT changefeed.typescript_types()'));
+  write('alarms-values.ts', [`import { createClient } from 'pg-changefeed';`, `import type { Database } from './alarms.js';`,
+    `type Events = Database['channels']['alarms']['events'];`, `type Level = Database['types']['level'];`, `const client = createClient<Database>({ url: '/' });`, ...lines].join('\n'));
+  assert.deepEqual(compile(['alarms-values.ts'], DOM), []);
+});
+
 describe('an application', () => {
   before(async () => {
     await db.exec(`CREATE DATABASE app`);
@@ -290,8 +333,9 @@ describe('an application', () => {
   test('uses them, and mistakes do not compile', async () => {
     const { status, stderr } = await command(['types', '--dbname', 'app', '--out', path.join(DIRECTORY, 'database.ts')]);
     assert.deepEqual({ status, stderr }, { status: 0, stderr: '' });
-    copyFileSync(fileURLToPath(new URL('./lib/usage.ts', import.meta.url)), path.join(DIRECTORY, 'usage.ts'));
+    for (const name of ['usage.ts', 'hooks.ts']) copyFileSync(fileURLToPath(new URL(`./lib/${name}`, import.meta.url)), path.join(DIRECTORY, name));
     assert.deepEqual(compile(['usage.ts'], DOM), []);
+    assert.deepEqual(compile(['hooks.ts'], DOM, { declaration: true }), [], 'also as declarations');
   });
 
   test('the examples of doc/client-types.md compile', async () => {

@@ -115,6 +115,86 @@ describe('optimistic writes', () => {
     await same(client, channel, db, 'SELECT * FROM tasks', 'behind the conflicts');
   });
 
+  test('what was seen counts, not what is there when it is written: a row, its version, or both', async (t) => {
+    await db.exec(`INSERT INTO tasks VALUES (40, 'task 40')`);
+    const client = start(t, { auth: token });
+    const channel = client.channel('tasks', { versions: true });
+    await channel.ready;
+    const tasks = optimistic(client, channel);
+    const key = { id: 40 };
+    const theirs = async (set) => {
+      const seen = { base: channel.get(key), version: channel.version(key) };
+      await db.exec(`UPDATE tasks SET ${set} WHERE id = 40`);
+      await client.sync();
+      assert.notDeepEqual(channel.get(key), seen.base);
+      return seen;
+    };
+    const write = (mutation) => tasks.mutate({ key, call: change(40), ...mutation });
+    let seen = await theirs(`title = 'theirs'`);
+    for (const given of [{ base: seen.base }, { version: seen.version }, seen]) {
+      for (const conflict of ['server', 'merge']) {
+        await assert.rejects(write({ set: { title: 'mine' }, conflict, ...given }), (error) => error.code === '40001' && error.conflict.row.title === 'theirs');
+      }
+    }
+    assert.equal(tasks.pending, 0);
+    assert.equal(tasks.get(key).title, 'theirs');
+    // Without them the row of now is what counts.
+    await write({ set: { title: 'seen' } });
+    seen = await theirs('done = true');
+    await write({ set: { title: 'merged' }, conflict: 'merge', base: seen.base });
+    seen = await theirs(`owner = 'them'`);
+    await write({ set: { title: 'merged again' }, conflict: 'merge', ...seen });
+    assert.deepEqual(channel.get(key), { id: 40, title: 'merged again', done: true, owner: 'them' });
+    seen = await theirs('done = false');
+    // Nobody knows what was in a row of which there is only the version: nothing is merged, and somebody may decide.
+    await assert.rejects(write({ set: { title: 'x' }, conflict: 'merge', version: seen.version }), { code: '40001' });
+    let asked;
+    await write({ set: { title: 'x' }, conflict: 'manual', version: seen.version, resolve: (all) => { asked = all; return { title: 'decided' }; } });
+    assert.deepEqual([asked.base, asked.mine, asked.theirs.done], [null, { title: 'x' }, false]);
+    await write({ set: { title: 'still' }, base: channel.get(key) });
+    await write({ set: { title: 'and still' }, version: channel.version(key) });
+    // One's own change in between is one, too.
+    seen = { base: channel.get(key) };
+    await Promise.all([write({ set: { title: 'first' } }), assert.rejects(write({ set: { title: 'second' }, ...seen }), { code: '40001' })]);
+    // A row that has gone, and one that has come.
+    await db.exec(`INSERT INTO tasks VALUES (30, 'goes')`);
+    await client.sync();
+    const gone = channel.get({ id: 30 });
+    await db.exec('DELETE FROM tasks WHERE id = 30');
+    await client.sync();
+    await assert.rejects(tasks.mutate({ key: { id: 30 }, set: { title: 'x' }, base: gone, conflict: 'merge', call: change(30) }), (error) => error.conflict.row === null);
+    await assert.rejects(tasks.mutate({ key, set: { title: 'x' }, base: null, call: change(40) }), (error) => error.conflict.row.title === 'first');
+    await same(client, channel, db, 'SELECT * FROM tasks', 'behind what was seen');
+  });
+
+  test('rows of a server rendering have no versions: what has changed since is a conflict all the same', async (t) => {
+    await db.exec(`INSERT INTO tasks SELECT i, 'task ' || i FROM generate_series(51, 54) i`);
+    for (const versions of [true, false]) {
+      const rows = JSON.parse(await db.value('SELECT jsonb_agg(t ORDER BY id) FROM tasks t'));
+      const client = start(t, { auth: token, live: false });
+      const channel = client.channel('tasks', { versions, initial: { rows: { tasks: rows }, position: null } });
+      const tasks = optimistic(client, channel);
+      const write = (id, set, more) => tasks.mutate({ key: { id }, set, call: change(id), ...more });
+      const title = `mine ${versions}`;
+      const writing = [write(52, { title }), write(51, { title, done: true }, { conflict: 'merge' }), write(53, { title }), write(54, { title }, { base: rows.find(({ id }) => id === 54) })];
+      assert.deepEqual(tasks.current.map(({ id, title: shown }) => [id, shown === title]), rows.map(({ id }) => [id, [51, 52, 53, 54].includes(id)]), 'shown at once');
+      await db.exec(`UPDATE tasks SET owner = 'theirs ${versions}' WHERE id IN (51, 52, 54)`);
+      client.setLive(true);
+      const outcome = (await Promise.allSettled(writing)).map(({ status, reason }) => reason?.conflict?.row.owner ?? reason?.code ?? status);
+      // Without versions nothing is looked for, unless it is said what was seen.
+      assert.deepEqual(outcome, versions ? ['theirs true', 'fulfilled', 'fulfilled', 'theirs true'] : ['fulfilled', 'fulfilled', 'fulfilled', 'theirs false']);
+      assert.deepEqual([channel.get({ id: 51 }).owner, channel.get({ id: 51 }).title, channel.get({ id: 53 }).title], [`theirs ${versions}`, title, title]);
+      assert.equal(tasks.pending, 0);
+      await same(client, channel, db, 'SELECT * FROM tasks', 'behind what came another way');
+      await db.exec('UPDATE tasks SET done = false WHERE id > 50');
+    }
+    // If the server does not come, it fails.
+    const client = start(t, { auth: token, live: false });
+    const tasks = optimistic(client, client.channel('tasks', { versions: true, initial: { rows: { tasks: [{ id: 1, title: 'old' }] } } }));
+    await assert.rejects(tasks.mutate({ key: { id: 1 }, set: { title: 'x' }, call: change(1), timeoutMs: 50 }), { code: 'no_answer' });
+    assert.equal(tasks.get({ id: 1 }).title, 'old');
+  });
+
   test('quick changes of one row are not taken for somebody else\'s; another\'s in between is', async (t) => {
     const client = start(t, { auth: token });
     const channel = client.channel('tasks', { versions: true });
@@ -300,6 +380,43 @@ describe('offline', () => {
     assert.equal(snapshots, 0);
     second.setAuth(null);
     await until(async () => (await other.load('tasks')) === undefined, 'cleared');
+  });
+
+  test('a token with other claims: what is kept and what waits is not the new one\'s', async (t) => {
+    const claims = (tenant) => db.token({ role: 'web', sub: 'ada', tenant });
+    let who = await claims(1);
+    const client = start(t, { auth: () => who });
+    const store = await createStore(client, { name: 'claims', indexedDB });
+    const queue = await createOfflineQueue(client, { name: 'claims', indexedDB });
+    t.after(() => queue.close());
+    const channels = ['tasks', 'doc:9'].map((name) => client.channel(name));
+    for (const channel of channels) t.after(store.keep(channel, 10));
+    await Promise.all(channels.map((channel) => channel.ready));
+    await until(async () => (await store.load('tasks'))?.position, 'kept');
+    const told = [];
+    client.on('purge', () => told.push(channels[0].rows().length));
+    channels[0].on('resync', (reason) => told.push(reason));
+    who = await claims(2);
+    client.disconnect();
+    client.connect();
+    await until(() => told.length > 1 && channels[0].state === 'live', 'another identity');
+    assert.deepEqual(told.slice(0, 2), ['identity_changed', 0]);
+    await assert.rejects(queue.call('make', { n: 1 }), { code: 'closed' });
+    await until(async () => (await store.load('tasks'))?.position === channels[0].position, 'kept again');
+    await same(client, channels[0], db, 'SELECT * FROM tasks', 'another identity');
+  });
+
+  test('pages that are not secure have no randomUUID', async (t) => {
+    const { crypto } = globalThis;
+    Object.defineProperty(globalThis, 'crypto', { configurable: true, value: { getRandomValues: (array) => crypto.getRandomValues(array) } });
+    t.after(() => Object.defineProperty(globalThis, 'crypto', { configurable: true, value: crypto }));
+    const queue = await createOfflineQueue(start(t, { auth: token }), { name: 'not secure', indexedDB });
+    t.after(() => queue.close());
+    for (const n of [101, 102]) assert.ok((await (await queue.call('make', { n })).done).txid);
+    await (await queue.call('make', { n: 'x' })).done.catch(() => {});
+    await queue.retry(queue.current.failed[0].id, { n: 103 });
+    await queue.drained();
+    assert.equal(await db.value(`SELECT string_agg(n::text, ' ' ORDER BY n) FROM made WHERE n > 100`), '101 102 103');
   });
 });
 

@@ -6,7 +6,7 @@ import { presence } from '/dist/presence.js';
 import { shareTabs } from '/dist/tabs.js';
 
 /** `window.token(why)` comes from the test. */
-export async function start({ url, channels, shared, sub, store: kept, queue: queued, lostMs = 1500, queueOptions }) {
+export async function start({ url, channels, shared, sub, store: kept, queue: queued, lostMs, queueOptions }) {
   const app = { problems: [], sent: [], transactions: {}, messages: {}, resyncs: [], snapshots: {}, channels: {}, statuses: [], errors: [] };
   window.app = app;
   /** Notes the tokens that are sent, to the server and to the leader of the tabs. */
