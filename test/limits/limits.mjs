@@ -473,6 +473,7 @@ for (const [name, run] of Object.entries(ITEMS)) {
     rows.splice(0);
     await run();
     if (!quick) {
+      if (existsSync(store)) Object.assign(found, JSON.parse(readFileSync(store, 'utf8')));
       found[name] = [...rows];
       writeFileSync(store, JSON.stringify(found, null, 1));
     }
@@ -487,6 +488,6 @@ console.log(`\n${table}`);
 if (process.argv.includes('--update') && !failed) {
   const file = path.join(ROOT, 'doc/limits.md');
   const text = readFileSync(file, 'utf8');
-  writeFileSync(file, text.replace(/(<!-- limits -->\n)[\s\S]*?(\n<!-- \/limits -->)/, `$1${table}$2`));
+  writeFileSync(file, text.replace(/(<!-- limits -->\n)[\s\S]*?(<!-- \/limits -->)/, `$1${table}\n$2`));
 }
 process.exitCode = failed ? 1 : 0;
