@@ -174,6 +174,7 @@ QueryMakeCall(const CallFunction *function, Jsonb *object, ParamListInfo *params
 		Param *param;
 
 		data->ptype = argument->type;
+		data->pflags = 0; /* not set by makeParamList, and read by the planner */
 		data->isnull = true;
 		if (!QueryJsonHas(object, argument->name))
 		{

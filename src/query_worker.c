@@ -211,6 +211,13 @@ QueryTimedOut(void)
 	return limit_hits > 0;
 }
 
+/* The memory that LimitReached() writes to goes away before the process does. */
+static void
+ForgetTimeLimits(int code, Datum arg)
+{
+	disable_all_timeouts(false);
+}
+
 static void
 ReportTimeLimit(int code, Datum arg)
 {
@@ -497,6 +504,7 @@ ChangefeedQueryMain(Datum main_arg)
 	AttachQueues(&extra);
 	before_shmem_exit(ReportTimeLimit, (Datum) 0);
 	before_shmem_exit(CleanupAtExit, (Datum) 0);
+	before_shmem_exit(ForgetTimeLimits, (Datum) 0);
 
 	QueryIdentityInit();
 	EncodePinSettings();
