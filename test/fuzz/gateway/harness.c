@@ -458,6 +458,7 @@ HarnessConfigure(uint8_t bits)
 	PutList((bits & WITH_PROXY) != 0 ? proxies : none);
 	PutList(lists ? allowed : none);
 	PutList(lists ? denied : none);
+	LinkFramePutU8(worker, 0);
 	LinkFrameEnd(worker);
 	if (!HarnessLink())
 		Fail("the gateway does not take its settings");
