@@ -13,7 +13,7 @@ EXTENSION = pg_changefeed
 MODULE_big = pg_changefeed
 GATEWAY = pg_changefeed_gateway
 
-SCRIPT_GOALS = help demo demo-chat test neighbours matrix sanitize fuzz deb dist soak bench bench-quick format format-check lint
+SCRIPT_GOALS = help demo demo-chat test neighbours matrix sanitize fuzz deb dist soak chaos bench bench-quick format format-check lint
 BUILD_GOALS := $(filter-out $(SCRIPT_GOALS),$(or $(MAKECMDGOALS),all))
 
 .DEFAULT_GOAL := all
@@ -172,6 +172,7 @@ help:
 	@echo 'make sbom            list what the build is linked with (CycloneDX)'
 	@echo 'make soak SECONDS=n  run the convergence test for that long (3600); SEED=n repeats one'
 	@echo 'make fuzz SECONDS=n  give every parser hostile bytes for n seconds each (600); TARGETS="..."'
+	@echo 'make chaos SECONDS=n inject faults for that long (3600), as root also full disks; SEED=n repeats the choice'
 	@echo 'make bench           run the benchmarks'
 	@echo 'make bench-quick     the same in a few minutes, with less precision'
 	@echo 'make format          format the C sources'
@@ -181,7 +182,7 @@ help:
 	@echo 'Variables: PG_CONFIG=/path/to/pg_config  WERROR=1  ARGS="arguments of demo, test or bench"'
 
 # Goals that build come first if both kinds are given.
-demo demo-chat test soak fuzz bench bench-quick: | $(BUILD_GOALS)
+demo demo-chat test soak fuzz chaos bench bench-quick: | $(BUILD_GOALS)
 
 demo:
 	scripts/setup --for demo
@@ -227,6 +228,11 @@ fuzz:
 	scripts/setup --for test
 	scripts/cluster install
 	test/fuzz/run --long $(or $(SECONDS),600) $(TARGETS)
+
+chaos:
+	scripts/setup --for test
+	scripts/cluster install
+	env SECONDS=$(or $(SECONDS),3600) test/chaos/run $(ARGS)
 
 bench:
 	scripts/setup --for bench

@@ -332,7 +332,7 @@ BoundWal(int index)
 	uint64 most = 0;
 	ListCell *lc;
 
-	if (pair->failures == 0 && !pair->no_resources && !pair->complained)
+	if (pair->doublings == 0 && !pair->no_resources && !pair->complained)
 		return;
 	if (limit == 0)
 		limit = setting_history_wal_size;
