@@ -13,7 +13,7 @@ EXTENSION = pg_changefeed
 MODULE_big = pg_changefeed
 GATEWAY = pg_changefeed_gateway
 
-SCRIPT_GOALS = help demo demo-chat test neighbours matrix sanitize fuzz hostile limits deb dist soak bench bench-quick format format-check lint
+SCRIPT_GOALS = help demo demo-chat test neighbours matrix sanitize fuzz hostile limits deb dist soak chaos bench bench-quick format format-check lint
 BUILD_GOALS := $(filter-out $(SCRIPT_GOALS),$(or $(MAKECMDGOALS),all))
 
 .DEFAULT_GOAL := all
@@ -174,6 +174,7 @@ help:
 	@echo 'make fuzz SECONDS=n  give every parser hostile bytes for n seconds each (600); TARGETS="..."'
 	@echo 'make hostile         good clients among hostile ones: memory, and latency with and without them'
 	@echo 'make limits          the limits of the database, as in doc/limits.md'
+	@echo 'make chaos SECONDS=n inject faults for that long (3600), as root also full disks; SEED=n repeats the choice'
 	@echo 'make bench           run the benchmarks'
 	@echo 'make bench-quick     the same in a few minutes, with less precision'
 	@echo 'make format          format the C sources'
@@ -183,7 +184,7 @@ help:
 	@echo 'Variables: PG_CONFIG=/path/to/pg_config  WERROR=1  ARGS="arguments of demo, test or bench"'
 
 # Goals that build come first if both kinds are given.
-demo demo-chat test soak fuzz hostile limits bench bench-quick: | $(BUILD_GOALS)
+demo demo-chat test soak fuzz hostile limits chaos bench bench-quick: | $(BUILD_GOALS)
 
 demo:
 	scripts/setup --for demo
@@ -234,6 +235,11 @@ hostile limits:
 	scripts/setup --for test
 	scripts/cluster install
 	test/limits/run $@ $(ARGS)
+
+chaos:
+	scripts/setup --for test
+	scripts/cluster install
+	env SECONDS=$(or $(SECONDS),3600) test/chaos/run $(ARGS)
 
 bench:
 	scripts/setup --for bench

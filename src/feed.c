@@ -57,6 +57,9 @@
 /* With more than this queued for a gateway nothing is published. */
 #define LINK_LIMIT ((Size) 8 * 1024 * 1024)
 
+/* The clock may be corrected by less (us). */
+#define SET_BACK 1000000
+
 DatabaseFeed *feed_shared;
 int feed_index;
 MemoryContext feed_context;
@@ -287,6 +290,31 @@ Turn(XLogRecPtr start_lsn, bool *serving)
 	return more ? 0 : wait;
 }
 
+/*
+ * All timers here are times of day.  When the clock is set back, each of them
+ * would wait for as much longer: rather begin anew, which clients notice as a
+ * reconnect.  Set forward, they are due sooner, which does no harm.
+ */
+static void
+CheckClock(void)
+{
+	static TimestampTz before;
+	TimestampTz now = MonotonicTime();
+	TimestampTz expected = feed_now + (now - before);
+
+	feed_now = GetCurrentTimestamp();
+	if (before != 0 && feed_now < expected - SET_BACK)
+	{
+		ereport(
+			LOG,
+			(errmsg("changefeed feed worker begins anew because the clock was set back by %lld ms",
+					(long long) (expected - feed_now) / 1000)));
+		pg_atomic_write_u32(&feed_shared->restart_wanted, 1);
+		proc_exit(1);
+	}
+	before = now;
+}
+
 static void
 Loop(XLogRecPtr start_lsn)
 {
@@ -314,7 +342,7 @@ Loop(XLogRecPtr start_lsn)
 		 * Reset before looking: what happens from now on sets it again.
 		 */
 		ResetLatch(MyLatch);
-		feed_now = GetCurrentTimestamp();
+		CheckClock();
 		StartTransactionCommand();
 		MemoryContextSwitchTo(turn_context);
 		wait = Turn(start_lsn, &serving);

@@ -22,6 +22,9 @@
  * Workers are never restarted by the postmaster, which would do so with old
  * arguments, and beside those that a restarted launcher starts.
  *
+ * Times are those of a clock that nobody sets (MonotonicTime): whoever sets the
+ * time of day back must not put off a start by as much.
+ *
  * Process: launcher.
  *
  * Locks: SharedFeeds->lock, briefly.  Nothing here waits for anything but its
@@ -55,16 +58,13 @@
 
 #define QUEUE_SIZE (1024 * 1024)
 
-#define RETRY_RAN_MS	   200 /* the pair ran for a while and ended */
-#define RAN_FOR_A_WHILE_MS 10000
-#define RETRY_FIRST_MS	   1000 /* it ended soon: 1 s, 2 s, 4 s, ... */
+#define RETRY_RAN_MS	   200	 /* the pair ran for a while and ended */
+#define RAN_FOR_A_WHILE_MS 10000 /* after this earlier failures are forgotten */
+#define RETRY_FIRST_MS	   1000	 /* it ended soon: 1 s, 2 s, 4 s, ... */
 #define RETRY_MOST_MS	   30000
-#define HEALTHY_MS \
-	20000						 /* after this earlier failures are
-										 * forgotten */
-#define RETRY_RESOURCES_MS 30000 /* no worker or segment to be had */
-#define RETRY_SLOT_MS	   250	 /* the slot is in use: 0.25 s, 0.5 s, ... */
-#define REPEAT_SIGNAL_MS   5000	 /* to workers of an earlier launcher */
+#define RETRY_RESOURCES_MS 3000 /* no worker or segment to be had: 3 s, 6 s, ... */
+#define RETRY_SLOT_MS	   250	/* the slot is in use: 0.25 s, 0.5 s, ... */
+#define REPEAT_SIGNAL_MS   5000 /* to workers of an earlier launcher */
 
 typedef enum PairPhase
 {
@@ -84,7 +84,6 @@ typedef struct Pair
 	dsm_segment *queue;
 	TimestampTz started;  /* of this generation, 0: never */
 	TimestampTz next_try; /* 0: nothing is due */
-	int failures;		  /* since the pair was last healthy */
 	int doublings;		  /* of the time between tries so far */
 	bool start_again;	  /* the extension was created anew while the
 								 * entry was being cleared */
@@ -136,7 +135,7 @@ AssignEntry(Oid database)
 		LWLockRelease(shared_feeds->lock);
 		memset(&pairs[i], 0, sizeof(Pair));
 		pairs[i].phase = PAIR_WAITING;
-		pairs[i].next_try = GetCurrentTimestamp();
+		pairs[i].next_try = MonotonicTime();
 		return;
 	}
 
@@ -167,7 +166,7 @@ FreeEntry(int index)
 	if (start_again)
 	{
 		pairs[index].phase = PAIR_WAITING;
-		pairs[index].next_try = GetCurrentTimestamp();
+		pairs[index].next_try = MonotonicTime();
 	}
 	entries_complained = false;
 	ConditionVariableBroadcast(&shared_feeds->state_changed);
@@ -190,7 +189,7 @@ StopEntry(int index)
 	if (pairs[index].phase == PAIR_WAITING)
 	{
 		pairs[index].phase = PAIR_DROPPING;
-		pairs[index].next_try = GetCurrentTimestamp();
+		pairs[index].next_try = MonotonicTime();
 		pairs[index].doublings = 0;
 	}
 	else if (pairs[index].phase == PAIR_RUNNING)
@@ -283,7 +282,7 @@ EndPair(int index)
 	/* Those that we hold a handle of are reported by the postmaster. */
 	pair->next_try = 0;
 	if (pair->decoder == NULL || pair->feed == NULL)
-		pair->next_try = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), REPEAT_SIGNAL_MS);
+		pair->next_try = TimestampTzPlusMilliseconds(MonotonicTime(), REPEAT_SIGNAL_MS);
 	pair->phase = PAIR_ENDING;
 }
 
@@ -333,7 +332,7 @@ BoundWal(int index)
 	uint64 most = 0;
 	ListCell *lc;
 
-	if (pair->failures == 0 && !pair->no_resources && !pair->complained)
+	if (pair->doublings == 0 && !pair->no_resources && !pair->complained)
 		return;
 	if (limit == 0)
 		limit = setting_history_wal_size;
@@ -364,7 +363,7 @@ StartPair(int index)
 	Pair *pair = &pairs[index];
 	DatabaseFeed *feed = &shared_feeds->feeds[index];
 	DatabaseInfo *info = LookUpDatabase(feed->database);
-	TimestampTz now = GetCurrentTimestamp();
+	TimestampTz now = MonotonicTime();
 	MemoryContext old_context;
 
 	if (!CanHaveFeed(info))
@@ -401,7 +400,7 @@ StartPair(int index)
 					 "could not start the change feed of database \"%s\": too many dynamic shared memory segments",
 					 info->name)));
 		pair->complained = true;
-		pair->next_try = TimestampTzPlusMilliseconds(now, RETRY_RESOURCES_MS);
+		pair->next_try = TimestampTzPlusMilliseconds(now, BackOff(pair, RETRY_RESOURCES_MS));
 		return;
 	}
 
@@ -435,7 +434,7 @@ AfterPair(int index)
 {
 	Pair *pair = &pairs[index];
 	DatabaseFeed *feed = &shared_feeds->feeds[index];
-	TimestampTz now = GetCurrentTimestamp();
+	TimestampTz now = MonotonicTime();
 	long ran = pair->started == 0 ? 0 : TimestampDifferenceMilliseconds(pair->started, now);
 	long delay;
 
@@ -466,22 +465,16 @@ AfterPair(int index)
 	}
 	if (pair->no_resources)
 	{
-		pair->next_try = TimestampTzPlusMilliseconds(now, RETRY_RESOURCES_MS);
+		pair->next_try = TimestampTzPlusMilliseconds(now, BackOff(pair, RETRY_RESOURCES_MS));
 		return;
 	}
 
-	if (ran >= HEALTHY_MS)
-		pair->failures = pair->doublings = 0;
-	if (pg_atomic_exchange_u32(&feed->restart_wanted, 0) != 0)
-		delay = RETRY_RAN_MS; /* no failure */
+	if (ran >= RAN_FOR_A_WHILE_MS)
+		pair->doublings = 0;
+	if (pg_atomic_exchange_u32(&feed->restart_wanted, 0) != 0 || ran >= RAN_FOR_A_WHILE_MS)
+		delay = RETRY_RAN_MS;
 	else
-	{
-		if (pair->failures == 0 && ran >= RAN_FOR_A_WHILE_MS)
-			delay = RETRY_RAN_MS;
-		else
-			delay = BackOff(pair, RETRY_FIRST_MS);
-		pair->failures++;
-	}
+		delay = BackOff(pair, RETRY_FIRST_MS);
 	pair->next_try = TimestampTzPlusMilliseconds(now, delay);
 	ereport(LOG, (errmsg("change feed of database \"%s\" has ended, starting it again in %ld ms",
 						 DatabaseName(feed->database), delay)));
@@ -493,7 +486,7 @@ TendPair(int index)
 {
 	Pair *pair = &pairs[index];
 	DatabaseFeed *feed = &shared_feeds->feeds[index];
-	bool due = pair->next_try != 0 && GetCurrentTimestamp() >= pair->next_try;
+	bool due = pair->next_try != 0 && MonotonicTime() >= pair->next_try;
 
 	switch (pair->phase)
 	{
@@ -532,7 +525,7 @@ TendPair(int index)
 				FreeEntry(index);
 				return true;
 			}
-			pair->next_try = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
+			pair->next_try = TimestampTzPlusMilliseconds(MonotonicTime(),
 														 BackOff(pair, RETRY_SLOT_MS));
 			return false;
 	}
@@ -597,7 +590,7 @@ Obey(Oid database, FeedRequest what)
 				EndPair(index);
 			}
 			else if (pairs[index].phase == PAIR_WAITING)
-				pairs[index].next_try = GetCurrentTimestamp();
+				pairs[index].next_try = MonotonicTime();
 			break;
 	}
 }
@@ -705,7 +698,7 @@ TimeToWait(void)
 		next = scan;
 	if (next == 0)
 		return -1;
-	return TimestampDifferenceMilliseconds(GetCurrentTimestamp(), next);
+	return TimestampDifferenceMilliseconds(MonotonicTime(), next);
 }
 
 void

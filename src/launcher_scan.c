@@ -28,7 +28,7 @@
 #include "utils/timestamp.h"
 
 #define SCAN_LONGEST_MS	   60000
-#define RETRY_RESOURCES_MS 30000
+#define RETRY_RESOURCES_MS 5000
 #define RETRY_FIRST_MS	   1000 /* it did not report: 1 s, 2 s, 4 s, ... */
 #define RETRY_MOST_MS	   30000
 
@@ -113,7 +113,7 @@ TendCurrent(TimestampTz now)
 void
 ScanTend(void)
 {
-	TimestampTz now = GetCurrentTimestamp();
+	TimestampTz now = MonotonicTime();
 
 	if (handle != NULL)
 		TendCurrent(now);

@@ -15,6 +15,9 @@
 
 #include "compat.h"
 
+#include "datatype/timestamp.h"
+#include "portability/instr_time.h"
+
 #define CHANGEFEED_VERSION	 "0.1.0"
 #define CHANGEFEED_EXTENSION "pg_changefeed"
 
@@ -112,5 +115,18 @@ extern PGDLLEXPORT void ChangefeedScanMain(Datum main_arg);
 extern PGDLLEXPORT void ChangefeedDecoderMain(Datum main_arg);
 extern PGDLLEXPORT void ChangefeedFeedMain(Datum main_arg);
 extern PGDLLEXPORT void ChangefeedQueryMain(Datum main_arg);
+
+/*
+ * Microseconds of a clock that nobody sets, for differences, with the type that
+ * the functions for those have.  It says nothing of the time of day.
+ */
+static inline TimestampTz
+MonotonicTime(void)
+{
+	instr_time now;
+
+	INSTR_TIME_SET_CURRENT(now);
+	return (TimestampTz) INSTR_TIME_GET_MICROSEC(now);
+}
 
 #endif /* PG_CHANGEFEED_H */

@@ -55,7 +55,7 @@
 
 #define BACKOFF_MIN_MS	  100
 #define BACKOFF_MAX_MS	  10000
-#define REGISTER_RETRY_MS 10000	 /* no free slot for a background worker */
+#define REGISTER_RETRY_MS 5000	 /* no free slot for a background worker */
 #define STABLE_MS		  10000	 /* who lived longer is restarted at once */
 #define NO_WORKER_MS	  15000	 /* then waiting jobs get an error */
 #define LATER_PATIENCE_MS 500	 /* a snapshot lets verdicts go first */

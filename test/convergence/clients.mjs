@@ -5,80 +5,46 @@ import { Client, Subscription, until, within } from '../integration/lib/client.m
 import { canonical } from '../integration/lib/json.mjs';
 import { cacheTexts, Checker, describeTrack, Difference, readPosition, Track } from './checker.mjs';
 import { Random } from './values.mjs';
-import { quote, Session } from '../integration/lib/psql.mjs';
+import { ask } from './processes.mjs';
+import { quote } from '../integration/lib/psql.mjs';
 
-const PATIENCE_MS = Number(process.env.PATIENCE ?? 120) * 1000;
-const LOST = /connection (is )?closed|connection ended|open: not within|ECONNREFUSED|ECONNRESET|socket hang up|WebSocket was closed|Unexpected server response: 503/;
+export const PATIENCE_MS = Number(process.env.PATIENCE ?? 120) * 1000;
+export const LOST = /connection (is )?closed|connection ended|open: not within|answer to "connect": not within|ECONNREFUSED|ECONNRESET|socket hang up|WebSocket was closed|Unexpected server response: 503/;
 // Nobody's fault: a policy or a lock that took too long on a busy machine.
-const TEMPORARY = new Set(['55P03', '57014', '53200']);
+export const TEMPORARY = new Set(['55P03', '57014', '53200']);
 
+const CONNECT_MS = 10000;
 const RAW = 80; // messages that are kept for reports
+
+// What a client does now and then, and how long it waits and does not read, in ms.
+const HABITS = {
+  actions: { cut: 4, unsubscribe: 3, subscribe: 6, slow: 3, refresh: 2, identity: 1, sync: 3, again: 1, revoke: 0.5 },
+  rest: [100, 2000],
+  slow: [200, 2500],
+};
 
 const sleep = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 
-class Member {
+/** Somebody who receives; the checker is told of it. */
+export class Listener {
   client = null;
   busy = false;
   settled = true;
   doing = null; // the last action
 
-  #random;
-  #held = new Map(); // by channel: what to resume from
-  #wanted = new Set();
-  #stopped = false;
-  #switch = null; // a token with another identity is on its way
-  #requests = 0;
-  #running = null;
-
   constructor(fleet, index, identity) {
     this.fleet = fleet;
     this.index = index;
     this.identity = identity;
-    this.#random = new Random(fleet.seed, `client ${index}`);
-    for (const name of this.#random.sample([...fleet.channels.keys()], this.#random.between(2, 5))) this.#wanted.add(name);
+    this.random = new Random(fleet.seed, `client ${index}`);
   }
 
   get who() {
     return `client ${this.index}`;
   }
 
-  start() {
-    this.#running = this.#run().catch((error) => this.fleet.fail(error));
-  }
-
-  async #run() {
-    while (!this.#stopped) {
-      if (!this.client || this.client.closed) {
-        await this.#connect();
-        continue;
-      }
-      await sleep(this.#random.between(100, 2000));
-      if (this.#stopped || this.fleet.isQuiet) continue;
-      this.busy = true;
-      try {
-        await this.#act();
-      } catch (error) {
-        // A violation is reported where its connection ends.
-        if (!this.client.violation && (error instanceof Difference || !LOST.test(error.message))) throw error;
-      } finally {
-        this.busy = false;
-      }
-    }
-  }
-
-  async #connect() {
-    const { report } = this.fleet;
-    let client;
-    try {
-      client = await Client.connect({ token: this.fleet.token(this.identity, this.#random), ms: 10000 });
-    } catch (error) {
-      if (error.code || !(LOST.test(error.message) || error.code === 'ECONNREFUSED' || error.name === 'AggregateError')) {
-        if (!['ECONNREFUSED', 'ECONNRESET'].includes(error.code)) throw error;
-      }
-      await sleep(this.#random.between(50, 250));
-      return;
-    }
-    report.connections += 1;
+  /** Before anything has come. */
+  watch(client) {
     const tamper = this.fleet.tamper?.(this) ?? ((text) => [text]);
     const raw = []; // what came last, for reports
     client.raw = raw;
@@ -90,22 +56,12 @@ class Member {
     client.onTransaction = (frame) => this.#takeFrame(client, frame);
     client.onMessage = (message) => this.#takeMessage(client, message);
     client.socket.on('close', () => {
-      this.#switch = null;
-      for (const [name, s] of client.subscriptions) {
-        if (s.position !== null && s.exact) this.#held.set(name, { entities: s.entities, position: s.position });
-      }
       try {
         client.check();
       } catch (error) {
         this.fleet.fail(error instanceof Difference ? error : this.#protocolError(client, error));
       }
     });
-    this.client = client;
-    for (const name of this.#wanted) {
-      await this.#subscribe(name).catch((error) => {
-        if (!client.violation && !LOST.test(error.message)) throw error;
-      });
-    }
   }
 
   /** What the strict client does not accept, with what it had seen. */
@@ -117,52 +73,6 @@ class Member {
     const id = () => [...(s.track.view.history.keys())].find((candidate) => key && candidate.endsWith(` ${key}`));
     return new Difference('protocol', `${this.who}, identity ${this.identity.name} ${JSON.stringify(this.identity.claims)}: ${error.stack}`,
       async () => (s ? describeTrack(this.fleet.model, s.track, this.fleet.model.recent.find((t) => t.xid === Number(xid))?.lsn ?? this.fleet.model.known, id()) : ''));
-  }
-
-  async #subscribe(name) {
-    const { client } = this;
-    const { model, checker, report } = this.fleet;
-    const held = this.#held.get(name);
-    const exact = held !== undefined || this.#random.chance(0.95);
-    const resume = held && this.#random.chance(0.9);
-    const channel = this.fleet.channels.get(name);
-    const window = Boolean(channel.selection?.window);
-    const track = new Track(model.view(this.identity, channel), { since: model.known, exact: exact && !window, partial: exact && window, who: this.who });
-    const since = model.known;
-    this.#wanted.add(name);
-    if (client.closed || client.subscriptions.has(name)) return;
-    this.#held.delete(name);
-    const answered = client.subscribe(name, {
-      ms: PATIENCE_MS, ...(resume ? { from: held.position, cache: held } : {}), ...(!exact && { snapshot: false }),
-    });
-    const subscription = client.subscriptions.get(name);
-    if (subscription) {
-      subscription.track = track;
-      if (window) subscription.exact = false;
-      track.raw = client.raw;
-      track.note(`subscribe ${resume ? `from LSN ${readPosition(held.position).lsn}` : exact ? '' : 'without snapshot'}`);
-      subscription.resumedFrom = resume ? held.position : null;
-      subscription.end = (message) => {
-        if (message.type === 'unsubscribed' && subscription.position !== null && subscription.exact) {
-          this.#held.set(name, { entities: subscription.entities, position: subscription.position });
-        }
-        Subscription.prototype.end.call(subscription, message);
-      };
-    }
-    try {
-      await answered;
-    } catch (error) {
-      // What was held is still good.
-      if (held && client.closed) this.#held.set(name, held);
-      if (!error.code) throw error;
-      if (['42501', '42704'].includes(error.code)) {
-        checker.add(this, { kind: 'refused', track, since, message: error.reply });
-        this.#wanted.delete(name);
-      } else if (!TEMPORARY.has(error.code)) {
-        throw new Difference('error', `${this.who}: subscription to ${name}: ${error.message}`);
-      }
-      report.count('subscriptions refused', error.code);
-    }
   }
 
   #readyTracks(client) {
@@ -188,7 +98,7 @@ class Member {
       const s = client.subscriptions.get(name);
       // What is replayed counts: it can be resumed from there.
       if (catchingUp && s.recovered && s.resyncs.length === 0) s.position = frame.position;
-      if (Checker.wantsFull(this.#random)) full.push([s.track, cacheTexts(s)]);
+      if (Checker.wantsFull(this.random)) full.push([s.track, cacheTexts(s)]);
     }
     this.fleet.checker.add(this, { kind: 'frame', lsn, xid: frame.txid, channels, tracks: catchingUp ? [] : this.#readyTracks(client).filter(({ paced }) => !paced), full });
     if (catchingUp) this.fleet.report.catchUpFrames += 1;
@@ -236,7 +146,7 @@ class Member {
         }
         if (TEMPORARY.has(message.code)) checker.add(this, { kind: 'stop', track, lsn: 0 });
         else checker.add(this, { kind: 'refused', track, since: track.since, message });
-        this.#wanted.delete(message.channel);
+        this.dropped(message.channel);
         break;
       }
       case 'ping':
@@ -244,11 +154,139 @@ class Member {
         if (message.position === undefined) break;
         checker.add(this, { kind: 'position', lsn: readPosition(message.position).lsn, tracks: this.#readyTracks(client) });
         break;
-      case 'ok':
-        if (this.#switch && message.id === this.#switch.id) this.#switched(client);
-        break;
       default:
+        this.taken(client, message);
     }
+  }
+
+  /** The subscription has been ended by the server. */
+  dropped() {}
+
+  /** Any other message. */
+  taken() {}
+}
+
+/** A client over WebSocket. */
+export class Member extends Listener {
+  #held = new Map(); // by channel: what to resume from
+  #wanted = new Set();
+  #stopped = false;
+  #switch = null; // a token with another identity is on its way
+  #requests = 0;
+  #running = null;
+  #habits;
+
+  constructor(fleet, index, identity) {
+    super(fleet, index, identity);
+    this.#habits = { ...HABITS, ...fleet.habits?.(index) };
+    for (const name of this.random.sample([...fleet.channels.keys()], this.random.between(2, 5))) this.#wanted.add(name);
+  }
+
+  start() {
+    this.#running = this.#run().catch((error) => this.fleet.fail(error));
+  }
+
+  async #run() {
+    while (!this.#stopped) {
+      if (!this.client || this.client.closed) {
+        await this.#connect();
+        continue;
+      }
+      await sleep(this.random.between(...this.#habits.rest));
+      if (this.#stopped || this.fleet.isQuiet) continue;
+      this.busy = true;
+      try {
+        await this.#act();
+      } catch (error) {
+        // A violation is reported where its connection ends.
+        if (!this.client.violation && (error instanceof Difference || !LOST.test(error.message))) throw error;
+      } finally {
+        this.busy = false;
+      }
+    }
+  }
+
+  async #connect() {
+    const { report } = this.fleet;
+    let client;
+    try {
+      client = await Client.connect({ token: this.fleet.token(this.identity, this.random), ms: CONNECT_MS, ...this.fleet.connection?.(this) });
+    } catch (error) {
+      if (TEMPORARY.has(error.code)) report.count('connections refused', error.code);
+      else if (error.code || !(LOST.test(error.message) || error.code === 'ECONNREFUSED' || error.name === 'AggregateError')) {
+        if (!['ECONNREFUSED', 'ECONNRESET'].includes(error.code)) throw error;
+      }
+      await sleep(this.random.between(50, 250));
+      return;
+    }
+    report.connections += 1;
+    this.watch(client);
+    client.socket.on('close', () => {
+      this.#switch = null;
+      for (const [name, s] of client.subscriptions) {
+        if (s.position !== null && s.exact) this.#held.set(name, { entities: s.entities, position: s.position });
+      }
+    });
+    this.client = client;
+    for (const name of this.#wanted) {
+      await this.#subscribe(name).catch((error) => {
+        if (!client.violation && !LOST.test(error.message)) throw error;
+      });
+    }
+  }
+
+  async #subscribe(name) {
+    const { client } = this;
+    const { model, checker, report } = this.fleet;
+    const held = this.#held.get(name);
+    const exact = held !== undefined || this.random.chance(0.95);
+    const resume = held && this.random.chance(0.9);
+    const channel = this.fleet.channels.get(name);
+    const window = Boolean(channel.selection?.window);
+    const track = new Track(model.view(this.identity, channel), { since: model.known, exact: exact && !window, partial: exact && window, who: this.who });
+    const since = model.known;
+    this.#wanted.add(name);
+    if (client.closed || client.subscriptions.has(name)) return;
+    this.#held.delete(name);
+    const answered = client.subscribe(name, {
+      ms: PATIENCE_MS, ...(resume ? { from: held.position, cache: held } : {}), ...(!exact && { snapshot: false }),
+    });
+    const subscription = client.subscriptions.get(name);
+    if (subscription) {
+      subscription.track = track;
+      if (window) subscription.exact = false;
+      track.raw = client.raw;
+      track.note(`subscribe ${resume ? `from LSN ${readPosition(held.position).lsn}` : exact ? '' : 'without snapshot'}`);
+      subscription.resumedFrom = resume ? held.position : null;
+      subscription.end = (message) => {
+        if (message.type === 'unsubscribed' && subscription.position !== null && subscription.exact) {
+          this.#held.set(name, { entities: subscription.entities, position: subscription.position });
+        }
+        Subscription.prototype.end.call(subscription, message);
+      };
+    }
+    try {
+      await answered;
+    } catch (error) {
+      // What was held is still good.
+      if (held && client.closed) this.#held.set(name, held);
+      if (!error.code) throw error;
+      if (['42501', '42704'].includes(error.code)) {
+        checker.add(this, { kind: 'refused', track, since, message: error.reply });
+        this.#wanted.delete(name);
+      } else if (!TEMPORARY.has(error.code)) {
+        throw new Difference('error', `${this.who}: subscription to ${name}: ${error.message}`);
+      }
+      report.count('subscriptions refused', error.code);
+    }
+  }
+
+  dropped(name) {
+    this.#wanted.delete(name);
+  }
+
+  taken(client, { type, id }) {
+    if (type === 'ok' && this.#switch && id === this.#switch.id) this.#switched(client);
   }
 
   /** From here on everything is for the new identity. */
@@ -271,10 +309,10 @@ class Member {
   async #act() {
     const { client } = this;
     const { fleet } = this;
-    const random = this.#random;
+    const { random } = this;
     const name = random.pick([...fleet.channels.keys()]);
     const own = random.pick([...client.subscriptions.keys()]);
-    const action = random.weighted([[4, 'cut'], [3, 'unsubscribe'], [6, 'subscribe'], [3, 'slow'], [2, 'refresh'], [1, 'identity'], [3, 'sync'], [1, 'again'], [0.5, 'revoke']]);
+    const action = random.weighted(Object.entries(this.#habits.actions).map(([what, weight]) => [weight, what]));
     fleet.report.count('actions', action);
     this.doing = action;
     switch (action) {
@@ -289,7 +327,7 @@ class Member {
       case 'revoke':
         client.isRevoked = true;
         // The server may be away.
-        if (await this.fleet.ask(`SELECT changefeed.revoke(session => ${quote(client.connected.session)})`) === null) break;
+        if (await ask(`SELECT changefeed.revoke(session => ${quote(client.connected.session)})`) === null) break;
         await within(PATIENCE_MS, client.ended, `${this.who}: end of a session that was revoked`);
         break;
       case 'unsubscribe':
@@ -304,7 +342,7 @@ class Member {
         break;
       case 'slow':
         client.socket.pause();
-        await Promise.race([sleep(random.between(200, 2500)), client.ended]);
+        for (const end = Date.now() + random.between(...this.#habits.slow); Date.now() < end && !client.closed && !fleet.isQuiet;) await sleep(20);
         client.socket.resume();
         break;
       case 'refresh':
@@ -373,9 +411,16 @@ export class Fleet {
   failure = null;
   tamper = null;
 
-  constructor({ seed, model, checker, report, identities, channels, tokens, count }) {
-    Object.assign(this, { seed, model, checker, report, identities, channels, tokens });
-    for (let i = 0; i < count; i += 1) this.members.push(new Member(this, i, identities[i % identities.length]));
+  /**
+   * What not all tests want: `habits(index)` of a client, `connection(member)`: options of its connections,
+   * `member(fleet, index, identity)`: somebody else than a Member, or nothing.
+   */
+  constructor({ seed, model, checker, report, identities, channels, tokens, count, habits, connection, member }) {
+    Object.assign(this, { seed, model, checker, report, identities, channels, tokens, habits, connection });
+    for (let i = 0; i < count; i += 1) {
+      const identity = identities[i % identities.length];
+      this.members.push(member?.(this, i, identity) ?? new Member(this, i, identity));
+    }
   }
 
   start() {
@@ -385,19 +430,6 @@ export class Fleet {
   /** undefined for the anonymous. */
   token(identity, random) {
     return identity.claims ? random.pick(this.tokens.get(identity)) : undefined;
-  }
-
-  /** The answer of a session of its own; null if the server is away. */
-  async ask(sql) {
-    const session = new Session();
-    try {
-      return await session.value(sql);
-    } catch (error) {
-      if (/psql ended|connection|starting up|shutting down|terminating|recovery/i.test(error.message)) return null;
-      throw error;
-    } finally {
-      await session.close();
-    }
   }
 
   fail(error) {

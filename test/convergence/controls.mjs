@@ -6,7 +6,8 @@ import { fileURLToPath } from 'node:url';
 
 import { FAULTS } from './inject.mjs';
 
-const MAIN = fileURLToPath(new URL('main.mjs', import.meta.url));
+// What is run: this test, or another one of which the faults can be put in.
+const MAIN = process.env.MAIN ?? fileURLToPath(new URL('main.mjs', import.meta.url));
 
 function run(fault, seed) {
   return new Promise((resolve) => {

@@ -7,6 +7,7 @@
 // be read at all, the delta has a new shape.
 
 import { Decoder } from './pgoutput.mjs';
+import { AWAY } from './processes.mjs';
 import { applyEvent, parametersOf, passes, policiesFor, readable } from './world.mjs';
 import { columnsOf, evaluate, expressionSql, mayJoin } from './policies.mjs';
 import { conditionSql, namedColumns, selects } from './selections.mjs';
@@ -137,16 +138,17 @@ export class Model {
   #decoder = new Decoder();
   #session = null;
   #last = 0;
+  #read = null; // LSN up to which everything was read, if the slot does not know yet
   #polling = null;
 
   constructor(world) {
     this.world = world;
   }
 
-  /** Each poll would be two lines in the server's log. */
+  /** Each poll would be several lines in the server's log. */
   static #open() {
     const session = new Session();
-    session.exec('SET log_min_messages = warning').catch(() => {});
+    session.exec('SET log_min_messages = fatal').catch(() => {});
     return session;
   }
 
@@ -180,7 +182,13 @@ export class Model {
   async #poll() {
     const now = Date.now();
     const flushed = Number(await this.#session.value("SELECT pg_current_wal_flush_lsn() - '0/0'"));
-    const text = await this.#session.value(`SELECT encode(data, 'hex') FROM pg_logical_slot_get_binary_changes('cv_model', NULL, NULL,
+    // What was taken is given up one poll later: a session may be cut off between the slot's step and our reading.
+    if (this.#read !== null) {
+      await this.#session.value(`SELECT pg_replication_slot_advance('cv_model', '0/0'::pg_lsn + ${this.#read}) FROM pg_replication_slots
+        WHERE slot_name = 'cv_model' AND confirmed_flush_lsn < '0/0'::pg_lsn + ${this.#read}`);
+      this.#read = null;
+    }
+    const text = await this.#session.value(`SELECT encode(data, 'hex') FROM pg_logical_slot_peek_binary_changes('cv_model', NULL, NULL,
       'proto_version', '1', 'publication_names', 'cv_model')`);
     for (const line of text.split('\n')) {
       if (line === '') continue;
@@ -188,6 +196,7 @@ export class Model {
       // After a crash the slot gives some of them again.
       if (transaction && transaction.lsn > this.#last) this.#replay(transaction);
     }
+    this.#read = flushed;
     // A commit record that begins there is not flushed.
     this.known = Math.max(flushed - 1, this.#last);
     this.knownAt = now;
@@ -199,7 +208,7 @@ export class Model {
       try {
         await this.poll();
       } catch (error) {
-        if (!/psql ended|connection|starting up|shutting down|is active|recovery|terminating/i.test(error.message)) throw error;
+        if (!AWAY.test(error.message) && !/is active|No space left on device/.test(error.message)) throw error;
         await this.#session.close().catch(() => {});
         this.#session = Model.#open();
       }

@@ -233,7 +233,7 @@ my $tries = poll_until(
     },
     'another try');
 is(scalar(() = complaints($starved, 0)), 1, 'a server that lacks workers says so once');
-cmp_ok($tries, '<=', 4, '... and does not try all the time');
+cmp_ok($tries, '<=', 6, '... and does not try all the time');
 is(join(',', keys %{ processes($starved) }), 'changefeed launcher', '... and leaves no half pair');
 $starved->stop;
 

@@ -392,8 +392,13 @@ export class Client {
 
   static async connect({ fields = {}, ms, ...options } = {}) {
     const client = new Client(options);
-    await within(ms ?? 10000, client.opened, 'open');
-    client.connected = await client.request('connect', { ...(client.token !== undefined && { token: client.token }), ...fields }, { ms });
+    try {
+      await within(ms ?? 10000, client.opened, 'open');
+      client.connected = await client.request('connect', { ...(client.token !== undefined && { token: client.token }), ...fields }, { ms });
+    } catch (error) {
+      client.socket.terminate(); // nobody else could
+      throw error;
+    }
     return client;
   }
 

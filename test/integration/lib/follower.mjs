@@ -9,6 +9,7 @@ export class Follower {
   losses = []; // how connections ended
   changes = 0;
   resyncs = [];
+  onConnect = null; // before it subscribes
 
   #held = new Map(); // by channel: the last subscription
   #stopped = false;
@@ -35,6 +36,7 @@ export class Follower {
   async #connect() {
     const client = await Client.connect({ ...this.#options, token: this.token });
     this.client = client;
+    this.onConnect?.(client);
     await Promise.all(this.channels.map(async (channel) => {
       const held = this.#held.get(channel);
       const from = held?.position ?? undefined;

@@ -157,8 +157,8 @@ export class Events {
   }
 }
 
-/** One request to /v1/poll, applied to what is held. */
-export async function poll(channels, { token, position = null, held = new Map(), wait, headers = {}, more = {} } = {}) {
+/** One request to /v1/poll, applied to what is held. `watch` gets the strict client before it gets the messages. */
+export async function poll(channels, { token, position = null, held = new Map(), wait, headers = {}, more = {}, watch = () => {} } = {}) {
   const response = await within(70000, fetch(address('/v1/poll', channels, { from: position, wait, ...more }), { headers: { ...bearer(token), ...headers } }), 'poll');
   const { status } = response;
   const next = response.headers.get('changefeed-position');
@@ -166,6 +166,7 @@ export async function poll(channels, { token, position = null, held = new Map(),
   const body = await response.text();
   if (status !== 200) return { response, status, error: JSON.parse(body) };
   const { client, socket } = strict(channels, position, held);
+  watch(client);
   // As text, so that numbers keep all their digits.
   const messages = JSON.parse(body).messages.length === 0 ? [] : splitMessages(body);
   for (const message of messages) {
