@@ -298,7 +298,10 @@ describe('TLS', () => {
   });
 
   test('an expired certificate is used, with a warning', async () => {
-    const expired = certificates.make('expired', { days: -1 });
+    // Ends in the second in which it begins; newer openssl programs make none that ends before.
+    const expired = certificates.make('expired', { days: 0 });
+    const made = Date.now();
+    await until(() => Date.now() > made + 2000, 'a later second');
     const said = logged();
     await set(expired.cert, expired.key);
     await said(/WARNING: .*expired\.crt" of the change feed has expired/);
