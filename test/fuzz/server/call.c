@@ -44,19 +44,6 @@ Start(void)
 	FuzzQueryStart();
 }
 
-static Jsonb *
-Member(Jsonb *object, const char *name)
-{
-	JsonbValue key;
-	JsonbValue *value;
-
-	key.type = jbvString;
-	key.val.string.val = unconstify(char *, name);
-	key.val.string.len = (int) strlen(name);
-	value = findJsonbValueFromContainer(&object->root, JB_FOBJECT, &key);
-	return value != NULL ? JsonbValueToJsonb(value) : NULL;
-}
-
 static void
 CheckCall(const char *text)
 {
@@ -69,7 +56,7 @@ CheckCall(const char *text)
 		FuzzFail("it is another call");
 	for (i = 0; i < function->nargs; i++)
 	{
-		Jsonb *member = Member(object, function->args[i].name);
+		Jsonb *member = FuzzJsonMember(object, function->args[i].name);
 		ParamExternData *param = &params->params[i];
 		bool null = member == NULL ||
 					strcmp(JsonbToCString(NULL, &member->root, VARSIZE(member)), "null") == 0;
@@ -111,9 +98,9 @@ CheckExpectation(const char *key)
 	if (expectation.row.len > 0)
 	{
 		Jsonb *row = FuzzJsonb(expectation.row.data, expectation.row.len);
-		Jsonb *wanted = Member(QueryJsonObject(key, "key"), "id");
+		Jsonb *wanted = FuzzJsonMember(QueryJsonObject(key, "key"), "id");
 
-		if (row == NULL || Member(row, "id") == NULL)
+		if (row == NULL || FuzzJsonMember(row, "id") == NULL)
 			FuzzFail("the row is no JSON: %s", expectation.row.data);
 		if (wanted == NULL)
 			FuzzFail("a row is found without a key");

@@ -94,6 +94,19 @@ FuzzJsonb(const char *text, Size length)
 	return good ? DatumGetJsonbP(datum) : NULL;
 }
 
+Jsonb *
+FuzzJsonMember(Jsonb *object, const char *name)
+{
+	JsonbValue key;
+	JsonbValue *value;
+
+	key.type = jbvString;
+	key.val.string.val = unconstify(char *, name);
+	key.val.string.len = (int) strlen(name);
+	value = findJsonbValueFromContainer(&object->root, JB_FOBJECT, &key);
+	return value != NULL ? JsonbValueToJsonb(value) : NULL;
+}
+
 /* ---- the driver ---- */
 
 static int

@@ -44,6 +44,9 @@ extern void FuzzFail(const char *format, ...) pg_attribute_printf(1, 2) pg_attri
 extern bool FuzzJsonIsValid(const char *text, Size length);
 extern Jsonb *FuzzJsonb(const char *text, Size length);
 
+/* What an object has under that name; NULL: nothing. */
+extern Jsonb *FuzzJsonMember(Jsonb *object, const char *name);
+
 /* selection.c: what a query worker does at its start; in a transaction, which is another one then. */
 extern void FuzzQueryStart(void);
 

@@ -27,19 +27,6 @@ Same(const Jsonb *a, const Jsonb *b)
 								  unconstify(JsonbContainer *, &b->root)) == 0;
 }
 
-static Jsonb *
-Member(Jsonb *object, const char *name)
-{
-	JsonbValue key;
-	JsonbValue *value;
-
-	key.type = jbvString;
-	key.val.string.val = unconstify(char *, name);
-	key.val.string.len = (int) strlen(name);
-	value = findJsonbValueFromContainer(&object->root, JB_FOBJECT, &key);
-	return value != NULL ? JsonbValueToJsonb(value) : NULL;
-}
-
 static int
 Depth(const char *data, Size size)
 {
@@ -66,7 +53,7 @@ static void
 CheckField(Jsonb *whole, const JsonMessage *message, const JsonField *field)
 {
 	Jsonb *raw = FuzzJsonb(field->raw, field->raw_length);
-	Jsonb *member = Member(whole, field->name);
+	Jsonb *member = FuzzJsonMember(whole, field->name);
 	char *echo = JsonMessageScalar(message, field->name);
 	const char *string = JsonMessageString(message, field->name);
 	List *strings;
