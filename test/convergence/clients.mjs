@@ -192,7 +192,8 @@ export class Member extends Listener {
         await this.#connect();
         continue;
       }
-      await sleep(this.random.between(...this.#habits.rest));
+      await Promise.race([sleep(this.random.between(...this.#habits.rest)), this.client.ended]);
+      if (this.client.closed) continue;
       if (this.#stopped || this.fleet.isQuiet) continue;
       this.busy = true;
       try {
