@@ -123,6 +123,7 @@ export class Health {
     const { first } = this;
     const problems = [];
     for (const [kind, { descriptors, rss }] of Object.entries(now.kinds)) {
+      if (kind === 'other') continue; // sessions: the server keeps files open for them
       const before = first.kinds[kind] ?? { descriptors: 0, rss: 0 };
       if (descriptors > before.descriptors + MORE_DESCRIPTORS) problems.push(`${kind} has ${descriptors} descriptors, ${before.descriptors} at first`);
       if (rss > before.rss + MORE_MEMORY_KB) problems.push(`${kind} has ${rss} kB of memory of its own, ${before.rss} at first`);

@@ -59,7 +59,7 @@ class HttpListener extends Listener {
   refused(status, reply) {
     const { checker, model, report } = this.fleet;
     report.count('requests refused', `${status} ${reply?.code ?? ''}`);
-    if (status === 503 || status === 429 || TEMPORARY.has(reply?.code)) return;
+    if ([429, 503, 504].includes(status) || TEMPORARY.has(reply?.code)) return;
     if (!['42501', '42704'].includes(reply?.code)) throw new Difference('error', `${this.who}: ${this.names}: status ${status} ${JSON.stringify(reply)}`);
     const name = this.names[reply.id - 1];
     const track = new Track(model.view(this.identity, this.fleet.channels.get(name)), { since: this.since, who: this.who });

@@ -192,7 +192,8 @@ export class Member extends Listener {
         await this.#connect();
         continue;
       }
-      await sleep(this.random.between(...this.#habits.rest));
+      await Promise.race([sleep(this.random.between(...this.#habits.rest)), this.client.ended]);
+      if (this.client.closed) continue;
       if (this.#stopped || this.fleet.isQuiet) continue;
       this.busy = true;
       try {
@@ -350,7 +351,8 @@ export class Member extends Listener {
         break;
       case 'identity': {
         const identity = random.pick(fleet.identities.filter(({ claims }) => claims));
-        if (identity === this.identity) break;
+        // Two may have the same claims, and are one to the server.
+        if (JSON.stringify(identity.claims) === JSON.stringify(this.identity.claims)) break;
         this.#requests += 1;
         this.#switch = { id: `switch ${this.#requests}`, identity, since: fleet.model.known };
         await client.request('token', { token: fleet.token(identity, random) }, { id: this.#switch.id, ms: PATIENCE_MS });
