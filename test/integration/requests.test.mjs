@@ -90,20 +90,28 @@ test('who waits can be cancelled or terminated, and leaves nothing behind', asyn
 
 test('a feed worker that does not answer, ends, or is not there', async (t) => {
   const starts = async () => Number((await db.value('SELECT changefeed.metrics()')).match(/^changefeed_starts_total (\d+)$/m)[1]);
-  const begun = await starts();
   const asking = await sessions(t, 12);
-  const pid = await feedWorker();
-  process.kill(pid, 'SIGSTOP');
-  const [late] = await Promise.allSettled([asking[0].exec(ASK)]);
-  assert.match(String(late.reason), /has not answered within 5000 ms/);
-  const waiting = asking.map((session) => session.exec(ASK));
-  for (const promise of waiting) promise.catch(() => {});
-  await until(async () => await db.value(`SELECT count(*) FROM pg_stat_activity WHERE query LIKE '${ASK}%' AND wait_event_type = 'Extension'`) === '12', 'all wait');
-  process.kill(pid, 'SIGTERM');
-  process.kill(pid, 'SIGCONT');
-  for (const { reason } of await Promise.allSettled(waiting)) assert.match(String(reason), /has ended while it was asked/);
-  await until(async () => await db.value('SELECT state FROM changefeed.stat_feed') === 'running', 'it runs again');
-  assert.equal(await db.value(ASK), '0');
-  assert.equal(await starts(), begun + 1);
+  let results;
+  let answered;
+
+  // If it was stopped in the middle of a turn, that turn still answers.
+  for (let attempt = 0; attempt < 5 && answered !== 0; attempt += 1) {
+    const begun = await starts();
+    const pid = await feedWorker();
+    process.kill(pid, 'SIGSTOP');
+    const [late] = await Promise.allSettled([asking[0].exec(ASK)]);
+    assert.match(String(late.reason), /has not answered within 5000 ms/);
+    const waiting = asking.map((session) => session.exec(ASK));
+    for (const promise of waiting) promise.catch(() => {});
+    await until(async () => await db.value(`SELECT count(*) FROM pg_stat_activity WHERE query LIKE '${ASK}%' AND wait_event_type = 'Extension'`) === '12', 'all wait');
+    process.kill(pid, 'SIGTERM');
+    process.kill(pid, 'SIGCONT');
+    results = await Promise.allSettled(waiting);
+    answered = results.filter(({ status }) => status === 'fulfilled').length;
+    await until(async () => await db.value('SELECT state FROM changefeed.stat_feed') === 'running', 'it runs again');
+    assert.equal(await db.value(ASK), '0');
+    assert.equal(await starts(), begun + 1);
+  }
+  for (const { reason } of results) assert.match(String(reason), /has ended while it was asked/);
   await slotsAreFree(asking);
 });
