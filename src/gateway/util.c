@@ -221,7 +221,12 @@ bool
 Utf8IsValid(const char *data, size_t length)
 {
 	const unsigned char *p = (const unsigned char *) data;
-	const unsigned char *end = p + length;
+	const unsigned char *end;
+
+	/* An empty message may have no buffer. */
+	if (length == 0)
+		return true;
+	end = p + length;
 
 	while (p < end)
 	{
