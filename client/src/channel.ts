@@ -280,7 +280,7 @@ export const createFeed = (
         const at = text(entity, key);
         // A merge may bring a whole row; half a row would be a wrong one.
         if (op === 'merge' && !map.has(at) && entities[entity]!.columns.some((column) => !(column in set) && !(column in key))) {
-          throw new ChangefeedError('inconsistent', `a change of "${channel}" has no row`, { channel });
+          throw new ChangefeedError('inconsistent', `no row of "${channel}"`, { channel });
         }
         return at;
       });

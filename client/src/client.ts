@@ -237,7 +237,7 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
     transaction(message) {
       const { seq, part = 1, last } = message;
       if ((seq && seq !== nextSeq) || part !== parts.length + 1) {
-        return broken(new ChangefeedError('inconsistent', 'a frame is missing'));
+        return broken(new ChangefeedError('inconsistent'));
       }
       parts.push(message);
       if (last === false) return;
@@ -245,12 +245,12 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
       apply(parts.splice(0));
     },
     message(message, feed) {
-      if (feed?._state === 'live' && !feed._paced) moved(message.position);
-      else feed?._moved(message.position);
-      feed?._take.message!(message);
+      if (!feed) return;
+      (feed._paced || feed._state !== 'live' ? feed._moved : moved)(message.position);
+      feed._take.message!(message);
     },
     revoked(message, feed) {
-      const error = errorOf({ code: /^(tok|rev)/.test(message.reason) ? '28000' : '42501', ...message });
+      const error = errorOf({ code: /^[tr]/.test(message.reason) ? '28000' : '42501', ...message });
       report(error);
       feed?._fail(error);
     },
@@ -350,8 +350,8 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
   const purge = (before = Infinity) => {
     feeds.forEach((feed) => feed._purge());
     // What one user has asked for is not done in the name of another.
-    requests.forEach((request, id) => id < before && request._failed(new ChangefeedError('28000', 'another identity')));
-    emit('purge', 'signed_out');
+    requests.forEach((request, id) => id < before && request._failed(new ChangefeedError('28000', 'identity_changed')));
+    emit('purge');
     flush();
   };
   const setToken = (next: string | null) => {
@@ -455,9 +455,10 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
       if (epoch === from && next) await use(next);
     } catch (error) {
       // The connection goes on with the old one; when that expires the server says so.
+      const why = asError(error);
       if (epoch !== from) return;
-      report(asError(error));
-      if (asError(error).type !== 'auth') setTimeout(here(renewToken), ASK_MS);
+      report(why);
+      if (why.type !== 'auth') setTimeout(here(renewToken), ASK_MS);
     }
   };
 
