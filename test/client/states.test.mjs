@@ -763,15 +763,15 @@ describe('event streams', () => {
       ? [...HELLO, { type: 'snapshot', channel: 't', entity: 't', rows: [{ id: 1, a: 'one' }] }, READY]
       : { type: 'error', id: 1, code: '42501', message: 'permission denied' }));
     // Its id is the first one, as the channel's place in the address is.
-    let failure;
-    client.call('never', {}).catch((error) => { failure = error.code; });
+    let answer;
+    client.call('never', {}).then(({ result }) => { answer = { result }; }, (error) => { answer = error; });
     const channel = client.channel('t');
     await channel.ready;
     client.channel('u');
     await until(() => channel.state === 'error', 'revoked');
     assert.equal(channel.error.code, '42501');
     await turn();
-    assert.equal(failure, undefined);
+    assert.equal(answer, undefined);
   });
 });
 
