@@ -24,6 +24,9 @@ const isExact = (value: unknown): boolean =>
     ? Number.isSafeInteger(value) || (Math.abs(value) < 1e15 && String(value).length < 17)
     : typeof value !== 'object' || Object.values(value ?? 0).every(isExact);
 
+/** Without what every object has. */
+const own = (values?: Initial['rows']) => ({ __proto__: null, ...values } as unknown as Record<string, readonly object[] | undefined>);
+
 /** What two changes of one row are together. */
 const together = (before: Change | undefined, change: Change): Change => {
   const op = before?.op;
@@ -39,7 +42,7 @@ export const createFeed = (
   /** Rows or the state have changed. */
   changed: () => void,
   /** To the client's listeners. */
-  tell: (event: string, row?: AnyRow) => void,
+  tell: (event: string, what?: unknown) => void,
   /** Resolves when the check comes true. */
   wait: (nothing: AnyRow, how: WaitOptions & { _check(): boolean }) => Promise<unknown>,
   publish: (...args: Parameters<Client['publish']>) => Promise<unknown>,
@@ -62,7 +65,7 @@ export const createFeed = (
   /** Are there rows, or is it known that there are none? */
   let filled = false;
   /** What `rows()` gave, until something changes. */
-  let arrays: Record<string, readonly object[] | undefined> = { ...raw?.rows };
+  let arrays = own(raw?.rows);
   let pending = new Map<string, Change>();
   let reset = false;
   let touched = false;
@@ -91,7 +94,7 @@ export const createFeed = (
     rows = next;
     raw = undefined;
     staged = null;
-    arrays = {};
+    arrays = own();
     pending = new Map();
     filled = has;
     reset = true;
@@ -99,8 +102,8 @@ export const createFeed = (
   };
   /** What comes is collected aside, unless it is known to be the rest of what is there. */
   const collect = (rest: boolean) => {
-    if (rest) filled = true;
-    else staged = new Map();
+    staged = rest ? null : new Map();
+    filled ||= rest;
   };
   const list = <I extends 0 | 2>(which: string, part: I) => {
     const found: Kept[I][] = [];
@@ -165,7 +168,7 @@ export const createFeed = (
     _position: () => position,
     /** What is collected aside has no position to come back with. */
     _moved(next: string | false | null | undefined, txid?: string | null) {
-      if (next && !staged) position = next;
+      if (next && self._on && !staged) position = next;
       if (txid && seen.push(txid) > 99) seen.shift();
     },
     /** All transactions before that one have come, or never will. */
@@ -210,12 +213,12 @@ export const createFeed = (
       versions ||= theirs;
       if (whole) {
         bare = false;
-        renewReady();
+        if (self._state !== 'error') renewReady();
         self._purge();
       }
       if (initial && !raw && !filled && self._state !== 'error') {
         raw = initial;
-        arrays = { ...initial.rows };
+        arrays = own(initial.rows);
         if (!self._asked) position = initial.position ?? null;
         setState('stale');
       }
@@ -227,23 +230,25 @@ export const createFeed = (
       self._on = true;
       learn(message);
       self._paced = message.min_interval_ms !== undefined;
+      collect(message.recovered || bare);
       if (raw && message.recovered) {
         for (const entity in raw.rows) add(entity, raw.rows[entity]!, raw.versions?.[entity]);
         raw = undefined;
-        arrays = {};
+        arrays = own();
       }
-      collect(message.recovered || bare);
     },
     _resync(reason: string) {
       const another = reason === 'identity_changed';
       // Without rows to come, what has changed meanwhile is not told. Another identity's are not shown any longer than they have to be.
       if (bare || another) drop();
       position = null;
+      // Elsewhere, or behind a restore, numbers of transactions may come again.
+      seen = [];
       collect(bare);
       setState(filled || raw ? 'stale' : 'subscribing');
       emit('resync', reason);
       // Who keeps rows elsewhere has to let go of them as well.
-      if (another) tell('purge');
+      if (another) tell('purge', reason);
     },
     /** By the type of the message. */
     _take: {
@@ -275,7 +280,7 @@ export const createFeed = (
         const at = text(entity, key);
         // A merge may bring a whole row; half a row would be a wrong one.
         if (op === 'merge' && !map.has(at) && entities[entity]!.columns.some((column) => !(column in set) && !(column in key))) {
-          throw new ChangefeedError('inconsistent', `a change of "${channel}" has no row`, { channel });
+          throw new ChangefeedError('inconsistent', `no row of "${channel}"`, { channel });
         }
         return at;
       });
@@ -324,11 +329,11 @@ export const createFeed = (
     },
 
     _handle(): Channel {
-      const own: (() => void)[] = [];
+      const offs: (() => void)[] = [];
       let open = true;
       const listen = (event: string, listener: (...values: never[]) => void) => {
         const off = on(event, listener as () => void);
-        own.push(off);
+        offs.push(off);
         return off;
       };
       handles += 1;
@@ -373,7 +378,7 @@ export const createFeed = (
         unsubscribe() {
           if (!open) return;
           open = false;
-          own.forEach((off) => off());
+          offs.forEach((off) => off());
           handles -= 1;
           if (!handles) unused();
         },

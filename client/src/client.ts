@@ -65,6 +65,8 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
   let refused: string | null | undefined;
   /** The application has said whose connection it is since it made the client. */
   let named = false;
+  /** Requests from this id on are for the identity that is still to come. */
+  let since = Infinity;
   let heartbeatMs = 25_000;
   // Not by the wall's clock, which may be set.
   let heardAt = Infinity;
@@ -140,6 +142,8 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
     feed._lost();
   };
   const subscribe = (feed: Feed) => {
+    // It has ended while it waited.
+    if (feeds.get(feed._name) !== feed) return;
     if (!link) return begin();
     if (feed._asked || feed._waits || feed._state === 'error') return;
     const id = (feed._asked = nextId);
@@ -150,6 +154,7 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
     });
   };
   const refresh = (feed: Feed, reason = 'refresh') => {
+    if (feeds.get(feed._name) !== feed) return;
     feed._revive();
     leave(feed);
     feed._resync(reason);
@@ -186,7 +191,7 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
   const apply = (frames: AnyRow[]) => {
     const { channel, txid, position = null, committed_at: committedAt = null } = frames.at(-1)!;
     const only = its(channel);
-    const changes: Record<string, AnyRow[]> = {};
+    const changes = { __proto__: null } as unknown as Record<string, AnyRow[]>;
     const done: [feed: Feed, own: Change[], error?: unknown][] = [];
     for (const frame of frames) for (const change of frame.changes) (changes[change.channel] ??= []).push(change);
     for (const name in changes) {
@@ -194,18 +199,19 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
       try {
         if (feed) done.push([feed, feed._change(changes[name]!, txid)]);
       } catch (error) {
+        // The position is of what it has not.
+        feed!._on = false;
         done.push([feed!, [], error]);
       }
     }
     // A frame with a channel of its own counts for that channel only.
     if (channel === undefined) moved(position, txid);
     else only?._moved(position, txid);
+    // Nobody who is told of the transaction sees what has a part of it only.
+    for (const [feed, , error] of done) if (error) failed(feed, error);
     const all = done.flatMap(([, own]) => own);
     const told = { phase: channel === undefined || only?._state === 'live' ? 'live' : 'replay', txid, position, committedAt };
-    for (const [feed, own, error] of done) {
-      if (error) failed(feed, error);
-      else if (own.length) feed._emit('transaction', { ...told, changes: own });
-    }
+    for (const [feed, own] of done) if (own.length) feed._emit('transaction', { ...told, changes: own });
     if (all.length) emit('transaction', { ...told, changes: all });
   };
 
@@ -231,7 +237,7 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
     transaction(message) {
       const { seq, part = 1, last } = message;
       if ((seq && seq !== nextSeq) || part !== parts.length + 1) {
-        return broken(new ChangefeedError('inconsistent', 'a frame is missing'));
+        return broken(new ChangefeedError('inconsistent'));
       }
       parts.push(message);
       if (last === false) return;
@@ -239,12 +245,12 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
       apply(parts.splice(0));
     },
     message(message, feed) {
-      if (feed && (feed._paced || feed._state !== 'live')) feed._moved(message.position);
-      else moved(message.position);
-      feed?._take.message!(message);
+      if (!feed) return;
+      (feed._paced || feed._state !== 'live' ? feed._moved : moved)(message.position);
+      feed._take.message!(message);
     },
     revoked(message, feed) {
-      const error = errorOf({ code: '42501', ...message });
+      const error = errorOf({ code: /^[tr]/.test(message.reason) ? '28000' : '42501', ...message });
       report(error);
       feed?._fail(error);
     },
@@ -341,17 +347,18 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
     report(error);
   };
 
-  const purge = () => {
+  const purge = (before = Infinity) => {
     feeds.forEach((feed) => feed._purge());
     // What one user has asked for is not done in the name of another.
-    requests.forEach((request) => request._failed(new ChangefeedError('28000', 'another identity')));
+    requests.forEach((request, id) => id < before && request._failed(new ChangefeedError('28000', 'identity_changed')));
     emit('purge');
     flush();
   };
   const setToken = (next: string | null) => {
     // Before there was a token, rows that came another way stay.
-    if (token !== undefined ? who(next) !== who(token) : named && !next) purge();
+    if (token !== undefined ? who(next) !== who(token) : named && !next) purge(since);
     token = next;
+    since = Infinity;
   };
 
   const tokenFor = async (why: 'connect' | 'refresh'): Promise<string | null> => {
@@ -448,7 +455,10 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
       if (epoch === from && next) await use(next);
     } catch (error) {
       // The connection goes on with the old one; when that expires the server says so.
-      if (epoch === from) report(asError(error));
+      const why = asError(error);
+      if (epoch !== from) return;
+      report(why);
+      if (why.type !== 'auth') setTimeout(here(renewToken), ASK_MS);
     }
   };
 
@@ -490,8 +500,11 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
       auth = next;
       refused = undefined;
       named = true;
+      since = nextId;
+      // Before: the transport may end the connection when it is told.
+      const refuse = notTaken();
       if (typeof next === 'function') void start();
-      else use(next ?? null).catch(notTaken());
+      else use(next ?? null).catch(refuse);
     },
     close() {
       requests.forEach((request) => request._failed(new ChangefeedError('closed')));

@@ -109,7 +109,7 @@ const overHttp = (name: string, run: Run): Transport => (context) => {
       if (sub.answered) tell({ type: 'resync', channel: sub.channel, reason: 'position_refused' });
     } else {
       subs.delete(sub.channel);
-      tell(sub.answered ? { ...error, type: 'revoked', channel: sub.channel, reason: 'error' } : { ...error, id: sub.id });
+      tell(sub.answered ? { ...error, type: 'revoked', id: undefined, channel: sub.channel, reason: 'error' } : { ...error, id: sub.id });
     }
     // The others go on, without haste.
     setTimeout(() => signal.aborted || changed(), 100);
@@ -150,6 +150,8 @@ const overHttp = (name: string, run: Run): Transport => (context) => {
         if (message.type === 'connected') connected(message);
         else if (message.type === 'subscribed' && sub) {
           tell(sub.answered ? { ...message, type: 'columns' } : { ...message, id: sub.id });
+          // All of its rows come again: what has come of them until now does not count.
+          if (sub.answered && !message.recovered && !sub.from) tell({ type: 'resync', channel: sub.channel, reason: 'restarted' });
           sub.answered = true;
         } else if (message.type === 'transaction') {
           const { seq: its, ...rest } = message;

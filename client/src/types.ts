@@ -324,8 +324,8 @@ export interface Client<S extends Schema = AnySchema> {
   on(event: 'send' | 'receive', listener: (message: AnyRow) => void): () => void;
   /** Somebody has asked for a row by its key. */
   on(event: 'get', listener: (row: object | undefined) => void): () => void;
-  /** The rows have to go: sign-out, or another identity. */
-  on(event: 'purge', listener: () => void): () => void;
+  /** The rows have to go: at sign-out or for another user, or because of the server's `identity_changed`. */
+  on(event: 'purge', listener: (why?: 'identity_changed') => void): () => void;
   /** For extensions: a request of the protocol, without `id`; resolves with its answer. */
   request(message: AnyRow, options?: RequestOptions): Promise<AnyRow>;
 }

@@ -4,6 +4,7 @@ import assert from 'node:assert/strict';
 import { describe, mock, test } from 'node:test';
 
 import { debugLog, metrics, pauseWhenHidden, refreshEvery } from '../../client/dist/extras.js';
+import { eventStream } from '../../client/dist/http.js';
 import { ChangefeedError, createClient } from '../../client/dist/index.js';
 import { until } from '../integration/lib/client.mjs';
 
@@ -47,6 +48,7 @@ function scripted(t, options = {}) {
       send(message) {
         JSON.stringify(message);
         server.sent.push(message);
+        if (message.type === 'token' && server.onToken) return server.onToken();
         if (!server.silent.has(message.type)) queueMicrotask(() => link.open && server.answer[message.type]?.(message));
       },
       close() { link.open = false; },
@@ -138,6 +140,38 @@ describe('frames', () => {
       for (const each of told) assert.deepEqual(each.slice(1), ['y', 'p1']);
       assert.ok(told.length >= 2);
     }
+  });
+
+  test('a frame that fits one channel and not another: whoever is told sees no old rows with the new position', async (t) => {
+    const { client, server } = scripted(t, { flush: 'sync' });
+    const [a, b] = ['t', 'u'].map((name) => client.channel(name));
+    await Promise.all([a.ready, b.ready]);
+    server.silent.add('subscribe');
+    const told = [];
+    const look = () => told.push([a.rows()[0].a, a.position, b.state, b.position]);
+    a.on('transaction', look);
+    client.on('transaction', look);
+    const early = [];
+    client.on('error', () => early.push([a.rows()[0].a, a.position, b.position]));
+    server.frame(1, [{ op: 'merge', key: { id: 1 }, set: { a: 'x' } }, { channel: 'u', op: 'merge', key: { id: 7 }, set: {} }]);
+    assert.deepEqual(told, [['x', 'p1', 'stale', null], ['x', 'p1', 'stale', null]]);
+    assert.deepEqual(early, [['x', 'p1', 'p0']]);
+    assert.deepEqual(b.rows(), [{ id: 1, a: 'one' }], 'those of before, until there are others');
+  });
+
+  test('a channel and an entity may have any name', async (t) => {
+    const { client, server } = scripted(t);
+    server.answer.subscribe = ({ id, channel }) => {
+      server.say({ type: 'subscribed', id, channel, recovered: false, entities: { constructor: ENTITIES.t } });
+      server.say({ type: 'snapshot', channel, entity: 'constructor', rows: server.rows });
+      server.say({ type: 'ready', channel, position: 'p0', snapshot: { xmin: '10', xmax: '10', xip: [] } });
+    };
+    const channel = client.channel('__proto__', { snapshot: true });
+    assert.deepEqual(channel.rows('constructor'), []);
+    await channel.ready;
+    server.frame(1, [{ channel: '__proto__', entity: 'constructor', op: 'merge', key: { id: 1 }, set: { a: 'x' } }]);
+    assert.deepEqual(channel.rows(), [{ id: 1, a: 'x' }]);
+    assert.deepEqual(channel.rows('toString'), []);
   });
 
   test('many rows and changes come in one flush; each row once, with what they are together', async (t) => {
@@ -381,12 +415,14 @@ describe('tokens and identities', () => {
     const { client, server } = scripted(t, { auth: tokenOf('ada') });
     const channel = client.channel('t');
     await channel.ready;
-    let purged = 0;
-    client.on('purge', () => { purged += 1; });
+    const purged = [];
+    client.on('purge', (why) => purged.push(why));
     server.say({ type: 'resync', channel: 't', reason: 'truncated' });
-    assert.deepEqual([purged, channel.rows().length, channel.state], [0, 1, 'stale']);
+    assert.deepEqual([purged, channel.rows().length, channel.state], [[], 1, 'stale']);
     server.say({ type: 'resync', channel: 't', reason: 'identity_changed' });
-    assert.deepEqual([purged, channel.rows().length, channel.state, channel.position], [1, 0, 'subscribing', null]);
+    assert.deepEqual([purged, channel.rows().length, channel.state, channel.position], [['identity_changed'], 0, 'subscribing', null]);
+    client.setAuth(null);
+    assert.deepEqual(purged, ['identity_changed', undefined]);
   });
 
   test('signed in by a function: what was asked for since then is done, what was asked for before is not', async (t) => {
@@ -402,6 +438,74 @@ describe('tokens and identities', () => {
     await assert.rejects(before, { code: '28000' });
     assert.equal((await since).result, 1);
     assert.equal(server.last('connect').token, tokenOf('ada'));
+  });
+
+  test('signed in without a token, by a function: what was asked for since then is done', async (t) => {
+    for (const auth of [undefined, tokenOf('ada')]) {
+      const { client, server } = scripted(t, { auth });
+      await client.channel('t').ready;
+      server.silent.add('call');
+      const before = client.call('f', {});
+      client.setAuth(async () => null);
+      const since = client.call('f', {});
+      server.silent.clear();
+      await assert.rejects(before, { code: '28000' });
+      assert.equal((await since).result, 1);
+      assert.equal(server.last('connect').token, undefined);
+      // It is his own then.
+      server.silent.add('call');
+      const late = client.call('f', {});
+      client.setAuth(tokenOf('bob'));
+      await assert.rejects(late, { code: '28000' });
+    }
+  });
+
+  test('a transport that ends the connection when it gets the token is asked for another one', async (t) => {
+    const { client, server } = scripted(t, { auth: tokenOf('ada', { org: 1 }) });
+    await client.channel('t').ready;
+    server.onToken = () => {
+      server.link.context.purge();
+      server.link.context.closed(1000, undefined, true);
+    };
+    client.setAuth(tokenOf('ada', { org: 2 }));
+    await until(() => client.connection.current.status === 'connected', 'connected');
+    await turn();
+    assert.deepEqual([server.links.length, client.connection.current.status], [2, 'connected']);
+  });
+
+  test('a function that fails for now while the connection lives is asked again', async (t) => {
+    const asked = [];
+    const { client, server, errors } = scripted(t, {
+      auth: async (why) => {
+        asked.push(why);
+        if (asked.length === 2) throw new Error('offline');
+        return tokenOf('ada', { n: asked.length });
+      },
+    });
+    await client.channel('t').ready;
+    mock.timers.enable({ apis: ['setTimeout'] });
+    try {
+      server.say({ type: 'error', code: '28000', message: 'soon', expires_at: 'soon' });
+      await turn();
+      mock.timers.tick(4999);
+      await turn();
+      assert.deepEqual([asked.length, server.of('token').length, errors.length], [2, 0, 1]);
+      mock.timers.tick(1);
+      await turn();
+    } finally {
+      mock.timers.reset();
+    }
+    assert.deepEqual([asked.length, server.of('token').length, server.links.length], [3, 1, 1]);
+  });
+
+  test('what is revoked with the token has the code of tokens', async (t) => {
+    const { client, server } = scripted(t, { auth: tokenOf('ada') });
+    for (const [reason, code] of [['token_expired', '28000'], ['revoked', '28000'], ['permission_denied', '42501']]) {
+      const channel = client.channel(reason);
+      await channel.ready;
+      server.say({ type: 'revoked', channel: reason, reason });
+      assert.deepEqual([channel.error.code, channel.error.type], [code, 'auth']);
+    }
   });
 
   test('a function that gives another user\'s token', async (t) => {
@@ -524,6 +628,85 @@ describe('requests', () => {
     assert.deepEqual([plain.state, plain.rows(), errors.length, server.links.length], ['error', [], 1, 1]);
   });
 
+  test('rows of before that come while new ones were on the way, and failed', async (t) => {
+    const { client, server } = scripted(t);
+    server.silent.add('subscribe');
+    const channel = client.channel('t');
+    await until(() => server.last('subscribe'), 'subscribe');
+    server.say({ type: 'subscribed', id: server.last('subscribe').id, channel: 't', recovered: false, entities: ENTITIES });
+    server.frame(1, [{ op: 'merge', key: { id: 9 }, set: {} }], { channel: 't' });
+    client.channel('t', { initial: { rows: { t: [{ id: 1, a: 'kept' }] }, position: 'kept' } });
+    server.silent.clear();
+    await channel.ready;
+    assert.equal(server.last('subscribe').from, 'kept');
+    assert.deepEqual(channel.rows(), [{ id: 1, a: 'kept' }]);
+    server.frame(2, [{ op: 'merge', key: { id: 1 }, set: { a: 'then' } }]);
+    assert.deepEqual(channel.rows(), [{ id: 1, a: 'then' }]);
+  });
+
+  test('a channel that nobody has any more is not subscribed, by a pause that ends or by a handle of before', async (t) => {
+    const { client, server } = scripted(t);
+    const { subscribe } = server.answer;
+    server.answer.subscribe = ({ id }) => server.say({ type: 'error', id, code: '55P03', message: 'locked', retry_after_ms: 40 });
+    const busy = client.channel('t');
+    await until(() => server.last('subscribe') && client.connection.current.status === 'connected', 'refused');
+    await turn();
+    busy.unsubscribe();
+    await until(() => client.channels().length === 0, 'the end');
+    await new Promise((resolve) => { setTimeout(resolve, 60); });
+    assert.equal(server.of('subscribe').length, 1);
+    server.answer.subscribe = subscribe;
+    const channel = client.channel('t');
+    await channel.ready;
+    channel.unsubscribe();
+    await until(() => client.channels().length === 0, 'the end');
+    channel.refresh();
+    await turn();
+    assert.equal(server.of('subscribe').length, 2);
+    assert.equal(channel.state, 'closed');
+  });
+
+  test('numbers of transactions that come again are not taken for those of before', async (t) => {
+    const { client, server } = scripted(t);
+    const channel = client.channel('t');
+    await channel.ready;
+    server.frame(1, [{ op: 'merge', key: { id: 1 }, set: { a: 'x' } }]);
+    await channel.seen('701');
+    server.say({ type: 'resync', channel: 't', reason: 'timeline_lost' });
+    server.say({ type: 'snapshot', channel: 't', entity: 't', rows: server.rows });
+    server.say({ type: 'ready', channel: 't', position: 'q', snapshot: { xmin: '600', xmax: '601', xip: [] } });
+    await channel.seen('600');
+    const again = channel.seen('701', { timeoutMs: 10_000 });
+    let seen = false;
+    void again.then(() => { seen = true; });
+    await turn();
+    assert.equal(seen, false);
+    server.frame(2, [{ op: 'merge', key: { id: 1 }, set: { a: 'y' } }], { txid: '701' });
+    await again;
+  });
+
+  test('a message of a channel that is not subscribed says nothing of where the others are', async (t) => {
+    const { client, server } = scripted(t);
+    const [channel, other] = ['t', 'u'].map((name) => client.channel(name));
+    await Promise.all([channel.ready, other.ready]);
+    server.frame(1, [{ op: 'merge', key: { id: 1 }, set: { a: 'x' } }], { position: 'p5' });
+    server.silent.add('subscribe');
+    other.refresh();
+    // On its way when the client said unsubscribe.
+    server.say({ type: 'message', channel: 'u', event: 'e', payload: 1, txid: '0', position: 'p2' });
+    assert.equal(channel.position, 'p5');
+    server.answer.subscribe(server.last('subscribe'));
+    server.say({ type: 'message', channel: 'u', event: 'e', payload: 1, txid: '0', position: 'p6' });
+    assert.deepEqual([channel.position, other.position], ['p6', 'p6']);
+  });
+
+  test('a refused channel says so as well to whoever wants its rows', async (t) => {
+    const { client, server } = scripted(t);
+    server.answer.subscribe = ({ id }) => server.say({ type: 'error', id, code: '42501', message: 'no' });
+    await assert.rejects(client.channel('t', { snapshot: false }).ready, { code: '42501' });
+    await assert.rejects(client.channel('t').ready, { code: '42501' });
+  });
+
   test('a refused channel that may be granted later is asked for again', async (t) => {
     const { client, server, errors } = scripted(t);
     const { subscribe } = server.answer;
@@ -532,6 +715,63 @@ describe('requests', () => {
       ? server.say({ type: 'error', id: message.id, channel: 'busy', code: '53200', message: 'no memory' }) : subscribe(message));
     await client.channel('busy').ready;
     assert.equal(errors.length, 3);
+  });
+});
+
+describe('event streams', () => {
+  /** Answers each request for a stream with what `answer` says, an object as an error. */
+  function streaming(t, answer) {
+    let n = 0;
+    const fetch = async (url, { signal, method }) => {
+      if (method === 'POST') return new Promise(() => {});
+      const said = answer(n++, new URL(url));
+      if (!Array.isArray(said)) return new Response(JSON.stringify(said), { status: 403 });
+      const lines = said.map((message) => `data:${JSON.stringify(message)}\n\n`).join('');
+      return new Response(new ReadableStream({
+        start(stream) {
+          signal.addEventListener('abort', () => { try { stream.error(new Error('aborted')); } catch { /* It has ended. */ } });
+          stream.enqueue(new TextEncoder().encode(lines));
+        },
+      }));
+    };
+    const client = createClient({ url: 'http://server', transport: eventStream, fetch });
+    client.on('error', () => {});
+    t.after(() => client.close());
+    return client;
+  }
+  const HELLO = [{ type: 'connected', heartbeat_ms: 25000 }, { type: 'subscribed', id: 1, channel: 't', recovered: false, entities: ENTITIES }];
+  const READY = { type: 'ready', channel: 't', position: 'p', snapshot: { xmin: '1', xmax: '1', xip: [] } };
+
+  test('one that begins again in the middle of the rows: those of before do not count', async (t) => {
+    const client = streaming(t, (n) => (n === 0
+      ? [...HELLO, { type: 'snapshot', channel: 't', entity: 't', rows: [{ id: 1, a: 'gone' }, { id: 2, a: 'one' }] }]
+      : [...HELLO, { type: 'snapshot', channel: 't', entity: 't', rows: [{ id: 2, a: 'two' }] }, READY]));
+    const got = [];
+    client.on('receive', ({ type }) => got.push(type));
+    const channel = client.channel('t');
+    const reasons = [];
+    channel.on('resync', (reason) => reasons.push(reason));
+    await until(() => got.includes('snapshot'), 'some rows');
+    client.channel('u');
+    await channel.ready;
+    assert.deepEqual(channel.rows(), [{ id: 2, a: 'two' }]);
+    assert.deepEqual(reasons, ['restarted']);
+  });
+
+  test('one channel that is refused answers nothing else', async (t) => {
+    const client = streaming(t, (n) => (n === 0
+      ? [...HELLO, { type: 'snapshot', channel: 't', entity: 't', rows: [{ id: 1, a: 'one' }] }, READY]
+      : { type: 'error', id: 1, code: '42501', message: 'permission denied' }));
+    // Its id is the first one, as the channel's place in the address is.
+    let answer;
+    client.call('never', {}).then(({ result }) => { answer = { result }; }, (error) => { answer = error; });
+    const channel = client.channel('t');
+    await channel.ready;
+    client.channel('u');
+    await until(() => channel.state === 'error', 'revoked');
+    assert.equal(channel.error.code, '42501');
+    await turn();
+    assert.equal(answer, undefined);
   });
 });
 
