@@ -111,7 +111,8 @@ ProtocolRevokeAll(Connection *connection, const char *reason)
 		initStringInfo(&m);
 		appendStringInfoString(&m, "{\"type\":\"revoked\",\"channel\":");
 		appendBinaryStringInfo(&m, s->name->json, s->name->length);
-		appendStringInfo(&m, ",\"reason\":\"%s\"}", reason);
+		appendStringInfo(&m, ",\"reason\":\"%s\",\"code\":\"%s\"}", reason,
+						 strcmp(reason, "permission_denied") == 0 ? "42501" : "28000");
 		HttpMoves(s, LINK_PART_ENDED, NULL, false);
 		ProtocolSend(connection, m.data, m.len);
 		pfree(m.data);

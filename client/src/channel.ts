@@ -83,7 +83,7 @@ export const createFeed = (
   const text = (entity: string, row: AnyRow): string =>
     entity + codec.stringify(entities[entity]!.key.map((name) => {
       if (!isExact(row[name])) {
-        throw new ChangefeedError('no_exact_number', `keys of "${channel}" need pg-changefeed/lossless`, { channel });
+        throw new ChangefeedError('no_exact_number', 'use pg-changefeed/lossless', { channel });
       }
       return row[name];
     }));
@@ -181,7 +181,7 @@ export const createFeed = (
     _request: () => ({
       channel,
       ...(position && !(raw && versions && !raw.versions) ? { from: position } : bare && { snapshot: false }),
-      ...(versions && { versions }),
+      versions,
     }),
     _lost() {
       self._on = self._waits = false;
@@ -280,7 +280,7 @@ export const createFeed = (
         const at = text(entity, key);
         // A merge may bring a whole row; half a row would be a wrong one.
         if (op === 'merge' && !map.has(at) && entities[entity]!.columns.some((column) => !(column in set) && !(column in key))) {
-          throw new ChangefeedError('inconsistent', `no row of "${channel}"`, { channel });
+          throw new ChangefeedError('inconsistent', channel, { channel });
         }
         return at;
       });
@@ -379,8 +379,7 @@ export const createFeed = (
           if (!open) return;
           open = false;
           offs.forEach((off) => off());
-          handles -= 1;
-          if (!handles) unused();
+          if (!--handles) unused();
         },
       } as Channel;
     },

@@ -250,7 +250,7 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
       feed._take.message!(message);
     },
     revoked(message, feed) {
-      const error = errorOf({ code: /^[tr]/.test(message.reason) ? '28000' : '42501', ...message });
+      const error = errorOf(message);
       report(error);
       feed?._fail(error);
     },
@@ -320,11 +320,11 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
   };
 
   /** The end of a connection that nobody asked for. */
-  const lost = (code: number, error = asError(`connection lost (${code})`), again?: boolean) => {
+  const lost = (code: number, error = asError('connection lost'), again?: boolean) => {
     const held = again || (open && performance.now() - openedAt > STABLE_MS);
     stop(code);
     if (!wanted) return;
-    if (code === 4003 || code === 4004 || code === 401) {
+    if (code === 4003 || code === 4004) {
       // One other token is asked for; the same one again would be refused again.
       if (typeof auth !== 'function' || refused !== undefined) return unauthorized(error);
       refused = token;
@@ -382,7 +382,7 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
       setToken(next);
       // What was refused may be granted now.
       feeds.forEach((feed) => feed._revive());
-      const address = new URL(typeof options.url === 'function' ? options.url() : options.url, globalThis.location?.href);
+      const address = new URL(options.url, globalThis.location?.href);
       link = (options.transport ?? webSocket)({
         ...options,
         base: address.href.replace(/^ws/, 'http').replace(/\/+$/, ''),
@@ -393,7 +393,7 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
         message: here(take),
         closed: here(lost),
       });
-      say({ type: 'connect', ...(next && { token: next }) }).catch(notTaken());
+      say({ type: 'connect', token: next ?? undefined }).catch(notTaken());
       // Right behind it, and not a round trip later.
       feeds.forEach(subscribe);
     } catch (error) {
@@ -455,10 +455,9 @@ export const createClient = <S extends Schema = AnySchema>(options: ClientOption
       if (epoch === from && next) await use(next);
     } catch (error) {
       // The connection goes on with the old one; when that expires the server says so.
-      const why = asError(error);
       if (epoch !== from) return;
-      report(why);
-      if (why.type !== 'auth') setTimeout(here(renewToken), ASK_MS);
+      report(asError(error));
+      setTimeout(here(renewToken), ASK_MS);
     }
   };
 

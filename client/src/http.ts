@@ -102,7 +102,7 @@ const overHttp = (name: string, run: Run): Transport => (context) => {
     if (signal.aborted) return;
     const sub = list.find(({ channel }, i) => (error.channel ?? list[error.id - 1]?.channel) === channel);
     const { retryable } = errorOf(error);
-    if (response.status === 401 || !sub || (sub.answered && retryable)) return closed(response.status, errorOf(error));
+    if (response.status === 401 || !sub || (sub.answered && retryable)) return closed(response.status === 401 ? 4003 : response.status, errorOf(error));
     if (error.code === '22023' && sub.from) {
       // A position that the server does not take.
       sub.from = undefined;
@@ -356,7 +356,7 @@ export const automatic = ({ transports = [webSocket, eventStream, longPoll], fai
       closed(code, error, retry) {
         stop();
         // A refusal of the token is no failure of the transport.
-        if (!worked && !retry && code !== 401 && code !== 4003 && code !== 4004) {
+        if (!worked && !retry && code !== 4003 && code !== 4004) {
           failures += 1;
           if (failures >= limit && mine < transports.length - 1) {
             index = mine + 1;

@@ -280,7 +280,7 @@ export type Token = string | null | undefined;
 
 export interface ClientOptions {
   /** The server: `https://example.com`, `ws://localhost:8040`, or in a page `/`. */
-  url: string | (() => string);
+  url: string;
   /** The token, or a function that gives one: `connect` may get one that is kept, `refresh` needs another one. */
   auth?: Token | ((why: 'connect' | 'refresh') => Token | Promise<Token>);
   /** A WebSocket if it is left out; `pg-changefeed/http` has others. */

@@ -498,16 +498,6 @@ describe('tokens and identities', () => {
     assert.deepEqual([asked.length, server.of('token').length, server.links.length], [3, 1, 1]);
   });
 
-  test('what is revoked with the token has the code of tokens', async (t) => {
-    const { client, server } = scripted(t, { auth: tokenOf('ada') });
-    for (const [reason, code] of [['token_expired', '28000'], ['revoked', '28000'], ['permission_denied', '42501']]) {
-      const channel = client.channel(reason);
-      await channel.ready;
-      server.say({ type: 'revoked', channel: reason, reason });
-      assert.deepEqual([channel.error.code, channel.error.type], [code, 'auth']);
-    }
-  });
-
   test('a function that gives another user\'s token', async (t) => {
     let who = 'ada';
     const { client, server } = scripted(t, { auth: async () => tokenOf(who) });

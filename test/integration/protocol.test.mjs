@@ -181,6 +181,7 @@ describe('protocol', () => {
       expiring.check();
       assert.equal(code, 4004);
       assert.equal(s.revoked?.reason, 'token_expired');
+      assert.equal(s.revoked.code, '28000');
       const [warning, last] = expiring.messages.filter((message) => message.code === '28000');
       assert.ok(warning.expires_at, 'also half way, if it had less than a minute');
       assert.equal(last.expires_at, undefined);

@@ -523,6 +523,7 @@ describe('rights that are taken and given', () => {
       const { code } = await within(5000, short.ended, 'closed');
       assert.equal(code, 4004);
       assert.equal(s.revoked.reason, 'token_expired');
+      assert.equal(s.revoked.code, '28000');
       assert.equal(short.messages.at(-1).code, '28000');
       await db.exec(`UPDATE ${made.table} SET secret = 'later'`);
       await kept.settle();
