@@ -291,7 +291,7 @@ MergeRequests(FeedRequest old, FeedRequest new)
 {
 	if (old == REQUEST_LOOK)
 		return new;
-	if (new == REQUEST_LOOK || (new == REQUEST_AGAIN &&old != REQUEST_AGAIN))
+	if (new == REQUEST_LOOK || (old != REQUEST_AGAIN && new == REQUEST_AGAIN))
 		return old;
 	if ((old == REQUEST_STOP || old == REQUEST_RESTART) && new == REQUEST_START)
 		return REQUEST_RESTART;
