@@ -74,7 +74,7 @@ class HttpListener extends Listener {
     // Who has settled has nothing to do.
     while (this.settled && this.fleet.isQuiet && !this.stopped) await sleep(50);
     try {
-      this.since = this.fleet.model.known;
+      this.since = this.fleet.model.visible;
       await request();
       return true;
     } catch (error) {

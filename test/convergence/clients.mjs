@@ -133,7 +133,7 @@ export class Listener {
         checker.add(this, { kind: 'ready', track: s.track, lsn: readPosition(message.position).lsn, texts: cacheTexts(s) });
         break;
       case 'resync':
-        if (s.position !== null) s.track.since = readPosition(s.position).lsn;
+        if (s.position !== null) s.track.since = Math.min(readPosition(s.position).lsn, this.fleet.model.visible);
         checker.add(this, { kind: 'stop', track: s.track, lsn: 0 });
         report.count('resyncs', message.reason);
         break;
@@ -244,8 +244,8 @@ export class Member extends Listener {
     const resume = held && this.random.chance(0.9);
     const channel = this.fleet.channels.get(name);
     const window = Boolean(channel.selection?.window);
-    const track = new Track(model.view(this.identity, channel), { since: model.known, exact: exact && !window, partial: exact && window, who: this.who });
-    const since = model.known;
+    const track = new Track(model.view(this.identity, channel), { since: model.visible, exact: exact && !window, partial: exact && window, who: this.who });
+    const since = model.visible;
     this.#wanted.add(name);
     if (client.closed || client.subscriptions.has(name)) return;
     this.#held.delete(name);
@@ -354,7 +354,7 @@ export class Member extends Listener {
         // Two may have the same claims, and are one to the server.
         if (JSON.stringify(identity.claims) === JSON.stringify(this.identity.claims)) break;
         this.#requests += 1;
-        this.#switch = { id: `switch ${this.#requests}`, identity, since: fleet.model.known };
+        this.#switch = { id: `switch ${this.#requests}`, identity, since: fleet.model.visible };
         await client.request('token', { token: fleet.token(identity, random) }, { id: this.#switch.id, ms: PATIENCE_MS });
         break;
       }

@@ -128,6 +128,7 @@ export class Model {
   views = new Map();
   known = 0; // every commit up to this LSN has been replayed
   knownAt = 0; // everything that had been committed at this time
+  visible = 0; // every commit up to this LSN is seen by whoever looks from now on
   transactions = 0;
   changes = 0;
   events = 0;
@@ -138,6 +139,7 @@ export class Model {
   #decoder = new Decoder();
   #session = null;
   #last = 0;
+  #hidden = []; // { lsn, xid } of commits that are in the WAL, but not seen yet: they may wait for a standby
   #read = null; // LSN up to which everything was read, if the slot does not know yet
   #polling = null;
 
@@ -159,6 +161,7 @@ export class Model {
       DO $$ BEGIN PERFORM pg_create_logical_replication_slot('cv_model', 'pgoutput'); END $$`);
     const flushed = Number(await this.#session.value("SELECT pg_current_wal_flush_lsn() - '0/0'"));
     this.known = flushed;
+    this.visible = flushed;
     this.#last = flushed;
   }
 
@@ -194,12 +197,20 @@ export class Model {
       if (line === '') continue;
       const transaction = this.#decoder.take(Buffer.from(line, 'hex'));
       // After a crash the slot gives some of them again.
-      if (transaction && transaction.lsn > this.#last) this.#replay(transaction);
+      if (transaction && transaction.lsn > this.#last) {
+        this.#replay(transaction);
+        this.#hidden.push({ lsn: transaction.lsn, xid: transaction.xid });
+      }
     }
     this.#read = flushed;
     // A commit record that begins there is not flushed.
     this.known = Math.max(flushed - 1, this.#last);
     this.knownAt = now;
+    if (this.#hidden.length > 0) {
+      const [, xmax, ...running] = (await this.#session.value("SELECT replace(pg_current_snapshot()::text, ',', ':')")).split(':').filter((xid) => xid !== '').map(Number);
+      this.#hidden = this.#hidden.filter(({ xid }) => xid >= xmax || running.includes(xid));
+    }
+    this.visible = this.#hidden.length > 0 ? this.#hidden[0].lsn - 1 : this.known;
   }
 
   /** Polls until it is stopped; a server that is away is waited for. */
