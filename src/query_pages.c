@@ -16,6 +16,7 @@
 #include "postgres.h"
 
 #include "query_internal.h"
+#include "link_format.h"
 
 #include <fcntl.h>
 #include <unistd.h>
