@@ -36,6 +36,12 @@ has_pgxs() {
     command -v "$1" >/dev/null 2>&1 && pgxs=$("$1" --pgxs 2>/dev/null) && [[ -f $pgxs ]]
 }
 
+# Prints what "node --test" needs to end even if a test that failed has left something
+# open. Node.js 18 does not know it, and waits.
+node_test_options() {
+    ! node --help | grep -qw -- --test-force-exit || printf '%s\n' --test-force-exit
+}
+
 # Prints the pg_config to use: $PG_CONFIG if it is set, else that of the newest
 # supported Debian package with development files, else the one in PATH.
 # Prints nothing if there is none.
