@@ -47,6 +47,7 @@
 #include "replication/slot.h"
 #include "storage/ipc.h"
 #include "storage/latch.h"
+#include "storage/lock.h"
 #include "storage/proc.h"
 #include "storage/standby.h"
 #include "tcop/tcopprot.h"
@@ -737,6 +738,17 @@ DecodeForever(void)
 	}
 }
 
+/*
+ * Behind the end of a transaction, if there is one.  What FindStartpoint waits
+ * for may be granted in the moment at which we are told to end, and outside of
+ * a transaction nobody else gives that back.
+ */
+static void
+ReleaseLocksAtExit(int code, Datum arg)
+{
+	LockReleaseAll(DEFAULT_LOCKMETHOD, true);
+}
+
 void
 ChangefeedDecoderMain(Datum main_arg)
 {
@@ -751,6 +763,7 @@ ChangefeedDecoderMain(Datum main_arg)
 	LWLockAcquire(shared_feeds->lock, LW_SHARED);
 	database = decoder_feed->database;
 	LWLockRelease(shared_feeds->lock);
+	before_shmem_exit(ReleaseLocksAtExit, (Datum) 0);
 	BackgroundWorkerInitializeConnectionByOid(database, InvalidOid, 0);
 
 	decoder_context = AllocSetContextCreate(TopMemoryContext, "changefeed decoder",

@@ -289,7 +289,8 @@ FindStartpoint(LogicalDecodingContext *ctx)
 			if (geterrcode() != ERRCODE_LOCK_NOT_AVAILABLE)
 				PG_RE_THROW();
 
-			/* The lock manager has cleaned up already; see ProcessInterrupts. */
+			/* The lock manager has cleaned up already (see ProcessInterrupts), unless it was granted just then. */
+			LockReleaseAll(DEFAULT_LOCKMETHOD, true);
 			MemoryContextSwitchTo(decoder_context);
 			FlushErrorState();
 			if (!said)

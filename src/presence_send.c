@@ -346,17 +346,21 @@ TakeChanges(Room *room)
 	return bodies;
 }
 
-static char *
-CountBody(Room *room, bool full)
+/* Has `told` say how many there are.  False: it did so already. */
+static bool
+TakeCount(Room *room)
 {
 	StringInfoData m;
+	bool differs;
 
 	initStringInfo(&m);
-	if (full)
-		appendStringInfoString(&m, "\"full\":true,");
 	RoomCount(room, &m);
 	appendStringInfoChar(&m, '}');
-	return m.data;
+	differs = room->told == NULL || strcmp(room->told, m.data) != 0;
+	if (differs)
+		Replace(&room->told, &m);
+	pfree(m.data);
+	return differs;
 }
 
 static void
@@ -367,15 +371,8 @@ Flush(Room *room)
 
 	if (room->options->count_only)
 	{
-		char *body = CountBody(room, false);
-
-		if (room->told == NULL || strcmp(room->told, body) != 0)
-		{
-			if (room->told != NULL)
-				pfree(room->told);
-			room->told = MemoryContextStrdup(presence_context, body);
-			bodies = list_make1(body);
-		}
+		if (TakeCount(room))
+			bodies = list_make1(room->told);
 	}
 	else
 		bodies = TakeChanges(room);
@@ -410,7 +407,10 @@ SendList(Viewer *viewer)
 
 	if (room->options->count_only)
 	{
-		SendOne(viewer, CountBody(room, true));
+		/* What the others were told, and not what they will be told soon, he as well. */
+		if (room->told == NULL)
+			(void) TakeCount(room);
+		SendOne(viewer, psprintf("\"full\":true,%s", room->told));
 		return true;
 	}
 	if (full)

@@ -15,6 +15,20 @@ const MORE_SEGMENTS = 8; // of dynamic shared memory
 const TRANSIENT = 10; // connections of requests
 const SLOT_LAG_MS = 8 * 60000; // history_age is 5 min
 
+/**
+ * Descriptors, without the files of tables: the server keeps up to
+ * max_files_per_process of those open, in every process that reads tables.
+ */
+function descriptors(pid) {
+  return readdirSync(`/proc/${pid}/fd`).filter((fd) => {
+    try {
+      return !/\/(base|global|pg_tblspc)\/[^p]/.test(readlinkSync(`/proc/${pid}/fd/${fd}`));
+    } catch {
+      return false; // closed meanwhile
+    }
+  }).length;
+}
+
 /** What a process is, or null if it has ended. */
 function describe(pid) {
   try {
@@ -22,7 +36,7 @@ function describe(pid) {
     const value = (name) => status.match(new RegExp(`^${name}:\\s+(\\S+)`, 'm'))?.[1];
     return {
       pid, ppid: Number(value('PPid')), state: value('State'), rss: Number(value('RssAnon') ?? 0),
-      descriptors: readdirSync(`/proc/${pid}/fd`).length,
+      descriptors: descriptors(pid),
       command: readFileSync(`/proc/${pid}/cmdline`, 'utf8').replaceAll('\0', ' ').trim(),
     };
   } catch (error) {
@@ -123,7 +137,6 @@ export class Health {
     const { first } = this;
     const problems = [];
     for (const [kind, { descriptors, rss }] of Object.entries(now.kinds)) {
-      if (kind === 'other') continue; // sessions: the server keeps files open for them
       const before = first.kinds[kind] ?? { descriptors: 0, rss: 0 };
       if (descriptors > before.descriptors + MORE_DESCRIPTORS) problems.push(`${kind} has ${descriptors} descriptors, ${before.descriptors} at first`);
       if (rss > before.rss + MORE_MEMORY_KB) problems.push(`${kind} has ${rss} kB of memory of its own, ${before.rss} at first`);

@@ -211,6 +211,8 @@ describe('pacing', () => {
     await db.exec("INSERT INTO pace.items VALUES (10, 2, 0), (11, 2, 0), (12, 3, 0)");
     await client.settle();
     const before = subscription.changes;
+    const seen = [];
+    subscription.onChange = (change) => seen.push(change);
     // A step of the channel has just been sent: all of these are put off.
     await db.exec('INSERT INTO pace.items VALUES (20, 2, 0)');
     await db.exec('UPDATE pace.items SET v = 1 WHERE id = 10');
@@ -221,8 +223,6 @@ describe('pacing', () => {
     await db.exec('UPDATE pace.items SET room = 2 WHERE id = 12');
     await db.exec('UPDATE pace.items SET id = 13 WHERE id = 12');
     await db.exec('UPDATE pace.items SET room = 2 WHERE id = 11');
-    const seen = [];
-    subscription.onChange = (change) => seen.push(change);
     await client.settle();
     client.check();
     assertSame(subscription.rows(), await db.rows('SELECT * FROM pace.items WHERE room = 2'), 'items:2');

@@ -393,6 +393,36 @@ is(wait_running($node, 'renamed')->{port}, $port, '... and no port');
 is_one_set($node, 'after IS_TEMPLATE', 'postgres', 'renamed');
 
 # ---------------------------------------------------------------------------
+# The end of a decoder that is being given the lock which it waits for
+# ---------------------------------------------------------------------------
+
+my $open = $node->background_psql('renamed');
+my $xid = $open->query_safe('BEGIN; SELECT pg_current_xact_id()');
+$before = feed($node, 'renamed');
+$node->safe_psql('renamed', 'SELECT changefeed.reset()');
+
+my ($waiting, $decoder);
+poll_until(
+    sub {
+        ($waiting) = rows($node, 'renamed', "SELECT pid FROM pg_locks JOIN pg_stat_activity USING (pid)
+            WHERE transactionid = '$xid' AND NOT granted AND backend_type = 'changefeed decoder'");
+        return $waiting;
+    },
+    'the decoder to wait for a transaction');
+$decoder = $waiting->{pid};
+kill('STOP', $decoder);
+$open->query_safe('COMMIT');
+is($node->safe_psql('renamed', "SELECT granted FROM pg_locks WHERE transactionid = '$xid' AND pid = $decoder"),
+    't', 'a decoder has the lock of a transaction, and does not know it yet');
+kill('TERM', $decoder);
+kill('CONT', $decoder);
+wait_running($node, 'renamed', except => $before->{generation}, no_port => 1);
+ok(!is_alive($decoder), '... and is told to end');
+is($node->safe_psql('renamed', "SELECT count(*) FROM pg_locks WHERE transactionid = '$xid'"),
+    0, '... which gives the lock back');
+$open->quit;
+
+# ---------------------------------------------------------------------------
 # Shutdown
 # ---------------------------------------------------------------------------
 
