@@ -424,7 +424,12 @@ ForgetTemporary(void)
 		PortalHashTableDeleteAll();
 		GetTempNamespaceState(&schema, &toast_schema);
 		if (OidIsValid(schema))
+		{
+			/* Values of the catalog may be outside of its rows. */
+			PushActiveSnapshot(GetTransactionSnapshot());
 			ResetTempTableNamespace();
+			PopActiveSnapshot();
+		}
 		CommitTransactionCommand();
 	}
 	PG_CATCH();

@@ -416,20 +416,6 @@ PartsMutator(Node *node, PrepareContext *context)
 
 /* ---- Preparing ---- */
 
-static bool
-UsesVirtualColumn(Relation rel, Node *node)
-{
-	Bitmapset *columns = NULL;
-	int i;
-
-	pull_varattnos(node, 1, &columns);
-	for (i = 0; i < RelationGetNumberOfAttributes(rel); i++)
-		if (bms_is_member(i + 1 - FirstLowInvalidHeapAttributeNumber, columns) &&
-			TupleDescAttr(RelationGetDescr(rel), i)->attgenerated == COMPAT_GENERATED_VIRTUAL)
-			return true;
-	return false;
-}
-
 /* What is known of the policies without looking at them. */
 static char *
 KnownReason(const Policy *policy)
@@ -447,6 +433,8 @@ KnownReason(const Policy *policy)
 		return "they call a function of a user's that is declared IMMUTABLE";
 	if (policy->whole_row)
 		return "they use the row as a whole";
+	if (policy->virtual_column)
+		return "they use a virtual generated column";
 	return NULL;
 }
 
@@ -466,11 +454,8 @@ InlinePrepare(const Policy *policy, Relation rel, Node *expression)
 	if (context.reason == NULL)
 	{
 		template = FoldMutator((Node *) copyObject(expression), NULL);
-		if (UsesVirtualColumn(rel, template))
-			context.reason = "they use a virtual generated column";
-	}
-	if (context.reason == NULL)
 		template = PartsMutator(template, &context);
+	}
 	if (context.reason == NULL)
 	{
 		fix_opfuncids(template);

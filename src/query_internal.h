@@ -472,10 +472,11 @@ typedef struct Policy
 	int natts;						/* params 1..natts are the columns, natts + 1
 								 * is the whole row */
 	Oid *param_types;
-	Bitmapset *needed; /* attribute numbers that the plan reads */
-	bool whole_row;	   /* and the row as a whole */
-	bool functions;	   /* it calls some that are not built in */
-	bool named;		   /* it may find by name what is in no fingerprint */
+	Bitmapset *needed;	 /* attribute numbers that the plan reads */
+	bool whole_row;		 /* and the row as a whole */
+	bool virtual_column; /* it reads one */
+	bool functions;		 /* it calls some that are not built in */
+	bool named;			 /* it may find by name what is in no fingerprint */
 	int ndependencies;
 	Oid *dependencies;			 /* tables that the plan reads, sorted */
 	bool opaque;				 /* it calls functions whose reads are not known */

@@ -65,6 +65,7 @@ typedef struct ReplaceContext
 	int sublevels_up;
 	Bitmapset *needed;
 	bool whole_row;
+	bool virtual_column;
 } ReplaceContext;
 
 static HTAB *policies;
@@ -196,6 +197,7 @@ ReplaceMutator(Node *node, ReplaceContext *context)
 			Node *result;
 
 			/* Its columns become parameters at once, so its level is no matter. */
+			context->virtual_column = true;
 			context->sublevels_up = 0;
 			result = ReplaceMutator(compat_generation_expression(context->rel, var->varattno),
 									context);
@@ -427,6 +429,7 @@ BuildPolicy(Policy *policy, Relation rel)
 	policy->search_path = pstrdup(QuerySearchPath(policy->key.role));
 	policy->needed = bms_copy(replace.needed);
 	policy->whole_row = replace.whole_row;
+	policy->virtual_column = replace.virtual_column;
 	policy->plan = plan;
 	policy->declared = list_copy(reads.declared);
 	policy->unknown = list_copy(reads.unknown);
