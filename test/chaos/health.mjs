@@ -13,7 +13,7 @@ const MORE_DESCRIPTORS = 40; // than at the first round, beside those of connect
 const MORE_MEMORY_KB = 96 * 1024;
 const MORE_SEGMENTS = 8; // of dynamic shared memory
 const TRANSIENT = 10; // connections of requests
-const SLOT_LAG_MS = 8 * 60000; // history_age is 5 min
+const SLOT_LAG_MS = 6 * 60000; // history_age is 5 min, which begin anew with the feed worker
 
 /**
  * Descriptors, without the files of tables: the server keeps up to
@@ -143,9 +143,10 @@ export class Health {
     }
     if (now.connections > clients + TRANSIENT) problems.push(`the feed knows ${now.connections} connections, there are ${clients}`);
     if (now.segments > first.segments + MORE_SEGMENTS) problems.push(`${now.segments} segments of dynamic shared memory, ${first.segments} at first`);
-    this.#samples.push({ at: Date.now(), lsn: now.lsn });
+    this.#samples.push({ at: Date.now(), lsn: now.lsn, worker: now.worker });
     const old = this.#samples.findLast(({ at }) => at < Date.now() - SLOT_LAG_MS);
-    if (old && (now.restart < old.lsn || now.confirmed < old.lsn)) {
+    if (now.lsn - now.restart > now.most) problems.push(`the slot holds ${now.lsn - now.restart} bytes of WAL, more than changefeed.history_wal_size`);
+    if (old && old.worker === now.worker && (now.restart < old.lsn || now.confirmed < old.lsn)) {
       problems.push(`the slot is at ${now.restart} and ${now.confirmed}, the WAL was at ${old.lsn} ${(Date.now() - old.at) / 1000} s ago`);
     }
     if (problems.length > 0) throw new Error(`leak: ${problems.join('; ')}`);
@@ -210,6 +211,8 @@ export class Health {
       return {
         kinds, connections,
         segments: files(join(this.#data, 'pg_dynshmem'), /./).length,
+        worker: await number('SELECT feed_worker_pid FROM changefeed.stat_feed'),
+        most: await number("SELECT pg_size_bytes(current_setting('changefeed.history_wal_size'))"),
         lsn: await number("SELECT pg_current_wal_lsn() - '0/0'"),
         restart: await number("SELECT restart_lsn - '0/0' FROM pg_replication_slots WHERE slot_name LIKE 'pg_changefeed%'"),
         confirmed: await number("SELECT confirmed_flush_lsn - '0/0' FROM pg_replication_slots WHERE slot_name LIKE 'pg_changefeed%'"),
