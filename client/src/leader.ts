@@ -4,7 +4,8 @@
  * A client of its own (`inner`) keeps the connection and the rows. What the server says goes to that client first, and then as it is
  * to all tabs at once (`say`, see tabs.ts); each takes what it has subscribed to. A tab that comes later gets the client's rows. A
  * tab that comes back with a position gets what came since, if that is still in the channel's log; the first one that comes back to
- * a new leader brings its rows along, and the leader goes on from them.
+ * a new leader brings its rows along, and the leader goes on from them. The others do not wait until it has caught up, but catch up with
+ * it: how much that is makes no difference then.
  */
 import { createClient } from './client.js';
 import { ChangefeedError } from './error.js';
@@ -15,6 +16,8 @@ import type { AnyRow, Channel, ClientOptions, Initial, Transport, TransportConte
 export interface Said {
   /** What the server has said. */
   all?: AnyRow;
+  /** Where all channels are behind it that are ready, also in tabs that have not the channel of what was said. */
+  at?: string;
   to?: string;
   /** Here is the place of the parcel with that number. */
   parcel?: number;
@@ -80,11 +83,17 @@ interface Entry {
 
 interface Logged {
   position: string;
+  at: number;
   frame?: AnyRow;
   message?: AnyRow;
 }
 
+/** So much of what has come is kept in any case, for tabs that come back; and so much of what is not older than that, however fast it comes. */
 const LOG = 2000;
+const LOG_MAX = 50_000;
+const LOG_MS = 30_000;
+/** What goes, goes so much at a time. */
+const LOG_STEP = 500;
 /** A tab is asked for its rows; if it does not answer within this time, another one is, and then the server. */
 const BASE_MS = 3000;
 /** Tabs that have not all rows wait so long for one that has. */
@@ -192,28 +201,31 @@ export const lead = (
 
   /** Notes what has come for which channels, and where those are now: what the client does with positions is what tabs do. */
   const note = (contentOf: (entry: Entry) => Partial<Logged> | false) => {
+    const at = performance.now();
     for (const entry of entries.values()) {
       const { log, channel } = entry;
       const content = contentOf(entry);
       const position = channel?.position;
       if (!entry.on || !position || (!content && log.at(-1)?.position === position)) continue;
-      log.push({ position, ...content });
-      if (log.length > LOG * 1.25) log.splice(0, log.length - LOG);
+      log.push({ position, at, ...content });
+      if (log.length >= LOG + LOG_STEP && (at - log[LOG_STEP - 1]!.at > LOG_MS || log.length > LOG_MAX)) log.splice(0, LOG_STEP);
     }
   };
 
-  /** The tab's subscription begins, or goes on. */
+  /** The tab's subscription goes on at once from a position that is known, or begins when the rows are exact. */
   const tell = (tab: Tab, sub: Sub, entry: Entry) => {
     const channel = entry.channel!;
     const { name, log } = entry;
     const found = log.map(({ position }) => position).lastIndexOf(sub.from!);
+    const live = channel.state === 'live';
+    if (!live && found < 0) return;
     const all: AnyRow[] = [{ ...entry.head, type: 'subscribed', id: sub.id, channel: name, recovered: found >= 0, entities: channel.entities }];
     if (found >= 0) {
       for (const { frame, message } of log.slice(found + 1)) {
         if (frame) all.push({ ...frame, channel: name, changes: (frame.changes as AnyRow[]).filter((change) => change.channel === name).map(whole) });
         if (message) all.push(message);
       }
-      all.push({ type: 'ready', channel: name, position: channel.position });
+      if (live) all.push({ type: 'ready', channel: name, position: channel.position });
     } else {
       if (sub.from !== undefined) all.push({ type: 'resync', channel: name, reason: entry.reason });
       if (!sub.plain) {
@@ -239,7 +251,7 @@ export const lead = (
     }
     send(tab, ...all);
   };
-  /** It is exact now: whoever waits for it gets it. */
+  /** Whoever waits for it gets it, as far as it is known or exact now. */
   const tellAll = (entry: Entry) => {
     for (const [tab, sub] of subsOf(entry)) if (!sub.told) tell(tab, sub, entry);
   };
@@ -288,11 +300,13 @@ export const lead = (
     if (type === 'subscribed' && message.id === entry.request) {
       entry.on = true;
       entry.head = message.min_interval_ms === undefined ? {} : { min_interval_ms: message.min_interval_ms };
+      if (!message.recovered) entry.log = [];
+      return tellAll(entry);
     }
     if (!entry.on) return;
     if (type === 'message') {
       note((each) => each === entry && { message });
-      say({ all: message });
+      say({ all: message, ...(entry.channel.state === 'live' && entry.head.min_interval_ms === undefined && { at: message.position }) });
     } else if (type === 'snapshot' || type === 'columns') say({ all: message });
     else if (type === 'presence' && message.id === undefined) present(entry, message);
     else if (type === 'ready' && entry.channel.state === 'live') {
@@ -312,7 +326,7 @@ export const lead = (
     entry.asked = null;
     entry.waits = false;
     entry.versions = !initial || initial.versions !== undefined;
-    entry.log = initial?.position ? [{ position: initial.position }] : [];
+    entry.log = initial?.position ? [{ position: initial.position, at: performance.now() }] : [];
     const channel = inner.channel(entry.name, { ...(entry.versions && { versions: true }), ...(entry.plain && { snapshot: false }), ...(initial && { initial }) }) as Channel;
     entry.channel = channel;
     entry.offs = [
@@ -394,7 +408,7 @@ export const lead = (
     entry.plain &&= sub.plain;
     if (entry.waits && !sub.plain) return ask(entry);
     if (more && entry.channel) reopen(entry);
-    else if (entry.on && entry.channel?.state === 'live') tell(tab, sub, entry);
+    else if (entry.on) tell(tab, sub, entry);
   };
   const leave = (tab: Tab, name: string) => {
     const entry = entries.get(name);

@@ -43,8 +43,9 @@ const VOLATILE = ['exp', 'iat', 'nbf', 'jti', 'session_id'];
 const MISSES = 3;
 /** A tab waits so long for the leader's connection before it asks again. */
 const WAIT_MS = 10_000;
-/** A tab that does not come back within this time leads no more. */
+/** A tab that does not come back within this time leads no more; one whose own hearing has ended its connection may need a token first. */
 const LEAVE_MS = 500;
+const BACK_MS = 10_000;
 
 const identityOf = (token: string | null): string => {
   const claims = claimsOf(token);
@@ -249,14 +250,14 @@ export const shareTabs = (options: TabsOptions = {}): TabsTransport => {
       inbox.close();
       outbox?.close();
     };
-    const finish = () => {
+    const finish = (backMs = LEAVE_MS) => {
       if (over) return;
       sleep();
-      mine.leaving = setTimeout(mine.leave, LEAVE_MS);
+      mine.leaving = setTimeout(mine.leave, backMs);
     };
     const end = (code: number, error?: ChangefeedError, again?: boolean) => {
       if (over) return;
-      finish();
+      finish(code === 1006 && again ? BACK_MS : LEAVE_MS);
       context.closed(code, error, again);
     };
     const begin = () => {
@@ -271,25 +272,26 @@ export const shareTabs = (options: TabsOptions = {}): TabsTransport => {
       const { set, ...rest } = change;
       return { ...rest, op: 'replace', row: change.row ?? { ...change.key, ...set } };
     };
-    const give = (message: AnyRow, forAll?: boolean) => {
+    const give = (message: AnyRow, forAll?: boolean, at?: string) => {
       const { type, channel } = message;
       const sub = subs.get(channel as string);
       if (type === 'connected') connected = true;
       if (type === 'subscribed' && sub?.id === message.id) sub!.on = true;
       if (forAll && !connected) return;
       if (type === 'transaction') return context.message({ ...message, changes: (message.changes as AnyRow[]).map(fit) });
-      if (forAll && channel !== undefined && !sub?.on) return;
+      // What is not for this tab may be news of where its channels are.
+      if (forAll && channel !== undefined && !sub?.on) return at && context.message({ type: 'ping', position: at });
       if (forAll && type === 'revoked') sub!.on = false;
       if (!sub?.plain) return context.message(message);
       if (type !== 'snapshot') context.message(type === 'ready' ? { ...message, snapshot: undefined } : message);
     };
     const pump = () => {
       while (heard.length && !over) {
-        const { all, to = id, parcel = 0, want, end: ended } = heard[0]!;
+        const { all, at, to = id, parcel = 0, want, end: ended } = heard[0]!;
         const messages = parcels.get(parcel) ?? [];
         if (to === id && parcel && !parcels.delete(parcel)) return;
         heard.shift();
-        if (all) give(all, true);
+        if (all) give(all, true, at);
         if (to !== id) continue;
         for (const message of messages) if (!over) give(message);
         if (want !== undefined) post({ base: { name: want, ...context.dump(want) } });
@@ -363,7 +365,7 @@ export const shareTabs = (options: TabsOptions = {}): TabsTransport => {
         if (outbox) post({ message: said });
         else waiting.push(said);
       },
-      close: finish,
+      close: () => finish(),
     };
   };
   return Object.defineProperty(transport, 'leads', { get: () => group?.leads ?? false }) as TabsTransport;

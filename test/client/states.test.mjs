@@ -637,13 +637,13 @@ describe('requests', () => {
   test('a channel that nobody has any more is not subscribed, by a pause that ends or by a handle of before', async (t) => {
     const { client, server } = scripted(t);
     const { subscribe } = server.answer;
-    server.answer.subscribe = ({ id }) => server.say({ type: 'error', id, code: '55P03', message: 'locked', retry_after_ms: 40 });
+    server.answer.subscribe = ({ id }) => server.say({ type: 'error', id, code: '55P03', message: 'locked', retry_after_ms: 500 });
     const busy = client.channel('t');
     await until(() => server.last('subscribe') && client.connection.current.status === 'connected', 'refused');
     await turn();
     busy.unsubscribe();
     await until(() => client.channels().length === 0, 'the end');
-    await new Promise((resolve) => { setTimeout(resolve, 60); });
+    await new Promise((resolve) => { setTimeout(resolve, 600); });
     assert.equal(server.of('subscribe').length, 1);
     server.answer.subscribe = subscribe;
     const channel = client.channel('t');
