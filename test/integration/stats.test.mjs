@@ -9,6 +9,7 @@ import { promisify } from 'node:util';
 
 import { Client, until } from './lib/client.mjs';
 import { number } from './lib/json.mjs';
+import { LOG } from './lib/log.mjs';
 import { Session } from './lib/psql.mjs';
 
 const run = promisify(execFile);
@@ -132,7 +133,7 @@ test('resyncs have reasons, refusals and closings causes', async (t) => {
     .then(([row]) => [number(row.subscriptions), number(row.instances), Object.keys(row.resync_reasons).sort()]), [1, 1, ['channel_changed', 'truncated']]);
 
   for (let i = 0; i < 3; i++) await assert.rejects(Client.connect({ token: 'nonsense' }), { code: '28000' });
-  const logged = readFileSync(`${process.env.CLUSTER_DATA}/log/server.log`, 'utf8').split('\n').filter((line) => line.includes('has refused a token from address "127.0.0.1"'));
+  const logged = readFileSync(LOG, 'utf8').split('\n').filter((line) => line.includes('has refused a token from address "127.0.0.1"'));
   assert.ok(logged.length >= 1 && logged.length < 3, `${logged.length} lines of 3 refusals`);
   assert.ok(!logged.join().includes('nonsense'));
   const silent = new Client({});
