@@ -300,18 +300,19 @@ test('metrics and views under load delay nobody', async (t) => {
       asked++;
     }
   });
-  const lags = [];
+  // How many questions were answered while a change was on its way: on a machine that is slow, both are.
+  const meanwhile = [];
   for (let i = 0; i < 50; i++) {
-    const changes = subscription.changes;
-    const begun = performance.now();
+    const { changes } = subscription;
     await db.exec(`UPDATE counted SET v = 'w${i}' WHERE id = 1`);
+    const before = asked;
     await until(() => subscription.changes > changes, 'the change');
-    lags.push(performance.now() - begun);
+    meanwhile.push(asked - before);
   }
   done = true;
   await Promise.all(reading);
-  lags.sort((a, b) => a - b);
-  t.diagnostic(`${asked} questions; a change took ${lags[25].toFixed(1)} ms, at most ${lags[49].toFixed(1)} ms`);
+  meanwhile.sort((a, b) => a - b);
+  t.diagnostic(`${asked} questions; during a change ${meanwhile[25]}, at most ${meanwhile[49]}`);
   assert.ok(asked > 50, `${asked} questions`);
-  assert.ok(lags[45] < 500, `${lags[45]} ms`);
+  assert.ok(meanwhile[45] < 50, `${meanwhile[45]} questions`);
 });
