@@ -598,17 +598,6 @@ DropClient(Client *client)
 	Disconnect(client);
 }
 
-/* It does nothing more until SIGCONT. */
-static void
-HoldGateway(void)
-{
-	siginfo_t info;
-
-	kill(worker.pid, SIGSTOP);
-	if (waitid(P_PID, (id_t) worker.pid, &info, WSTOPPED) != 0)
-		Die("the gateway cannot be held");
-}
-
 /* What many others cause at the same time is not waited for. */
 void
 TestTurns(void)
