@@ -179,7 +179,7 @@ help:
 	@echo 'make bench-quick     the same in a few minutes, with less precision'
 	@echo 'make format          format the C sources'
 	@echo 'make format-check    fail if they are not formatted'
-	@echo 'make lint            check format, shell scripts and version numbers'
+	@echo 'make lint            check format, shell scripts, version numbers and lists of packages'
 	@echo
 	@echo 'Variables: PG_CONFIG=/path/to/pg_config  WERROR=1  ARGS="arguments of demo, test or bench"'
 
@@ -252,7 +252,8 @@ bench-quick:
 	bench/run --quick $(ARGS)
 
 C_FILES = $$(find src test/fuzz -name '*.[ch]' | sort)
-SHELL_FILES = $(filter-out %.mjs,$(wildcard scripts/*)) debian/tests/live $(wildcard .ci/run demo/run test/run test/bench/run bench/run bench/report/make bench/authorization/tree bench/profile test/sanitize/run test/neighbours/run test/fuzz/run test/limits/run)
+SHELL_FILES = $$(grep -rlsIE --exclude-dir=node_modules --exclude-dir=results \
+	'^(\#!/(usr/bin/env bash|bin/sh)|\# shellcheck shell=)' .ci bench debian demo scripts test | sort)
 
 format:
 	clang-format -i $(C_FILES)
@@ -261,7 +262,6 @@ format-check:
 	clang-format --dry-run -Werror $(C_FILES)
 
 lint: format-check
-	@if command -v shellcheck >/dev/null; then \
-		echo shellcheck $(SHELL_FILES); shellcheck -x $(SHELL_FILES); \
-	else echo 'shellcheck is not installed: shell scripts not checked' >&2; fi
+	shellcheck -x $(SHELL_FILES)
 	node test/docs/versions.mjs
+	node test/docs/packages.mjs

@@ -108,7 +108,8 @@ FindPath(const char *text, size_t length)
 static void
 Watch(Exchange *http)
 {
-	lws_set_timeout(http->conn->wsi, NO_PENDING_TIMEOUT, 0);
+	if (!http->conn->killed)
+		lws_set_timeout(http->conn->wsi, NO_PENDING_TIMEOUT, 0);
 	if (ListContains(&http->held))
 		return;
 	if (n_held++ == 0)
@@ -148,6 +149,10 @@ OnSweep(uv_timer_t *handle)
 	for (node = held_list.next; node != &held_list; node = node->next)
 	{
 		Exchange *http = ListElement(node, Exchange, held);
+
+		/* The time-out of such a one is its end. */
+		if (http->conn->killed)
+			continue;
 
 		/* lws sets its time-out again after some callbacks. */
 		lws_set_timeout(http->conn->wsi, NO_PENDING_TIMEOUT, 0);

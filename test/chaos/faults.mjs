@@ -7,6 +7,7 @@
 
 import { execFile } from 'node:child_process';
 import { readdirSync, readFileSync, statSync } from 'node:fs';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { promisify } from 'node:util';
 
 import { ask, cluster, pidOf, postmasterPid, send, startAgain } from '../convergence/processes.mjs';
@@ -15,7 +16,6 @@ import { setClock } from '../integration/lib/clock.mjs';
 import { reload, Session } from '../integration/lib/psql.mjs';
 
 const run = promisify(execFile);
-const sleep = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 const quietly = (promise) => promise.catch(() => null);
 
 const NO_WORKER = /all background worker slots are in use|could not start \d+ of \d+ query workers/;

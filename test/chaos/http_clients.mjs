@@ -2,12 +2,13 @@
 // they tell the checker what they receive; they cannot choose among channels as
 // they go, and have no `sync`, so they have settled when they hold what they should.
 
+import { setTimeout as sleep } from 'node:timers/promises';
+
 import { readPosition, cacheTexts, Track, Difference } from '../convergence/checker.mjs';
 import { Listener, LOST, PATIENCE_MS, TEMPORARY } from '../convergence/clients.mjs';
 import { until } from '../integration/lib/client.mjs';
 import { Events, poll } from '../integration/lib/http.mjs';
 
-const sleep = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 // Of a server that is not there, or has no room.
 const GONE = /fetch failed|terminated|other side closed|aborted|not within/;
 

@@ -6,6 +6,8 @@
 // ROUNDS (as many and no more), INJECT (see test/convergence/inject.mjs).
 // Exit status: 0 nothing was wrong; 1 something was; 3 a cache was wrong.
 
+import { setTimeout as sleep } from 'node:timers/promises';
+
 import { PollListener, StreamListener } from './http_clients.mjs';
 import { FAULTS } from './faults.mjs';
 import { acceptsSince, alarms, Health, Log, processes } from './health.mjs';
@@ -27,8 +29,6 @@ const WRITERS = env('WRITERS', 4);
 const ROUNDS = env('ROUNDS', Infinity);
 const PATIENCE_MS = 240000;
 const CONNECT_MS = 40000; // a machine that is busy otherwise must not make clients give up all the time
-
-const sleep = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 
 // What clients are like, by number.
 const HABITS = [

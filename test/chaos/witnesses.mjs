@@ -6,6 +6,8 @@
 //             committed behind the fault
 //   callers   call a function, with a key until it is answered, and without
 
+import { setTimeout as sleep } from 'node:timers/promises';
+
 import { AWAY } from '../convergence/processes.mjs';
 import { assertSame, until } from '../integration/lib/client.mjs';
 import { Follower } from '../integration/lib/follower.mjs';
@@ -13,7 +15,6 @@ import { bearer } from '../integration/lib/http.mjs';
 import { number } from '../integration/lib/json.mjs';
 import { Session } from '../integration/lib/psql.mjs';
 
-const sleep = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 const BEAT_MS = 50;
 
 // `beat` is plain; policies of `heard` are for query workers.

@@ -49,6 +49,7 @@ const api = () => {
     loads: 0,
     hold: null,
     async rows(where) {
+      // From then on the query is ahead of what a test asks the same session for.
       self.loads += 1;
       const rows = await truth(where);
       // Read before, answered behind.
@@ -111,7 +112,6 @@ describe('TanStack Query', () => {
     const second = backend.pause();
     void queryClient.refetchQueries({ queryKey: ['orders'] });
     await until(() => backend.loads === loads + 1, 'a load on its way');
-    await new Promise((resolve) => { setTimeout(resolve, 50); });
     await db.exec(`UPDATE orders SET note = 'raced' WHERE id = 3`);
     await until(() => seen.at(-1).find(({ id }) => id === 3).note === 'raced', 'the newer push');
     const from = seen.length;
@@ -219,7 +219,6 @@ describe('SWR', () => {
     const { loads } = backend;
     void invalidate(mutate, '/orders');
     await until(() => backend.loads === loads + 1, 'a load on its way');
-    await new Promise((resolve) => { setTimeout(resolve, 50); });
     await db.exec(`UPDATE orders SET note = 'swr raced' WHERE id = 3`);
     await until(() => seen.at(-1).find(({ id }) => id === 3).note === 'swr raced', 'the newer push');
     const from = seen.length;

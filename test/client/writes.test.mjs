@@ -243,8 +243,7 @@ describe('optimistic writes', () => {
     const titles = [];
     const off = tasks.subscribe(() => titles.push(tasks.current.find(({ id }) => id === 10).title));
     await tasks.mutate({ key: { id: 10 }, set: { title: 'now' }, call: change(10) });
-    await client.sync();
-    await new Promise((resolve) => { setTimeout(resolve, 350); });
+    await until(() => channel.rows().find(({ id }) => id === 10).title === 'now' && tasks.pending === 0, 'the flush');
     off();
     assert.deepEqual([...new Set(titles)], ['now']);
   });

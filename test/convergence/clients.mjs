@@ -1,6 +1,8 @@
 // Clients: connections that come and go, subscribe, resume, read slowly and
 // change who they are, at random. Each tells the checker what it receives.
 
+import { setTimeout as sleep } from 'node:timers/promises';
+
 import { Client, Subscription, until, within } from '../integration/lib/client.mjs';
 import { canonical } from '../integration/lib/json.mjs';
 import { cacheTexts, Checker, describeTrack, Difference, readPosition, Track } from './checker.mjs';
@@ -22,8 +24,6 @@ const HABITS = {
   rest: [100, 2000],
   slow: [200, 2500],
 };
-
-const sleep = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 
 /** Somebody who receives; the checker is told of it. */
 export class Listener {

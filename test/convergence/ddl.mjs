@@ -4,13 +4,13 @@
 //
 // It keeps a world of its own, since it has to know what exists.
 
+import { setTimeout as sleep } from 'node:timers/promises';
+
 import { alterPolicySql, policySql, randomExpression } from './policies.mjs';
 import { ANONYMOUS, applyEvent, createChannelSql, droppable, feedTables, grantSql, GROUPS, randomGrant, ROLES } from './world.mjs';
 import { Random } from './values.mjs';
 import { Writer } from './workload.mjs';
 import { quote } from '../integration/lib/psql.mjs';
-
-const sleep = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 
 export class DdlWriter extends Writer {
   done = {};

@@ -1,10 +1,10 @@
 // Kills what the feed consists of, at random: the gateway, decoder, feed worker
 // and query workers, and the whole server. Some are only stopped for a second.
 
+import { setTimeout as sleep } from 'node:timers/promises';
+
 import { ask, cluster, pidOf, postmasterPid, send, startAgain } from './processes.mjs';
 import { Random } from './values.mjs';
-
-const sleep = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 
 export class Killer {
   idle = false;

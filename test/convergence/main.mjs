@@ -4,6 +4,8 @@
 // KILLS (1), DDL (1), INJECT (see inject.mjs).
 // Exit status: 0 all equal; 1 the test itself failed; 3 a difference was found.
 
+import { setTimeout as sleep } from 'node:timers/promises';
+
 import { Difference } from './checker.mjs';
 import { injector } from './inject.mjs';
 import { Killer } from './killer.mjs';
@@ -16,8 +18,6 @@ const SECONDS = env('SECONDS', 60);
 const CLIENTS = env('CLIENTS', 30);
 const WRITERS = env('WRITERS', 3);
 const QUIET_EVERY_MS = 8000;
-
-const sleep = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 
 async function main() {
   const report = new Report();

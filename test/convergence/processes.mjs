@@ -2,13 +2,13 @@
 // the server's end and start, for tests that kill.
 
 import { execFile } from 'node:child_process';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { promisify } from 'node:util';
 
 import { until } from '../integration/lib/client.mjs';
 import { Session } from '../integration/lib/psql.mjs';
 
 const run = promisify(execFile);
-const sleep = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 const PATIENCE_MS = 120000;
 
 /** Of a server that is not there, or does not let anybody in. */

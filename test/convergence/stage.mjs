@@ -2,6 +2,8 @@
 // a world with its oracle, writers and clients, and the comparison of everything
 // with everything while nobody does anything.
 
+import { setTimeout as sleep } from 'node:timers/promises';
+
 import { Checker, cacheTexts, LEAK_BOUND_MS, readPosition } from './checker.mjs';
 import { Fleet } from './clients.mjs';
 import { DdlWriter } from './ddl.mjs';
@@ -14,8 +16,6 @@ import { ANONYMOUS, channelName, parametersOf, randomWorld, RESET, ROLES, select
 import { until } from '../integration/lib/client.mjs';
 import { canonical } from '../integration/lib/json.mjs';
 import { reload, Session } from '../integration/lib/psql.mjs';
-
-const sleep = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 
 function randomIdentities(random) {
   const identities = ROLES.map((role, i) => ({ role, sub: SUBJECTS[i], level: random.int(7) }));

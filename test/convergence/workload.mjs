@@ -2,6 +2,8 @@
 // each has of its own. What comes of them is not known here and does not
 // matter: the oracle reads the WAL.
 
+import { setTimeout as sleep } from 'node:timers/promises';
+
 import { feedTables, SUBJECTS } from './world.mjs';
 import { literal, Random } from './values.mjs';
 import { Session, quote } from '../integration/lib/psql.mjs';
@@ -10,8 +12,6 @@ import { Session, quote } from '../integration/lib/psql.mjs';
 const EXPECTED = /duplicate key|deadlock detected|could not serialize|current transaction is aborted|no partition of relation|violates partition constraint|column "x\d" .*does not exist|lock timeout|prepared transaction with identifier|cannot affect row a second time|violates not-null|integer out of range|canceling statement|pending trigger events/;
 const LOST = /psql ended|connection|server closed|terminating|starting up|shutting down|recovery/i;
 const IDS = 40;
-
-const sleep = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 
 /** A session that comes back when the server does. */
 export class Writer {

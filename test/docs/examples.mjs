@@ -31,6 +31,7 @@ import { existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, 
 import { createRequire } from 'node:module';
 import os from 'node:os';
 import path from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 
 const ROOT = path.resolve(path.dirname(fileURLToPath(import.meta.url)), '../..');
@@ -41,8 +42,6 @@ const PATIENCE = 15000; // ms for anything that is waited for
 const CHECKED = new Set(['conf', 'sql', 'sh', 'js', 'json']);
 const POSITION = /"position":"([^"]+)"/g;
 const TOKEN = /\beyJ[\w-]+\.[\w-]+\.[\w-]+/g;
-
-const sleep = (ms) => new Promise((resolve) => { setTimeout(resolve, ms); });
 
 // ---- reading ----
 

@@ -16,6 +16,7 @@ import { chromium } from 'playwright-core';
 
 import { Client } from '../../console/client.js';
 import { serve } from '../../demo/chat/server.mjs';
+import { until } from '../integration/lib/client.mjs';
 
 const { HTTP_URL, CHROMIUM = '/usr/bin/chromium', PSQL = 'psql', UPDATE_IMAGES } = process.env;
 const root = new URL('../../', import.meta.url);
@@ -85,11 +86,6 @@ const leave = (...pages) => Promise.all(pages.map((page) => page.context().close
 const said = (page) => page.locator('#messages li:not(.waits) p').allInnerTexts();
 const saw = (page, text) => page.locator('#messages li:not(.waits) p').getByText(text, { exact: true }).waitFor();
 const here = (page, text) => page.locator('#here').getByText(text, { exact: true }).waitFor();
-
-async function until(condition, what) {
-  const end = Date.now() + 15_000;
-  while (!(await condition())) assert.ok(Date.now() < end, what);
-}
 
 async function say(page, text) {
   await page.getByLabel('Message', { exact: true }).fill(text);

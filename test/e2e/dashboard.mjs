@@ -18,6 +18,7 @@ import { promisify } from 'node:util';
 import { chromium } from 'playwright-core';
 
 import { serve } from '../../demo/dashboard/server.mjs';
+import { until } from '../integration/lib/client.mjs';
 
 const { HTTP_URL, CHROMIUM = '/usr/bin/chromium', PSQL = 'psql', UPDATE_IMAGES } = process.env;
 const root = new URL('../../', import.meta.url);
@@ -79,10 +80,6 @@ async function quiet() {
   await until(async () => (await query("SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'CALL courier.tick%' AND state = 'active' AND pid <> pg_backend_pid()")) === '0', 'no traffic');
 }
 const busy = () => query('UPDATE courier.traffic SET running = true');
-
-async function until(condition, what) {
-  for (const end = Date.now() + PATIENCE; !(await condition());) assert.ok(Date.now() < end, what);
-}
 
 /** What `look` finds in the page becomes what `expected` finds in the database. */
 async function becomes(look, expected, what) {

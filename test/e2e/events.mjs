@@ -16,6 +16,8 @@ import { promisify } from 'node:util';
 
 import { chromium } from 'playwright-core';
 
+import { until } from '../integration/lib/client.mjs';
+
 const { HTTP_URL, CHROMIUM = '/usr/bin/chromium', PSQL = 'psql' } = process.env;
 const skip = HTTP_URL ? false : 'HTTP_URL is not set';
 const query = async (text) => (await promisify(execFile)(PSQL, ['-X', '-q', '-A', '-t', '-v', 'ON_ERROR_STOP=1', '-c', text])).stdout.trim();
@@ -40,16 +42,6 @@ after(async () => {
   await browser?.close();
   foreign?.close();
 });
-
-async function until(look, what, ms = 20000) {
-  const end = Date.now() + ms;
-  for (;;) {
-    const result = await look();
-    if (result) return result;
-    if (Date.now() > end) throw new Error(`${what}: not within ${ms} ms`);
-    await new Promise((resolve) => { setTimeout(resolve, 50); });
-  }
-}
 
 /** In the page: keeps rows as an application would, and complains of what does not fit. */
 function follow({ url, token: secret }) {

@@ -17,6 +17,7 @@ import { chromium } from 'playwright-core';
 import WebSocket from 'ws';
 
 import { Client, fragmentOf } from '../../console/client.js';
+import { until } from '../integration/lib/client.mjs';
 
 const { HTTP_URL, CHROMIUM = '/usr/bin/chromium', PSQL = 'psql', UPDATE_IMAGES } = process.env;
 const results = fileURLToPath(new URL('../results/', import.meta.url));
@@ -71,13 +72,6 @@ async function cell(page, table, rowText, column) {
   const place = names.indexOf(column);
   assert.notEqual(place, -1, `column ${column} of ${names}`);
   return page.locator(`${table} tbody tr`).filter({ hasText: rowText }).locator('td').nth(place);
-}
-
-async function until(look) {
-  for (const end = Date.now() + 15_000; !look();) {
-    assert.ok(Date.now() < end, String(look));
-    await new Promise((resolve) => { setTimeout(resolve, 20); });
-  }
 }
 
 async function noProblems(page) {
@@ -162,7 +156,7 @@ test('who is present', { skip }, async () => {
   const member = new Client({ url: `${HTTP_URL.replace('http', 'ws')}/v1/socket`, token: tokens.bob, WebSocket });
   member.subscribe('desk:1');
   member.connect();
-  await until(() => member.state === 'live');
+  await until(() => member.state === 'live', 'a member that is live');
   member.request({ type: 'track', channel: 'desk:1', state: { name: 'Bob' } }, {});
   await present.locator('.present-count').filter({ hasText: '1' }).waitFor();
   await present.locator('summary').click();

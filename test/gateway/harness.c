@@ -421,6 +421,16 @@ Take(LinkType type, uint32_t conn)
 }
 
 void
+HoldGateway(void)
+{
+	siginfo_t info;
+
+	kill(worker.pid, SIGSTOP);
+	if (waitid(P_PID, (id_t) worker.pid, &info, WSTOPPED) != 0)
+		Die("the gateway cannot be held");
+}
+
+void
 DropKept(void)
 {
 	while (worker.first != NULL)

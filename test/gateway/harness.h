@@ -97,6 +97,9 @@ extern bool Has(LinkType type, uint32_t conn);
 extern Kept *Take(LinkType type, uint32_t conn); /* waits; 0: any */
 extern int CountKept(LinkType type);
 extern void DropKept(void);
+
+/* It does nothing more until SIGCONT. */
+extern void HoldGateway(void);
 extern uint64_t NowMs(void);
 
 extern void SendText(uint32_t conn, const char *text);

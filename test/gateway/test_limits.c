@@ -356,6 +356,7 @@ TestSlowRequests(void)
 	Client *drip;
 	Client *body;
 	uint64_t start;
+	bool dropped = false;
 
 	settings.handshake_timeout_ms = 1000;
 	StartGateway(&settings);
@@ -370,14 +371,13 @@ TestSlowRequests(void)
 	body = Connect();
 	Say(body, "POST /v1/say HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
 			"Content-Length: 100\r\n\r\n{\"a\":");
-	while (!drip->ended && NowMs() - start < LIMIT_MS)
+	while (!dropped && NowMs() - start < LIMIT_MS)
 	{
 		struct pollfd p = {.fd = drip->fd, .events = POLLIN};
 
-		if (poll(&p, 1, 100) > 0 || !TrySendRaw(drip, "X", 1))
-			break;
+		dropped = poll(&p, 1, 100) > 0 || !TrySendRaw(drip, "X", 1);
 	}
-	Ok(NowMs() - start < 4000, "a drop now and then does not help");
+	Ok(dropped, "a drop now and then does not help");
 	Ok(StatusIs(ReadHttp(drip), 408), "the request that drips is ended");
 	Ok(StatusIs(ReadHttp(half), 408), "so is half a one");
 	Ok(StatusIs(ReadHttp(silent), 408), "and none");
@@ -462,7 +462,7 @@ TestFloods(void)
 		SendMessage(burst, "{\"b\":1}");
 	for (i = 0; i < 200; i++)
 		Take(LINK_MESSAGE, burst->conn);
-	Ok(true, "a burst arrives");
+	Ok(!Has(LINK_CLOSED, burst->conn), "a burst arrives");
 
 	/* More than that arrives, too, but in its time. */
 	start = NowMs();
@@ -598,17 +598,6 @@ DropClient(Client *client)
 	Disconnect(client);
 }
 
-/* It does nothing more until SIGCONT. */
-static void
-HoldGateway(void)
-{
-	siginfo_t info;
-
-	kill(worker.pid, SIGSTOP);
-	if (waitid(P_PID, (id_t) worker.pid, &info, WSTOPPED) != 0)
-		Die("the gateway cannot be held");
-}
-
 /* What many others cause at the same time is not waited for. */
 void
 TestTurns(void)
@@ -672,7 +661,7 @@ TestTurns(void)
 	Ok(Contains(frame.text, "{\"n\":3}"), "it is the right one");
 	for (i = 0; i < N; i++)
 		Take(LINK_CLOSED, numbers[i]);
-	Ok(true, "and all the ends are told");
+	Is((uint64_t) CountKept(LINK_CLOSED), 0, "and all the ends are told, each once");
 
 	/* Those who are gone are written to before their end is noticed. */
 	for (i = 0; i < N; i++)

@@ -5,11 +5,15 @@
  *
  *-------------------------------------------------------------------------
  */
+#include <signal.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
 #include "tests.h"
+
+/* How often the gateway looks whether clients of held requests are there still. */
+#define HELD_SWEEP_MS 1000
 
 /* A LINK_REQUEST, taken apart. */
 typedef struct Told
@@ -223,8 +227,7 @@ TestLeaving(void)
 	told = TakeRequest();
 	Ok(SpentTicks(300) < 15, "a request that is held costs no time");
 	Disconnect(client);
-	Take(LINK_CLOSED, told.conn);
-	Ok(true, "its client is missed when it has gone");
+	Ok(Take(LINK_CLOSED, told.conn) != NULL, "its client is missed when it has gone");
 
 	client = Ask("GET /page HTTP/1.1\r\nHost: localhost\r\n\r\nGET /page HTTP/1.1\r\n");
 	told = TakeRequest();
@@ -242,6 +245,37 @@ TestLeaving(void)
 	Ok(strlen(ReadHttp(client)) > sizeof(large), "which is there in the end");
 	Disconnect(client);
 	Take(LINK_CLOSED, told.conn);
+}
+
+/* They are dropped some at a time, and looked after meanwhile: none is forgotten. */
+static void
+TestLeavingTogether(void)
+{
+	enum
+	{
+		N = 1000
+	};
+	Client *clients[N];
+	int i;
+
+	for (i = 0; i < N; i++)
+	{
+		clients[i] = Ask("GET /page HTTP/1.1\r\nHost: localhost\r\n\r\n");
+		clients[i]->conn = TakeRequest().conn;
+	}
+	for (i = 0; i < N; i++)
+		Disconnect(clients[i]);
+	DropKept();
+
+	/* It stands still in the midst of that, and looks after all first when it goes on. */
+	while (!Has(LINK_CLOSED, 0))
+		Step(20);
+	HoldGateway();
+	usleep(HELD_SWEEP_MS * 1000);
+	kill(worker.pid, SIGCONT);
+	for (i = 0; i < N; i++)
+		Take(LINK_CLOSED, clients[i]->conn);
+	Is((uint64_t) CountKept(LINK_CLOSED), 0, "%d who leave together are missed, each once", N);
 }
 
 /* lws has headers for 4096 at a time: who is held must not keep them. */
@@ -267,6 +301,7 @@ TestHeld(void)
 			return;
 		}
 	}
+	DropKept();
 	for (i = 0; i < N; i++)
 	{
 		/* Some of them come slowly. */
@@ -278,7 +313,7 @@ TestHeld(void)
 		if (i == 99)
 			memory = StatusField("VmRSS:");
 	}
-	Ok(true, "%d requests can be held", N);
+	Is((uint64_t) CountKept(LINK_CLOSED), 0, "%d requests can be held", N);
 	Note("%ld bytes of memory for each", (StatusField("VmRSS:") - memory) * 1024 / (N - 100));
 	Ok(SpentTicks(1000) < 20, "which costs little");
 	for (i = 0; i < N; i += 8)
@@ -295,6 +330,8 @@ TestHeld(void)
 		Disconnect(clients[i]);
 	}
 	Is((uint64_t) i, N, "and all are answered");
+	for (i = 0; i < N; i++)
+		Take(LINK_CLOSED, clients[i]->conn);
 	DropKept();
 }
 
@@ -319,6 +356,7 @@ TestRequests(void)
 	TestBodies();
 	TestOrigins();
 	TestLeaving();
+	TestLeavingTogether();
 	TestHeld();
 
 	client = Ask("GET /page HTTP/1.1\r\nHost: localhost\r\n\r\n");

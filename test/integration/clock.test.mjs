@@ -1,7 +1,6 @@
 // Somebody sets the server's clock back: nothing is put off by as much.
 
 import { execFile } from 'node:child_process';
-import { readFileSync } from 'node:fs';
 import { after, before, describe, test } from 'node:test';
 import { promisify } from 'node:util';
 
@@ -9,6 +8,7 @@ import { clockOf, preload } from './lib/clock.mjs';
 import { until } from './lib/client.mjs';
 import { Follower } from './lib/follower.mjs';
 import { number } from './lib/json.mjs';
+import { logged } from './lib/log.mjs';
 import { Session } from './lib/psql.mjs';
 
 const run = promisify(execFile);
@@ -18,7 +18,6 @@ describe('a clock that is set back', () => {
   let clock;
   let follower;
   const stat = async (column) => db.value(`SELECT ${column} FROM changefeed.stat_feed`);
-  const log = () => readFileSync(`${process.env.CLUSTER_DATA}/log/server.log`, 'utf8');
 
   before(async () => {
     clock = await clockOf(`${process.env.CLUSTER_DATA}/..`);
@@ -48,7 +47,7 @@ describe('a clock that is set back', () => {
 
   test('clients get what was put off for them', async () => {
     clock.set(0);
-    const offset = log().length;
+    const log = logged();
     // The first one goes out at once, the second one an interval later.
     await db.exec('UPDATE ticks SET n = 1');
     await until(() => held() === 1, 'the first change');
@@ -57,7 +56,7 @@ describe('a clock that is set back', () => {
     await until(() => held() === 2, 'the second change', 30000);
     await db.exec('UPDATE ticks SET n = 3');
     await until(() => held() === 3, 'and another one', 30000);
-    await until(() => log().slice(offset).includes('begins anew because the clock was set back'), 'the log says it');
+    await log.wait(/begins anew because the clock was set back/);
     await follower.settle();
   });
 
@@ -65,10 +64,10 @@ describe('a clock that is set back', () => {
     clock.set(0);
     await until(async () => await stat('state') === 'running', 'running');
     // A feed that ends soon waits longer each time.
-    const offset = log().length;
+    const log = logged();
     await until(async () => {
       await db.exec('SELECT pg_terminate_backend(decoder_pid) FROM changefeed.stat_feed');
-      return /starting it again in [48]000 ms/.test(log().slice(offset));
+      return /starting it again in [48]000 ms/.test(log.text());
     }, 'a pause', 60000);
     clock.set(-7200);
     await until(async () => await stat('state') === 'running', 'running again', 30000);

@@ -8,10 +8,10 @@ import { readFileSync } from 'node:fs';
 import { after, before, describe, test } from 'node:test';
 
 import { assertSame, Client, until, within } from './lib/client.mjs';
+import { logged } from './lib/log.mjs';
 import { Session } from './lib/psql.mjs';
 import { randomOf } from './lib/random.mjs';
 
-const LOG = `${process.env.CLUSTER_DATA}/log/server.log`;
 const GATEWAYS = 16;
 
 // src/link_format.h
@@ -271,10 +271,10 @@ describe('a compromised gateway', () => {
     test(`what no honest gateway says ends it, and nobody else: ${why}`, async (t) => {
       if (skip) return t.skip(skip);
       const link = await take();
-      const from = readFileSync(LOG).length;
+      const log = logged();
       link.send(...lies());
       await within(20000, link.over, 'the link is closed');
-      const said = await until(() => readFileSync(LOG).subarray(from).toString().match(/gateway with PID (\d+) (?:breaks the rules of the link: )?(.*)/), 'a log line');
+      const said = await log.wait(/gateway with PID (\d+) (?:breaks the rules of the link: )?(.*)/);
       assert.deepEqual([Number(said[1]), said[2]], [link.pid, why]);
       await until(() => { try { process.kill(link.pid, 0); return false; } catch { return true; } }, 'its process is gone');
       await victimIsWell(why);

@@ -12,6 +12,7 @@ import { after, before, describe, test } from 'node:test';
 
 import { assertSame, Client, until } from './lib/client.mjs';
 import { Follower } from './lib/follower.mjs';
+import { LOG, logged } from './lib/log.mjs';
 import { quote, Session } from './lib/psql.mjs';
 
 const SEED = Number(process.env.SEED ?? 20261121);
@@ -377,7 +378,7 @@ describe('changefeed.decoder', () => {
   let follower;
 
   const slots = () => db.rows("SELECT slot_name, plugin FROM pg_replication_slots WHERE slot_name LIKE 'pg\\_changefeed\\_%' AND database = current_database()");
-  const log = () => readFileSync(`${process.env.CLUSTER_DATA}/log/server.log`, 'utf8');
+  const log = () => readFileSync(LOG, 'utf8');
 
   async function choose(decoder) {
     await db.exec(`ALTER SYSTEM SET changefeed.decoder = '${decoder}'; SELECT pg_reload_conf()`);
@@ -427,11 +428,11 @@ describe('changefeed.decoder', () => {
     chmodSync(libraries, 0o755);
     symlinkSync(`${await db.value("SELECT setting FROM pg_config WHERE name = 'PKGLIBDIR'")}/pg_changefeed.so`, `${libraries}/pg_changefeed.so`);
     try {
-      const said = log().length;
+      const said = logged();
       await db.exec(`ALTER SYSTEM SET dynamic_library_path = ${quote(libraries)}`);
       await choose('wal2json');
-      await until(() => /cannot be loaded[^]*starting it again in \d{4,} ms/.test(log().slice(said)), 'error, and a pause');
-      const text = log().slice(said);
+      await said.wait(/cannot be loaded[^]*starting it again in \d{4,} ms/);
+      const text = said.text();
       assert.match(text, /cannot be decoded with wal2json, which cannot be loaded/);
       assert.match(text, /HINT: .*postgresql-\d+-wal2json.*"changefeed.decoder" to "native"/);
       assert.deepEqual(await slots(), before);

@@ -5,6 +5,7 @@ import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { after, before, test } from 'node:test';
+import { setTimeout as pause } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 
 import { Client, until } from './lib/client.mjs';
@@ -87,7 +88,6 @@ async function attack(names, seconds) {
 }
 
 const memory = async () => Number(await db.value('SELECT sum(memory_bytes) FROM changefeed.stat_gateways'));
-const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 const at = (sorted, q) => sorted[Math.min(sorted.length - 1, Math.floor(sorted.length * q))];
 
 /** Runs that, with the delays of the changes that are written meanwhile, and the gateways' largest memory. */

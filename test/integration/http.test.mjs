@@ -6,11 +6,11 @@ import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { readFileSync } from 'node:fs';
 import { connect } from 'node:net';
-import { join } from 'node:path';
 import { after, before, describe, test } from 'node:test';
 
 import { assertSame, Client, until, within } from './lib/client.mjs';
 import { address, bearer, Events, poll } from './lib/http.mjs';
+import { LOG } from './lib/log.mjs';
 import { Session } from './lib/psql.mjs';
 
 const { HTTP_URL } = process.env;
@@ -531,7 +531,7 @@ describe('http', () => {
       const bad = 'c2VjcmV0.c2VjcmV0.c2VjcmV0';
       assert.equal((await poll(['http_rooms'], { more: { token: bad } })).status, 401);
       await poll(['http_rooms'], { more: { token } });
-      const log = readFileSync(join(process.env.CLUSTER_DATA, 'log/server.log'), 'utf8');
+      const log = readFileSync(LOG, 'utf8');
       assert.match(log, /changefeed/);
       assert.ok(!log.includes(bad) && !log.includes(token));
     });

@@ -2,13 +2,11 @@
 // is taken again afterwards.
 
 import assert from 'node:assert/strict';
-import { readFileSync } from 'node:fs';
 import { after, before, describe, test } from 'node:test';
 
 import { Client, until } from './lib/client.mjs';
+import { memoryOf } from './lib/log.mjs';
 import { reload, Session } from './lib/psql.mjs';
-
-const SLAB_BLOCK = 65536; // of connections, subscriptions, and what is loaded for these
 
 describe('memory of the feed worker', () => {
   let db;
@@ -35,14 +33,8 @@ describe('memory of the feed worker', () => {
   let first;
 
   test('what a subscription took is given back', async () => {
-    const log = `${process.env.CLUSTER_DATA}/log/server.log`;
     const client = await Client.connectSoon({ token });
-    const used = async () => {
-      const size = readFileSync(log, 'utf8').length;
-      await db.exec('SELECT pg_log_backend_memory_contexts(feed_worker_pid) FROM changefeed.stat_feed');
-      const said = await until(() => /changefeed registry:.* (\d+) used/.exec(readFileSync(log, 'utf8').slice(size)), 'logged');
-      return Number(said[1]);
-    };
+    const used = () => memoryOf(db, 'changefeed registry');
     const many = async () => {
       for (let i = 0; i < 200; i += 1) {
         const name = `memory_name:${String(i).padStart(400, 'x')}`;
@@ -57,18 +49,6 @@ describe('memory of the feed worker', () => {
     assert.ok(grown < 10000, `${grown} bytes`);
     await client.close();
   });
-
-  /** Bytes that the feed worker uses in a context. */
-  async function usedIn(context) {
-    const log = `${process.env.CLUSTER_DATA}/log/server.log`;
-    const size = readFileSync(log, 'utf8').length;
-    await db.exec('SELECT pg_log_backend_memory_contexts(feed_worker_pid) FROM changefeed.stat_feed');
-    const said = await until(() => {
-      const text = readFileSync(log, 'utf8').slice(size);
-      return /Grand total/.test(text) && text;
-    }, 'logged');
-    return Number(new RegExp(`${context}:.* (\\d+) used`).exec(said)[1]);
-  }
 
   test('what was found out for a subscription is given back while another one is loading', async (t) => {
     t.after(() => reload(db, { 'changefeed.heartbeat': null }));
@@ -91,9 +71,9 @@ describe('memory of the feed worker', () => {
       }
     };
     await many();
-    const before = await usedIn('changefeed answers');
+    const before = await memoryOf(db, 'changefeed answers');
     await many();
-    const grown = await usedIn('changefeed answers') - before;
+    const grown = await memoryOf(db, 'changefeed answers') - before;
     assert.ok(grown < 10000, `${grown} bytes`);
     await slow.cut();
     await client.close();
@@ -109,22 +89,14 @@ describe('memory of the feed worker', () => {
       await until(async () => Number(await db.value('SELECT count(*) FROM changefeed.stat_connections')) === 0, 'all are gone');
     };
     await many();
-    const before = await usedIn('changefeed feed worker');
+    const before = await memoryOf(db, 'changefeed feed worker');
     await many();
-    const grown = await usedIn('changefeed feed worker') - before;
+    const grown = await memoryOf(db, 'changefeed feed worker') - before;
     assert.ok(grown < 10000, `${grown} bytes`);
   });
 
   test('a client with one subscription takes less than 1 kB, and gives it back', async () => {
-    const log = `${process.env.CLUSTER_DATA}/log/server.log`;
-    const used = async () => {
-      const size = readFileSync(log, 'utf8').length;
-      await db.exec('SELECT pg_log_backend_memory_contexts(feed_worker_pid) FROM changefeed.stat_feed');
-      const said = await until(() => /[^]*Grand total: .* (\d+) used/.exec(readFileSync(log, 'utf8').slice(size)), 'logged');
-      // From 16 on a slab keeps ten empty blocks, and counts them as used.
-      const empty = [...said[0].matchAll(/blocks; (\d+) empty blocks;/g)].reduce((sum, [, blocks]) => sum + Number(blocks), 0);
-      return Number(said[1]) - empty * SLAB_BLOCK;
-    };
+    const used = () => memoryOf(db, 'Grand total');
     const open = (n) => Promise.all(Array.from({ length: n }, async () => {
       const client = await Client.connect({ token });
       await client.open('memory:0');
@@ -145,13 +117,6 @@ describe('memory of the feed worker', () => {
   });
 
   describe('with policies', () => {
-    const log = `${process.env.CLUSTER_DATA}/log/server.log`;
-    const used = async (context) => {
-      const size = readFileSync(log, 'utf8').length;
-      await db.exec('SELECT pg_log_backend_memory_contexts(feed_worker_pid) FROM changefeed.stat_feed');
-      const said = await until(() => new RegExp(`${context}: .* (\\d+) used`).exec(readFileSync(log, 'utf8').slice(size)), 'logged');
-      return Number(said[1]);
-    };
 
     test('what was made of a policy is given back with its last reader', async (t) => {
       await db.exec(`CREATE TABLE memory.listed (id int PRIMARY KEY); GRANT SELECT ON memory.listed TO memory_web;
@@ -171,9 +136,9 @@ describe('memory of the feed worker', () => {
         }
       };
       await cycles(10);
-      const before = await used('TopMemoryContext');
+      const before = await memoryOf(db, 'TopMemoryContext');
       await cycles(30);
-      const grown = await used('TopMemoryContext') - before;
+      const grown = await memoryOf(db, 'TopMemoryContext') - before;
       t.diagnostic(`${grown} bytes`);
       assert.ok(grown < 100000, `${grown} bytes`);
     });
@@ -186,10 +151,10 @@ describe('memory of the feed worker', () => {
       const client = await Client.connectSoon({ token: await db.token({ role: 'memory_web', sub: 'ada' }) });
       t.after(() => client.cut());
       await client.openSoon('memory_owned:ada');
-      const before = await used('Grand total');
+      const before = await memoryOf(db, 'Grand total');
       for (let i = 0; i < 800; i += 100) await Promise.all(Array.from({ length: 100 }, (_, k) => client.openSoon(`memory_owned:${i + k}`)));
       await client.settle();
-      const each = (await used('Grand total') - before) / 800;
+      const each = (await memoryOf(db, 'Grand total') - before) / 800;
       t.diagnostic(`${each} bytes`);
       assert.ok(each < 2500, `${each} bytes`);
     });

@@ -1,7 +1,6 @@
 // Whoever loses a right loses what it showed, in time; whoever gains one sees it.
 
 import assert from 'node:assert/strict';
-import { execFileSync } from 'node:child_process';
 import { after, before, describe, test } from 'node:test';
 
 import { assertSame, Client, until, within } from './lib/client.mjs';

@@ -10,9 +10,9 @@ import { after, before, describe, test } from 'node:test';
 
 import { Certificates } from './lib/certificates.mjs';
 import { Client, until } from './lib/client.mjs';
-import { quote, reload, Session } from './lib/psql.mjs';
+import { LOG } from './lib/log.mjs';
+import { reload, Session } from './lib/psql.mjs';
 
-const LOG = `${process.env.CLUSTER_DATA}/log/server.log`;
 const { hostname: host, port } = new URL(process.env.WS_URL);
 
 describe('secrets', () => {

@@ -9,6 +9,7 @@ import { promisify } from 'node:util';
 
 import { Client, until } from './lib/client.mjs';
 import { number } from './lib/json.mjs';
+import { LOG } from './lib/log.mjs';
 import { Session } from './lib/psql.mjs';
 
 const run = promisify(execFile);
@@ -132,7 +133,7 @@ test('resyncs have reasons, refusals and closings causes', async (t) => {
     .then(([row]) => [number(row.subscriptions), number(row.instances), Object.keys(row.resync_reasons).sort()]), [1, 1, ['channel_changed', 'truncated']]);
 
   for (let i = 0; i < 3; i++) await assert.rejects(Client.connect({ token: 'nonsense' }), { code: '28000' });
-  const logged = readFileSync(`${process.env.CLUSTER_DATA}/log/server.log`, 'utf8').split('\n').filter((line) => line.includes('has refused a token from address "127.0.0.1"'));
+  const logged = readFileSync(LOG, 'utf8').split('\n').filter((line) => line.includes('has refused a token from address "127.0.0.1"'));
   assert.ok(logged.length >= 1 && logged.length < 3, `${logged.length} lines of 3 refusals`);
   assert.ok(!logged.join().includes('nonsense'));
   const silent = new Client({});
@@ -299,18 +300,19 @@ test('metrics and views under load delay nobody', async (t) => {
       asked++;
     }
   });
-  const lags = [];
+  // How many questions were answered while a change was on its way: on a machine that is slow, both are.
+  const meanwhile = [];
   for (let i = 0; i < 50; i++) {
-    const changes = subscription.changes;
-    const begun = performance.now();
+    const { changes } = subscription;
     await db.exec(`UPDATE counted SET v = 'w${i}' WHERE id = 1`);
+    const before = asked;
     await until(() => subscription.changes > changes, 'the change');
-    lags.push(performance.now() - begun);
+    meanwhile.push(asked - before);
   }
   done = true;
   await Promise.all(reading);
-  lags.sort((a, b) => a - b);
-  t.diagnostic(`${asked} questions; a change took ${lags[25].toFixed(1)} ms, at most ${lags[49].toFixed(1)} ms`);
+  meanwhile.sort((a, b) => a - b);
+  t.diagnostic(`${asked} questions; during a change ${meanwhile[25]}, at most ${meanwhile[49]}`);
   assert.ok(asked > 50, `${asked} questions`);
-  assert.ok(lags[45] < 500, `${lags[45]} ms`);
+  assert.ok(meanwhile[45] < 50, `${meanwhile[45]} questions`);
 });

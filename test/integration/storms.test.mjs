@@ -3,17 +3,17 @@
 
 import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
-import { readdirSync, readFileSync, writeFileSync } from 'node:fs';
+import { readdirSync, writeFileSync } from 'node:fs';
 import { after, before, describe, test } from 'node:test';
 
 import { assertSame, Client, until } from './lib/client.mjs';
 import { number } from './lib/json.mjs';
+import { logged } from './lib/log.mjs';
 import { Session } from './lib/psql.mjs';
 
 const CLIENTS = 1000;
 const ROOMS = 50;
 const USERS = 40;
-
 
 describe('many clients at the same time', () => {
   let db;
@@ -52,8 +52,7 @@ describe('many clients at the same time', () => {
   const claims = (sub) => ({ role: 'storm_web', sub });
 
   test('who asks the same at the same time is answered together, and nobody else', async () => {
-    const log = `${process.env.CLUSTER_DATA}/log/server.log`;
-    const begin = readFileSync(log, 'utf8').length;
+    const log = logged();
     const users = ['a', 'b'];
     const tokens = await Promise.all(users.map((sub) => db.token(claims(sub))));
     const first = await Client.connectSoon({ token: tokens[0] });
@@ -63,7 +62,7 @@ describe('many clients at the same time', () => {
     for (const [i, subscription] of subscriptions.entries())
       assertSame(subscription.rows(), await db.rowsAs(claims(users[i % 2]), 'SELECT * FROM storm.shared WHERE id > 0 UNION SELECT 0, \'*\''), users[i % 2]);
 
-    const looks = readFileSync(log, 'utf8').slice(begin).match(/LOG: {2}storm looks for \w/g).length;
+    const looks = log.text().match(/LOG: {2}storm looks for \w/g).length;
     assert.ok(looks >= 2, `${looks} looks`);
     assert.ok(looks < 30, `${looks} looks for ${clients.length} clients`);
 

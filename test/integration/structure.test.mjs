@@ -6,6 +6,7 @@ import { readFileSync } from 'node:fs';
 import { after, before, describe, test } from 'node:test';
 
 import { assertSame, Client, until } from './lib/client.mjs';
+import { LOG, memoryOf } from './lib/log.mjs';
 import { Session } from './lib/psql.mjs';
 
 const SUB = "current_setting('request.jwt.claims', true)::json->>'sub'";
@@ -729,7 +730,7 @@ describe('structure', () => {
       };
       return { client, other, change, same };
     }
-    const log = () => readFileSync(`${process.env.CLUSTER_DATA}/log/server.log`, 'utf8');
+    const log = () => readFileSync(LOG, 'utf8');
 
     test('on a row: that costs the channel a snapshot, and no other', async (t) => {
       const { client, other, change, same } = await two(t, 'fails', '10 / v > 0');
@@ -749,10 +750,7 @@ describe('structure', () => {
       await db.exec('ALTER TABLE st.gone DROP COLUMN v');
       const used = async () => {
         await same();
-        const from = log().length;
-        await db.exec('SELECT pg_log_backend_memory_contexts(feed_worker_pid) FROM changefeed.stat_feed');
-        const said = await until(() => (/Grand total/.test(log().slice(from)) ? log().slice(from) : null), 'logged');
-        return [...said.matchAll(/changefeed (?:channel|filter).* (\d+) used/g)].reduce((sum, match) => sum + Number(match[1]), 0);
+        return memoryOf(db, 'changefeed (?:channel|filter).*');
       };
       await change('DEFAULT VALUES', 1);
       const before = await used();

@@ -13,11 +13,11 @@ import tls from 'node:tls';
 
 import { Certificates } from './lib/certificates.mjs';
 import { assertSame, Client, until, within } from './lib/client.mjs';
+import { logged } from './lib/log.mjs';
 import { quote, Session } from './lib/psql.mjs';
 
 const { hostname: host, port } = new URL(process.env.WS_URL);
 const WSS = `wss://${host}:${port}/v1/socket`;
-const LOG = `${process.env.CLUSTER_DATA}/log/server.log`;
 
 describe('TLS', () => {
   let db;
@@ -49,12 +49,6 @@ describe('TLS', () => {
 
   async function set(cert, key) {
     await db.exec(`ALTER SYSTEM SET changefeed.tls_cert_file = ${quote(cert)}; ALTER SYSTEM SET changefeed.tls_key_file = ${quote(key)}; SELECT pg_reload_conf()`);
-  }
-
-  /** What was logged since. */
-  function logged() {
-    const from = readFileSync(LOG).length;
-    return (pattern) => until(() => readFileSync(LOG).subarray(from).toString().match(pattern), `log line ${pattern}`, 15000);
   }
 
   function handshake(options = {}) {
@@ -271,7 +265,7 @@ describe('TLS', () => {
       [weak.cert, weak.key, /OpenSSL refuses the certificate in file .*weak\.crt": ee key too small/],
       [certificates.directory, one.key, /is not a regular file/],
     ]) {
-      const said = logged();
+      const { wait: said } = logged();
       await set(cert, key);
       await said(/certificate and key of the change feed were not read again/);
       const [text] = await said(/DETAIL: .*/);
@@ -302,7 +296,7 @@ describe('TLS', () => {
     const expired = certificates.make('expired', { days: 0 });
     const made = Date.now();
     await until(() => Date.now() > made + 2000, 'a later second');
-    const said = logged();
+    const { wait: said } = logged();
     await set(expired.cert, expired.key);
     await said(/WARNING: .*expired\.crt" of the change feed has expired/);
     await until(async () => await subject() === 'expired', 'the expired one');
@@ -310,7 +304,7 @@ describe('TLS', () => {
   });
 
   test('files that cannot be used at the start: nothing listens until they can', async () => {
-    const said = logged();
+    const { wait: said } = logged();
     await set(one.cert, two.key);
     await said(/were not read again/); // so the next worker finds these settings
     await db.exec('SELECT pg_terminate_backend(feed_worker_pid) FROM changefeed.stat_feed');

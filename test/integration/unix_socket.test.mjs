@@ -10,10 +10,10 @@ import { after, before, describe, test } from 'node:test';
 
 import { giveAway } from './lib/certificates.mjs';
 import { assertSame, Client, until } from './lib/client.mjs';
+import { logged } from './lib/log.mjs';
 import { quote, Session } from './lib/psql.mjs';
 
 const { port } = new URL(process.env.WS_URL);
-const LOG = `${process.env.CLUSTER_DATA}/log/server.log`;
 
 describe('Unix socket', () => {
   let db;
@@ -51,11 +51,6 @@ describe('Unix socket', () => {
     await until(async () => !['', pid].includes(await db.value('SELECT feed_worker_pid FROM changefeed.stat_feed')), 'another feed worker');
   }
 
-  function logged() {
-    const from = readFileSync(LOG).length;
-    return (pattern) => until(() => readFileSync(LOG).subarray(from).toString().match(pattern), `log line ${pattern}`, 15000);
-  }
-
   const get = (where, headers = {}) => new Promise((resolve, reject) => {
     http.get({ ...where, path: '/', headers: { host: 'localhost', ...headers }, agent: false }, (answer) => {
       let body = '';
@@ -77,7 +72,7 @@ describe('Unix socket', () => {
     const server = net.createServer((socket) => socket.on('error', () => {}).end('mine'));
     await new Promise((resolve) => server.listen(path, resolve));
     giveAway(path, 0o777);
-    const said = logged();
+    const { wait: said } = logged();
     await restart({ unix_socket: path, unix_socket_mode: '0620' });
     await said(/could not listen on Unix socket ".*feed": Address already in use/);
     assert.equal(await db.value('SELECT port IS NULL FROM changefeed.stat_feed'), 't', 'not only on the port');

@@ -22,18 +22,7 @@ min_wal_size = 2MB
 ));
 my $port = feed_port($node);
 
-$node->start;
-$node->safe_psql('postgres', 'CREATE EXTENSION pg_changefeed');
-my $feed = wait_running($node);
-$node->safe_psql(
-    'postgres', q(
-CREATE ROLE web;
-CREATE TABLE item (id int PRIMARY KEY, name text);
-GRANT SELECT ON item TO web;
-INSERT INTO item VALUES (1, 'one'), (2, 'two'), (3, 'three');
-SELECT changefeed.create_channel('items', 'item');
-SELECT changefeed.allow_role('web');
-));
+my $feed = start_with_items($node);
 is_one_set($node, 'at first');
 my $slot = $feed->{slot_name};
 
@@ -66,62 +55,30 @@ sub write_some
     return @txids;
 }
 
-sub table
-{
-    my $rows = $node->safe_psql('postgres', q(SELECT row_to_json(item) FROM item));
-    return join("\n", sort split(/\n/, $rows));
-}
-
-# A client that is ready and has got some changes.
-sub visitor
-{
-    my $client = client($port);
-
-    $client->subscribe('items');
-    write_some(1);
-    $client->sync;
-    return $client;
-}
-
 # A client that comes back with what $old had.  @written were committed since
 # something happened to its connection: some of it may have come before that.
 sub is_resumed
 {
     my ($old, $name, @written) = @_;
     my %got = map { $_ => 1 } $old->txids;
-    my @missed = grep { !$got{$_} } @written;
-    my $client = client($port);
-    my $answer = $client->subscribe('items', $old->position('items'), $old->cache('items'));
-
-    ok($answer->{recovered}, "$name: the position is good still");
-    $client->sync;
-    is(join(' ', $client->txids), join(' ', @missed), "$name: what was missed comes, each once and in order");
-    is($client->rows('items'), table(), "$name: then the client has what the table has");
-    is($client->{resyncs}, undef, "$name: without a resync");
-
-    # It goes on.
-    my @more = write_some(1);
-    $client->sync;
-    is(join(' ', $client->txids), join(' ', @missed, @more), "$name: and it goes on");
-    is($client->rows('items'), table(), "$name: with the right rows");
-    $client->close;
-    return;
+    return goes_on(comes_back($node, $old, 'recovered', $name, missed => [ grep { !$got{$_} } @written ]), $name);
 }
 
 sub is_resnapshotted
 {
     my ($old, $name) = @_;
-    my $client = client($port);
-    my $answer = $client->subscribe('items', $old->position('items'), $old->cache('items'));
+    return goes_on(comes_back($node, $old, 'refused unknown_epoch', $name, missed => []), $name);
+}
 
-    ok(!$answer->{recovered}, "$name: the position is of no use");
-    $client->sync;
-    is(join(' ', $client->txids), '', "$name: no old changes come");
-    is($client->rows('items'), table(), "$name: but a snapshot");
+# With changes of each kind.
+sub goes_on
+{
+    my ($client, $name) = @_;
     my @more = write_some(1);
+
     $client->sync;
-    is(join(' ', $client->txids), join(' ', @more), "$name: and it goes on");
-    is($client->rows('items'), table(), "$name: with the right rows");
+    is(join(' ', ($client->txids)[ -@more .. -1 ]), join(' ', @more), "$name: and it goes on, each once and in order");
+    is($client->rows('items'), item_rows($node), "$name: with the right rows");
     $client->close;
     return;
 }
@@ -145,7 +102,7 @@ $session->query_safe(q(BEGIN; CREATE TABLE of_session (a int); INSERT INTO of_se
 
 foreach my $type ('changefeed query worker', 'changefeed decoder', 'changefeed feed worker', 'changefeed launcher')
 {
-    my $client = visitor();
+    my $client = visitor($node);
     my $before = wait_running($node);
     my $pid = processes($node)->{$type}[0];
     my $name = "pg_terminate_backend of a $type";
@@ -160,11 +117,11 @@ foreach my $type ('changefeed query worker', 'changefeed decoder', 'changefeed f
         is_one_set($node, $name);
         is(feed($node)->{generation}, $before->{generation}, "$name: nobody else is concerned");
         $client->sync;
-        is($client->rows('items'), table(), "$name: not even a client");
+        is($client->rows('items'), item_rows($node), "$name: not even a client");
         is(join(' ', ($client->txids)[ -@missed .. -1 ]), join(' ', @missed), "$name: which misses nothing");
         my $other = client($port);
         $other->subscribe('items');
-        is($other->rows('items'), table(), "$name: a new client gets a snapshot");
+        is($other->rows('items'), item_rows($node), "$name: a new client gets a snapshot");
         $other->close;
         $client->close;
         next;
@@ -186,7 +143,7 @@ foreach my $type ('changefeed query worker', 'changefeed decoder', 'changefeed f
 
 foreach my $type ('changefeed launcher', 'changefeed decoder', 'changefeed feed worker', 'changefeed query worker')
 {
-    my $client = visitor();
+    my $client = visitor($node);
     my $before = processes($node);
 
     foreach my $pid (@{ $before->{$type} })
@@ -218,7 +175,7 @@ is_one_set($node, 'after pg_cancel_backend');
 $feed = wait_running($node);
 foreach my $n (1 .. 2)
 {
-    my $client = visitor();
+    my $client = visitor($node);
     my $before = wait_running($node);
     my $position = log_position($node);
     my $name = "kill -9 of the gateway, $n";
@@ -258,7 +215,7 @@ unlike(log_since($node), qr/terminating any other active server processes/, 'the
 
 foreach my $type ('changefeed query worker', 'changefeed feed worker', 'changefeed decoder', 'changefeed launcher')
 {
-    my $client = visitor();
+    my $client = visitor($node);
     my $before = wait_running($node);
     my $pid = processes($node)->{$type}[0];
     my $position = log_position($node);
@@ -333,7 +290,7 @@ is_same_feed('after all that');
 
 foreach my $mode ('fast', 'immediate')
 {
-    my $client = visitor();
+    my $client = visitor($node);
     my $before = wait_running($node);
     my $name = "shutdown ($mode)";
 
@@ -379,7 +336,7 @@ sub is_new_feed
 
 # While the workers are down.
 {
-    my $client = visitor();
+    my $client = visitor($node);
     my $before = wait_running($node);
 
     conf($node, shared_preload_libraries => "''");
@@ -394,7 +351,7 @@ sub is_new_feed
 
 # The server invalidates it, because it holds too much WAL.
 {
-    my $client = visitor();
+    my $client = visitor($node);
     my $before = wait_running($node);
     my $position;
 

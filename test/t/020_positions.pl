@@ -13,33 +13,6 @@ use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
-my $next = 100;
-
-sub table
-{
-    my ($node, $database) = @_;
-    my $rows = $node->safe_psql($database // 'postgres', q(SELECT row_to_json(item) FROM item));
-    return join("\n", sort split(/\n/, $rows));
-}
-
-sub set_up
-{
-    my ($node) = @_;
-
-    $node->start;
-    $node->safe_psql('postgres', 'CREATE EXTENSION pg_changefeed');
-    wait_running($node);
-    $node->safe_psql(
-        'postgres', q(
-CREATE ROLE web;
-CREATE TABLE item (id int PRIMARY KEY, name text);
-GRANT SELECT ON item TO web;
-INSERT INTO item VALUES (1, 'one'), (2, 'two'), (3, 'three');
-SELECT changefeed.create_channel('items', 'item');
-SELECT changefeed.allow_role('web')));
-    return;
-}
-
 # A copy of a server that has a port of its own.
 sub copy_of
 {
@@ -52,63 +25,19 @@ sub copy_of
     return $node;
 }
 
-# What a client has: to come back with, anywhere.
-sub state_of
-{
-    my ($client) = @_;
-    return { position => $client->position('items'), cache => { %{ $client->cache('items') } } };
-}
-
-# The state of a client behind a transaction of its own.
-sub state_after
-{
-    my ($node, $statement) = @_;
-    my $client = client(feed_port($node));
-
-    $client->subscribe('items');
-    $node->safe_psql('postgres', $statement) if defined $statement;
-    $client->sync;
-    my $state = state_of($client);
-    $client->close;
-    return $state;
-}
-
-# A test: a client that comes back with $state is told this and has the rows.
-sub comes_back
-{
-    my ($node, $state, $reason, $name, $database) = @_;
-    my $port = defined $database ? feed($node, $database)->{port} : feed_port($node);
-    my $client = client($port);
-
-    $client->sync;
-    my $answer = $client->subscribe('items', $state->{position}, $state->{cache});
-    is(join(' ', $answer->{recovered} ? 'recovered' : 'refused', @{ $client->{resyncs} // [] }),
-        defined $reason ? "refused $reason" : 'recovered', $name);
-    $client->sync;
-    is($client->rows('items'), table($node, $database), "$name: with the right rows");
-    my $id = $next++;
-    $node->safe_psql($database // 'postgres', "INSERT INTO item VALUES ($id, 'more'); UPDATE item SET name = 'even more' WHERE id = $id");
-    $client->sync;
-    is($client->rows('items'), table($node, $database), "$name: and goes on");
-    $client->close;
-    return;
-}
-
 sub name_of
 {
-    my ($state) = @_;
-    my ($epoch, $lsn, $xid, $time) = unpack('H16 H16 N N', decode_base64url(substr($state->{position}, 0, 32)));
+    my ($client) = @_;
+    my ($epoch, $lsn, $xid, $time) = unpack('H16 H16 N N', decode_base64url(substr($client->position('items'), 0, 32)));
     return { epoch => $epoch, lsn => $lsn, xid => $xid, time => $time };
 }
 
 my $a = new_node('original');
 $a->append_conf('postgresql.conf', "wal_keep_size = 512MB\n");
-$a->{changefeed_port} = feed_port($a);
-$a->enable_archiving if $a->can('enable_archiving');
-set_up($a);
-my $epoch = wait_running($a)->{epoch};
-my $common = state_after($a, q(INSERT INTO item VALUES (4, 'before')));
-comes_back($a, $common, undef, 'the same server');
+$a->enable_archiving;
+my $epoch = start_with_items($a)->{epoch};
+my $common = visitor($a, q(INSERT INTO item VALUES (4, 'before')));
+comes_back($a, $common, 'recovered', 'the same server');
 
 # ---------------------------------------------------------------------------
 # A base backup has no slots, so another epoch
@@ -116,15 +45,15 @@ comes_back($a, $common, undef, 'the same server');
 
 {
     $a->backup('base');
-    my $later = state_after($a, q(UPDATE item SET name = 'later' WHERE id = 1));
+    my $later = visitor($a, q(UPDATE item SET name = 'later' WHERE id = 1));
     my $c = copy_of('base_backup', $a, 'base');
     $c->start;
     isnt(wait_running($c)->{epoch}, $epoch, 'base backup: another epoch');
     is_one_set($c, 'base backup');
-    comes_back($c, $common, 'unknown_epoch', 'base backup: a position from before');
-    comes_back($c, $later, 'unknown_epoch', 'base backup: a position of the original');
-    comes_back($a, state_after($c), 'unknown_epoch', 'base backup: a position of the copy, at the original');
-    comes_back($a, $later, undef, 'base backup: the original goes on');
+    comes_back($c, $common, 'refused unknown_epoch', 'base backup: a position from before');
+    comes_back($c, $later, 'refused unknown_epoch', 'base backup: a position of the original');
+    comes_back($a, visitor($c, 'SELECT'), 'refused unknown_epoch', 'base backup: a position of the copy, at the original');
+    comes_back($a, $later, 'recovered', 'base backup: the original goes on');
     $c->stop;
 }
 
@@ -138,16 +67,16 @@ comes_back($a, $common, undef, 'the same server');
     $a->wait_for_catchup($e, 'replay');
     ok(!port_is_open(feed_port($e)), 'a standby does not listen');
     is(join(' ', sort keys %{ processes($e) }), '', 'a standby runs nothing of ours');
-    my $before = state_after($a, q(UPDATE item SET name = 'replicated' WHERE id = 2));
+    my $before = visitor($a, q(UPDATE item SET name = 'replicated' WHERE id = 2));
     $a->wait_for_catchup($e, 'replay');
     $e->promote;
     isnt(wait_running($e)->{epoch}, $epoch, 'promoted: another epoch');
     is_one_set($e, 'promoted');
-    comes_back($e, $before, 'unknown_epoch', 'promoted: a position of the former primary');
-    my $own = state_after($e, q(UPDATE item SET name = 'own' WHERE id = 2));
+    comes_back($e, $before, 'refused unknown_epoch', 'promoted: a position of the former primary');
+    my $own = visitor($e, q(UPDATE item SET name = 'own' WHERE id = 2));
     $e->restart;
     wait_running($e);
-    comes_back($e, $own, undef, 'promoted: its own positions survive a restart');
+    comes_back($e, $own, 'recovered', 'promoted: its own positions survive a restart');
     $e->stop;
 }
 
@@ -158,9 +87,9 @@ comes_back($a, $common, undef, 'the same server');
 my $target;
 my ($before_target, $after_target);
 {
-    $before_target = state_after($a, q(UPDATE item SET name = 'kept' WHERE id = 3));
+    $before_target = visitor($a, q(UPDATE item SET name = 'kept' WHERE id = 3));
     $target = $a->safe_psql('postgres', 'SELECT pg_current_wal_insert_lsn()');
-    $after_target = state_after($a, q(UPDATE item SET name = 'lost' WHERE id = 3));
+    $after_target = visitor($a, q(UPDATE item SET name = 'lost' WHERE id = 3));
     $a->safe_psql('postgres', 'SELECT pg_switch_wal()');
 
     my $d = copy_of('restored', $a, 'base', has_restoring => 1);
@@ -168,9 +97,9 @@ my ($before_target, $after_target);
     $d->start;
     isnt(wait_running($d)->{epoch}, $epoch, 'restored: another epoch');
     is($d->safe_psql('postgres', 'SELECT name FROM item WHERE id = 3'), 'kept', 'restored: up to the target');
-    comes_back($d, $before_target, 'unknown_epoch', 'restored: a position from before the target');
-    comes_back($d, $after_target, 'unknown_epoch', 'restored: a position from behind the target');
-    comes_back($a, $after_target, undef, 'restored: the original goes on');
+    comes_back($d, $before_target, 'refused unknown_epoch', 'restored: a position from before the target');
+    comes_back($d, $after_target, 'refused unknown_epoch', 'restored: a position from behind the target');
+    comes_back($a, $after_target, 'recovered', 'restored: the original goes on');
     $d->stop;
 }
 
@@ -179,8 +108,8 @@ my ($before_target, $after_target);
 # ---------------------------------------------------------------------------
 
 {
-    my $shared = state_after($a, q(UPDATE item SET name = 'of both' WHERE id = 1));
-    my $idle = state_after($a);
+    my $shared = visitor($a, q(UPDATE item SET name = 'of both' WHERE id = 1));
+    my $idle = visitor($a, 'SELECT');
 
     $a->stop;
     $a->backup_fs_cold('files');
@@ -195,8 +124,8 @@ my ($before_target, $after_target);
     my @pairs;
     foreach my $i (1 .. 8)
     {
-        my $of_a = state_after($a, "UPDATE item SET name = 'aaaa$i' WHERE id = 1");
-        my $of_b = state_after($b, "UPDATE item SET name = 'bbbb$i' WHERE id = 1");
+        my $of_a = visitor($a, "UPDATE item SET name = 'aaaa$i' WHERE id = 1");
+        my $of_b = visitor($b, "UPDATE item SET name = 'bbbb$i' WHERE id = 1");
         my ($x, $y) = (name_of($of_a), name_of($of_b));
 
         $same_lsn++ if $x->{lsn} eq $y->{lsn};
@@ -207,29 +136,29 @@ my ($before_target, $after_target);
     cmp_ok($same_xid, '>', 0, 'files: only the time tells the two apart');
     foreach my $i (0, 3, 7)
     {
-        comes_back($b, $pairs[$i][0], 'timeline_lost', "files: position $i of the original, at the copy");
-        comes_back($a, $pairs[$i][1], 'timeline_lost', "files: position $i of the copy, at the original");
-        comes_back($a, $pairs[$i][0], undef, "files: position $i of the original, at the original");
-        comes_back($b, $pairs[$i][1], undef, "files: position $i of the copy, at the copy");
+        comes_back($b, $pairs[$i][0], 'refused timeline_lost', "files: position $i of the original, at the copy");
+        comes_back($a, $pairs[$i][1], 'refused timeline_lost', "files: position $i of the copy, at the original");
+        comes_back($a, $pairs[$i][0], 'recovered', "files: position $i of the original, at the original");
+        comes_back($b, $pairs[$i][1], 'recovered', "files: position $i of the copy, at the copy");
     }
 
     # What both have is good at both.
     foreach my $node ($a, $b)
     {
-        comes_back($node, $shared, undef, 'files: a position from before the copy');
-        comes_back($node, $idle, undef, 'files: another one');
+        comes_back($node, $shared, 'recovered', 'files: a position from before the copy');
+        comes_back($node, $idle, 'recovered', 'files: another one');
     }
 
     # What one has and the other has not come to yet.
-    my $far = state_after($a, q(INSERT INTO item SELECT i, 'far' FROM generate_series(1000, 1199) i));
-    comes_back($b, $far, 'timeline_lost', 'files: a position beyond the end of the copy');
+    my $far = visitor($a, q(INSERT INTO item SELECT i, 'far' FROM generate_series(1000, 1199) i));
+    comes_back($b, $far, 'refused timeline_lost', 'files: a position beyond the end of the copy');
     $b->restart;
     wait_running($b);
-    comes_back($b, $far, 'timeline_lost', 'files: and after a restart');
-    comes_back($b, $pairs[7][0], 'timeline_lost', 'files: and one that lies within it');
-    comes_back($b, $pairs[7][1], undef, 'files: its own survive');
+    comes_back($b, $far, 'refused timeline_lost', 'files: and after a restart');
+    comes_back($b, $pairs[7][0], 'refused timeline_lost', 'files: and one that lies within it');
+    comes_back($b, $pairs[7][1], 'recovered', 'files: its own survive');
     $b->stop;
-    comes_back($a, $far, undef, 'files: the original goes on');
+    comes_back($a, $far, 'recovered', 'files: the original goes on');
 }
 
 # ---------------------------------------------------------------------------
@@ -237,15 +166,15 @@ my ($before_target, $after_target);
 # ---------------------------------------------------------------------------
 
 {
-    my $before = state_after($a, q(UPDATE item SET name = 'before the copy' WHERE id = 2));
+    my $before = visitor($a, q(UPDATE item SET name = 'before the copy' WHERE id = 2));
 
     $a->stop;
     $a->backup_fs_cold('files2');
     $a->start;
     wait_running($a);
-    my $kept = state_after($a, q(UPDATE item SET name = 'kept again' WHERE id = 2));
+    my $kept = visitor($a, q(UPDATE item SET name = 'kept again' WHERE id = 2));
     my $lsn = $a->safe_psql('postgres', 'SELECT pg_current_wal_insert_lsn()');
-    my $lost = state_after($a, q(UPDATE item SET name = 'lost again' WHERE id = 2));
+    my $lost = visitor($a, q(UPDATE item SET name = 'lost again' WHERE id = 2));
     $a->safe_psql('postgres', 'SELECT pg_switch_wal()');
 
     my $f = copy_of('set_back', $a, 'files2', has_restoring => 1);
@@ -254,10 +183,10 @@ my ($before_target, $after_target);
     my $feed = wait_running($f);
     is($f->safe_psql('postgres', 'SELECT name FROM item WHERE id = 2'), 'kept again', 'set back: up to the target');
     is($feed->{epoch}, $epoch, 'set back: the slot is that of the copy');
-    state_after($f, q(UPDATE item SET name = 'other again' WHERE id = 2));
-    comes_back($f, $lost, 'timeline_lost', 'set back: a position from behind the target');
-    comes_back($f, $kept, undef, 'set back: a position from before it');
-    comes_back($f, $before, undef, 'set back: a position from before the copy');
+    visitor($f, q(UPDATE item SET name = 'other again' WHERE id = 2));
+    comes_back($f, $lost, 'refused timeline_lost', 'set back: a position from behind the target');
+    comes_back($f, $kept, 'recovered', 'set back: a position from before it');
+    comes_back($f, $before, 'recovered', 'set back: a position from before the copy');
     $f->stop;
 }
 
@@ -266,7 +195,7 @@ my ($before_target, $after_target);
 # ---------------------------------------------------------------------------
 
 {
-    my $state = state_after($a, q(UPDATE item SET name = 'template' WHERE id = 1));
+    my $state = visitor($a, q(UPDATE item SET name = 'template' WHERE id = 1));
     my $port = free_port();
 
     # Without sessions, so from another database.
@@ -284,10 +213,10 @@ my ($before_target, $after_target);
     is(scalar(() = grep { $_ eq $epoch } $one->{epoch}, $two->{epoch}), 0, 'both have a new epoch');
     isnt($one->{epoch}, $two->{epoch}, 'each its own');
     is_one_set($a, 'a twin', 'postgres', 'twin');
-    comes_back($a, $state, 'unknown_epoch', 'the template: an old position');
-    comes_back($a, $state, 'unknown_epoch', 'the twin: an old position', 'twin');
-    my $of_one = state_after($a, q(UPDATE item SET name = 'one' WHERE id = 1));
-    comes_back($a, $of_one, 'unknown_epoch', 'the twin: a position of the template', 'twin');
+    comes_back($a, $state, 'refused unknown_epoch', 'the template: an old position');
+    comes_back($a, $state, 'refused unknown_epoch', 'the twin: an old position', database => 'twin');
+    my $of_one = visitor($a, q(UPDATE item SET name = 'one' WHERE id = 1));
+    comes_back($a, $of_one, 'refused unknown_epoch', 'the twin: a position of the template', database => 'twin');
 
     # Renamed: it has to be without its feed, so it begins anew.
     $a->safe_psql('postgres', 'ALTER DATABASE twin ALLOW_CONNECTIONS false');
@@ -295,12 +224,12 @@ my ($before_target, $after_target);
     $a->safe_psql('postgres', 'ALTER DATABASE twin RENAME TO sibling');
     $a->safe_psql('postgres', 'ALTER DATABASE sibling ALLOW_CONNECTIONS true');
     isnt(wait_running($a, 'sibling')->{epoch}, $two->{epoch}, 'renamed: a new epoch');
-    comes_back($a, $of_one, 'unknown_epoch', 'renamed: a position of another database', 'sibling');
-    comes_back($a, $of_one, undef, 'renamed: the other database is not concerned');
+    comes_back($a, $of_one, 'refused unknown_epoch', 'renamed: a position of another database', database => 'sibling');
+    comes_back($a, $of_one, 'recovered', 'renamed: the other database is not concerned');
     $a->safe_psql('sibling', 'DROP EXTENSION pg_changefeed');
     is(sql_error($a, 'postgres', 'DROP DATABASE sibling'), '', 'dropped');
     is_one_set($a, 'dropped');
-    comes_back($a, $of_one, undef, 'dropped: the other database is not concerned');
+    comes_back($a, $of_one, 'recovered', 'dropped: the other database is not concerned');
 }
 
 $a->stop;

@@ -22,43 +22,15 @@ max_prepared_transactions = 2
 ));
 my $port = feed_port($node);
 
-$node->start;
-$node->safe_psql('postgres', 'CREATE EXTENSION pg_changefeed');
-wait_running($node);
-$node->safe_psql(
-    'postgres', q(
-CREATE ROLE web;
-CREATE TABLE item (id int PRIMARY KEY, name text);
-CREATE TABLE filler (a text);
-GRANT SELECT ON item TO web;
-INSERT INTO item VALUES (1, 'one'), (2, 'two'), (3, 'three');
-SELECT changefeed.create_channel('items', 'item');
-SELECT changefeed.allow_role('web');
-CREATE DATABASE other));
+start_with_items($node);
+$node->safe_psql('postgres', 'CREATE TABLE filler (a text); CREATE DATABASE other');
 $node->safe_psql('other', 'CREATE TABLE filler (a text)');
 
-my $n = 0;
-
-sub table
-{
-    my $rows = $node->safe_psql('postgres', q(SELECT row_to_json(item) FROM item));
-    return join("\n", sort split(/\n/, $rows));
-}
-
-sub change
-{
-    $n++;
-    $node->safe_psql('postgres', "UPDATE item SET name = 'change $n' WHERE id = 1");
-    return;
-}
-
-# Some clients that are connected and have the rows.
+# Some clients that are connected and have what is there.
 sub visitors
 {
-    my @clients = map { client($port) } 1 .. 3;
+    my @clients = map { visitor($node) } 1 .. 3;
 
-    $_->subscribe('items') foreach @clients;
-    change();
     $_->sync foreach @clients;
     return @clients;
 }
@@ -98,9 +70,9 @@ sub are_told
         my $answer = $client->subscribe('items', $old->position('items'), $old->cache('items'));
         ok(!$answer->{recovered}, "$name: client $i begins anew");
         is(join(' ', @{ $client->{resyncs} // [] }), $reason, "$name: client $i is told why");
-        change();
+        change_item($node);
         $client->sync;
-        is($client->rows('items'), table(), "$name: client $i has the right rows");
+        is($client->rows('items'), item_rows($node), "$name: client $i has the right rows");
 
         # From then on all is as before.
         my $again = client($port);
@@ -146,7 +118,7 @@ END
     my $position = log_position($node);
 
     drop_slot($before);
-    change();
+    change_item($node);
     are_told('dropped behind our back', $before, 'unknown_epoch', @clients);
     my $log = log_since($node, $position);
     like($log, qr/LOG:  change feed of database "postgres" created replication slot "pg_changefeed_\d+_[0-9a-f]{16}"/,
@@ -175,7 +147,7 @@ END
         'invalidated: the server wants the decoder to let go of it');
     kill('CONT', $before->{decoder_pid});
     $checkpoint->quit;
-    change();
+    change_item($node);
     are_told('invalidated', $before, 'unknown_epoch', @clients);
     like(log_since($node, $position),
         qr/LOG:  change feed of database "postgres" drops replication slot "$before->{slot_name}" because the server has invalidated it/,
@@ -218,7 +190,7 @@ END
     my $answer = $client->subscribe('items', $clients[0]->position('items'), $clients[0]->cache('items'));
     ok($answer->{recovered}, 'left over: positions are good') or diag(join(' ', @{ $client->{resyncs} }));
     $client->sync;
-    is($client->rows('items'), table(), 'left over: with the right rows');
+    is($client->rows('items'), item_rows($node), 'left over: with the right rows');
     $_->close foreach $client, @clients;
 }
 
@@ -268,7 +240,7 @@ END
     # By now it has been disconnected, or it learns what it has missed.
     my $synced = eval { $stuck->sync; poll_until(sub { $stuck->{channels}{items}{ready} || do { $stuck->sync; 0 } }, 'ready'); 1 };
     ok($synced, 'busy: the client that did not read catches up') or diag($@);
-    ok($stuck->rows('items') eq table(), 'busy: with the right rows');
+    ok($stuck->rows('items') eq item_rows($node), 'busy: with the right rows');
     note('it was told: ' . join(' ', @{ $stuck->{resyncs} // [] }));
     $stuck->close;
 }

@@ -19,73 +19,12 @@ max_prepared_transactions = 2
 ));
 my $port = feed_port($node);
 
-$node->start;
-$node->safe_psql('postgres', 'CREATE EXTENSION pg_changefeed');
-wait_running($node);
-$node->safe_psql(
-    'postgres', q(
-CREATE ROLE web;
-CREATE ROLE somebody LOGIN;
-CREATE TABLE item (id int PRIMARY KEY, name text);
-GRANT SELECT ON item TO web;
-INSERT INTO item VALUES (1, 'one'), (2, 'two');
-SELECT changefeed.create_channel('items', 'item');
-SELECT changefeed.allow_role('web')));
-
-my $n = 0;
-
-sub table
-{
-    my $rows = $node->safe_psql('postgres', q(SELECT row_to_json(item) FROM item));
-    return join("\n", sort split(/\n/, $rows));
-}
-
-sub change
-{
-    $n++;
-    return $node->safe_psql('postgres',
-        "BEGIN; UPDATE item SET name = 'change $n' WHERE id = 1; SELECT pg_current_xact_id(); COMMIT");
-}
+start_with_items($node);
+$node->safe_psql('postgres', 'CREATE ROLE somebody LOGIN');
 
 sub sql
 {
     return $node->safe_psql('postgres', shift);
-}
-
-sub wait_state
-{
-    my ($state) = @_;
-    return poll_until(sub { my $feed = feed($node); return $feed && $feed->{state} eq $state ? $feed : undef },
-        "state $state");
-}
-
-sub visitor
-{
-    my $client = client($port);
-
-    $client->subscribe('items');
-    change();
-    $client->sync;
-    return $client;
-}
-
-# A client that comes back; what it is told.
-sub comes_back
-{
-    my ($old, $name, $reason, @missed) = @_;
-    my $client = client($port);
-    my $answer = $client->subscribe('items', $old->position('items'), $old->cache('items'));
-
-    is(join(' ', $answer->{recovered} ? 'recovered' : 'refused', @{ $client->{resyncs} // [] }),
-        defined $reason ? "refused $reason" : 'recovered', "$name: a client that comes back");
-    $client->sync;
-    is(join(' ', $client->txids), join(' ', @missed), "$name: gets what it has missed, once and in order");
-    is($client->rows('items'), table(), "$name: and has the right rows");
-    my $txid = change();
-    $client->sync;
-    is(($client->txids)[-1], $txid, "$name: and goes on");
-    $client->close;
-    return;
 }
 
 sub is_shut
@@ -110,7 +49,7 @@ sub is_shut
 # ---------------------------------------------------------------------------
 
 {
-    my $client = visitor();
+    my $client = visitor($node);
     my $stream = IO::Socket::INET->new(PeerHost => '127.0.0.1', PeerPort => $port, Proto => 'tcp', Timeout => 5);
     my $poll = IO::Socket::INET->new(PeerHost => '127.0.0.1', PeerPort => $port, Proto => 'tcp', Timeout => 5);
     my $before = feed($node);
@@ -144,7 +83,7 @@ COMMIT));
     unlike($events, qr/with it/, 'pause: and get nothing else');
     like(do { local $/ = undef; <$poll> }, qr/"txid"|"code":"paused"/, 'pause: a poll that waited is answered');
 
-    my $feed = wait_state('paused');
+    my $feed = wait_state($node, 'paused');
     ok($feed, 'pause: stat_feed shows it');
     isnt($feed->{paused_since}, undef, 'pause: since when');
     is($feed->{port}, $port, 'pause: the port is open');
@@ -161,27 +100,27 @@ COMMIT));
 
     # It survives, and nothing that happens meanwhile is missed.  The history is
     # kept for one second only: a pause does not count.
-    my @missed = ($late =~ /(\d+)/, change());
+    my @missed = ($late =~ /(\d+)/, change_item($node));
     $node->restart;
-    wait_state('paused');
+    wait_state($node, 'paused');
     is_shut('paused, after a restart');
     is(feed($node)->{paused_since}, $feed->{paused_since}, 'paused, after a restart: since the same time');
-    push @missed, change();
+    push @missed, change_item($node);
     $node->stop('immediate');
     $node->start;
-    $feed = wait_state('paused');
+    $feed = wait_state($node, 'paused');
     kill('KILL', $feed->{gateway_pid});
     poll_until(sub { (feed($node)->{gateway_pid} // 0) != $feed->{gateway_pid} && port_is_open($port) }, 'another gateway');
     poll_until(sub { (http_get($port, '/healthz'))[0] }, 'an answer');
     is_shut('paused, with another gateway');
-    push @missed, change();
+    push @missed, change_item($node);
     sleep(2);    # twice changefeed.history_age: this is the time that must not count
 
     sql('SELECT changefeed.resume()');
     my $now = wait_running($node);
     is($now->{epoch}, $before->{epoch}, 'resume: same epoch');
     is($now->{paused_since}, undef, 'resume: stat_feed shows it');
-    comes_back($client, 'resume', undef, @missed);
+    comes_back($node, $client, 'recovered', 'resume', missed => \@missed);
     like((http_get($port, '/metrics'))[1], qr/^changefeed_paused 0$/m, 'resume: so does /metrics');
     is((http_get($port, '/healthz'))[0], 200, 'resume: /healthz is fine');
     ($code, $output, $errors) = $node->psql('postgres', 'SELECT changefeed.resume()');
@@ -193,7 +132,7 @@ COMMIT));
 # ---------------------------------------------------------------------------
 
 {
-    my $client = visitor();
+    my $client = visitor($node);
     my $before = wait_running($node);
 
     like(sql_error($node, 'postgres', q(BEGIN; SELECT changefeed.pause(keep_slot => false); PREPARE TRANSACTION 'p')),
@@ -209,7 +148,7 @@ COMMIT));
         qr/^ERROR:  55000: this database has no change feed that could be reset\nHINT:  It is paused without its slot: SELECT changefeed\.resume\(\) begins anew\./,
         'without a slot: there is nothing to reset');
     sql('SELECT changefeed.pause()');
-    change();
+    change_item($node);
     $node->restart;
     # The launcher has looked when another database's feed runs and ends.
     $node->safe_psql('postgres', 'CREATE DATABASE other');
@@ -223,12 +162,12 @@ COMMIT));
 
     # The other one has a feed of its own.
     $node->safe_psql('other', 'SELECT changefeed.pause()');
-    ok(poll_until(sub { feed($node, 'other')->{state} eq 'paused' }, 'pause of another database'), 'another database is paused by itself');
+    ok(wait_state($node, 'paused', 'other'), 'another database is paused by itself');
     sql('SELECT changefeed.resume()');
     my $now = wait_running($node);
     is(feed($node, 'other')->{state}, 'paused', '... and stays so');
     isnt($now->{epoch}, $before->{epoch}, 'resume without a slot: another epoch');
-    comes_back($client, 'resume without a slot', 'unknown_epoch');
+    comes_back($node, $client, 'refused unknown_epoch', 'resume without a slot', missed => []);
     is(sql_error($node, 'postgres', 'DROP DATABASE other'), '', 'a paused database can be dropped');
     sql('BEGIN; SELECT changefeed.pause(false); SELECT changefeed.resume(); COMMIT');
     isnt(wait_running($node, 'postgres', except => $now->{generation})->{epoch}, $now->{epoch},
@@ -240,11 +179,11 @@ COMMIT));
 # ---------------------------------------------------------------------------
 
 {
-    my $client = visitor();
+    my $client = visitor($node);
     my $before = wait_running($node);
 
     sql('BEGIN; SELECT changefeed.reset(); ROLLBACK');
-    change();
+    change_item($node);
     $client->sync;
     is(feed($node)->{generation}, $before->{generation}, 'reset: not if it is rolled back');
     sql('SELECT changefeed.reset()');
@@ -254,13 +193,13 @@ COMMIT));
     is($node->safe_psql('postgres', q(SELECT string_agg(slot_name, ' ') FROM pg_replication_slots)), $now->{slot_name},
         'reset: and another slot');
     is_one_set($node, 'reset');
-    comes_back($client, 'reset', 'unknown_epoch');
+    comes_back($node, $client, 'refused unknown_epoch', 'reset', missed => []);
 
     # A feed that does not start, as the library does not know the extension.
-    $client = visitor();
+    $client = visitor($node);
     sql(q(UPDATE pg_extension SET extversion = '99.0' WHERE extname = 'pg_changefeed'));
     $node->restart;
-    ok(wait_state('version mismatch'), 'a feed that does not start');
+    ok(wait_state($node, 'version mismatch'), 'a feed that does not start');
     my $slot = sql('SELECT slot_name FROM pg_replication_slots');
     is($slot, $now->{slot_name}, '... keeps its slot');
     sql('SELECT changefeed.reset()');
@@ -268,7 +207,7 @@ COMMIT));
                 $row && $row->{slot_name} ne $slot }, 'another slot'), '... can be reset');
     sql(q(UPDATE pg_extension SET extversion = '0.1.0' WHERE extname = 'pg_changefeed'));
     isnt(wait_running($node)->{epoch}, $now->{epoch}, '... and has another epoch when it starts');
-    comes_back($client, 'reset of a feed that does not start', 'unknown_epoch');
+    comes_back($node, $client, 'refused unknown_epoch', 'reset of a feed that does not start', missed => []);
 }
 
 # ---------------------------------------------------------------------------
@@ -289,7 +228,7 @@ like(sql_error($node, 'postgres', 'SELECT changefeed.pause(NULL)'),
 is(feed($node)->{state}, 'running', 'what was refused has changed nothing');
 sql('ALTER DATABASE postgres OWNER TO somebody');
 sql('SET ROLE somebody; SELECT changefeed.pause()');
-ok(wait_state('paused'), 'the owner of the database may');
+ok(wait_state($node, 'paused'), 'the owner of the database may');
 sql('SET ROLE somebody; SELECT changefeed.resume()');
 ok(wait_running($node), 'and again');
 

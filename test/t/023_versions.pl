@@ -236,32 +236,6 @@ my $new = new_node('new', install_path => $new_path);
 my $port = feed_port($new);
 my $position = 0;
 
-sub item_channel
-{
-    my ($at, $database) = @_;
-    $at->safe_psql($database, q(
-CREATE TABLE item (id int PRIMARY KEY, name text);
-GRANT SELECT ON item TO web;
-INSERT INTO item VALUES (1, 'one');
-SELECT changefeed.create_channel('items', 'item');
-SELECT changefeed.allow_role('web')));
-    return;
-}
-
-# A client that comes back; what it is told, and whether it has the rows.
-sub comes_back
-{
-    my ($at, $database, $old, $expected, $name) = @_;
-    my $client = client(feed_port($at));
-    my $answer = $client->subscribe('items', $old->position('items'), $old->cache('items'));
-
-    is(join(' ', $answer->{recovered} ? 'recovered' : 'refused', @{ $client->{resyncs} // [] }), $expected, $name);
-    $at->safe_psql($database, q(UPDATE item SET name = name || '+'));
-    $client->sync;
-    is($client->rows('items'), $at->safe_psql($database, 'SELECT to_jsonb(item) FROM item') =~ s/([:,]) /$1/gr, "$name: with the right rows");
-    return $client;
-}
-
 $new->start;
 $new->safe_psql('postgres', 'CREATE ROLE web');
 is(updates_are_complete($new, 'later', $later), 2, 'later: there are two older versions');
@@ -287,12 +261,12 @@ spew("$base/new$share/extension/pg_changefeed--$version--$later.sql", $update);
     like(log_since($new, $position),
         qr/LOG:  extension pg_changefeed of database "postgres" is of version \Q$version\E, the library of version \Q$later\E\n.*HINT:  Run ALTER EXTENSION pg_changefeed UPDATE in that database\./,
         'new library, old extension: the log says what to do');
-    item_channel($new, 'postgres');
+    make_items($new);
     my $client = client($port);
     $client->subscribe('items');
     $new->safe_psql('postgres', q(UPDATE item SET name = 'two'));
     $client->sync;
-    is($client->rows('items'), '{"id":1,"name":"two"}', 'new library, old extension: it works');
+    is($client->rows('items'), item_rows($new), 'new library, old extension: it works');
     foreach my $view ('stat_feed', 'stat_channels', 'stat_connections', 'stat_subscriptions', 'stat_gateways', 'channels', 'sources')
     {
         is(scalar(rows($new, 'postgres', "SELECT * FROM changefeed.$view")), 1, "new library, old extension: $view");
@@ -309,7 +283,7 @@ spew("$base/new$share/extension/pg_changefeed--$version--$later.sql", $update);
     my $now = wait_running($new, 'postgres', except => $feed->{generation});
     is($now->{epoch}, $feed->{epoch}, 'update: same epoch');
     is($new->safe_psql('postgres', 'SELECT changefeed.later(7)'), 7, 'update: what is new is there');
-    comes_back($new, 'postgres', $client, 'recovered', 'update: clients resume')->close;
+    comes_back($new, $client, 'recovered', 'update: clients resume')->close;
     $client->close;
 }
 
@@ -321,7 +295,7 @@ spew("$base/new$share/extension/pg_changefeed--$version--$later.sql", $update);
     $new->safe_psql('postgres', 'CREATE DATABASE old');
     $new->safe_psql('postgres', "ALTER DATABASE old SET changefeed.port = $other_port");
     $new->safe_psql('old', q(CREATE EXTENSION pg_changefeed VERSION '0.0.1'));
-    ok(poll_until(sub { (feed($new, 'old') // {})->{state} eq 'version mismatch' }, 'the mismatch'), 'too old an extension: stat_feed says so');
+    ok(wait_state($new, 'version mismatch', 'old'), 'too old an extension: stat_feed says so');
     ok(wait_in_log($new,
             qr/ERROR:  change feed of database "old" does not start: extension and library do not fit\n.*DETAIL:  The extension is of version 0\.0\.1, the library of version \Q$later\E\.\n.*HINT:  Run ALTER EXTENSION pg_changefeed UPDATE in that database\./,
             $position),
@@ -363,7 +337,7 @@ spew("$base/new$share/extension/pg_changefeed--$version--$later.sql", $update);
     spew("$base/new$lib/pg_changefeed.so", $library);
     $new->restart;
     is(wait_running($new)->{epoch}, $before->{epoch}, 'with the library for it, it goes on');
-    comes_back($new, 'postgres', $client, 'recovered', 'with the library for it: clients resume')->close;
+    comes_back($new, $client, 'recovered', 'with the library for it: clients resume')->close;
     $new->stop;
     unlike(log_since($new), qr/PANIC|TRAP|was terminated by signal/, 'nothing crashed');
 }
@@ -412,7 +386,7 @@ CREATE FUNCTION a_first_one() RETURNS int LANGUAGE sql AS 'SELECT 1';
 DROP FUNCTION a_first_one();
 CREATE EXTENSION pg_changefeed));
     wait_running($node);
-    item_channel($node, 'postgres');
+    make_items($node);
     $node->safe_psql('postgres', q(
 CREATE FUNCTION sees(id int) RETURNS bool LANGUAGE plpgsql STABLE AS 'BEGIN RETURN true; END';
 CREATE FUNCTION rename_item(id int, name text) RETURNS item LANGUAGE sql AS
@@ -460,11 +434,11 @@ SELECT changefeed.revoke(claim => 'sub', value => 'ada')));
     is(definitions($upgraded), $expected, 'pg_upgrade: so does everything that was defined');
     $upgraded->safe_psql('postgres', 'SELECT changefeed.resume()');
     isnt(wait_running($upgraded)->{epoch}, $before->{epoch}, 'pg_upgrade: another epoch');
-    my $again = comes_back($upgraded, 'postgres', $client, 'refused unknown_epoch', 'pg_upgrade: clients are told');
+    my $again = comes_back($upgraded, $client, 'refused unknown_epoch', 'pg_upgrade: clients are told');
     is($again->request(type => 'call', function => 'rename', args => { id => 1, name => 'again' })->{result}{name}, 'again',
         'pg_upgrade: functions can be called');
     $again->sync;
-    is($again->rows('items'), '{"id":1,"name":"again"}', 'pg_upgrade: which clients see');
+    is($again->rows('items'), item_rows($upgraded), 'pg_upgrade: which clients see');
     $again->close;
     $upgraded->stop;
     note('pg_upgrade to ' . $upgraded->pg_version);

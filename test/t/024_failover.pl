@@ -32,66 +32,21 @@ if ($major < 17)
     exit(0);
 }
 
-my $n = 0;
-
-sub change
-{
-    my ($node) = @_;
-    $n++;
-    $node->safe_psql('postgres', "UPDATE item SET name = 'change $n' WHERE id = 1");
-    return;
-}
-
 sub slot
 {
     my ($node) = @_;
     return row($node, 'postgres', 'SELECT slot_name, failover, synced, temporary, invalidation_reason FROM pg_replication_slots WHERE slot_type = $$logical$$');
 }
 
-# What a client has behind the last change of $node.
-sub state_of
-{
-    my ($node) = @_;
-    my $client = client(feed_port($node));
-
-    $client->subscribe('items');
-    change($node);
-    $client->sync;
-    my $state = { position => $client->position('items'), cache => { %{ $client->cache('items') } } };
-    $client->close;
-    return $state;
-}
-
-sub comes_back
-{
-    my ($node, $state, $expected, $name) = @_;
-    my $client = client(feed_port($node));
-    my $answer = $client->subscribe('items', $state->{position}, $state->{cache});
-
-    is(join(' ', $answer->{recovered} ? 'recovered' : 'refused', @{ $client->{resyncs} // [] }), $expected, $name);
-    change($node);
-    $client->sync;
-    is($client->rows('items'), $node->safe_psql('postgres', 'SELECT row_to_json(item) FROM item'), "$name: with the right rows");
-    $client->close;
-    return;
-}
-
 $a->start;
-$a->safe_psql('postgres', 'CREATE EXTENSION pg_changefeed');
+$a->safe_psql('postgres', 'CREATE ROLE web; CREATE EXTENSION pg_changefeed');
 is(wait_running($a) && slot($a)->{failover} ? 1 : 0, 0, 'by default no standby copies the slot');
 conf($a, 'changefeed.failover_slot' => 'on');
 $a->restart;
 my $epoch = wait_running($a)->{epoch};
 ok(slot($a)->{failover}, 'with changefeed.failover_slot they may');
-$a->safe_psql(
-    'postgres', q(
-CREATE ROLE web;
-CREATE TABLE item (id int PRIMARY KEY, name text);
-GRANT SELECT ON item TO web;
-INSERT INTO item VALUES (1, 'one');
-SELECT changefeed.create_channel('items', 'item');
-SELECT changefeed.allow_role('web');
-SELECT pg_create_physical_replication_slot('standby', true)));
+make_items($a);
+$a->safe_psql('postgres', q(SELECT pg_create_physical_replication_slot('standby', true)));
 
 $a->backup('base');
 my $b = PostgreSQL::Test::Cluster->new('standby');
@@ -106,7 +61,7 @@ conf(
 $b->start;
 ok( poll_until(
         sub {
-            change($a);
+            change_item($a);
             $a->safe_psql('postgres', 'SELECT pg_log_standby_snapshot()');
             my $slot = slot($b);
             return $slot && $slot->{synced} && !$slot->{temporary};
@@ -116,10 +71,10 @@ ok( poll_until(
 is(join(' ', sort keys %{ processes($b) }), '', 'and runs nothing of ours');
 
 # What both have, and what only the primary has done.
-my $both = state_of($a);
+my $both = visitor($a);
 $a->wait_for_catchup($b, 'replay');
 $b->stop;
-my $lost = state_of($a);
+my $lost = visitor($a);
 $a->stop('immediate');
 $b->start;
 $b->promote;
@@ -127,7 +82,7 @@ is(wait_running($b)->{epoch}, $epoch, 'promoted: the same epoch');
 is_one_set($b, 'promoted');
 comes_back($b, $lost, 'refused timeline_lost', 'promoted: a position that only the primary had');
 comes_back($b, $both, 'recovered', 'promoted: a position of both');
-my $own = state_of($b);
+my $own = visitor($b);
 $b->restart;
 wait_running($b);
 comes_back($b, $own, 'recovered', 'promoted: its own positions survive a restart');

@@ -100,7 +100,7 @@ SELECT changefeed.allow_role('web')));
     ok(wait_running($node, 'other', no_port => 1), "$libraries: another database");
     is(sql_error($node, 'postgres', 'DROP DATABASE other'), '', "$libraries: DROP DATABASE");
     $node->safe_psql('postgres', 'SELECT changefeed.pause()');
-    ok(poll_until(sub { feed($node)->{state} eq 'paused' }, 'the pause'), "$libraries: pause");
+    ok(wait_state($node, 'paused'), "$libraries: pause");
     $node->safe_psql('postgres', 'SELECT changefeed.resume()');
     $node->safe_psql('postgres', 'ALTER FUNCTION add_item RENAME TO insert_item; ALTER FUNCTION insert_item RENAME TO add_item');
     is($node->safe_psql('postgres', 'SELECT function FROM changefeed.functions'), 'add_item(integer,text)', "$libraries: renamed functions");

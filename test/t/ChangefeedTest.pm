@@ -21,13 +21,14 @@ use Test::More;
 
 our @EXPORT = qw(
   new_node feed_port free_port conf
-  poll_until rows row feed wait_running wait_off
+  poll_until rows row feed wait_running wait_state wait_off
   processes is_one_set
   is_alive child_processes gateways_of process_status
   port_is_open http_get
   log_position log_since count_in_log wait_in_log
   sql_error
   make_token client
+  make_items start_with_items item_rows change_item visitor comes_back
 );
 
 our $timeout = $ENV{PG_TEST_TIMEOUT_DEFAULT} || 90;
@@ -223,6 +224,19 @@ sub wait_running
         "feed of database \"$database\" to run");
 }
 
+# Waits for another state of the feed than "running"; its row, or undef.
+sub wait_state
+{
+    my ($node, $state, $database) = @_;
+
+    return poll_until(
+        sub {
+            my $feed = feed($node, $database) or return;
+            return $feed->{state} eq $state ? $feed : undef;
+        },
+        "state $state");
+}
+
 # Waits until nothing of a database's feed is left.
 sub wait_off
 {
@@ -409,6 +423,92 @@ sub client
         sleep(0.05);
     }
     return;
+}
+
+# ---------------------------------------------------------------------------
+# A channel, and clients that come back to it
+# ---------------------------------------------------------------------------
+
+# Table "item" with channel "items", for role "web", which has to be there.
+sub make_items
+{
+    my ($node, $database) = @_;
+
+    $node->safe_psql($database // 'postgres', q(
+CREATE TABLE item (id int PRIMARY KEY, name text);
+GRANT SELECT ON item TO web;
+INSERT INTO item VALUES (1, 'one'), (2, 'two'), (3, 'three');
+SELECT changefeed.create_channel('items', 'item');
+SELECT changefeed.allow_role('web')));
+    return;
+}
+
+# Starts a server with a feed that has this channel; the row of its feed.
+sub start_with_items
+{
+    my ($node) = @_;
+
+    $node->start;
+    $node->safe_psql('postgres', 'CREATE ROLE web; CREATE EXTENSION pg_changefeed');
+    my $feed = wait_running($node);
+    make_items($node);
+    return $feed;
+}
+
+# What a client of the channel should have, as its `rows` gives it.
+sub item_rows
+{
+    my ($node, $database) = @_;
+    my $rows = $node->safe_psql($database // 'postgres', 'SELECT row_to_json(item) FROM item');
+    return join("\n", sort split(/\n/, $rows));
+}
+
+my $changes = 0;
+
+# Commits a change of the first item; the id of the transaction.
+sub change_item
+{
+    my ($node, $database) = @_;
+    $changes++;
+    return $node->safe_psql($database // 'postgres',
+        "BEGIN; UPDATE item SET name = 'change $changes' WHERE id = 1; SELECT pg_current_xact_id(); COMMIT");
+}
+
+# A client that is ready and has got what $statement does; without one, a change.
+# Closed or not, comes_back() takes it as one that was here before.
+sub visitor
+{
+    my ($node, $statement) = @_;
+    my $client = client(feed_port($node));
+
+    $client->subscribe('items');
+    if (defined $statement) { $node->safe_psql('postgres', $statement); }
+    else { change_item($node); }
+    $client->sync;
+    return $client;
+}
+
+# A test: a client comes back with what $old had and is told $expected,
+# "recovered" or "refused REASON", has the right rows, and goes on.  Options:
+# database (if not postgres), missed (the transactions that come before it is
+# abreast, each once and in this order).  The new client.
+sub comes_back
+{
+    my ($node, $old, $expected, $name, %options) = @_;
+    my $database = $options{database} // 'postgres';
+    my $client = client($database eq 'postgres' ? feed_port($node) : feed($node, $database)->{port});
+    my $answer = $client->subscribe('items', $old->position('items'), $old->cache('items'));
+
+    is(join(' ', $answer->{recovered} ? 'recovered' : 'refused', @{ $client->{resyncs} // [] }), $expected, $name);
+    $client->sync;
+    is(join(' ', $client->txids), join(' ', @{ $options{missed} }), "$name: gets what it has missed, once and in order")
+      if $options{missed};
+    is($client->rows('items'), item_rows($node, $database), "$name: has the right rows");
+    my $txid = change_item($node, $database);
+    $client->sync;
+    is(($client->txids)[-1], $txid, "$name: goes on");
+    is($client->rows('items'), item_rows($node, $database), "$name: with the right rows");
+    return $client;
 }
 
 # ---------------------------------------------------------------------------

@@ -21,6 +21,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "../fail.h"
 #include "linkframe.h"
 
 #define SENT_MAX 512
@@ -34,13 +35,6 @@ static struct
 } sent[SENT_MAX];
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
-
-static void
-Fail(const char *what)
-{
-	fprintf(stderr, "fuzz: %s\n", what);
-	abort();
-}
 
 static int
 LowestFree(void)

@@ -21,7 +21,6 @@
 #include <dirent.h>
 #include <jansson.h>
 #include <setjmp.h>
-#include <stdarg.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <sys/un.h>
@@ -40,19 +39,6 @@ static jmp_buf *fatal;
 static bool was_fatal;
 static char open_before[1024]; /* descriptors that were open */
 static bool activity;
-
-void
-Fail(const char *format, ...)
-{
-	va_list args;
-
-	fprintf(stderr, "fuzz: ");
-	va_start(args, format);
-	vfprintf(stderr, format, args);
-	va_end(args);
-	fprintf(stderr, "\n");
-	abort();
-}
 
 /* ---- time ---- */
 
@@ -674,6 +660,34 @@ HarnessStart(void)
 }
 
 /* ---- answers ---- */
+
+void
+CheckFrames(const Peer *peer, size_t at, bool compression, FrameLook each)
+{
+	const unsigned char *p = (const unsigned char *) peer->in.data;
+
+	while (at + 2 <= peer->in.length)
+	{
+		size_t length = p[at + 1];
+		size_t head = length == 126 ? 4 : length == 127 ? 10 : 2;
+		size_t i;
+
+		if ((p[at] & (compression ? 0x30 : 0x70)) != 0 || (p[at] & 0x80) == 0 || length > 127)
+			Fail("damaged frame %02x %02x", p[at], p[at + 1]);
+		if (at + head > peer->in.length)
+			return;
+		if (head > 2)
+		{
+			for (i = 2, length = 0; i < head; i++)
+				length = length << 8 | p[at + i];
+		}
+		if (length > peer->in.length - at - head)
+			return;
+		if (each != NULL)
+			each(p + at + head, length, (p[at] & 0x40) != 0);
+		at += head + length;
+	}
+}
 
 bool
 IsJson(const char *text, size_t length)

@@ -14,6 +14,7 @@
 #ifndef FUZZ_GATEWAY_HARNESS_H
 #define FUZZ_GATEWAY_HARNESS_H
 
+#include "../fail.h"
 #include "http.h"
 #include "linkframe.h"
 
@@ -84,8 +85,13 @@ extern void HarnessSettle(bool open_transaction);
 /* Everybody leaves, and nothing may be left behind. */
 extern void HarnessFinish(void);
 
-/* A property does not hold. */
-extern void Fail(const char *format, ...) __attribute__((format(printf, 1, 2), noreturn));
+/*
+ * What a client of a WebSocket has got, from a byte on, is frames, whole and not
+ * masked; the last one may be on its way still.  `each` (NULL: nothing) is shown
+ * what is in them.
+ */
+typedef void (*FrameLook)(const unsigned char *payload, size_t length, bool packed);
+extern void CheckFrames(const Peer *peer, size_t at, bool compression, FrameLook each);
 
 /* The answer's head, and JSON texts. */
 extern bool IsJson(const char *text, size_t length);

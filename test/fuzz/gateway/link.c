@@ -426,44 +426,28 @@ CheckInflates(const unsigned char *data, size_t length)
 	inflateEnd(&stream);
 }
 
+static unsigned long last_seq;
+
 static void
-CheckSocket(const Peer *peer, size_t at, bool compressed)
+CheckPacked(const unsigned char *payload, size_t length, bool packed)
 {
-	const unsigned char *p = (const unsigned char *) peer->in.data;
-	unsigned long last = 0;
+	if (packed)
+		CheckInflates(payload, length);
+}
 
-	while (at + 2 <= peer->in.length)
-	{
-		size_t length = p[at + 1];
-		size_t head = length == 126 ? 4 : length == 127 ? 10 : 2;
-		bool packed = (p[at] & 0x40) != 0;
-		size_t i;
+static void
+CheckSeq(const unsigned char *payload, size_t length, bool packed)
+{
+	unsigned long seq;
 
-		if ((p[at] & (compressed ? 0x30 : 0x70)) != 0 || (p[at] & 0x80) == 0 || length > 127)
-			Fail("damaged frame %02x %02x", p[at], p[at + 1]);
-		if (at + head > peer->in.length)
-			return;
-		if (head > 2)
-		{
-			for (i = 2, length = 0; i < head; i++)
-				length = length << 8 | p[at + i];
-		}
-		if (length > peer->in.length - at - head)
-			return;
-		if (packed)
-			CheckInflates(p + at + head, length);
-		else if (length > 30 &&
-				 memcmp(p + at + head, "{\"type\":\"transaction\",\"seq\":", 28) == 0)
-		{
-			unsigned long seq = strtoul((const char *) p + at + head + 28, NULL, 10);
+	if (length <= 30 || memcmp(payload, "{\"type\":\"transaction\",\"seq\":", 28) != 0)
+		return;
+	seq = strtoul((const char *) payload + 28, NULL, 10);
 
-			/* Parts of a frame have the same; a text of the input may say anything. */
-			if (!compressed && seq != last && seq != last + 1)
-				Fail("seq %lu follows %lu", seq, last);
-			last = seq;
-		}
-		at += head + length;
-	}
+	/* Parts of a frame have the same; a text of the input may say anything. */
+	if (seq != last_seq && seq != last_seq + 1)
+		Fail("seq %lu follows %lu", seq, last_seq);
+	last_seq = seq;
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
@@ -481,6 +465,7 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	on_message = OnMessage;
 	open_transaction = false;
 	last_number = 0;
+	last_seq = 0;
 	bits = TakeU8(&in) & (uint8_t) ~WITH_RATES;
 	HarnessConfigure(bits | WITH_COMPRESSION);
 	clients[0] = Open(SOCKET "\r\n");
@@ -503,7 +488,7 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		/* Where the fuzzer speaks of a transaction by itself, seq is its own. */
 		for (i = 0; i < 2; i++)
 			if (clients[i]->fd >= 0 && memmem(data, size, "transaction", 11) == NULL)
-				CheckSocket(clients[i], start[i], i == 1);
+				CheckFrames(clients[i], start[i], i == 1, i == 1 ? CheckPacked : CheckSeq);
 	}
 	HarnessSettle(!good || open_transaction);
 	HarnessFinish();

@@ -53,7 +53,7 @@ CheckCall(const char *text)
 	int i;
 
 	if (list_length(query->targetList) != 1 || params->numParams != function->nargs)
-		FuzzFail("it is another call");
+		Fail("it is another call");
 	for (i = 0; i < function->nargs; i++)
 	{
 		Jsonb *member = FuzzJsonMember(object, function->args[i].name);
@@ -63,10 +63,10 @@ CheckCall(const char *text)
 
 		/* As jsonb_populate_record has it. */
 		if (param->isnull != null)
-			FuzzFail("argument \"%s\" is and is not null", function->args[i].name);
+			Fail("argument \"%s\" is and is not null", function->args[i].name);
 		if (!param->isnull && param->ptype == JSONBOID &&
 			compareJsonbContainers(&DatumGetJsonbP(param->value)->root, &member->root) != 0)
-			FuzzFail("argument \"%s\" is another value", function->args[i].name);
+			Fail("argument \"%s\" is another value", function->args[i].name);
 	}
 }
 
@@ -92,18 +92,18 @@ CheckExpectation(const char *key)
 	r = WireReaderInit(body.data, body.len);
 	ExpectationRead(&expectation, &r);
 	if (!WireAtEnd(&r))
-		FuzzFail("the job is not as it should be");
+		Fail("the job is not as it should be");
 	if (ExpectationHolds(&expectation, GetUserId()))
-		FuzzFail("the row has the version of nobody");
+		Fail("the row has the version of nobody");
 	if (expectation.row.len > 0)
 	{
 		Jsonb *row = FuzzJsonb(expectation.row.data, expectation.row.len);
 		Jsonb *wanted = FuzzJsonMember(QueryJsonObject(key, "key"), "id");
 
 		if (row == NULL || FuzzJsonMember(row, "id") == NULL)
-			FuzzFail("the row is no JSON: %s", expectation.row.data);
+			Fail("the row is no JSON: %s", expectation.row.data);
 		if (wanted == NULL)
-			FuzzFail("a row is found without a key");
+			Fail("a row is found without a key");
 	}
 }
 

@@ -37,19 +37,6 @@ static const FuzzTarget *const targets[] = {
 static const FuzzTarget *target;
 static MemoryContext input_context;
 
-void
-FuzzFail(const char *format, ...)
-{
-	va_list args;
-
-	fprintf(stderr, "fuzz: ");
-	va_start(args, format);
-	vfprintf(stderr, format, args);
-	va_end(args);
-	fprintf(stderr, "\n");
-	abort();
-}
-
 /* ---- what the server says ---- */
 
 static Datum
@@ -198,7 +185,7 @@ fuzz(PG_FUNCTION_ARGS)
 		PG_CATCH();
 		{
 			MemoryContextSwitchTo(TopMemoryContext);
-			FuzzFail("could not start: %s", CopyErrorData()->message);
+			Fail("could not start: %s", CopyErrorData()->message);
 		}
 		PG_END_TRY();
 		PopActiveSnapshot();

@@ -120,7 +120,7 @@ Connect(void)
 	int pair[2];
 
 	if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, pair) < 0)
-		FuzzFail("no socket pair");
+		Fail("no socket pair");
 	gateways[0].index = 0;
 	gateways[0].link = LinkFrameCreate(pair[0]);
 	gateways[0].serial++;
@@ -141,7 +141,7 @@ CheckJson(const char *text, Size length, const char *more)
 	char *whole = psprintf("%.*s%s", (int) length, text, more);
 
 	if (!FuzzJsonIsValid(whole, strlen(whole)) || strlen(whole) != length + strlen(more))
-		FuzzFail("no JSON is sent: %s", whole);
+		Fail("no JSON is sent: %s", whole);
 }
 
 static void
@@ -178,7 +178,7 @@ CheckSent(const LinkMessage *message)
 			(void) WireGetU16(&r);
 			bytes = WireGetBytes(&r);
 			if (bytes.length > 123)
-				FuzzFail("the reason for closing is too long");
+				Fail("the reason for closing is too long");
 			break;
 		case LINK_PING:
 			n = WireGetU32(&r);
@@ -210,7 +210,7 @@ CheckSent(const LinkMessage *message)
 				CheckJson(bytes.data, bytes.length, "[]}");
 			}
 			if (message->descriptor < 0)
-				FuzzFail("a snapshot comes without its file");
+				Fail("a snapshot comes without its file");
 			break;
 		case LINK_RESPONSE:
 		{
@@ -221,12 +221,12 @@ CheckSent(const LinkMessage *message)
 			type = WireGetBytes(&r);
 			bytes = WireGetBytes(&r);
 			if (r.failed || n < 200 || n > 599)
-				FuzzFail("the status is %u", n);
+				Fail("the status is %u", n);
 			for (i = 0; i < bytes.length; i++)
 				if ((unsigned char) bytes.data[i] < 0x20 &&
 					(bytes.data[i] != '\r' || i + 1 >= bytes.length || bytes.data[i + 1] != '\n') &&
 					(bytes.data[i] != '\n' || i == 0 || bytes.data[i - 1] != '\r'))
-					FuzzFail("a header has a control character");
+					Fail("a header has a control character");
 			if (type.length == 16 && memcmp(type.data, "application/json", 16) == 0)
 				CheckJson(r.data + r.offset, r.length - r.offset, "");
 			r.offset = r.length;
@@ -242,10 +242,10 @@ CheckSent(const LinkMessage *message)
 			(void) WireGetBytes(&r);
 			n = WireGetU16(&r);
 			if (n == 0)
-				FuzzFail("a stream has no channels");
+				Fail("a stream has no channels");
 			for (i = 0; i < n; i++)
 				if (WireGetBytes(&r).length > LINK_POSITION_MAX)
-					FuzzFail("a position is too long");
+					Fail("a position is too long");
 			break;
 		case LINK_EVENT_ID:
 			(void) WireGetU32(&r);
@@ -264,10 +264,10 @@ CheckSent(const LinkMessage *message)
 			(void) WireGetU64(&r);
 			break;
 		default:
-			FuzzFail("message %d is sent", (int) message->type);
+			Fail("message %d is sent", (int) message->type);
 	}
 	if (!WireAtEnd(&r))
-		FuzzFail("message %d is not as it should be", (int) message->type);
+		Fail("message %d is not as it should be", (int) message->type);
 }
 
 static void
@@ -288,7 +288,7 @@ ReadSent(void)
 				close(message.descriptor);
 		}
 		if (status == LINK_ERROR)
-			FuzzFail("the link is damaged");
+			Fail("the link is damaged");
 	}
 }
 
@@ -335,10 +335,10 @@ SourcesOf(const PoolJob *job, bool *conditions)
 	}
 	text = WireGetBytes(&r);
 	if (!WireAtEnd(&r))
-		FuzzFail("a job is not as it should be");
+		Fail("a job is not as it should be");
 	selection = text.length > 0 ? SelectionParse(text.data, text.length, &error) : NULL;
 	if (text.length > 0 && selection == NULL)
-		FuzzFail("a job has a selection that was refused");
+		Fail("a job has a selection that was refused");
 	*conditions = selection != NULL && selection->sql[0] != '\0';
 	return n;
 }
@@ -442,7 +442,7 @@ Answer(PoolJob *job, bool well)
 			JobDeliver(job, QUERY_DONE, "", 0);
 			break;
 		default:
-			FuzzFail("a job of kind %c", (char) job->kind);
+			Fail("a job of kind %c", (char) job->kind);
 	}
 }
 
@@ -724,7 +724,7 @@ Finish(void)
 	gateway_link = NULL;
 	Turn();
 	if (gateways[0].link != NULL)
-		FuzzFail("the feed worker does not see that the gateway has ended");
+		Fail("the feed worker does not see that the gateway has ended");
 	for (int i = 0; i < 3; i++)
 	{
 		now += 3600 * USECS_PER_SEC;
@@ -732,12 +732,12 @@ Finish(void)
 		Turn();
 	}
 	if (ConnectionCount() != 0 || SubscriptionCount() != 0)
-		FuzzFail("%d connections and %d subscriptions are left", ConnectionCount(),
-				 SubscriptionCount());
+		Fail("%d connections and %d subscriptions are left", ConnectionCount(),
+			 SubscriptionCount());
 	if (!dlist_is_empty(&all_identities))
-		FuzzFail("identities are left");
+		Fail("identities are left");
 	if (QueryPoolBacklog() != 0)
-		FuzzFail("%d jobs are left", QueryPoolBacklog());
+		Fail("%d jobs are left", QueryPoolBacklog());
 }
 
 static void
@@ -773,8 +773,8 @@ Failed(void)
 	if (!lies)
 	{
 		error = CopyErrorData();
-		FuzzFail("an error ends the feed worker: %s (%s:%d)", error->message, error->filename,
-				 error->lineno);
+		Fail("an error ends the feed worker: %s (%s:%d)", error->message, error->filename,
+			 error->lineno);
 	}
 	MemoryContextReset(turn_context);
 	if (gateway_link != NULL)

@@ -19,6 +19,8 @@
 #include "lib/stringinfo.h"
 #include "utils/jsonb.h"
 
+#include "../fail.h"
+
 typedef struct FuzzTarget
 {
 	const char *name;
@@ -36,9 +38,6 @@ extern const FuzzTarget target_feed;
 extern const FuzzTarget target_wal2json;
 extern const FuzzTarget target_message;
 extern const FuzzTarget target_call;
-
-/* A property does not hold. */
-extern void FuzzFail(const char *format, ...) pg_attribute_printf(1, 2) pg_attribute_noreturn();
 
 /* What the server's own input functions say of a text; they may be NULL. */
 extern bool FuzzJsonIsValid(const char *text, Size length);

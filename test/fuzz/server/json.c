@@ -61,20 +61,20 @@ CheckField(Jsonb *whole, const JsonMessage *message, const JsonField *field)
 	if (JsonMessageGet(message, field->name) != field)
 		return; /* a later one of that name counts */
 	if (raw == NULL || member == NULL || !Same(raw, member))
-		FuzzFail("field \"%s\" is not what it was in the message", field->name);
+		Fail("field \"%s\" is not what it was in the message", field->name);
 	if (echo != NULL)
 	{
 		Jsonb *value = FuzzJsonb(echo, strlen(echo));
 
 		if (value == NULL || !Same(value, member))
-			FuzzFail("field \"%s\" is echoed as another value: %s", field->name, echo);
+			Fail("field \"%s\" is echoed as another value: %s", field->name, echo);
 	}
 	if ((string != NULL) != (field->type == JSON_TOKEN_STRING))
-		FuzzFail("field \"%s\" is and is no string", field->name);
+		Fail("field \"%s\" is and is no string", field->name);
 	if (JsonFieldStrings(field, 20, &strings) &&
 		(!JB_ROOT_IS_ARRAY(member) || JB_ROOT_IS_SCALAR(member) ||
 		 list_length(strings) > (int) JB_ROOT_COUNT(member) || list_length(strings) > 20))
-		FuzzFail("field \"%s\" is no list of strings", field->name);
+		Fail("field \"%s\" is no list of strings", field->name);
 }
 
 static void
@@ -89,24 +89,24 @@ Run(const char *data, Size size)
 	if (message == NULL)
 	{
 		if (problem == NULL || problem[0] == '\0')
-			FuzzFail("it is not said what is wrong");
+			Fail("it is not said what is wrong");
 		if (!pg_verify_mbstr(PG_UTF8, problem, (int) strlen(problem), true))
-			FuzzFail("what is wrong is not said in UTF-8");
+			Fail("what is wrong is not said in UTF-8");
 		if (object && Depth(data, size) <= JSON_MESSAGE_DEPTH)
-			FuzzFail("an object is refused: %s", problem);
+			Fail("an object is refused: %s", problem);
 		return;
 	}
 	if (!FuzzJsonIsValid(data, size))
-		FuzzFail("it is no JSON for the server");
+		Fail("it is no JSON for the server");
 	if (message->too_many ? message->nfields != JSON_MESSAGE_FIELDS
 						  : message->nfields > JSON_MESSAGE_FIELDS)
-		FuzzFail("there are %d fields", message->nfields);
+		Fail("there are %d fields", message->nfields);
 
 	/* A number may be beyond what numeric can be. */
 	if (whole == NULL)
 		return;
 	if (!object)
-		FuzzFail("it is no object");
+		Fail("it is no object");
 	for (i = 0; i < message->nfields && !message->too_many; i++)
 		CheckField(whole, message, &message->fields[i]);
 }

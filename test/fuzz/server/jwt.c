@@ -247,24 +247,24 @@ CheckAccepted(const char *token, Size length, const JwtResult *result)
 	JsonbValue *value;
 
 	if (object == NULL || !JB_ROOT_IS_OBJECT(object))
-		FuzzFail("a token is accepted whose header is no object");
+		Fail("a token is accepted whose header is no object");
 	value = Member(object, "alg");
 	if (!StringIs(value, "HS256") && !StringIs(value, "RS256") && !StringIs(value, "ES256"))
-		FuzzFail("a token is accepted with another algorithm");
+		Fail("a token is accepted with another algorithm");
 	if (Member(object, "crit") != NULL)
-		FuzzFail("a token is accepted with what we do not understand");
+		Fail("a token is accepted with what we do not understand");
 	if (claims == NULL && FuzzJsonIsValid(result->payload, strlen(result->payload)))
 		return; /* with a number that is beyond those of numeric */
 	if (claims == NULL || !JB_ROOT_IS_OBJECT(claims))
-		FuzzFail("a token is accepted whose claims are no object: %s", result->payload);
+		Fail("a token is accepted whose claims are no object: %s", result->payload);
 	value = Member(claims, "exp");
 	if (value != NULL && (value->type != jbvNumeric || NumberOf(value) < now - 2))
-		FuzzFail("a token is accepted that has expired");
+		Fail("a token is accepted that has expired");
 	if (value == NULL && result->expires != 0)
-		FuzzFail("a token expires that says nothing of it");
+		Fail("a token expires that says nothing of it");
 	value = Member(claims, "nbf");
 	if (value != NULL && (value->type != jbvNumeric || NumberOf(value) > now + 8))
-		FuzzFail("a token is accepted before its time");
+		Fail("a token is accepted before its time");
 	value = Member(claims, "aud");
 	if (!StringIs(value, "fuzz"))
 	{
@@ -275,7 +275,7 @@ CheckAccepted(const char *token, Size length, const JwtResult *result)
 		key.val.string.len = 4;
 		if (value == NULL || value->type != jbvBinary ||
 			findJsonbValueFromContainer(value->val.binary.data, JB_FARRAY, &key) == NULL)
-			FuzzFail("a token is accepted that is for others: %s", result->payload);
+			Fail("a token is accepted that is for others: %s", result->payload);
 	}
 }
 
@@ -311,14 +311,14 @@ Check(const char *token, Size length, bool foreign)
 	if (!result.valid)
 	{
 		if (result.message == NULL || strlen(result.sqlstate) != 5 || result.payload != NULL)
-			FuzzFail("it is not said why a token is refused");
+			Fail("it is not said why a token is refused");
 	}
 	else
 	{
 		if (foreign)
-			FuzzFail("a token is accepted that somebody else has signed");
+			Fail("a token is accepted that somebody else has signed");
 		if (!SignatureFits(token, length))
-			FuzzFail("a token is accepted that no key of ours has signed");
+			Fail("a token is accepted that no key of ours has signed");
 		CheckAccepted(token, length, &result);
 	}
 	if (IdentityResolve(token, length, Anybody, &info, &result) && length > 0)
@@ -326,10 +326,10 @@ Check(const char *token, Size length, bool foreign)
 		Jsonb *claims = FuzzJsonb(info.claims, strlen(info.claims));
 
 		if (foreign)
-			FuzzFail("somebody is who they are by a token that somebody else has signed");
+			Fail("somebody is who they are by a token that somebody else has signed");
 		if (claims == NULL || !JB_ROOT_IS_OBJECT(claims) ||
 			!StringIs(Member(claims, "role"), info.role_name))
-			FuzzFail("the claims of an identity are not as they should be: %s", info.claims);
+			Fail("the claims of an identity are not as they should be: %s", info.claims);
 	}
 }
 
@@ -385,7 +385,7 @@ RunFile(const char *data, Size size)
 	name = files[which];
 	fd = open(name, O_WRONLY | O_CREAT | O_TRUNC, 0600);
 	if (fd < 0 || write(fd, data + 1, size - 1) != (ssize_t) size - 1)
-		FuzzFail("could not write a file");
+		Fail("could not write a file");
 	close(fd);
 	for (i = 0; i < 3; i++)
 		SetConfigOption(settings[i], i == which ? name : "", PGC_SIGHUP, PGC_S_OVERRIDE);
@@ -396,9 +396,9 @@ RunFile(const char *data, Size size)
 	{
 		if (keys[i].jwk == NULL || (which == 1 && keys[i].algorithm == JWT_HS256) ||
 			(which == 0 && keys[i].algorithm != JWT_HS256))
-			FuzzFail("a key is for another algorithm than its file");
+			Fail("a key is for another algorithm than its file");
 		if (keys[i].has_kid && memchr(keys[i].kid, '\0', sizeof(keys[i].kid)) == NULL)
-			FuzzFail("a kid has no end");
+			Fail("a kid has no end");
 	}
 
 	/* The well-known attack: a public key is what everybody knows. */
@@ -407,12 +407,12 @@ RunFile(const char *data, Size size)
 		token = Signed("{\"alg\":\"HS256\"}\n{\"aud\":\"fuzz\"}", 31, data + 1, (int) size - 1);
 		JwtVerify(token, strlen(token), &result);
 		if (result.valid)
-			FuzzFail("a token is accepted that is signed with a public key");
+			Fail("a token is accepted that is signed with a public key");
 	}
 	token = Signed("{\"alg\":\"HS256\"}\n{\"aud\":\"fuzz\"}", 31, "", 0);
 	JwtVerify(token, strlen(token), &result);
 	if (result.valid)
-		FuzzFail("a token is accepted that is signed with nothing");
+		Fail("a token is accepted that is signed with nothing");
 	JwtForgetKeys();
 }
 

@@ -49,7 +49,7 @@ Run(const char *data, Size size)
 	if (data[0] != 'w')
 	{
 		if (MessageRead(data + 1, size - 1, &again))
-			FuzzFail("a message is believed that nobody has written");
+			Fail("a message is believed that nobody has written");
 		return;
 	}
 	place = (uint16) ((unsigned char) data[1] << 8 | (unsigned char) data[2]);
@@ -65,12 +65,12 @@ Run(const char *data, Size size)
 	initStringInfo(&out);
 	MessageWrite(&out, &message);
 	if (!MessageRead(out.data, out.len, &again))
-		FuzzFail("a message is not believed");
+		Fail("a message is not believed");
 	if (again.transactional != message.transactional || again.xid != message.xid ||
 		again.counter != message.counter || again.time != message.time ||
 		!Same(again.channel, message.channel) || !Same(again.event, message.event) ||
 		!Same(again.payload, message.payload))
-		FuzzFail("a message is read as another one");
+		Fail("a message is read as another one");
 	if (bits == 0)
 		return;
 	out.data[place % out.len] ^= (char) bits;
@@ -78,7 +78,7 @@ Run(const char *data, Size size)
 	{
 		/* Of what says yes or no, not the number counts. */
 		if (place % out.len != 1)
-			FuzzFail("a message is believed although byte %d was changed", place % out.len);
+			Fail("a message is believed although byte %d was changed", place % out.len);
 	}
 }
 

@@ -41,19 +41,19 @@ CheckName(const ChannelTemplate *template, const char *name, Size length)
 	if (!TemplateMatch(template, name, length, values))
 	{
 		if (TemplateMatch(template, name, length, NULL))
-			FuzzFail("whether a name matches depends on who asks");
+			Fail("whether a name matches depends on who asks");
 		return;
 	}
 	for (i = 0; i < template->nparams; i++)
 		if (values[i] != NULL && !pg_verifymbstr(values[i], (int) strlen(values[i]), true))
-			FuzzFail("a value is not UTF-8");
+			Fail("a value is not UTF-8");
 	initStringInfo(&written);
 	TemplateFormat(&written, template, values);
 	if (written.len > CHANNEL_NAME_MAX)
 		return;
 	if (!TemplateMatch(template, written.data, written.len, again) ||
 		!SameValues(template->nparams, values, again))
-		FuzzFail("\"%s\" is not what was read", written.data);
+		Fail("\"%s\" is not what was read", written.data);
 }
 
 static void
@@ -67,7 +67,7 @@ CheckPosition(const char *text, Size size)
 	PositionWrite(written, position.epoch, position.lsn, position.xid, (TimestampTz) position.time);
 	memcpy(written + POSITION_COMMON, position.tag, POSITION_TAG);
 	if (memcmp(written, text, POSITION_LENGTH) != 0)
-		FuzzFail("a position is written in another way");
+		Fail("a position is written in another way");
 }
 
 static void
@@ -106,12 +106,12 @@ Run(const char *data, Size size)
 		bool overlap = TemplatesOverlap(template, other);
 
 		if (overlap != TemplatesOverlap(other, template))
-			FuzzFail("one overlaps the other, but not the other way round");
+			Fail("one overlaps the other, but not the other way round");
 		if (!TemplatesOverlap(template, template))
-			FuzzFail("a template does not overlap itself");
+			Fail("a template does not overlap itself");
 		if (other->nparams == 0 && overlap != TemplateMatch(template, other->literals[0],
 															strlen(other->literals[0]), NULL))
-			FuzzFail("a fixed name overlaps a template to which it does not belong");
+			Fail("a fixed name overlaps a template to which it does not belong");
 	}
 }
 

@@ -76,19 +76,19 @@ CheckShape(const char *sql, bool limit)
 	RangeVar *from;
 
 	if (list_length(statements) != 1)
-		FuzzFail("it is %d statements: %s", list_length(statements), sql);
+		Fail("it is %d statements: %s", list_length(statements), sql);
 	select = (SelectStmt *) linitial_node(RawStmt, statements)->stmt;
 	if (!IsA(select, SelectStmt) || select->op != SETOP_NONE || select->withClause != NULL ||
 		select->groupClause != NIL || select->havingClause != NULL ||
 		select->lockingClause != NIL || select->intoClause != NULL || select->valuesLists != NIL ||
 		select->distinctClause != NIL || list_length(select->fromClause) != 1 ||
 		!IsA(linitial(select->fromClause), RangeVar))
-		FuzzFail("it is another statement: %s", sql);
+		Fail("it is another statement: %s", sql);
 	from = linitial(select->fromClause);
 	if (strcmp(from->relname, "fuzz_items") != 0)
-		FuzzFail("it reads another table: %s", sql);
+		Fail("it reads another table: %s", sql);
 	if (!limit && (select->limitCount != NULL || select->limitOffset != NULL))
-		FuzzFail("it has a limit: %s", sql);
+		Fail("it has a limit: %s", sql);
 }
 
 static char *
@@ -131,7 +131,7 @@ CheckRows(Relation rel, const char *conditions)
 					 conditions);
 	SPI_connect();
 	if (SPI_execute(sql.data, true, MAX_ROWS) != SPI_OK_SELECT)
-		FuzzFail("the server does not run it: %s", sql.data);
+		Fail("the server does not run it: %s", sql.data);
 	desc = SPI_tuptable->tupdesc;
 	for (i = 0; i < SPI_processed; i++)
 	{
@@ -142,12 +142,12 @@ CheckRows(Relation rel, const char *conditions)
 		heap_deform_tuple(SPI_tuptable->vals[i], desc, values, nulls);
 		expected = DatumGetBool(values[0]);
 		if (FilterEvaluate(filter, slot, values + 1, nulls + 1) != expected)
-			FuzzFail("the server says %s of row %d: %s", expected ? "true" : "false", (int) i,
-					 conditions);
+			Fail("the server says %s of row %d: %s", expected ? "true" : "false", (int) i,
+				 conditions);
 	}
 	SPI_finish();
 	if (natts > 63)
-		FuzzFail("too many columns");
+		Fail("too many columns");
 }
 
 static void
@@ -176,7 +176,7 @@ RunOnTable(Selection *selection)
 		char *again = ChannelFilterText(rel, ChannelAnalyzeFilter(rel, source.conditions));
 
 		if (strcmp(again, source.conditions) != 0)
-			FuzzFail("\"%s\" is read as \"%s\"", source.conditions, again);
+			Fail("\"%s\" is read as \"%s\"", source.conditions, again);
 		CheckRows(rel, source.conditions);
 	}
 	sql = SourceQueryText(&source, rel);
@@ -204,7 +204,7 @@ Run(const char *data, Size size)
 	{
 		if (error.message == NULL || strlen(error.sqlstate) != 5 ||
 			!pg_verifymbstr(error.message, (int) strlen(error.message), true))
-			FuzzFail("it is not said what is wrong");
+			Fail("it is not said what is wrong");
 		return;
 	}
 	encoded = Encoded(text, size);
@@ -212,8 +212,8 @@ Run(const char *data, Size size)
 	{
 		other = SelectionParse(encoded, strlen(encoded), &other_error);
 		if (other == NULL || strcmp(other->sql, selection->sql) != 0)
-			FuzzFail("encoded it is something else: %s: %s, %s", encoded,
-					 other == NULL ? other_error.message : other->sql, selection->sql);
+			Fail("encoded it is something else: %s: %s, %s", encoded,
+				 other == NULL ? other_error.message : other->sql, selection->sql);
 	}
 	if (selection->sql[0] != '\0')
 		CheckShape(psprintf("SELECT FROM fuzz_items WHERE %s", selection->sql), false);

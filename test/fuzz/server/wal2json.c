@@ -74,7 +74,7 @@ CheckTuple(Relation rel, HeapTuple tuple)
 		if (nulls[i])
 		{
 			if (!heap_attisnull(sample, i + 1, desc))
-				FuzzFail("column \"%s\" has become null", NameStr(att->attname));
+				Fail("column \"%s\" has become null", NameStr(att->attname));
 			continue;
 		}
 		getTypeOutputInfo(att->atttypid, &output, &varlena);
@@ -99,11 +99,11 @@ Run(const char *data, Size size)
 	appendBinaryStringInfo(&json, data, (int) size);
 	ParseText(&json, &text);
 	if (!FuzzJsonIsValid(data, size))
-		FuzzFail("it is no JSON for the server");
+		Fail("it is no JSON for the server");
 	rel = table_open(items, AccessShareLock);
 	known = LookUp(rel);
 	if (known->problem != NULL)
-		FuzzFail("the table is not one: %s", known->problem);
+		Fail("the table is not one: %s", known->problem);
 	CheckTuple(rel, MakeRow(known, rel, &text.columns, sample, false));
 	if (text.identity.present)
 		CheckTuple(rel, MakeRow(known, rel, &text.identity, sample, false));

@@ -8,10 +8,9 @@
 
 import { randomBytes } from 'node:crypto';
 import { connect } from 'node:net';
+import { setTimeout as pause } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { deflateRawSync, gzipSync } from 'node:zlib';
-
-const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 
 /** A frame of a client; the mask is 0, so the payload is as it is. */
 export function frame(first, payload = '', length = undefined) {
