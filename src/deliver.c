@@ -590,7 +590,54 @@ End(const OutSubscription *out)
 static const char *
 OutText(OutReason reason)
 {
-	return reason == OUT_STALE ? "schema_changed" : "value_not_in_wal";
+	switch (reason)
+	{
+		case OUT_AHEAD:
+			return "type_changed";
+		case OUT_STALE:
+			return "schema_changed";
+		default:
+			return "value_not_in_wal";
+	}
+}
+
+typedef struct Ahead
+{
+	Delivery *d;
+	Oid relid;
+} Ahead;
+
+static void
+OutIfAhead(Subscription *s, void *arg)
+{
+	Ahead *ahead = arg;
+
+	if (EventsHasSource(s, ahead->relid) && DeliverTakesPart(ahead->d, s))
+		(void) DeliverOut(ahead->d, s, OUT_AHEAD);
+}
+
+/*
+ * What was written just now may have labels of a later transaction: catalogs
+ * were looked at, and that is when changes of them are heard of.
+ */
+static void
+OutAhead(Delivery *d)
+{
+	ListCell *lc;
+	ListCell *lc2;
+
+	foreach(lc, EventsLabelsAhead())
+	{
+		Ahead ahead = {d, lfirst_oid(lc)};
+
+		if (d->only != NULL)
+			OutIfAhead(d->only, &ahead);
+		else if (d->paced != NIL)
+			foreach(lc2, d->paced)
+				OutIfAhead(lfirst(lc2), &ahead);
+		else
+			SubscriptionForEach(NULL, OutIfAhead, &ahead);
+	}
 }
 
 /*
@@ -635,6 +682,7 @@ DeliverRun(Delivery *d, uint8 flags)
 	ExtensionsBegin(d);
 	DecideAll(d);
 	SendAll(d);
+	OutAhead(d);
 	TakeOut(d);
 	MessagesCollect(d);
 	ExtensionsAdd(d);
@@ -655,6 +703,7 @@ DeliverPaced(List *subscriptions, LogTransaction *transaction)
 	d.run = DeliverNewRun();
 	DecideAll(&d);
 	SendAll(&d);
+	OutAhead(&d);
 
 	/* Before some of them are resynced, or end. */
 	foreach(lc, subscriptions)
@@ -774,6 +823,7 @@ Delivered
 DeliverTo(Subscription *s, LogTransaction *transaction, bool rows, Size *sent)
 {
 	Delivery d = {0};
+	OutSubscription *out;
 
 	/* Without changes that matter no map has to be made. */
 	if (transaction->nmessages == 0 &&
@@ -790,10 +840,10 @@ DeliverTo(Subscription *s, LogTransaction *transaction, bool rows, Size *sent)
 	if (d.missing)
 		return DELIVER_WAITS;
 	SendAll(&d);
-	if (rows && d.out != NIL)
+	OutAhead(&d);
+	out = d.out != NIL ? linitial(d.out) : NULL;
+	if (out != NULL && (rows || out->reason == OUT_AHEAD))
 	{
-		OutSubscription *out = linitial(d.out);
-
 		if (out->reason == OUT_FAILED)
 		{
 			End(out);

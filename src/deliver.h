@@ -48,7 +48,8 @@ typedef enum OutReason
 {
 	OUT_UNREADABLE, /* a value is not in the WAL */
 	OUT_STALE,		/* its conditions or types do not fit the table any more */
-	OUT_FAILED		/* its conditions cannot be evaluated: it ends */
+	OUT_FAILED,		/* its conditions cannot be evaluated: it ends */
+	OUT_AHEAD		/* labels are those of a later transaction, so nothing above is certain */
 } OutReason;
 
 typedef struct OutSubscription

@@ -623,8 +623,17 @@ extern void EventsRolesChanged(void);
 /* The same if a command in any database changed roles since the last look. */
 extern bool EventsCheckRoles(void);
 
-/* Labels of enums have changed somewhere, and their barrier is not here yet. */
+/*
+ * Tables with labels of enums, or attributes of composite types, that the catalogs
+ * have changed already, and whose barrier is not here yet.  Values are written and
+ * conditions are read with the labels of now, so nothing from before that barrier
+ * can be delivered any more: the subscriptions start again.  Whoever looks at a
+ * catalog may hear of such a change, also in the middle of a delivery.
+ */
+extern List *EventsLabelsAhead(void);
 extern void EventsCheckLabels(void);
+
+extern bool EventsHasSource(const Subscription *subscription, Oid relid);
 
 /* Reads the channel catalog; false: locked, try again. */
 extern bool EventsReloadCatalog(void);
@@ -784,6 +793,9 @@ extern void RelationCompare(Oid relid, const LogTransaction *transaction, const 
 
 /* Tables noted that this is, or is a partition or type of; all of them. */
 extern List *RelationsOf(Oid relid);
+
+/* Do values of a table that was noted consist of that composite type? */
+extern bool RelationIsType(Oid relid);
 extern List *RelationsAll(void);
 
 /*
