@@ -27,6 +27,7 @@
 
 #include "subscribe.h"
 #include "gateways.h"
+#include "http.h"
 
 #include <sys/resource.h>
 
@@ -194,6 +195,7 @@ SubscribePagesMayAsk(Subscription *s, long *wait)
 		load->parked = true;
 		dlist_push_tail(&connection->parked, &load->parked_node);
 		SubscribePlace(s);
+		HttpMayBegin(connection);
 		return false;
 	}
 	if (space_used < SpaceLimit())

@@ -6,6 +6,7 @@ import { readdirSync, readlinkSync, statSync } from 'node:fs';
 import { after, before, describe, test } from 'node:test';
 
 import { Client, until } from './lib/client.mjs';
+import { Events } from './lib/http.mjs';
 import { number } from './lib/json.mjs';
 import { reload, Session } from './lib/psql.mjs';
 
@@ -139,6 +140,18 @@ describe('clients who hoard', () => {
     assert.equal(await gateway(), pid);
     client.check();
     await client.close();
+  });
+
+  test('an event stream of many channels begins, however large their snapshots are', async (t) => {
+    for (const [channels, what] of [
+      [Array.from({ length: 20 }, (_, i) => `hoard?id=gt.${5800 + i}`), 'in files'],
+      [Array.from({ length: 60 }, (_, i) => `small:${i + 1}`), 'in messages'],
+    ]) {
+      const events = await Events.open(channels, { token });
+      t.after(() => events.cut());
+      for (const channel of channels) assert.ok((await events.subscription(channel).ready()).rows().length > 0, `${channel}, ${what}`);
+      events.client.check();
+    }
   });
 
   test('conditions that take long share a fifth of the time; the rest is refused, and others are served', async (t) => {
