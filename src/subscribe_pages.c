@@ -140,9 +140,12 @@ SubscribePagesPlaces(void)
 	return n > 128 ? (int) (n / 4) : 16;
 }
 
-/* Whose snapshot has been on its way for the longest makes room for others. */
+/*
+ * Whose snapshot has been on its way for the longest makes room for others; NULL: with
+ * any gateway.
+ */
 static void
-MakeRoom(const char *what)
+MakeRoom(const Gateway *gateway, const char *what)
 {
 	static TimestampTz closed_at;
 	SubscriptionLoad *load;
@@ -155,7 +158,8 @@ MakeRoom(const char *what)
 		load = dlist_container(SubscriptionLoad, pages_node, iter.cur);
 		if (!TimestampDifferenceExceeds(load->pages_since, feed_now, PATIENCE))
 			return;
-		if (load->subscription->connection->closing)
+		if (load->subscription->connection->closing ||
+			(gateway != NULL && load->subscription->connection->gateway != gateway))
 			continue;
 		closed_at = feed_now;
 		ereport(LOG,
@@ -200,7 +204,7 @@ SubscribePagesMayAsk(Subscription *s, long *wait)
 	}
 	if (space_used < SpaceLimit())
 		return true;
-	MakeRoom("disk space");
+	MakeRoom(NULL, "disk space");
 	Sooner(wait);
 	return false;
 }
@@ -208,11 +212,13 @@ SubscribePagesMayAsk(Subscription *s, long *wait)
 bool
 SubscribePagesMaySend(Subscription *s, long *wait)
 {
+	const Gateway *gateway = s->connection->gateway;
+
 	if (!s->load->has_snapshot || s->load->answer->file == NULL)
 		return true;
-	if (s->connection->gateway->nfiles < s->connection->gateway->places)
+	if (gateway->nfiles < gateway->places)
 		return true;
-	MakeRoom("a descriptor");
+	MakeRoom(gateway, "a descriptor");
 	Sooner(wait);
 	return false;
 }

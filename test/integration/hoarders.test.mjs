@@ -182,4 +182,19 @@ describe('clients who hoard', () => {
     good.check();
     mallory.check();
   });
+
+  test('so do conditions on large values, also when these are short in the WAL or not in it', async () => {
+    const mallory = await connect();
+    await db.exec("DELETE FROM texts; INSERT INTO texts VALUES (3, 'x')");
+    const refused = async (n, prefix, sql) => {
+      const open = await Promise.all(Array.from({ length: n }, (_, i) => mallory.open(`texts?body=ilike.*${prefix}${i}*`)));
+      await db.exec(sql);
+      await mallory.settle(60000);
+      return open.filter((s) => s.state === 'ended' && s.revoked.code === '53000').length;
+    };
+    assert.ok(await refused(120, 'packed', "INSERT INTO texts SELECT 4, repeat('ab', 400000)") > 0);
+    await db.exec("ALTER TABLE texts ADD n int; DELETE FROM texts WHERE id = 4; UPDATE texts SET body = (SELECT string_agg(md5(i::text), '') FROM generate_series(1, 20000) i) WHERE id = 3");
+    assert.ok(await refused(10, 'elsewhere', 'UPDATE texts SET n = 1 WHERE id = 3') > 0);
+    mallory.check();
+  });
 });
