@@ -404,8 +404,8 @@ RequireNoSessions(Oid database, const char *name)
 
 /*
  * Core would refuse because of the active slot.  So the feed ends first, and its
- * slot with it; should the command fail all the same, the launcher looks into the
- * database again.
+ * slot with it; should the command fail all the same, the feed begins
+ * anew.
  */
 static void
 BeforeDropDatabase(DropdbStmt *stmt, bool top_level)
