@@ -163,7 +163,7 @@ Wait(Delivery *d, MapEntry *entry, Subscription *s, const void *arg)
 static Verdict
 Judge(Delivery *d, Identity *identity, View *view, int image)
 {
-	Verdict verdict = VerdictGetOrAsk(d->map, identity, view, image);
+	Verdict verdict = VerdictGet(d->map, identity, view, image, d->asking);
 
 	if (d->asking && verdict != VERDICT_UNKNOWN && verdict != VERDICT_ASKED)
 		counters.verdicts_cached++;
@@ -285,7 +285,17 @@ Consider(Delivery *d, MapEntry *entry, const Reader *r, bool in_before, bool in_
 			after = Judge(d, identity, view, entry->new_image);
 		if ((asks_before && before <= VERDICT_ASKED) || (asks_after && after <= VERDICT_ASKED))
 		{
-			ForEach(d, entry, r->receivers, r->one, Wait, NULL);
+			/* There was no room to ask. */
+			bool refused = (asks_before && before == VERDICT_UNKNOWN) ||
+						   (asks_after && after == VERDICT_UNKNOWN);
+
+			if (refused && d->asking && !d->messages_only &&
+				VerdictsTooMany(counters.verdicts_asked - d->asked))
+				d->too_many = true;
+			if (d->too_many && (refused || !d->asking))
+				OutAll(d, entry, r, OUT_TOO_MANY);
+			else
+				ForEach(d, entry, r->receivers, r->one, Wait, NULL);
 			return;
 		}
 	}
@@ -523,6 +533,7 @@ DecideAll(Delivery *d)
 	int i;
 
 	d->asking = true;
+	d->asked = counters.verdicts_asked;
 	d->undecided = d->map->nentries;
 	for (i = 0; i < d->map->nentries; i++)
 	{
@@ -541,6 +552,10 @@ DecideAll(Delivery *d)
 		connection->group = 0;
 		connection->waits_verdict = true;
 	}
+
+	/* Most are theirs who get snapshots now; the others ask again. */
+	if (d->too_many)
+		VerdictsWithdraw(d->map);
 }
 
 static void
@@ -592,6 +607,8 @@ OutText(OutReason reason)
 {
 	switch (reason)
 	{
+		case OUT_TOO_MANY:
+			return "transaction_too_large";
 		case OUT_AHEAD:
 			return "type_changed";
 		case OUT_STALE:
@@ -659,14 +676,13 @@ TakeOut(Delivery *d)
 		if (DeliverTakesPart(d, out->subscription))
 			subscriptions = lappend(subscriptions, out->subscription);
 	}
-	if (subscriptions == NIL)
-		return;
-	FragmentsTake(d, subscriptions);
+	if (subscriptions != NIL)
+		FragmentsTake(d, subscriptions);
 	foreach(lc, d->out)
 	{
 		OutSubscription *out = lfirst(lc);
 
-		if (!DeliverTakesPart(d, out->subscription))
+		if (out->reason != OUT_TOO_MANY && !DeliverTakesPart(d, out->subscription))
 			continue;
 		if (out->reason == OUT_FAILED)
 			End(out);
@@ -837,7 +853,7 @@ DeliverTo(Subscription *s, LogTransaction *transaction, bool rows, Size *sent)
 	d.messages_only = !rows;
 	d.run = DeliverNewRun();
 	DecideAll(&d);
-	if (d.missing)
+	if (d.missing && !d.too_many)
 		return DELIVER_WAITS;
 	SendAll(&d);
 	OutAhead(&d);

@@ -49,7 +49,8 @@ typedef enum OutReason
 	OUT_UNREADABLE, /* a value is not in the WAL */
 	OUT_STALE,		/* its conditions or types do not fit the table any more */
 	OUT_FAILED,		/* its conditions cannot be evaluated: it ends */
-	OUT_AHEAD		/* labels are those of a later transaction, so nothing above is certain */
+	OUT_AHEAD,		/* labels are those of a later transaction, so nothing above is certain */
+	OUT_TOO_MANY	/* too many rows would have to be judged by query workers */
 } OutReason;
 
 typedef struct OutSubscription
@@ -95,6 +96,8 @@ typedef struct Delivery
 	bool asking;		/* missing verdicts are asked for; nothing is sent yet */
 	bool missing;		/* `only` cannot be sent its changes yet */
 	List *waiting;		/* connections that lack a verdict */
+	uint64 asked;		/* verdicts, by all before */
+	bool too_many;		/* of those asked for */
 	int ndecisions;
 	int maxdecisions;
 	Decision *decisions;

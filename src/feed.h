@@ -461,7 +461,7 @@ typedef struct VerdictSet
 		uint64 relid;
 		const CastList *casts;
 	} key;
-	uint8 *states;		/* Verdict of each image */
+	uint8 **states;		/* Verdict of each image, in pieces; NULL: all unknown */
 	const char **texts; /* of each visible image, what the casts gave */
 } VerdictSet;
 
@@ -690,9 +690,19 @@ VerdictTexts(TransactionMap *map, Identity *identity, const View *view, int imag
 
 extern const CastList *CastListIntern(const int16 *attnos, int n);
 
-/* The query workers' for the identity.  They are asked if it is VERDICT_UNKNOWN (VerdictsAdvance). */
+/*
+ * The query workers' for the identity.  With `ask` they are asked if it is not known
+ * (VerdictsAdvance); VERDICT_UNKNOWN then means that too many questions wait.  Who
+ * waits for a verdict is woken when there is room again.
+ */
 extern Verdict
-VerdictGetOrAsk(TransactionMap *map, Identity *identity, const View *view, int image);
+VerdictGet(TransactionMap *map, Identity *identity, const View *view, int image, bool ask);
+
+/* So many that one delivery has asked for: rather give those who want more a snapshot. */
+extern bool VerdictsTooMany(uint64 asked);
+
+/* What was asked about the map's images and has not been submitted; all who wait ask again. */
+extern void VerdictsWithdraw(TransactionMap *map);
 
 /* Submits what was asked, takes results over. */
 extern void VerdictsAdvance(void);

@@ -31,6 +31,7 @@
 #include "policy_rule.h"
 #include "wire_write.h"
 
+#include "miscadmin.h"
 #include "storage/latch.h"
 #include "utils/hsearch.h"
 #include "utils/memutils.h"
@@ -42,6 +43,15 @@
 /* An identity whose verdicts take longer is slow, and stays so for a while. */
 #define SLOW_US 20000
 #define SLOW_MS 10000
+
+/* Questions have this part of changefeed.worker_memory. */
+#define QUESTIONS_PART 8
+
+/* Room for more of them is given back when there are none. */
+#define KEEP_QUESTIONS 4096
+
+/* Images whose verdicts are kept in one piece. */
+#define PIECE 128
 
 /* A batch that takes longer does not count among those that workers have. */
 #define LATE_MS 100
@@ -109,7 +119,9 @@ static List *cast_lists;
 static Question *questions;
 static int nquestions;
 static int maxquestions;
-static List *batches; /* in flight, or answered and to be accepted */
+static int noutstanding; /* those, and those of batches */
+static bool was_full;	 /* and somebody waits until there is room */
+static List *batches;	 /* in flight, or answered and to be accepted */
 
 const CastList *
 CastListIntern(const int16 *attnos, int n)
@@ -224,13 +236,33 @@ FindSet(TransactionMap *map, Identity *identity, Oid relid, const CastList *cast
 	set = hash_search(map->verdicts, &sought.key, create ? HASH_ENTER : HASH_FIND, &found);
 	if (set != NULL && !found)
 	{
-		set->states = MemoryContextAllocZero(map->context, Max(map->nimages, 1));
+		set->states = MemoryContextAllocZero(map->context,
+											 sizeof(uint8 *) * (map->nimages / PIECE + 1));
 		set->texts = NULL;
 		if (casts != NULL)
 			set->texts = MemoryContextAllocZero(map->context,
 												sizeof(char *) * casts->n * Max(map->nimages, 1));
 	}
 	return set;
+}
+
+/* Many identities may be asked about a few of very many rows each. */
+static uint8 *
+StateAt(TransactionMap *map, VerdictSet *set, int image)
+{
+	uint8 **piece = &set->states[image / PIECE];
+
+	if (*piece == NULL)
+		*piece = MemoryContextAllocZero(map->context, Min(map->nimages, PIECE));
+	return *piece + image % PIECE;
+}
+
+static Verdict
+StateGet(const VerdictSet *set, int image)
+{
+	const uint8 *piece = set != NULL ? set->states[image / PIECE] : NULL;
+
+	return piece != NULL ? (Verdict) piece[image % PIECE] : VERDICT_UNKNOWN;
 }
 
 Verdict
@@ -251,7 +283,7 @@ VerdictTexts(TransactionMap *map, Identity *identity, const View *view, int imag
 {
 	VerdictSet *set = FindSet(map, identity, view->relid, view->casts, false);
 
-	if (set == NULL || set->texts == NULL || set->states[image] != VERDICT_VISIBLE)
+	if (set == NULL || set->texts == NULL || StateGet(set, image) != VERDICT_VISIBLE)
 		elog(ERROR, "the JSON of a row is not known");
 	return &set->texts[image * view->casts->n];
 }
@@ -262,7 +294,8 @@ Ask(TransactionMap *map, VerdictSet *set, Identity *identity, const View *view, 
 	Question *q;
 
 	counters.verdicts_asked++;
-	set->states[image] = VERDICT_ASKED;
+	noutstanding++;
+	*StateAt(map, set, image) = VERDICT_ASKED;
 
 	if (nquestions == maxquestions)
 	{
@@ -285,15 +318,34 @@ Ask(TransactionMap *map, VerdictSet *set, Identity *identity, const View *view, 
 	q->set = set;
 }
 
-Verdict
-VerdictGetOrAsk(TransactionMap *map, Identity *identity, const View *view, int image)
+static int
+MaxQuestions(void)
 {
-	VerdictSet *set = FindSet(map, identity, view->relid, view->casts, true);
-	Verdict verdict = (Verdict) set->states[image];
+	return (int) ((Size) setting_worker_memory * 1024 / QUESTIONS_PART / sizeof(Question));
+}
 
-	if (verdict == VERDICT_UNKNOWN)
-		Ask(map, set, identity, view, image);
-	return verdict;
+Verdict
+VerdictGet(TransactionMap *map, Identity *identity, const View *view, int image, bool ask)
+{
+	bool full = noutstanding >= MaxQuestions();
+	VerdictSet *set = FindSet(map, identity, view->relid, view->casts, ask && !full);
+	Verdict verdict = StateGet(set, image);
+
+	if (verdict != VERDICT_UNKNOWN || !ask)
+		return verdict;
+	if (full)
+	{
+		was_full = true;
+		return VERDICT_UNKNOWN;
+	}
+	Ask(map, set, identity, view, image);
+	return VERDICT_ASKED;
+}
+
+bool
+VerdictsTooMany(uint64 asked)
+{
+	return asked >= (uint64) MaxQuestions() / 2;
 }
 
 /* The verdicts that a question belongs to, if its map is still there. */
@@ -312,7 +364,29 @@ StateOf(const Question *q)
 {
 	VerdictSet *set = SetOf(q);
 
-	return set != NULL ? &set->states[q->image] : NULL;
+	return set != NULL ? StateAt(PaceTransaction(q->number)->map, set, q->image) : NULL;
+}
+
+void
+VerdictsWithdraw(TransactionMap *map)
+{
+	int kept = 0;
+	int i;
+
+	for (i = 0; i < nquestions; i++)
+	{
+		if (questions[i].map != map->serial)
+		{
+			questions[kept++] = questions[i];
+			continue;
+		}
+		*StateAt(map, questions[i].set, questions[i].image) = VERDICT_UNKNOWN;
+		IdentityRelease(questions[i].identity);
+	}
+	noutstanding -= nquestions - kept;
+	nquestions = kept;
+	DeliverForgetWaiting();
+	SetLatch(MyLatch);
 }
 
 static int
@@ -411,6 +485,7 @@ SubmitBatch(const Question *example, SlowEntry *slow)
 			/* Its map is gone: whoever still needs it asks again. */
 			Wake(q->identity);
 			IdentityRelease(q->identity);
+			noutstanding--;
 			continue;
 		}
 		entry = hash_search(table, &key, HASH_ENTER, &found);
@@ -758,7 +833,7 @@ AcceptIdentity(Batch *batch, int index, WireReader *r)
 				if (visible && !TakeTexts(set, &from[i], r))
 					break;
 				if (set != NULL)
-					set->states[from[i].image] = visible ? VERDICT_VISIBLE : VERDICT_HIDDEN;
+					*StateOf(&from[i]) = visible ? VERDICT_VISIBLE : VERDICT_HIDDEN;
 			}
 			if (i < n)
 				break;
@@ -868,6 +943,7 @@ VerdictsAdvance(void)
 			batches = foreach_delete_current(batches, lc);
 			for (i = 0; i < batch->nquestions; i++)
 				IdentityRelease(batch->questions[i].identity);
+			noutstanding -= batch->nquestions;
 			MemoryContextDelete(batch->context);
 		}
 		else if (!batch->costly && batch->waiting > 0 &&
@@ -890,5 +966,19 @@ VerdictsAdvance(void)
 		/* Takes out this question and others, also of those before it. */
 		SubmitBatch(&questions[i], slow);
 		i = 0;
+	}
+
+	/* Whoever found no room has asked for nothing that would wake him. */
+	if (was_full && noutstanding < MaxQuestions() / 2)
+	{
+		was_full = false;
+		DeliverForgetWaiting();
+		SetLatch(MyLatch);
+	}
+	if (nquestions == 0 && maxquestions > KEEP_QUESTIONS)
+	{
+		pfree(questions);
+		questions = NULL;
+		maxquestions = 0;
 	}
 }
