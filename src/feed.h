@@ -452,19 +452,6 @@ typedef struct MapEntry
 	int key_length;
 } MapEntry;
 
-/* What is known of one identity's verdicts on the images. */
-typedef struct VerdictSet
-{
-	struct
-	{
-		uint64 identity; /* serial */
-		uint64 relid;
-		const CastList *casts;
-	} key;
-	uint8 **states;		/* Verdict of each image, in pieces; NULL: all unknown */
-	const char **texts; /* of each visible image, what the casts gave */
-} VerdictSet;
-
 typedef struct TransactionMap
 {
 	dlist_node node; /* in the list of all maps */
@@ -671,41 +658,6 @@ extern bool DependencyResync(Identity *identity, Oid relid, uint64 from, uint64 
 
 /* Once a turn: tells the decoder which tables' changes are wanted. */
 extern void DependencyMaintain(void);
-
-/* verdicts.c: what identities may see of judged rows */
-typedef enum Verdict
-{
-	VERDICT_UNKNOWN = 0, /* not asked for */
-	VERDICT_ASKED,
-	VERDICT_HIDDEN,
-	VERDICT_VISIBLE
-} Verdict;
-
-/* The verdict of the view's rule on an image; VERDICT_UNKNOWN: it has none. */
-extern Verdict VerdictInline(TransactionMap *map, const View *view, int image);
-
-/* The JSON of a visible image's columns in view->casts, for this identity. */
-extern const char *const *
-VerdictTexts(TransactionMap *map, Identity *identity, const View *view, int image);
-
-extern const CastList *CastListIntern(const int16 *attnos, int n);
-
-/*
- * The query workers' for the identity.  With `ask` they are asked if it is not known
- * (VerdictsAdvance); VERDICT_UNKNOWN then means that too many questions wait.  Who
- * waits for a verdict is woken when there is room again.
- */
-extern Verdict
-VerdictGet(TransactionMap *map, Identity *identity, const View *view, int image, bool ask);
-
-/* So many that one delivery has asked for: rather give those who want more a snapshot. */
-extern bool VerdictsTooMany(uint64 asked);
-
-/* What was asked about the map's images and has not been submitted; all who wait ask again. */
-extern void VerdictsWithdraw(TransactionMap *map);
-
-/* Submits what was asked, takes results over. */
-extern void VerdictsAdvance(void);
 
 /* protocol.c: client messages */
 extern void ProtocolOpen(Connection *connection, const char *token, Size length);
