@@ -35,6 +35,42 @@ describe('memory of the feed worker', () => {
   const clients = [];
   let first;
 
+  // First, as what others have left behind would count
+  test('questions for which there is no room wait until there is', async () => {
+    await reload(db, { 'changefeed.worker_memory': '16MB' });
+    await db.exec(`CREATE FUNCTION memory.gate() RETURNS bool LANGUAGE plpgsql AS $$
+        BEGIN WHILE NOT pg_try_advisory_xact_lock_shared(4720) LOOP PERFORM pg_sleep(0.01); END LOOP; RETURN true; END $$;
+      CREATE TABLE memory.gated (id int PRIMARY KEY, room int); GRANT SELECT ON memory.gated TO memory_web;
+      ALTER TABLE memory.gated ENABLE ROW LEVEL SECURITY;
+      CREATE POLICY p ON memory.gated USING (id % 10 = substr(current_setting('request.jwt.claims')::json->>'sub', 2)::int % 10 AND memory.gate());
+      SELECT changefeed.create_channel('memory_gated:{room}', 'memory.gated')`);
+    const subs = [];
+    for (let i = 0; i < 31; i += 1) {
+      const client = await Client.connectSoon({ token: await db.token({ role: 'memory_web', sub: `g${i}` }) });
+      clients.push(client);
+      subs.push(await client.openSoon(`memory_gated:${Math.floor(i / 10)}`));
+    }
+    const blocker = new Session();
+    try {
+      await blocker.exec('SELECT pg_advisory_lock(4720)');
+      // Some 29000 have room; for the last room nothing can be asked at all.
+      for (let room = 0; room < 3; room += 1) await db.exec(`INSERT INTO memory.gated SELECT ${room * 2000} + i, ${room} FROM generate_series(1, 1300) i`);
+      await db.exec('INSERT INTO memory.gated VALUES (10000, 3)');
+      const lsn = await db.value('SELECT pg_current_wal_lsn()');
+      await until(async () => await db.value(`SELECT published_lsn >= '${lsn}'::pg_lsn - 64 FROM changefeed.stat_feed`) === 't', 'all of it is published');
+    } finally {
+      await blocker.close();
+    }
+    for (const s of subs) await s.client.settle(60000);
+    for (const [i, s] of subs.entries()) {
+      s.client.check();
+      assert.equal(s.rows().length, i < 30 ? 130 : 1);
+      assert.deepEqual(s.resyncs, []);
+    }
+    for (const client of clients.splice(0)) await client.cut();
+    await reload(db, { 'changefeed.worker_memory': null });
+  });
+
   test('what a subscription took is given back', async () => {
     const log = `${process.env.CLUSTER_DATA}/log/server.log`;
     const client = await Client.connectSoon({ token });
@@ -262,38 +298,5 @@ describe('memory of the feed worker', () => {
     assert.deepEqual([...new Set(subs.flatMap((s) => s.resyncs))], ['transaction_too_large']);
     t.diagnostic(megabytes(most));
     assert.ok(most.feed < 150 * 1048576, megabytes(most));
-  });
-
-  test('questions for which there is no room wait until there is', async () => {
-    await reload(db, { 'changefeed.worker_memory': '16MB' });
-    await db.exec(`CREATE FUNCTION memory.gate() RETURNS bool LANGUAGE plpgsql AS $$
-        BEGIN WHILE NOT pg_try_advisory_xact_lock_shared(4720) LOOP PERFORM pg_sleep(0.01); END LOOP; RETURN true; END $$;
-      CREATE TABLE memory.gated (id int PRIMARY KEY, room int); GRANT SELECT ON memory.gated TO memory_web;
-      ALTER TABLE memory.gated ENABLE ROW LEVEL SECURITY;
-      CREATE POLICY p ON memory.gated USING (id % 10 = substr(current_setting('request.jwt.claims')::json->>'sub', 2)::int % 10 AND memory.gate());
-      SELECT changefeed.create_channel('memory_gated:{room}', 'memory.gated')`);
-    const subs = [];
-    for (let i = 0; i < 31; i += 1) {
-      const client = await Client.connectSoon({ token: await db.token({ role: 'memory_web', sub: `g${i}` }) });
-      clients.push(client);
-      subs.push(await client.openSoon(`memory_gated:${Math.floor(i / 10)}`));
-    }
-    const blocker = new Session();
-    try {
-      await blocker.exec('SELECT pg_advisory_lock(4720)');
-      // Some 29000 have room; for the last room nothing can be asked at all.
-      for (let room = 0; room < 3; room += 1) await db.exec(`INSERT INTO memory.gated SELECT ${room * 2000} + i, ${room} FROM generate_series(1, 1300) i`);
-      await db.exec('INSERT INTO memory.gated VALUES (10000, 3)');
-      const lsn = await db.value('SELECT pg_current_wal_lsn()');
-      await until(async () => await db.value(`SELECT published_lsn >= '${lsn}'::pg_lsn - 64 FROM changefeed.stat_feed`) === 't', 'all of it is published');
-    } finally {
-      await blocker.close();
-    }
-    for (const s of subs) await s.client.settle(60000);
-    for (const [i, s] of subs.entries()) {
-      s.client.check();
-      assert.equal(s.rows().length, i < 30 ? 130 : 1);
-      assert.deepEqual(s.resyncs, []);
-    }
   });
 });
