@@ -126,6 +126,26 @@ ROLLBACK;
 SELECT name, function FROM changefeed.functions WHERE name = 'renamed';
 DO 'BEGIN ALTER FUNCTION odder."Re ""named""" RENAME TO done; END';
 SELECT name, function FROM changefeed.functions WHERE name = 'renamed';
+ALTER INDEX odder.read_now RENAME TO "table";
+CREATE AGGREGATE shop.total(int) (SFUNC = int4pl, STYPE = int);
+SELECT changefeed.declare_dependency('shop.total(int)', 'odder.table');
+ALTER AGGREGATE shop.total(int) RENAME TO sum_of;
+-- Somebody else's event trigger renames as well
+CREATE FUNCTION shop.also() RETURNS event_trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF EXISTS (SELECT FROM pg_proc WHERE proname = 'more') THEN
+        ALTER FUNCTION shop.more RENAME TO others;
+    END IF;
+END $$;
+CREATE FUNCTION shop.more() RETURNS int LANGUAGE sql AS 'SELECT 1';
+SELECT changefeed.expose_function('shop.more()');
+CREATE EVENT TRIGGER regress_also ON ddl_command_end WHEN TAG IN ('ALTER FUNCTION') EXECUTE FUNCTION shop.also();
+ALTER FUNCTION odder.done RENAME TO finished;
+DROP EVENT TRIGGER regress_also;
+SELECT name, function FROM changefeed.function WHERE name IN ('renamed', 'more');
+SELECT * FROM changefeed.dependencies ORDER BY function::text COLLATE "C";
+SELECT changefeed.unexpose_function('shop.others()');
+DROP AGGREGATE shop.sum_of(int);
 DROP SCHEMA odder CASCADE;
 SELECT name, function FROM changefeed.function;
 SELECT * FROM changefeed.dependency;

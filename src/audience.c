@@ -26,6 +26,7 @@
 #include "filter_compile.h"
 #include "receivers.h"
 
+#include "access/detoast.h"
 #include "common/hashfn.h"
 #include "miscadmin.h"
 #include "storage/latch.h"
@@ -44,8 +45,8 @@
 #define COSTLY_BURST 1000000
 #define CHEAP		 500
 
-/* Rows of more bytes take long, whatever the conditions are. */
-#define LARGE_ROW (32 * 1024)
+/* Values of more bytes in all take long, whatever the conditions are. */
+#define LARGE_VALUES (32 * 1024)
 
 /* Descriptions of a table that conditions are kept compiled for. */
 #define MAX_COMPILED 2
@@ -510,6 +511,23 @@ HasCredit(const AudienceSource *as, TimestampTz now)
 		   (as->cost > 0 && as->cost < CHEAP);
 }
 
+/* Those that are read, unpacked, wherever they were taken from. */
+static bool
+IsLarge(const AudienceSource *as, const MapImage *image)
+{
+	Size size = 0;
+	int i;
+
+	for (i = 0; i < as->nneeded; i++)
+	{
+		int at = as->needed[i] - 1;
+
+		if (TupleDescAttr(image->desc->tupdesc, at)->attlen == -1 && !image->isnull[at])
+			size += toast_raw_datum_size(image->values[at]);
+	}
+	return size > LARGE_VALUES;
+}
+
 /*
  * An error of the evaluation holds nothing that an abort would have to
  * release: built-in functions on values at hand.
@@ -540,7 +558,7 @@ TryImage(AudienceSource *as, TransactionMap *map, Source *source, int number)
 		compiled = Compile(as, image->desc);
 		if (compiled->filter != NULL)
 		{
-			if (compiled->costly || image->length > LARGE_ROW)
+			if (compiled->costly || IsLarge(as, image))
 			{
 				begun = GetCurrentTimestamp();
 				if (!HasCredit(as, begun))

@@ -11,8 +11,8 @@
 #ifndef CHANGEFEED_DELIVER_H
 #define CHANGEFEED_DELIVER_H
 
-#include "feed.h"
 #include "gateways.h"
+#include "verdicts.h"
 
 /* One change as JSON, without the name of the channel. */
 typedef struct Operation
@@ -48,7 +48,9 @@ typedef enum OutReason
 {
 	OUT_UNREADABLE, /* a value is not in the WAL */
 	OUT_STALE,		/* its conditions or types do not fit the table any more */
-	OUT_FAILED		/* its conditions cannot be evaluated: it ends */
+	OUT_FAILED,		/* its conditions cannot be evaluated: it ends */
+	OUT_AHEAD,		/* labels are those of a later transaction, so nothing above is certain */
+	OUT_TOO_MANY	/* too many rows would have to be judged by query workers */
 } OutReason;
 
 typedef struct OutSubscription
@@ -94,6 +96,8 @@ typedef struct Delivery
 	bool asking;		/* missing verdicts are asked for; nothing is sent yet */
 	bool missing;		/* `only` cannot be sent its changes yet */
 	List *waiting;		/* connections that lack a verdict */
+	uint64 asked;		/* verdicts, by all before */
+	bool too_many;		/* of those asked for */
 	int ndecisions;
 	int maxdecisions;
 	Decision *decisions;
@@ -143,7 +147,28 @@ extern void EventsConsider(Delivery *d, MapEntry *entry, Subscription *s, View *
 /* deliver.c: does the subscription get this transaction in this run? */
 extern bool DeliverTakesPart(Delivery *d, Subscription *s);
 
-/* deliver.c: nothing of the transaction for the subscription; a worse reason counts. */
+/*
+ * decide.c: who gets which entry.  All verdicts that a connection lacks are asked
+ * for at once, and those that lack any are taken out: they are behind now.  What was
+ * decided is kept, so that nothing is evaluated twice, but not without limit.
+ */
+extern void DecideAll(Delivery *d);
+
+/* decide.c: the same for one of those that were not kept, and DeliverSend for them. */
+extern void DecideEntry(Delivery *d, MapEntry *entry);
+
+/* deliver.c: what was decided becomes part of fragments. */
+extern void DeliverSend(Delivery *d, const Decision *decision);
+
+/*
+ * decide.c: for all of the receivers, or for the one if that is not NULL; the
+ * callback must not change who is live.
+ */
+typedef void (*DeliverCallback)(Delivery *d, MapEntry *entry, Subscription *s, const void *arg);
+extern void DeliverForEach(Delivery *d, MapEntry *entry, const struct Receivers *receivers,
+						   Subscription *one, DeliverCallback callback, const void *arg);
+
+/* decide.c: nothing of the transaction for the subscription; a worse reason counts. */
 extern OutSubscription *DeliverOut(Delivery *d, Subscription *s, OutReason reason);
 
 /* deliver.c: a number that no run had, for AudienceMatches. */

@@ -29,6 +29,7 @@
 #include "revocations.h"
 
 #include "utils/inval.h"
+#include "utils/memutils.h"
 #include "utils/snapmgr.h"
 #include "utils/syscache.h"
 
@@ -40,14 +41,17 @@ static uint64 seen_role_changes;
 /* Some may have other names than those that were compared last. */
 static bool labels_invalidated;
 
+/* Tables whose labels have, until those who are subscribed are told. */
+static List *labels_ahead;
+
 typedef struct Concern
 {
 	Oid source; /* subscriptions fed by this table (0: all) */
 	const char *reason;
 } Concern;
 
-static bool
-HasSource(Subscription *s, Oid relid)
+bool
+EventsHasSource(const Subscription *s, Oid relid)
 {
 	int i;
 
@@ -95,7 +99,7 @@ ResyncIfConcerned(Subscription *s, void *arg)
 
 	if (s->state != SUB_READY)
 		return; /* looks at the log itself */
-	if (c->source != InvalidOid && !HasSource(s, c->source))
+	if (c->source != InvalidOid && !EventsHasSource(s, c->source))
 		return;
 	SubscribeResync(s, c->reason);
 }
@@ -209,37 +213,62 @@ LabelsInvalidated(Datum arg, int cacheid, uint32 hashvalue)
 	labels_invalidated = true;
 }
 
+/* Attributes of composite types. */
+static void
+RelationInvalidated(Datum arg, Oid relid)
+{
+	if (!OidIsValid(relid) || RelationIsType(relid))
+		labels_invalidated = true;
+}
+
 static void
 ResyncSource(Subscription *s, void *arg)
 {
-	if (HasSource(s, *(Oid *) arg))
+	if (EventsHasSource(s, *(Oid *) arg))
 		SubscribeResync(s, "type_changed");
 }
 
-/*
- * Values are written and conditions are read with the labels of now, so nothing
- * from before their barrier, which is still to come, can be delivered any more.
- */
-void
-EventsCheckLabels(void)
+List *
+EventsLabelsAhead(void)
 {
 	static bool registered = false;
 	ListCell *lc;
 
 	if (!registered)
+	{
 		CacheRegisterSyscacheCallback(ENUMOID, LabelsInvalidated, (Datum) 0);
+		CacheRegisterRelcacheCallback(RelationInvalidated, (Datum) 0);
+	}
 	registered = true;
 	if (!labels_invalidated)
-		return;
+		return labels_ahead;
 	labels_invalidated = false;
 	foreach(lc, RelationsAll())
 	{
+		MemoryContext old;
+
 		if (!RelationLabelsAhead(lfirst_oid(lc)))
 			continue;
+		old = MemoryContextSwitchTo(feed_context);
+		labels_ahead = list_append_unique_oid(labels_ahead, lfirst_oid(lc));
+		MemoryContextSwitchTo(old);
+	}
+	return labels_ahead;
+}
+
+void
+EventsCheckLabels(void)
+{
+	ListCell *lc;
+
+	foreach(lc, EventsLabelsAhead())
+	{
 		ChannelsForgetCompiled(lfirst_oid(lc));
 		AudiencesForgetCompiled(lfirst_oid(lc));
 		SubscriptionForEach(NULL, ResyncSource, &lfirst_oid(lc));
 	}
+	list_free(labels_ahead);
+	labels_ahead = NIL;
 }
 
 /* One subscription and one table of which something has changed. */
@@ -297,7 +326,7 @@ ApplyRelation(Subscription *s, void *arg)
 	RelationEvent *event = arg;
 	const RelationChange *change = &event->change;
 	uint32 aspects = change->aspects;
-	bool source = HasSource(s, event->relid);
+	bool source = EventsHasSource(s, event->relid);
 
 	if (s->state != SUB_READY)
 		return; /* looks at the log itself */
@@ -526,7 +555,7 @@ EventConcerns(Subscription *s, LogTransaction *transaction, bool barriers_only)
 
 	/* The more telling reason first, as above. */
 	for (i = 0; i < transaction->nlost && !barriers_only; i++)
-		if (transaction->lost[i] == InvalidOid || HasSource(s, transaction->lost[i]))
+		if (transaction->lost[i] == InvalidOid || EventsHasSource(s, transaction->lost[i]))
 			return transaction->lost_reason;
 	return RightsConcern(s, transaction, barriers_only);
 }

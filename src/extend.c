@@ -261,7 +261,7 @@ TakeBack(Check *check, uint64 until, HTAB *touched, List **held)
 					return EXTENSION_IMPOSSIBLE;
 				verdict = VerdictInline(map, view, entry->old_image);
 				if (verdict == VERDICT_UNKNOWN)
-					verdict = VerdictGetOrAsk(map, check->identity, view, entry->old_image);
+					verdict = VerdictGet(map, check->identity, view, entry->old_image, true);
 				if (verdict <= VERDICT_ASKED)
 					state = EXTENSION_WAITS; /* ask for the others, too */
 			}

@@ -27,6 +27,7 @@
 #include "gateways.h"
 #include "presence.h"
 #include "publish.h"
+#include "verdicts.h"
 #include "version.h"
 
 #include <malloc.h>

@@ -452,19 +452,6 @@ typedef struct MapEntry
 	int key_length;
 } MapEntry;
 
-/* What is known of one identity's verdicts on the images. */
-typedef struct VerdictSet
-{
-	struct
-	{
-		uint64 identity; /* serial */
-		uint64 relid;
-		const CastList *casts;
-	} key;
-	uint8 *states;		/* Verdict of each image */
-	const char **texts; /* of each visible image, what the casts gave */
-} VerdictSet;
-
 typedef struct TransactionMap
 {
 	dlist_node node; /* in the list of all maps */
@@ -623,8 +610,17 @@ extern void EventsRolesChanged(void);
 /* The same if a command in any database changed roles since the last look. */
 extern bool EventsCheckRoles(void);
 
-/* Labels of enums have changed somewhere, and their barrier is not here yet. */
+/*
+ * Tables with labels of enums, or attributes of composite types, that the catalogs
+ * have changed already, and whose barrier is not here yet.  Values are written and
+ * conditions are read with the labels of now, so nothing from before that barrier
+ * can be delivered any more: the subscriptions start again.  Whoever looks at a
+ * catalog may hear of such a change, also in the middle of a delivery.
+ */
+extern List *EventsLabelsAhead(void);
 extern void EventsCheckLabels(void);
+
+extern bool EventsHasSource(const Subscription *subscription, Oid relid);
 
 /* Reads the channel catalog; false: locked, try again. */
 extern bool EventsReloadCatalog(void);
@@ -662,31 +658,6 @@ extern bool DependencyResync(Identity *identity, Oid relid, uint64 from, uint64 
 
 /* Once a turn: tells the decoder which tables' changes are wanted. */
 extern void DependencyMaintain(void);
-
-/* verdicts.c: what identities may see of judged rows */
-typedef enum Verdict
-{
-	VERDICT_UNKNOWN = 0, /* not asked for */
-	VERDICT_ASKED,
-	VERDICT_HIDDEN,
-	VERDICT_VISIBLE
-} Verdict;
-
-/* The verdict of the view's rule on an image; VERDICT_UNKNOWN: it has none. */
-extern Verdict VerdictInline(TransactionMap *map, const View *view, int image);
-
-/* The JSON of a visible image's columns in view->casts, for this identity. */
-extern const char *const *
-VerdictTexts(TransactionMap *map, Identity *identity, const View *view, int image);
-
-extern const CastList *CastListIntern(const int16 *attnos, int n);
-
-/* The query workers' for the identity.  They are asked if it is VERDICT_UNKNOWN (VerdictsAdvance). */
-extern Verdict
-VerdictGetOrAsk(TransactionMap *map, Identity *identity, const View *view, int image);
-
-/* Submits what was asked, takes results over. */
-extern void VerdictsAdvance(void);
 
 /* protocol.c: client messages */
 extern void ProtocolOpen(Connection *connection, const char *token, Size length);
@@ -784,6 +755,9 @@ extern void RelationCompare(Oid relid, const LogTransaction *transaction, const 
 
 /* Tables noted that this is, or is a partition or type of; all of them. */
 extern List *RelationsOf(Oid relid);
+
+/* Do values of a table that was noted consist of that composite type? */
+extern bool RelationIsType(Oid relid);
 extern List *RelationsAll(void);
 
 /*

@@ -8,8 +8,7 @@
  * it mean something else.
  *
  * Process: any; FunctionNamesBefore and FunctionNamesAfter in the backend that
- * renames.  Memory: what a command may rename in a context of its own, which
- * lives until the next one.  Locks: those of ddl.h.
+ * renames.  Memory: the caller's context.  Locks: those of ddl.h.
  *
  *-------------------------------------------------------------------------
  */
@@ -29,7 +28,6 @@
 #include "utils/builtins.h"
 #include "utils/catcache.h"
 #include "utils/lsyscache.h"
-#include "utils/memutils.h"
 #include "utils/regproc.h"
 #include "utils/syscache.h"
 
@@ -40,9 +38,6 @@ typedef struct Named
 	Oid function;
 	char *signature;
 } Named;
-
-static MemoryContext names_context;
-static List *names; /* of Named, before the command */
 
 /*
  * The name at *text, which moves behind it; NULL if there is none.  What
@@ -131,20 +126,17 @@ HaveTables(void)
 		   OidIsValid(get_relname_relid("source", namespace));
 }
 
-void
+List *
 FunctionNamesBefore(void)
 {
+	MemoryContext context = CurrentMemoryContext;
+	List *names = NIL; /* of Named */
 	DdlAccess access;
 	uint64 i;
 	uint64 n;
 
-	if (names_context == NULL)
-		names_context = AllocSetContextCreate(TopMemoryContext, "changefeed function names",
-											  ALLOCSET_SMALL_SIZES);
-	MemoryContextReset(names_context);
-	names = NIL;
 	if (!HaveTables())
-		return;
+		return NIL;
 	DdlBegin(&access);
 	n = DdlRead("SELECT function FROM changefeed.function"
 				" UNION SELECT function FROM changefeed.dependency",
@@ -156,7 +148,7 @@ FunctionNamesBefore(void)
 
 		if (OidIsValid(function))
 		{
-			MemoryContext old = MemoryContextSwitchTo(names_context);
+			MemoryContext old = MemoryContextSwitchTo(context);
 			Named *named = palloc(sizeof(Named));
 
 			named->function = function;
@@ -166,23 +158,22 @@ FunctionNamesBefore(void)
 		}
 	}
 	DdlEnd(&access);
+	return names;
 }
 
 void
-FunctionNamesAfter(void)
+FunctionNamesAfter(List *names)
 {
-	List *renamed = names;
 	DdlAccess access;
 	ListCell *lc;
 
-	names = NIL;
-	if (renamed == NIL)
+	if (names == NIL)
 		return;
 	CommandCounterIncrement();
 	if (!HaveTables())
 		return;
 	DdlBegin(&access);
-	foreach(lc, renamed)
+	foreach(lc, names)
 	{
 		Named *named = lfirst(lc);
 		Oid types[2] = {TEXTOID, TEXTOID};

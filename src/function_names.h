@@ -19,11 +19,16 @@
 
 #include "postgres.h"
 
+#include "nodes/pg_list.h"
+
 /* The function with exactly that signature, or InvalidOid. */
 extern Oid FunctionOfSignature(const char *signature);
 
-/* Around a command that may rename functions: the tables are written in the second. */
-extern void FunctionNamesBefore(void);
-extern void FunctionNamesAfter(void);
+/*
+ * Around a command that may rename functions: the tables are written in the second,
+ * which gets what the first one has found.
+ */
+extern List *FunctionNamesBefore(void);
+extern void FunctionNamesAfter(List *names);
 
 #endif /* CHANGEFEED_FUNCTION_NAMES_H */

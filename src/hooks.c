@@ -404,8 +404,8 @@ RequireNoSessions(Oid database, const char *name)
 
 /*
  * Core would refuse because of the active slot.  So the feed ends first, and its
- * slot with it; should the command fail all the same, the launcher looks into the
- * database again.
+ * slot with it; should the command fail all the same, the feed begins
+ * anew.
  */
 static void
 BeforeDropDatabase(DropdbStmt *stmt, bool top_level)
@@ -481,12 +481,14 @@ RenamesFunctions(Node *stmt)
 								  : ((AlterObjectSchemaStmt *) stmt)->objectType)
 	{
 		case OBJECT_FUNCTION:
+		case OBJECT_AGGREGATE:
 		case OBJECT_ROUTINE:
 		case OBJECT_SCHEMA:
 		case OBJECT_EXTENSION:
 		case OBJECT_TYPE:
 		case OBJECT_DOMAIN:
 		case OBJECT_TABLE:
+		case OBJECT_INDEX: /* ALTER INDEX takes tables, too */
 		case OBJECT_VIEW:
 		case OBJECT_MATVIEW:
 		case OBJECT_FOREIGN_TABLE:
@@ -496,8 +498,9 @@ RenamesFunctions(Node *stmt)
 	}
 }
 
+/* `names`: what AfterUtility has to know of functions. */
 static void
-BeforeUtility(Node *stmt, bool top_level)
+BeforeUtility(Node *stmt, bool top_level, List **names)
 {
 	switch (nodeTag(stmt))
 	{
@@ -518,12 +521,12 @@ BeforeUtility(Node *stmt, bool top_level)
 			if (((RenameStmt *) stmt)->renameType == OBJECT_DATABASE)
 				BeforeExclusiveUse(((RenameStmt *) stmt)->subname);
 			else if (RenamesFunctions(stmt))
-				FunctionNamesBefore();
+				*names = FunctionNamesBefore();
 			break;
 
 		case T_AlterObjectSchemaStmt:
 			if (RenamesFunctions(stmt))
-				FunctionNamesBefore();
+				*names = FunctionNamesBefore();
 			break;
 
 		case T_AlterExtensionStmt:
@@ -542,7 +545,7 @@ BeforeUtility(Node *stmt, bool top_level)
 
 /* The command has succeeded; its transaction may still be rolled back. */
 static void
-AfterUtility(Node *stmt)
+AfterUtility(Node *stmt, List *names)
 {
 	switch (nodeTag(stmt))
 	{
@@ -594,13 +597,11 @@ AfterUtility(Node *stmt)
 		case T_RenameStmt:
 			if (((RenameStmt *) stmt)->renameType == OBJECT_ROLE)
 				AddEvent(EVENT_ROLES, InvalidOid);
-			else if (RenamesFunctions(stmt))
-				FunctionNamesAfter();
+			FunctionNamesAfter(names);
 			break;
 
 		case T_AlterObjectSchemaStmt:
-			if (RenamesFunctions(stmt))
-				FunctionNamesAfter();
+			FunctionNamesAfter(names);
 			break;
 
 		case T_AlterExtensionStmt:
@@ -646,6 +647,7 @@ HooksProcessUtility(PlannedStmt *pstmt, const char *query_string, bool read_only
 	 */
 	Node *stmt = pstmt->utilityStmt;
 	bool mine = false;
+	List *names = NIL;
 
 	switch (nodeTag(stmt))
 	{
@@ -673,7 +675,7 @@ HooksProcessUtility(PlannedStmt *pstmt, const char *query_string, bool read_only
 	}
 
 	if (mine)
-		BeforeUtility(stmt, context == PROCESS_UTILITY_TOPLEVEL);
+		BeforeUtility(stmt, context == PROCESS_UTILITY_TOPLEVEL, &names);
 
 	if (prev_process_utility_hook)
 		prev_process_utility_hook(pstmt, query_string, read_only_tree, context, params, query_env,
@@ -683,7 +685,7 @@ HooksProcessUtility(PlannedStmt *pstmt, const char *query_string, bool read_only
 								dest, qc);
 
 	if (mine)
-		AfterUtility(stmt);
+		AfterUtility(stmt, names);
 }
 
 void

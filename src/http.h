@@ -118,4 +118,11 @@ extern void HttpMoves(Subscription *subscription, int part, const char *position
 /* The client was told `subscribed`. */
 extern void HttpAnnounced(Subscription *subscription);
 
+/*
+ * An event stream begins when all of its channels are announced, as an error of
+ * one is its answer until then.  Those that are parked (subscribe_pages.c) are not
+ * waited for: they wait for what only goes out when it has begun.
+ */
+extern void HttpMayBegin(Connection *connection);
+
 #endif /* CHANGEFEED_HTTP_H */

@@ -305,18 +305,32 @@ HttpMoves(Subscription *s, int part, const char *position, bool quiet)
 }
 
 void
-HttpAnnounced(Subscription *s)
+HttpMayBegin(Connection *connection)
 {
-	Http *http = s->connection->http;
-	LinkFrame *link = s->connection->gateway->link;
+	Http *http = connection->http;
+	LinkFrame *link = connection->gateway->link;
+	int parked = 0;
+	dlist_iter iter;
 
-	if (http == NULL || s->connection->closing || ++http->announced != http->nchannels ||
-		http->kind != LINK_STREAM_EVENTS)
+	if (http == NULL || connection->closing || http->begun || http->kind != LINK_STREAM_EVENTS)
+		return;
+	dlist_foreach(iter, &connection->parked)
+		parked++;
+	if (http->announced + parked < http->nchannels)
 		return;
 	http->begun = true;
 	LinkFrameBegin(link, LINK_BEGIN);
-	LinkFramePutU32(link, s->connection->number);
+	LinkFramePutU32(link, connection->number);
 	LinkFrameEnd(link);
+}
+
+void
+HttpAnnounced(Subscription *s)
+{
+	if (s->connection->http == NULL)
+		return;
+	s->connection->http->announced++;
+	HttpMayBegin(s->connection);
 }
 
 void

@@ -11,7 +11,7 @@
 #ifndef CHANGEFEED_POLICY_RULE_H
 #define CHANGEFEED_POLICY_RULE_H
 
-#include "feed.h"
+#include "verdicts.h"
 
 /*
  * What a policy demands of a row for an identity.  Identities for which it

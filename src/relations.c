@@ -52,6 +52,7 @@ typedef struct StateEntry
 typedef struct MemberEntry
 {
 	Oid relid;
+	bool is_type; /* of columns of some */
 	List *owners;
 } MemberEntry;
 
@@ -75,12 +76,13 @@ Init(void)
 }
 
 static void
-AddMember(Oid member, Oid owner)
+AddMember(Oid member, Oid owner, bool is_type)
 {
 	bool found;
 	MemberEntry *entry = hash_search(members, &member, HASH_ENTER, &found);
 	MemoryContext old = MemoryContextSwitchTo(TopMemoryContext);
 
+	entry->is_type = is_type || (found && entry->is_type);
 	entry->owners = list_append_unique_oid(found ? entry->owners : NIL, owner);
 	MemoryContextSwitchTo(old);
 }
@@ -104,9 +106,15 @@ SetMembers(StateEntry *entry, bool add)
 	int i;
 
 	for (i = 0; i < entry->state.nparts; i++)
-		(add ? AddMember : RemoveMember)(entry->state.parts[i].relid, entry->relid);
+		if (add)
+			AddMember(entry->state.parts[i].relid, entry->relid, false);
+		else
+			RemoveMember(entry->state.parts[i].relid, entry->relid);
 	foreach(lc, entry->state.types)
-		(add ? AddMember : RemoveMember)(lfirst_oid(lc), entry->relid);
+		if (add)
+			AddMember(lfirst_oid(lc), entry->relid, true);
+		else
+			RemoveMember(lfirst_oid(lc), entry->relid);
 }
 
 /* Reads the state of now; `before` gets what was remembered, in `old`. */
@@ -171,6 +179,14 @@ RelationsOf(Oid relid)
 	if (entry != NULL)
 		result = list_concat(result, entry->owners);
 	return result;
+}
+
+bool
+RelationIsType(Oid relid)
+{
+	MemberEntry *entry = states != NULL ? hash_search(members, &relid, HASH_FIND, NULL) : NULL;
+
+	return entry != NULL && entry->is_type;
 }
 
 List *

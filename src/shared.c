@@ -368,8 +368,13 @@ SharedEndDrop(Oid database, bool failed)
 			shared_feeds->dropping[i] = shared_feeds->dropping[--shared_feeds->ndropping];
 			break;
 		}
+
+	/*
+	 * Our REQUEST_STOP may not have been obeyed yet.  Behind that it is begun
+	 * anew; the feed worker finds out whether the extension is still there.
+	 */
 	if (failed)
-		AddRequest(database, REQUEST_LOOK);
+		AddRequest(database, REQUEST_START);
 	LWLockRelease(shared_feeds->lock);
 	if (failed)
 		SharedWake(&shared_feeds->launcher_proc);

@@ -274,7 +274,7 @@ extern void SharedRequest(Oid database, FeedRequest what);
 /*
  * The feed of the database ends, since that is dropped, and no other one begins;
  * false: too many are being dropped.  The command ends with SharedEndDrop; if it
- * has failed the launcher looks into the database again.
+ * has failed the feed begins anew.
  */
 extern bool SharedBeginDrop(Oid database);
 extern void SharedEndDrop(Oid database, bool failed);

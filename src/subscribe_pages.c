@@ -27,6 +27,7 @@
 
 #include "subscribe.h"
 #include "gateways.h"
+#include "http.h"
 
 #include <sys/resource.h>
 
@@ -139,9 +140,12 @@ SubscribePagesPlaces(void)
 	return n > 128 ? (int) (n / 4) : 16;
 }
 
-/* Whose snapshot has been on its way for the longest makes room for others. */
+/*
+ * Whose snapshot has been on its way for the longest makes room for others; NULL: with
+ * any gateway.
+ */
 static void
-MakeRoom(const char *what)
+MakeRoom(const Gateway *gateway, const char *what)
 {
 	static TimestampTz closed_at;
 	SubscriptionLoad *load;
@@ -154,7 +158,8 @@ MakeRoom(const char *what)
 		load = dlist_container(SubscriptionLoad, pages_node, iter.cur);
 		if (!TimestampDifferenceExceeds(load->pages_since, feed_now, PATIENCE))
 			return;
-		if (load->subscription->connection->closing)
+		if (load->subscription->connection->closing ||
+			(gateway != NULL && load->subscription->connection->gateway != gateway))
 			continue;
 		closed_at = feed_now;
 		ereport(LOG,
@@ -194,11 +199,12 @@ SubscribePagesMayAsk(Subscription *s, long *wait)
 		load->parked = true;
 		dlist_push_tail(&connection->parked, &load->parked_node);
 		SubscribePlace(s);
+		HttpMayBegin(connection);
 		return false;
 	}
 	if (space_used < SpaceLimit())
 		return true;
-	MakeRoom("disk space");
+	MakeRoom(NULL, "disk space");
 	Sooner(wait);
 	return false;
 }
@@ -206,11 +212,13 @@ SubscribePagesMayAsk(Subscription *s, long *wait)
 bool
 SubscribePagesMaySend(Subscription *s, long *wait)
 {
+	const Gateway *gateway = s->connection->gateway;
+
 	if (!s->load->has_snapshot || s->load->answer->file == NULL)
 		return true;
-	if (s->connection->gateway->nfiles < s->connection->gateway->places)
+	if (gateway->nfiles < gateway->places)
 		return true;
-	MakeRoom("a descriptor");
+	MakeRoom(gateway, "a descriptor");
 	Sooner(wait);
 	return false;
 }

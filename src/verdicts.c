@@ -1,24 +1,19 @@
 /*-------------------------------------------------------------------------
  *
  * verdicts.c
- *		What identities may see of judged rows: asking query workers in
- *		batches, and accepting their answers.
+ *		What identities may see of judged rows: asking query workers in batches.
  *
  * Questions are collected over a turn and submitted together, per table: the
  * rows once, then per identity which of them it asks for.  While all query
  * workers are busy with verdicts, questions go on collecting; batches grow by
- * themselves under load.  Answers come and are accepted identity by identity.
+ * themselves under load.  Answers come and are accepted identity by identity
+ * (verdicts_accept.c).
  *
  * How long an identity's verdicts on a table take is remembered: those of a
  * slow one are asked for apart from the others, one batch at a time.
  *
- * A verdict that read tables (the policy's dependencies) was given on a
- * snapshot later than the row's commit.  It is accepted once everything up to
- * that snapshot has been decoded and no transaction behind the row's has done
- * something to a dependency that can make a difference (dependencies.c);
- * otherwise the subscriptions concerned are resynced.  The same holds for what
- * policies find by name, in functions and as labels, of which the fingerprint
- * knows nothing.
+ * Questions take memory, for each row and identity.  So there is room for some
+ * only; who finds none waits until there is.
  *
  * Process: feed worker.  Memory: batches in feed_context until answered;
  * verdicts with the transaction's map.
@@ -27,10 +22,11 @@
  */
 #include "postgres.h"
 
-#include "feed.h"
 #include "policy_rule.h"
+#include "verdicts_internal.h"
 #include "wire_write.h"
 
+#include "miscadmin.h"
 #include "storage/latch.h"
 #include "utils/hsearch.h"
 #include "utils/memutils.h"
@@ -43,47 +39,17 @@
 #define SLOW_US 20000
 #define SLOW_MS 10000
 
+/* Questions have this part of changefeed.worker_memory. */
+#define QUESTIONS_PART 8
+
+/* Room for more of them is given back when there are none. */
+#define KEEP_QUESTIONS 4096
+
+/* Images whose verdicts are kept in one piece. */
+#define PIECE 128
+
 /* A batch that takes longer does not count among those that workers have. */
 #define LATE_MS 100
-
-/* One identity's question about one row. */
-typedef struct Question
-{
-	uint64 number; /* transaction: PaceNumber */
-	int image;
-	Identity *identity; /* referenced */
-	Oid relid;
-	uint32 version; /* of the row's description */
-	uint64 fingerprint;
-	const CastList *casts;
-	uint64 map; /* serial number of the map, of which is: */
-	VerdictSet *set;
-} Question;
-
-/* The answer for one identity. */
-typedef struct Part
-{
-	bool answered;
-	bool accepted;
-	XLogRecPtr lsn; /* noted after the last snapshot used */
-	char *answer;	/* QUERY_VERDICT's body from the status on */
-	Size length;
-} Part;
-
-typedef struct Batch
-{
-	MemoryContext context;
-	Oid relid;
-	int nquestions;
-	Question *questions; /* sorted by identity */
-	int nidentities;
-	int *first;	 /* index of each identity's first question */
-	Part *parts; /* of each identity */
-	int waiting; /* parts not answered */
-	int open;	 /* parts not accepted */
-	bool costly;
-	TimestampTz submitted;
-} Batch;
 
 /* An identity whose verdicts on a table take long. */
 typedef struct SlowKey
@@ -109,7 +75,9 @@ static List *cast_lists;
 static Question *questions;
 static int nquestions;
 static int maxquestions;
-static List *batches; /* in flight, or answered and to be accepted */
+static int noutstanding; /* those, and those of batches */
+static bool was_full;	 /* and somebody waits until there is room */
+static List *batches;	 /* in flight, or answered and to be accepted */
 
 const CastList *
 CastListIntern(const int16 *attnos, int n)
@@ -224,13 +192,33 @@ FindSet(TransactionMap *map, Identity *identity, Oid relid, const CastList *cast
 	set = hash_search(map->verdicts, &sought.key, create ? HASH_ENTER : HASH_FIND, &found);
 	if (set != NULL && !found)
 	{
-		set->states = MemoryContextAllocZero(map->context, Max(map->nimages, 1));
+		set->states = MemoryContextAllocZero(map->context,
+											 sizeof(uint8 *) * (map->nimages / PIECE + 1));
 		set->texts = NULL;
 		if (casts != NULL)
 			set->texts = MemoryContextAllocZero(map->context,
 												sizeof(char *) * casts->n * Max(map->nimages, 1));
 	}
 	return set;
+}
+
+/* Many identities may be asked about a few of very many rows each. */
+static uint8 *
+StateAt(TransactionMap *map, VerdictSet *set, int image)
+{
+	uint8 **piece = &set->states[image / PIECE];
+
+	if (*piece == NULL)
+		*piece = MemoryContextAllocZero(map->context, Min(map->nimages, PIECE));
+	return *piece + image % PIECE;
+}
+
+static Verdict
+StateGet(const VerdictSet *set, int image)
+{
+	const uint8 *piece = set != NULL ? set->states[image / PIECE] : NULL;
+
+	return piece != NULL ? (Verdict) piece[image % PIECE] : VERDICT_UNKNOWN;
 }
 
 Verdict
@@ -251,7 +239,7 @@ VerdictTexts(TransactionMap *map, Identity *identity, const View *view, int imag
 {
 	VerdictSet *set = FindSet(map, identity, view->relid, view->casts, false);
 
-	if (set == NULL || set->texts == NULL || set->states[image] != VERDICT_VISIBLE)
+	if (set == NULL || set->texts == NULL || StateGet(set, image) != VERDICT_VISIBLE)
 		elog(ERROR, "the JSON of a row is not known");
 	return &set->texts[image * view->casts->n];
 }
@@ -262,7 +250,8 @@ Ask(TransactionMap *map, VerdictSet *set, Identity *identity, const View *view, 
 	Question *q;
 
 	counters.verdicts_asked++;
-	set->states[image] = VERDICT_ASKED;
+	noutstanding++;
+	*StateAt(map, set, image) = VERDICT_ASKED;
 
 	if (nquestions == maxquestions)
 	{
@@ -285,20 +274,38 @@ Ask(TransactionMap *map, VerdictSet *set, Identity *identity, const View *view, 
 	q->set = set;
 }
 
-Verdict
-VerdictGetOrAsk(TransactionMap *map, Identity *identity, const View *view, int image)
+static int
+MaxQuestions(void)
 {
-	VerdictSet *set = FindSet(map, identity, view->relid, view->casts, true);
-	Verdict verdict = (Verdict) set->states[image];
-
-	if (verdict == VERDICT_UNKNOWN)
-		Ask(map, set, identity, view, image);
-	return verdict;
+	return (int) ((Size) setting_worker_memory * 1024 / QUESTIONS_PART / sizeof(Question));
 }
 
-/* The verdicts that a question belongs to, if its map is still there. */
-static VerdictSet *
-SetOf(const Question *q)
+Verdict
+VerdictGet(TransactionMap *map, Identity *identity, const View *view, int image, bool ask)
+{
+	bool full = noutstanding >= MaxQuestions();
+	VerdictSet *set = FindSet(map, identity, view->relid, view->casts, ask && !full);
+	Verdict verdict = StateGet(set, image);
+
+	if (verdict != VERDICT_UNKNOWN || !ask)
+		return verdict;
+	if (full)
+	{
+		was_full = true;
+		return VERDICT_UNKNOWN;
+	}
+	Ask(map, set, identity, view, image);
+	return VERDICT_ASKED;
+}
+
+bool
+VerdictsTooMany(uint64 asked)
+{
+	return asked >= (uint64) MaxQuestions() / 2;
+}
+
+VerdictSet *
+VerdictSetOf(const Question *q)
 {
 	LogTransaction *transaction = PaceTransaction(q->number);
 
@@ -307,12 +314,34 @@ SetOf(const Question *q)
 	return q->set;
 }
 
-static uint8 *
-StateOf(const Question *q)
+uint8 *
+VerdictStateOf(const Question *q)
 {
-	VerdictSet *set = SetOf(q);
+	VerdictSet *set = VerdictSetOf(q);
 
-	return set != NULL ? &set->states[q->image] : NULL;
+	return set != NULL ? StateAt(PaceTransaction(q->number)->map, set, q->image) : NULL;
+}
+
+void
+VerdictsWithdraw(TransactionMap *map)
+{
+	int kept = 0;
+	int i;
+
+	for (i = 0; i < nquestions; i++)
+	{
+		if (questions[i].map != map->serial)
+		{
+			questions[kept++] = questions[i];
+			continue;
+		}
+		*StateAt(map, questions[i].set, questions[i].image) = VERDICT_UNKNOWN;
+		IdentityRelease(questions[i].identity);
+	}
+	noutstanding -= nquestions - kept;
+	nquestions = kept;
+	DeliverForgetWaiting();
+	SetLatch(MyLatch);
 }
 
 static int
@@ -349,7 +378,6 @@ typedef struct RowEntry
 } RowEntry;
 
 static void OnAnswer(void *arg, uint64 job, QueryKind kind, WireReader *body);
-static void Wake(Identity *identity);
 
 /* Are the two questions asked by the same part of a batch? */
 static bool
@@ -406,11 +434,12 @@ SubmitBatch(const Question *example, SlowEntry *slow)
 			questions[kept++] = *q;
 			continue;
 		}
-		if (StateOf(q) == NULL)
+		if (VerdictStateOf(q) == NULL)
 		{
 			/* Its map is gone: whoever still needs it asks again. */
-			Wake(q->identity);
+			VerdictsWake(q->identity);
 			IdentityRelease(q->identity);
+			noutstanding--;
 			continue;
 		}
 		entry = hash_search(table, &key, HASH_ENTER, &found);
@@ -518,332 +547,6 @@ OnAnswer(void *arg, uint64 job, QueryKind kind, WireReader *body)
 	}
 }
 
-/* Connections of that identity may be able to move. */
-static void
-Wake(Identity *identity)
-{
-	dlist_iter iter;
-
-	dlist_foreach(iter, &identity->connections)
-		dlist_container(Connection, identity_node, iter.cur)->waits_verdict = false;
-	PaceWake();
-}
-
-static List *
-SubscriptionsOf(Identity *identity, Oid relid)
-{
-	List *result = NIL;
-	dlist_iter iter;
-	dlist_iter iter2;
-	int i;
-
-	dlist_foreach(iter, &identity->connections)
-	{
-		Connection *connection = dlist_container(Connection, identity_node, iter.cur);
-
-		dlist_foreach(iter2, &connection->subscriptions)
-		{
-			Subscription *s = dlist_container(Subscription, connection_node, iter2.cur);
-
-			for (i = 0; i < s->instance->channel->nsources; i++)
-			{
-				if (s->instance->channel->sources[i]->relid == relid)
-				{
-					result = lappend(result, s);
-					break;
-				}
-			}
-		}
-	}
-	return result;
-}
-
-/* Forget that the questions were asked, so that they are asked again. */
-static void
-PutBack(Question *from, int n)
-{
-	int i;
-
-	for (i = 0; i < n; i++)
-	{
-		uint8 *state = StateOf(&from[i]);
-
-		if (state != NULL && *state == VERDICT_ASKED)
-			*state = VERDICT_UNKNOWN;
-	}
-}
-
-static void
-ResyncAll(Identity *identity, Oid relid, const char *reason)
-{
-	ListCell *lc;
-
-	foreach(lc, SubscriptionsOf(identity, relid))
-		SubscribeResync(lfirst(lc), reason);
-}
-
-/*
- * Takes over what casts gave for a visible image; `set` is NULL when nobody
- * needs it any more.  False: malformed.
- */
-static bool
-TakeTexts(VerdictSet *set, const Question *q, WireReader *r)
-{
-	int k;
-
-	for (k = 0; q->casts != NULL && k < q->casts->n; k++)
-	{
-		WireBytes text = WireGetBytes(r);
-		char *copy;
-
-		if (r->failed || text.length == 0)
-			return false;
-		if (set == NULL)
-			continue;
-		copy = MemoryContextAlloc(PaceTransaction(q->number)->map->context, text.length + 1);
-		memcpy(copy, text.data, text.length);
-		copy[text.length] = '\0';
-		set->texts[q->image * q->casts->n + k] = copy;
-	}
-	return true;
-}
-
-/* Has something happened since the row's commit that may change the verdict? */
-static bool
-IsOutdated(const Question *q, const Oid *dependencies, int ndependencies, uint64 until)
-{
-	LogTransaction *transaction = PaceTransaction(q->number);
-
-	return ndependencies > 0 && transaction != NULL && transaction->map != NULL &&
-		   DependencyOutdates(q->identity, q->relid, q->fingerprint, dependencies, ndependencies,
-							  transaction, q->image, until);
-}
-
-/* May that transaction have given another meaning to what policies find by name? */
-static bool
-ChangesNames(Subscription *s, uint64 number)
-{
-	LogTransaction *transaction = LogGet(number);
-	int i;
-
-	if (transaction == NULL)
-		return true;
-	if (transaction->nbarriers == 0)
-		return false;
-	if (number <= LogPublished())
-		return EventConcerns(s, transaction, true) != NULL;
-	for (i = 0; i < transaction->nbarriers; i++)
-		switch (transaction->barriers[i].kind)
-		{
-			case BARRIER_TYPES:
-			case BARRIER_FUNCTIONS:
-			case BARRIER_SCHEMA:
-			case BARRIER_ALL:
-				return true;
-			default:
-				break;
-		}
-	return false;
-}
-
-/*
- * The worker may have found by name what nobody has been told of yet.  Who is
- * ready has been told of what is published.  False: it concerns nobody.
- */
-static bool
-ResyncNamed(Identity *identity, Oid relid, uint64 from, uint64 until)
-{
-	List *concerned = NIL;
-	ListCell *lc;
-	bool any = false;
-	uint64 number;
-
-	/* Nearly always there is no barrier at all. */
-	for (number = from + 1; number <= until && !any; number++)
-		any = LogGet(number) == NULL || LogGet(number)->nbarriers > 0;
-	if (!any)
-		return false;
-
-	foreach(lc, SubscriptionsOf(identity, relid))
-	{
-		Subscription *s = lfirst(lc);
-
-		if (s->state != SUB_READY && s->state != SUB_CATCHUP)
-			continue;
-		number = Max(from, s->state == SUB_READY ? LogPublished() : s->cursor);
-		while (++number <= until)
-			if (ChangesNames(s, number))
-			{
-				concerned = lappend(concerned, s);
-				break;
-			}
-	}
-	foreach(lc, concerned)
-		SubscribeResync(lfirst(lc), "policy_changed");
-	return concerned != NIL;
-}
-
-/* Takes over what the answer says about one identity. */
-static void
-AcceptIdentity(Batch *batch, int index, WireReader *r)
-{
-	Question *from = &batch->questions[batch->first[index]];
-	int n = batch->first[index + 1] - batch->first[index];
-	Identity *identity = from->identity;
-	uint64 until = LogNumberAt(batch->parts[index].lsn);
-	uint8 status = WireGetU8(r);
-	ListCell *lc;
-	int i;
-
-	if (status < lengthof(counters.verdict_answers))
-		counters.verdict_answers[status]++;
-	switch (status)
-	{
-		case QUERY_VERDICT_OK:
-		{
-			uint32 ndependencies;
-			Oid *dependencies;
-			WireBytes bits;
-			bool outdated = false;
-			bool named;
-
-			(void) WireGetU64(r);
-			named = WireGetU8(r) != 0;
-			ndependencies = WireGetU32(r);
-			if (r->failed || ndependencies > r->length)
-				break;
-			dependencies = palloc(sizeof(Oid) * Max(ndependencies, 1));
-			for (i = 0; i < (int) ndependencies; i++)
-				dependencies[i] = WireGetU32(r);
-			bits = WireGetBytes(r);
-			if (r->failed || bits.length * 8 < (size_t) n)
-				break;
-
-			for (i = 0; i < n && !outdated; i++)
-				outdated = IsOutdated(&from[i], dependencies, ndependencies, until);
-			if (outdated)
-			{
-				LogTransaction *transaction = PaceTransaction(from->number);
-
-				PutBack(from, n);
-				if (transaction == NULL ||
-					!DependencyResync(identity, batch->relid, transaction->number, until))
-					ResyncAll(identity, batch->relid, "dependency_changed");
-				Wake(identity);
-				return;
-			}
-			if (named)
-			{
-				uint64 first = until;
-
-				for (i = 0; i < n; i++)
-				{
-					LogTransaction *transaction = PaceTransaction(from[i].number);
-
-					if (transaction != NULL)
-						first = Min(first, transaction->number);
-				}
-				if (ResyncNamed(identity, batch->relid, first, until))
-				{
-					PutBack(from, n);
-					Wake(identity);
-					return;
-				}
-			}
-			for (i = 0; i < n; i++)
-			{
-				VerdictSet *set = SetOf(&from[i]);
-				bool visible = ((uint8) bits.data[i / 8] & (1 << (i % 8))) != 0;
-
-				if (visible && !TakeTexts(set, &from[i], r))
-					break;
-				if (set != NULL)
-					set->states[from[i].image] = visible ? VERDICT_VISIBLE : VERDICT_HIDDEN;
-			}
-			if (i < n)
-				break;
-			Wake(identity);
-			return;
-		}
-		case QUERY_VERDICT_ERROR:
-		{
-			WireBytes sqlstate = WireGetBytes(r);
-			WireBytes message = WireGetBytes(r);
-
-			if (r->failed)
-				break;
-			PutBack(from, n);
-			foreach(lc, SubscriptionsOf(identity, batch->relid))
-				SubscribeEnd(lfirst(lc), "policy_error", pnstrdup(sqlstate.data, sqlstate.length),
-							 pnstrdup(message.data, message.length), NULL);
-			Wake(identity);
-			return;
-		}
-		case QUERY_VERDICT_OUTDATED:
-			PutBack(from, n);
-			ResyncAll(identity, batch->relid, "policy_changed");
-			Wake(identity);
-			return;
-		case QUERY_VERDICT_LOCKED:
-
-			/*
-			 * Somebody holds the table.  A snapshot has to wait for it just as
-			 * well, but then it is this subscription alone that waits, not its
-			 * whole connection.
-			 */
-			PutBack(from, n);
-			ResyncAll(identity, batch->relid, "locked");
-			Wake(identity);
-			return;
-		case QUERY_VERDICT_UNDECIDED:
-			PutBack(from, n);
-			ResyncAll(identity, batch->relid, "policy_undecided");
-			Wake(identity);
-			return;
-		default:
-			break;
-	}
-	ereport(ERROR, (errcode(ERRCODE_PROTOCOL_VIOLATION),
-					errmsg("malformed verdicts from a query worker")));
-}
-
-/* Did the verdict read tables, or names?  Others need not wait for the stream. */
-static bool
-WaitsForStream(const Part *part)
-{
-	WireReader r = WireReaderInit(part->answer, part->length);
-
-	if (WireGetU8(&r) != QUERY_VERDICT_OK)
-		return false;
-	(void) WireGetU64(&r);
-	if (WireGetU8(&r) != 0)
-		return true;
-	return WireGetU32(&r) > 0 || r.failed;
-}
-
-/* Accepts what can be.  True: the batch is through. */
-static bool
-AcceptAnswers(Batch *batch)
-{
-	int i;
-
-	for (i = 0; i < batch->nidentities; i++)
-	{
-		Part *part = &batch->parts[i];
-		WireReader r = WireReaderInit(part->answer, part->length);
-
-		if (!part->answered || part->accepted ||
-			(WaitsForStream(part) && !LogReceivedUpTo(part->lsn)))
-			continue;
-		part->accepted = true;
-		batch->open--;
-		AcceptIdentity(batch, i, &r);
-		pfree(part->answer);
-		part->answer = NULL;
-	}
-	return batch->open == 0;
-}
-
 /* May it be asked now?  `slow` is set for those that are asked apart. */
 static bool
 MayAsk(const Question *q, int running, SlowEntry **slow)
@@ -863,11 +566,12 @@ VerdictsAdvance(void)
 	{
 		Batch *batch = lfirst(lc);
 
-		if (AcceptAnswers(batch))
+		if (VerdictsAccept(batch))
 		{
 			batches = foreach_delete_current(batches, lc);
 			for (i = 0; i < batch->nquestions; i++)
 				IdentityRelease(batch->questions[i].identity);
+			noutstanding -= batch->nquestions;
 			MemoryContextDelete(batch->context);
 		}
 		else if (!batch->costly && batch->waiting > 0 &&
@@ -890,5 +594,19 @@ VerdictsAdvance(void)
 		/* Takes out this question and others, also of those before it. */
 		SubmitBatch(&questions[i], slow);
 		i = 0;
+	}
+
+	/* Whoever found no room has asked for nothing that would wake him. */
+	if (was_full && noutstanding < MaxQuestions() / 2)
+	{
+		was_full = false;
+		DeliverForgetWaiting();
+		SetLatch(MyLatch);
+	}
+	if (nquestions == 0 && maxquestions > KEEP_QUESTIONS)
+	{
+		pfree(questions);
+		questions = NULL;
+		maxquestions = 0;
 	}
 }

@@ -6,6 +6,7 @@ import { readdirSync, readlinkSync, statSync } from 'node:fs';
 import { after, before, describe, test } from 'node:test';
 
 import { Client, until } from './lib/client.mjs';
+import { Events } from './lib/http.mjs';
 import { number } from './lib/json.mjs';
 import { reload, Session } from './lib/psql.mjs';
 
@@ -141,6 +142,18 @@ describe('clients who hoard', () => {
     await client.close();
   });
 
+  test('an event stream of many channels begins, however large their snapshots are', async (t) => {
+    for (const [channels, what] of [
+      [Array.from({ length: 20 }, (_, i) => `hoard?id=gt.${5800 + i}`), 'in files'],
+      [Array.from({ length: 60 }, (_, i) => `small:${i + 1}`), 'in messages'],
+    ]) {
+      const events = await Events.open(channels, { token });
+      t.after(() => events.cut());
+      for (const channel of channels) assert.ok((await events.subscription(channel).ready()).rows().length > 0, `${channel}, ${what}`);
+      events.client.check();
+    }
+  });
+
   test('conditions that take long share a fifth of the time; the rest is refused, and others are served', async (t) => {
     const mallory = await connect();
     const good = await connect();
@@ -167,6 +180,21 @@ describe('clients who hoard', () => {
     assert.ok(cheap.rows().some(({ body }) => body === 'ab'));
     assert.deepEqual(cheap.resyncs, []);
     good.check();
+    mallory.check();
+  });
+
+  test('so do conditions on large values, also when these are short in the WAL or not in it', async () => {
+    const mallory = await connect();
+    await db.exec("DELETE FROM texts; INSERT INTO texts VALUES (3, 'x')");
+    const refused = async (n, prefix, sql) => {
+      const open = await Promise.all(Array.from({ length: n }, (_, i) => mallory.open(`texts?body=ilike.*${prefix}${i}*`)));
+      await db.exec(sql);
+      await mallory.settle(60000);
+      return open.filter((s) => s.state === 'ended' && s.revoked.code === '53000').length;
+    };
+    assert.ok(await refused(120, 'packed', "INSERT INTO texts SELECT 4, repeat('ab', 400000)") > 0);
+    await db.exec("ALTER TABLE texts ADD n int; DELETE FROM texts WHERE id = 4; UPDATE texts SET body = (SELECT string_agg(md5(i::text), '') FROM generate_series(1, 20000) i) WHERE id = 3");
+    assert.ok(await refused(10, 'elsewhere', 'UPDATE texts SET n = 1 WHERE id = 3') > 0);
     mallory.check();
   });
 });

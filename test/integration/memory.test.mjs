@@ -6,6 +6,7 @@ import { after, before, describe, test } from 'node:test';
 
 import { Client, until } from './lib/client.mjs';
 import { memoryOf } from './lib/log.mjs';
+import { megabytes, watching } from './lib/memory.mjs';
 import { reload, Session } from './lib/psql.mjs';
 
 describe('memory of the feed worker', () => {
@@ -31,6 +32,42 @@ describe('memory of the feed worker', () => {
 
   const clients = [];
   let first;
+
+  // First, as what others have left behind would count
+  test('questions for which there is no room wait until there is', async () => {
+    await reload(db, { 'changefeed.worker_memory': '16MB' });
+    await db.exec(`CREATE FUNCTION memory.gate() RETURNS bool LANGUAGE plpgsql AS $$
+        BEGIN WHILE NOT pg_try_advisory_xact_lock_shared(4720) LOOP PERFORM pg_sleep(0.01); END LOOP; RETURN true; END $$;
+      CREATE TABLE memory.gated (id int PRIMARY KEY, room int); GRANT SELECT ON memory.gated TO memory_web;
+      ALTER TABLE memory.gated ENABLE ROW LEVEL SECURITY;
+      CREATE POLICY p ON memory.gated USING (id % 10 = substr(current_setting('request.jwt.claims')::json->>'sub', 2)::int % 10 AND memory.gate());
+      SELECT changefeed.create_channel('memory_gated:{room}', 'memory.gated')`);
+    const subs = [];
+    for (let i = 0; i < 31; i += 1) {
+      const client = await Client.connectSoon({ token: await db.token({ role: 'memory_web', sub: `g${i}` }) });
+      clients.push(client);
+      subs.push(await client.openSoon(`memory_gated:${Math.floor(i / 10)}`));
+    }
+    const blocker = new Session();
+    try {
+      await blocker.exec('SELECT pg_advisory_lock(4720)');
+      // Some 29000 have room; for the last room nothing can be asked at all.
+      for (let room = 0; room < 3; room += 1) await db.exec(`INSERT INTO memory.gated SELECT ${room * 2000} + i, ${room} FROM generate_series(1, 1300) i`);
+      await db.exec('INSERT INTO memory.gated VALUES (10000, 3)');
+      const lsn = await db.value('SELECT pg_current_wal_lsn()');
+      await until(async () => await db.value(`SELECT published_lsn >= '${lsn}'::pg_lsn - 64 FROM changefeed.stat_feed`) === 't', 'all of it is published');
+    } finally {
+      await blocker.close();
+    }
+    for (const s of subs) await s.client.settle(60000);
+    for (const [i, s] of subs.entries()) {
+      s.client.check();
+      assert.equal(s.rows().length, i < 30 ? 130 : 1);
+      assert.deepEqual(s.resyncs, []);
+    }
+    for (const client of clients.splice(0)) await client.cut();
+    await reload(db, { 'changefeed.worker_memory': null });
+  });
 
   test('what a subscription took is given back', async () => {
     const client = await Client.connectSoon({ token });
@@ -197,5 +234,34 @@ describe('memory of the feed worker', () => {
     }, 'a subscription is accepted again');
     assert.ok(again);
     first.check();
+  });
+
+  test('a transaction of many rows that query workers judge for many', async (t) => {
+    await reload(db, { 'changefeed.worker_memory': '64MB' });
+    await db.exec(`CREATE TABLE memory.staff (uid text PRIMARY KEY, name text); GRANT SELECT ON memory.staff TO memory_web;
+      INSERT INTO memory.staff SELECT 'u' || i, 'n' || i FROM generate_series(1, 60) i;
+      CREATE TABLE memory.judged (id int PRIMARY KEY, name text); GRANT SELECT ON memory.judged TO memory_web;
+      ALTER TABLE memory.judged ENABLE ROW LEVEL SECURITY;
+      CREATE POLICY p ON memory.judged USING (name IN (SELECT s.name FROM memory.staff s WHERE uid = current_setting('request.jwt.claims')::json->>'sub'));
+      SELECT changefeed.create_channel('judged', 'memory.judged'); SELECT changefeed.create_channel('memory_judged:{id}', 'memory.judged')`);
+    const subs = [];
+    for (let i = 1; i <= 60; i += 1) {
+      const client = await Client.connectSoon({ token: await db.token({ role: 'memory_web', sub: `u${i}` }) });
+      clients.push(client);
+      subs.push(await client.openSoon('judged'));
+    }
+    const few = await clients.at(-1).openSoon('memory_judged:60');
+    const { most } = await watching(db, async () => {
+      await db.exec("INSERT INTO memory.judged SELECT i, 'n' || i FROM generate_series(1, 30000) i");
+      for (const s of subs) await s.client.settle(120000);
+    });
+    for (const [i, s] of subs.entries()) {
+      s.client.check();
+      assert.deepEqual(s.rows().map(({ name }) => name), [`n${i + 1}`]);
+    }
+    assert.equal(few.rows().length, 1);
+    assert.deepEqual([...new Set(subs.flatMap((s) => s.resyncs))], ['transaction_too_large']);
+    t.diagnostic(megabytes(most));
+    assert.ok(most.feed < 150 * 1048576, megabytes(most));
   });
 });

@@ -677,6 +677,61 @@ describe('structure', () => {
     }
   });
 
+  test('attributes change their meaning before the feed delivers what was committed before', async (t) => {
+    await db.exec(`CREATE TYPE st.point AS (a text, b text); CREATE TABLE st.pointed (id int PRIMARY KEY, p st.point, ps st.point[], n int);
+      INSERT INTO st.pointed VALUES (1, '(x,y)', '{"(x,y)"}', 0); SELECT changefeed.create_channel('pointed', 'st.pointed')`);
+    const client = await Client.connectSoon({ token: await db.token(ADA) });
+    t.after(() => client.cut());
+    const s = await client.openSoon('pointed');
+    const told = [];
+    client.onTransaction = ({ changes }) => { told.push(...changes); };
+    const [feed, decoder] = (await db.value("SELECT feed_worker_pid || ' ' || decoder_pid FROM changefeed.stat_feed")).split(' ').map(Number);
+    process.kill(feed, 'SIGSTOP');
+    try {
+      await db.exec("UPDATE st.pointed SET p = '(v,w)', ps = '{\"(v,w)\"}'");
+      const lsn = await db.value('SELECT pg_current_wal_lsn()');
+      await until(async () => await db.value(`SELECT decoded_lsn >= '${lsn}' FROM changefeed.stat_feed`) === 't', 'decoded');
+      process.kill(decoder, 'SIGSTOP');
+      await db.exec('BEGIN; ALTER TYPE st.point RENAME ATTRIBUTE a TO x; ALTER TYPE st.point RENAME ATTRIBUTE b TO a; ALTER TYPE st.point RENAME ATTRIBUTE x TO b; COMMIT');
+      process.kill(feed, 'SIGCONT');
+      await until(async () => await db.value(`SELECT published_lsn >= '${lsn}'::pg_lsn - 64 FROM changefeed.stat_feed`) === 't', 'published');
+    } finally {
+      process.kill(feed, 'SIGCONT');
+      process.kill(decoder, 'SIGCONT');
+    }
+    await client.settle().catch((error) => { client.check(); throw error; });
+    client.check();
+    assert.deepEqual(told, [], 'nothing of it can be told');
+    assertSame(s.rows(), await db.rowsAs(ADA, 'SELECT * FROM st.pointed'));
+    assert.deepEqual(s.resyncs, ['type_changed']);
+  });
+
+  test('a label gets another name while rows are written, and is looked up behind that', async (t) => {
+    // The filter takes its time, and nobody has looked the label up before
+    await db.exec(`CREATE TYPE st.rare AS ENUM ('ok', 'rare'); CREATE TABLE st.slowly (id int PRIMARY KEY, e st.rare, v text DEFAULT 'x');
+      INSERT INTO st.slowly VALUES (0, 'ok'); SELECT changefeed.create_channel('slowly', 'st.slowly', filter => 'md5(repeat(v, 3000000)) <> ''''', columns => '{id,e}')`);
+    const client = await Client.connectSoon({ token: await db.token(ADA) });
+    t.after(() => client.cut());
+    const s = await client.openSoon('slowly');
+    const told = new Set();
+    client.onTransaction = ({ changes }) => { for (const change of changes) told.add(change.row?.e ?? change.set.e); };
+    const feed = Number(await db.value('SELECT feed_worker_pid FROM changefeed.stat_feed'));
+    await db.exec("INSERT INTO st.slowly SELECT i, 'rare' FROM generate_series(1, 60) i");
+    const lsn = await db.value('SELECT pg_current_wal_lsn()');
+    await until(async () => await db.value(`SELECT published_lsn >= '${lsn}'::pg_lsn - 64 FROM changefeed.stat_feed`) === 't', 'being published');
+    process.kill(feed, 'SIGSTOP');
+    try {
+      await db.exec("ALTER TYPE st.rare RENAME VALUE 'rare' TO 'frequent'");
+    } finally {
+      process.kill(feed, 'SIGCONT');
+    }
+    await client.settle();
+    client.check();
+    assert.ok(!told.has('frequent'), 'a label that was not there yet');
+    assertSame(s.rows(), await db.rowsAs(ADA, 'SELECT id, e FROM st.slowly'));
+    assert.deepEqual(s.resyncs, ['type_changed']);
+  });
+
   describe('columns change between the snapshot and `subscribed`', () => {
     before(() => db.exec(`CREATE FUNCTION st.hold() RETURNS bool LANGUAGE plpgsql AS $$
         BEGIN WHILE NOT pg_try_advisory_xact_lock_shared(4715) LOOP PERFORM pg_sleep(0.01); END LOOP; RETURN true; END $$`));

@@ -333,6 +333,15 @@ like(sql_error($node, 'postgres', 'DROP DATABASE third'),
     'DROP DATABASE with a prepared transaction');
 $node->safe_psql('third', q(ROLLBACK PREPARED 'p'));
 ok(wait_running($node, 'third'), '... after which the feed comes back');
+
+# One that is cancelled before the launcher has come round to stop anything
+my $launcher = processes($node)->{'changefeed launcher'}[0];
+kill 'STOP', $launcher;
+like(sql_error($node, 'postgres', "SET statement_timeout = '300ms'; DROP DATABASE third"),
+    qr/^ERROR:  57014: /, 'DROP DATABASE that is cancelled at once');
+kill 'CONT', $launcher;
+wait_off($node, 'third') if feed($node, 'third')->{state} ne 'running';
+ok(wait_running($node, 'third'), '... after which the feed comes back');
 is(sql_error($node, 'postgres', 'DROP DATABASE nowhere'),
     'ERROR:  3D000: database "nowhere" does not exist', 'DROP DATABASE of what does not exist');
 
