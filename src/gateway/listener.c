@@ -50,9 +50,10 @@
 
 /*
  * Unsent bytes that the kernel keeps before it calls a socket full.  Without
- * it a slow client's buffer grows to megabytes of stale feed.
+ * it a slow client's buffer grows to megabytes of stale feed.  It is what a client
+ * that reads nothing costs: so much is copied for each of them.
  */
-#define NOTSENT_LOWAT (256 * 1024)
+#define NOTSENT_LOWAT (64 * 1024)
 
 static struct
 {

@@ -10,7 +10,9 @@
  *
  * Who gets something together with many others is in an array of its own, of which
  * each walk does a part, too: one for ten thousand takes a tenth of a second,
- * for which the hundred of another channel should not wait.
+ * for which the hundred of another channel should not wait.  Nor should a small
+ * one wait until a large one is copied into as many sockets, or until it is found
+ * that nobody reads there: who has much to be sent is in a third array.
  *
  * With thousands of connections none of what a connection needs is in the
  * processor's caches, and the memory's answer would be waited for several times
@@ -31,6 +33,10 @@
 #define WALK_BUSY		 64
 #define WALK_BYTES		 ((uint64_t) 4 * 1024 * 1024)
 
+/* Beyond this it is the bytes that cost, not the system call; so much of them while others wait. */
+#define LARGE_BYTES		 ((size_t) 16 * 1024)
+#define WALK_LARGE_BYTES ((uint64_t) 512 * 1024)
+
 /* So many connections are looked at together before they are written to. */
 #define BLOCK 8
 
@@ -50,12 +56,13 @@ typedef struct ConnArray
 typedef enum ArrayName
 {
 	IN_NONE,
-	IN_FEW,	 /* they have something to send */
-	IN_MANY, /* likewise, and so have many others at the same time */
-	IN_OPEN	 /* their next item is a transaction that is still being built */
+	IN_FEW,	  /* they have something to send */
+	IN_MANY,  /* likewise, and so have many others at the same time */
+	IN_LARGE, /* likewise, and it is much */
+	IN_OPEN	  /* their next item is a transaction that is still being built */
 } ArrayName;
 
-static ConnArray arrays[4];
+static ConnArray arrays[5];
 
 /* Those who get something now are many. */
 static bool for_many;
@@ -136,10 +143,16 @@ WalkExpect(uint32_t n)
 	for_many = n > WALK_CONNECTIONS;
 }
 
+static bool
+NobodyIsDirty(void)
+{
+	return arrays[IN_FEW].end == 0 && arrays[IN_MANY].end == 0 && arrays[IN_LARGE].end == 0;
+}
+
 static void
 EnterDirty(Connection *conn, ArrayName name)
 {
-	if (arrays[IN_FEW].end == 0 && arrays[IN_MANY].end == 0)
+	if (NobodyIsDirty())
 		uv_idle_start(&idle, OnIdle);
 	Enter(conn, name);
 }
@@ -147,10 +160,16 @@ EnterDirty(Connection *conn, ArrayName name)
 void
 QueueMarkDirty(Connection *conn)
 {
-	if (conn->closing || (conn->listed != IN_NONE && (conn->listed != IN_MANY || for_many)))
+	ArrayName name = IN_FEW;
+
+	if (for_many)
+		name = conn->queued_feed + conn->queued_other > LARGE_BYTES ? IN_LARGE : IN_MANY;
+	/* What is for few goes first; what has become large can wait. */
+	if (conn->closing || conn->listed == IN_FEW || conn->listed == IN_OPEN ||
+		conn->listed == (uint8_t) name || (conn->listed == IN_LARGE && name == IN_MANY))
 		return;
 	WalkForget(conn);
-	EnterDirty(conn, for_many ? IN_MANY : IN_FEW);
+	EnterDirty(conn, name);
 }
 
 /* A transaction is complete: those who waited for it can be sent to. */
@@ -183,7 +202,7 @@ Flush(Connection *conn)
 		return result;
 	WalkForget(conn);
 	if (result == FLUSH_MORE)
-		EnterDirty(conn, IN_MANY); /* it has had its share */
+		EnterDirty(conn, IN_LARGE); /* it has had its share */
 	else if (result == FLUSH_DONE && conn->head != NULL)
 		Enter(conn, IN_OPEN);
 	else if (result == FLUSH_DONE && conn->http != NULL)
@@ -233,13 +252,13 @@ PrefetchBlock(const ConnArray *array)
 }
 
 static void
-FlushSome(ConnArray *dirty)
+FlushSome(ConnArray *dirty, uint64_t bytes)
 {
 	uint32_t bound = TurnWasFull() ? WALK_BUSY : WALK_CONNECTIONS;
 	uint64_t start = gateway.bytes;
 	uint32_t i;
 
-	for (i = 0; i < bound && gateway.bytes - start < WALK_BYTES; i++)
+	for (i = 0; i < bound && gateway.bytes - start < bytes; i++)
 	{
 		Tidy(dirty);
 		if (dirty->first == dirty->end)
@@ -259,8 +278,12 @@ FlushSome(ConnArray *dirty)
 void
 QueueFlushDirty(void)
 {
-	FlushSome(&arrays[IN_FEW]);
-	FlushSome(&arrays[IN_MANY]);
-	if (arrays[IN_FEW].end == 0 && arrays[IN_MANY].end == 0)
+	bool others;
+
+	FlushSome(&arrays[IN_FEW], WALK_BYTES);
+	FlushSome(&arrays[IN_MANY], WALK_BYTES);
+	others = arrays[IN_FEW].end > 0 || arrays[IN_MANY].end > 0;
+	FlushSome(&arrays[IN_LARGE], others ? WALK_LARGE_BYTES : WALK_BYTES);
+	if (NobodyIsDirty())
 		uv_idle_stop(&idle);
 }

@@ -598,6 +598,80 @@ DropClient(Client *client)
 	Disconnect(client);
 }
 
+static void
+AskArrival(Client *client)
+{
+	int one = 1;
+
+	if (setsockopt(client->fd, SOL_SOCKET, SO_TIMESTAMPNS, &one, sizeof(one)) != 0)
+		Die("the kernel tells no times");
+}
+
+/* When the first of what there is to read came, in ns. */
+static uint64_t
+ArrivedAt(Client *client)
+{
+	union
+	{
+		char bytes[CMSG_SPACE(sizeof(struct timespec))];
+		struct cmsghdr align;
+	} control;
+	struct pollfd p = {.fd = client->fd, .events = POLLIN};
+	char byte;
+	struct iovec part = {&byte, 1};
+	struct msghdr message = {.msg_iov = &part,
+							 .msg_iovlen = 1,
+							 .msg_control = &control,
+							 .msg_controllen = sizeof(control)};
+	struct cmsghdr *h;
+	struct timespec t;
+
+	while (poll(&p, 1, 100) == 0)
+		Step(0);
+	if (recvmsg(client->fd, &message, MSG_PEEK) != 1)
+		Die("nothing came");
+	h = CMSG_FIRSTHDR(&message);
+	if (h == NULL || h->cmsg_type != SCM_TIMESTAMPNS)
+		Die("the kernel has not told the time");
+	memcpy(&t, CMSG_DATA(h), sizeof(t));
+	return (uint64_t) t.tv_sec * 1000000000 + (uint64_t) t.tv_nsec;
+}
+
+/* Much for as many others is not waited for by many who get little. */
+static void
+TestLargeForMany(uint64_t number, const uint32_t *numbers, Client **clients, uint32_t n)
+{
+	static char large[32 * 1024];
+	static uint32_t small[300];
+	static Client *readers[300];
+	uint64_t arrived;
+	uint32_t i;
+
+	for (i = 0; i < n; i++)
+	{
+		readers[i] = OpenIdentified();
+		small[i] = readers[i]->conn;
+	}
+	AskArrival(readers[n - 1]);
+	AskArrival(clients[n - 1]);
+	memset(large, '1', sizeof(large) - 1);
+	HoldGateway();
+	SendTransaction(number, 0, numbers, n, large);
+	SendTransaction(number + 1, 0, small, n, "{\"n\":8}");
+	ContinueGateway();
+	arrived = ArrivedAt(readers[n - 1]);
+	Ok(arrived < ArrivedAt(clients[n - 1]), "%u that get little do not wait for %u that get much",
+	   n, n);
+	for (i = 0; i < n && Contains(ReadFrame(readers[i]).text, "{\"n\":8}"); i++)
+		DropClient(readers[i]);
+	Is(i, n, "and have it");
+	for (i = 0; i < n; i++)
+		Take(LINK_CLOSED, small[i]);
+	for (i = 0; i < n && Contains(ReadFrame(clients[i]).text, large); i++)
+		;
+	Is(i, n, "as those have what is theirs");
+}
+
 /* What many others cause at the same time is not waited for. */
 void
 TestTurns(void)
@@ -615,7 +689,7 @@ TestTurns(void)
 	uint32_t first;
 	int i;
 
-	settings.max_connections = 2 * N;
+	settings.max_connections = 3 * N;
 	StartGateway(&settings);
 	live = OpenIdentified();
 	for (i = 0; i < N; i++)
@@ -630,7 +704,7 @@ TestTurns(void)
 	SendTransaction(2, 0, &live->conn, 1, "{\"n\":2}");
 	SendMark(live->conn, 1);
 	SendMark(numbers[N - 1], 2);
-	kill(worker.pid, SIGCONT);
+	ContinueGateway();
 	kept = Take(LINK_FLUSHED, 0);
 	memcpy(&first, kept->data, sizeof(first));
 	Is(first, live->conn, "one does not wait until %d others are written to", N);
@@ -644,21 +718,22 @@ TestTurns(void)
 			break;
 	}
 	Is((uint64_t) i, N, "as all the others have theirs");
+	TestLargeForMany(3, numbers, clients, N);
 
 	/* All but one are cut, and are ready in epoll before the link is. */
 	HoldGateway();
 	for (i = 0; i < N; i++)
 		DropClient(clients[i]);
-	SendTransaction(3, 0, &live->conn, 1, "{\"n\":3}");
+	SendTransaction(5, 0, &live->conn, 1, "{\"n\":5}");
 	SendMark(live->conn, 3);
-	kill(worker.pid, SIGCONT);
+	ContinueGateway();
 	while (!Has(LINK_FLUSHED, live->conn))
 		Step(100);
 	Ok(CountBefore(LINK_CLOSED, LINK_FLUSHED) < N / 2,
 	   "a frame goes out when %d of %d ends were told",
 	   CountBefore(LINK_CLOSED, LINK_FLUSHED), N);
 	frame = ReadFrame(live);
-	Ok(Contains(frame.text, "{\"n\":3}"), "it is the right one");
+	Ok(Contains(frame.text, "{\"n\":5}"), "it is the right one");
 	for (i = 0; i < N; i++)
 		Take(LINK_CLOSED, numbers[i]);
 	Is((uint64_t) CountKept(LINK_CLOSED), 0, "and all the ends are told, each once");
@@ -671,14 +746,14 @@ TestTurns(void)
 	}
 	DropKept();
 	HoldGateway();
-	SendTransaction(4, 0, numbers, N, "{\"n\":4}");
-	SendTransaction(5, 0, numbers, N, "{\"n\":5}");
+	SendTransaction(6, 0, numbers, N, "{\"n\":6}");
+	SendTransaction(7, 0, numbers, N, "{\"n\":7}");
 	for (i = 0; i < N; i++)
 		DropClient(clients[i]);
-	SendTransaction(6, 0, &live->conn, 1, "{\"n\":6}");
-	kill(worker.pid, SIGCONT);
+	SendTransaction(8, 0, &live->conn, 1, "{\"n\":8}");
+	ContinueGateway();
 	frame = ReadFrame(live);
-	Ok(Contains(frame.text, "{\"n\":6}"), "a frame comes while %d writes fail", N);
+	Ok(Contains(frame.text, "{\"n\":8}"), "a frame comes while %d writes fail", N);
 	for (i = 0; i < N; i++)
 		Take(LINK_CLOSED, numbers[i]);
 	Ok(SpentTicks(300) < 15, "nothing is spent behind that");

@@ -2,10 +2,13 @@
 // everybody else is not concerned. Floods are in hostile.test.mjs.
 
 import assert from 'node:assert/strict';
+import { spawn } from 'node:child_process';
 import https from 'node:https';
 import net from 'node:net';
 import { dirname } from 'node:path';
+import { text } from 'node:stream/consumers';
 import { after, before, test } from 'node:test';
+import { fileURLToPath } from 'node:url';
 
 import { Certificates } from './lib/certificates.mjs';
 import { Client, until } from './lib/client.mjs';
@@ -210,6 +213,14 @@ test('with TLS, handshakes above the rate and slow ones cost nothing', async (t)
   });
   assert.equal(received, 0);
   assert.ok(Date.now() - start < 5000);
+
+  // A hundred that say a byte now and then: all are gone long before their time is over, and others are let in meanwhile.
+  const attackers = spawn(process.execPath, [fileURLToPath(new URL('lib/attacks.mjs', import.meta.url)), 'tls_byte_by_byte', '8', port, ''], { stdio: ['ignore', 'pipe', 'inherit'] });
+  const told = text(attackers.stdout);
+  let answered = 0;
+  while (attackers.exitCode === null) if (await ask() === 404) answered += 1;
+  assert.deepEqual(Object.keys(JSON.parse(await told).tls_byte_by_byte), ['dropped']);
+  assert.ok(answered > 0);
 
   const dropped = "SELECT coalesce((refused_by_code ->> 'too_many_handshakes')::int, 0) FROM changefeed.stat_gateways";
   const before = Number(await db.value(dropped));

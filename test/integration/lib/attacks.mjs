@@ -176,16 +176,20 @@ const bomb = deflateRawSync(Buffer.concat([Buffer.from('{"type":"sync","id":1,"x
 /** A first part of TLS's handshake, at a byte a time; it is longer than anybody has patience. */
 const hello = Buffer.concat([Buffer.from([0x16, 0x03, 0x01, 0x20, 0x00, 0x01, 0x00, 0x1f, 0xfc, 0x03, 0x03]), randomBytes(32), Buffer.from([0])]);
 
-/** Many that say it at a byte a time, and then go on with any. */
+/** Many that say it at a byte a time, and then go on with any; whoever is dropped comes again, in the first half of the time. */
 const drip = (n, data) => async (client, end, tell) => {
+  const half = (Date.now() + end) / 2;
   await Promise.all(Array.from({ length: n }, async () => {
-    const c = client();
-    for (let i = 0; !c.over && Date.now() < end; i += 1) {
-      c.write(i < data.length - 1 ? data.subarray(i, i + 1) : Buffer.alloc(1));
-      await Promise.race([c.ended, pause(50)]);
-    }
-    tell(c.outcome());
-    c.socket.destroy();
+    do {
+      const c = client();
+      for (let i = 0; !c.over && Date.now() < end; i += 1) {
+        c.write(i < data.length - 1 ? data.subarray(i, i + 1) : Buffer.alloc(1));
+        await Promise.race([c.ended, pause(50)]);
+      }
+      tell(c.outcome());
+      c.socket.destroy();
+      await pause(50);
+    } while (Date.now() < half);
   }));
 };
 
