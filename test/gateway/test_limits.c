@@ -598,6 +598,14 @@ DropClient(Client *client)
 	Disconnect(client);
 }
 
+/* What was sent to it meanwhile is there when it goes on. */
+static void
+ContinueGateway(void)
+{
+	Step(0);
+	kill(worker.pid, SIGCONT);
+}
+
 static void
 AskArrival(Client *client)
 {

@@ -109,6 +109,7 @@ COMMIT));
     $node->stop('immediate');
     $node->start;
     $feed = wait_state($node, 'paused');
+    poll_until(sub { $feed = feed($node); $feed->{gateway_pid} }, 'a gateway');
     kill('KILL', $feed->{gateway_pid});
     poll_until(sub { (feed($node)->{gateway_pid} // 0) != $feed->{gateway_pid} && port_is_open($port) }, 'another gateway');
     poll_until(sub { (http_get($port, '/healthz'))[0] }, 'an answer');
