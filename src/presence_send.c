@@ -149,6 +149,9 @@ typedef struct Body
 	StringInfoData left;
 } Body;
 
+/* At the beginning of a body, but for "full": what it is a part of goes on. */
+#define MORE "\"more\":true,"
+
 static void
 AppendMember(StringInfo out, const char *user, const char *text)
 {
@@ -182,7 +185,7 @@ BodyEnd(Body *body, bool full, bool more)
 	if (full)
 		appendStringInfoString(&m, "\"full\":true,");
 	if (more)
-		appendStringInfoString(&m, "\"more\":true,");
+		appendStringInfoString(&m, MORE);
 	appendStringInfo(&m, "\"joined\":{%s},", body->joined.data);
 	if (body->meta.len > 0)
 		appendStringInfo(&m, "\"meta\":{%s},", body->meta.data);
@@ -232,12 +235,17 @@ PresenceFlushed(Connection *connection)
 
 /* ---- diffs ---- */
 
-/* Who has been told what was before, and may be told more; the others get the list later. */
+/*
+ * Who has been told what was before, and may be told more; the others get the list later.
+ * Those who have a part of the list are in a list of their own.
+ */
 static List *
-Receivers(Room *room)
+Receivers(Room *room, List **listing)
 {
 	List *receivers = NIL;
 	dlist_iter iter;
+
+	*listing = NIL;
 
 	dlist_foreach(iter, &room->viewers)
 	{
@@ -247,6 +255,8 @@ Receivers(Room *room)
 			continue;
 		if (!MessageMayReceive(viewer->subscription) || !HasRoom(viewer->subscription->connection))
 			ViewerRestart(viewer);
+		else if (viewer->state == VIEWER_LIST)
+			*listing = lappend(*listing, viewer->subscription);
 		else
 			receivers = lappend(receivers, viewer->subscription);
 	}
@@ -254,9 +264,8 @@ Receivers(Room *room)
 }
 
 static void
-SendToViewers(Room *room, const char *body)
+SendTo(List *receivers, const char *body)
 {
-	List *receivers = Receivers(room);
 	Size length = strlen(body);
 	MessageGroup *groups;
 	ListCell *lc;
@@ -279,6 +288,18 @@ SendToViewers(Room *room, const char *body)
 		Count(s->connection, length + s->name->length);
 	}
 	list_free(receivers);
+}
+
+static void
+SendToViewers(Room *room, const char *body)
+{
+	List *listing;
+
+	SendTo(Receivers(room, &listing), body);
+
+	/* A diff does not end their list. */
+	if (listing != NIL)
+		SendTo(listing, strncmp(body, MORE, strlen(MORE)) == 0 ? body : psprintf(MORE "%s", body));
 }
 
 static bool

@@ -402,6 +402,31 @@ describe('presence', () => {
     slow.client.check();
   });
 
+  test('a list is complete when it ends, though its members change meanwhile', async () => {
+    const name = 'pr_large';
+    await channel(name, { max_state: 30000, grace: '0', interval: '10 ms' });
+    const writers = [];
+    for (let i = 0; i < 12; i += 1) writers.push(await enter(name, `w${i}`, { state: 'x'.repeat(28000) }));
+    let over = false;
+    const changes = (async () => {
+      for (let n = 0; !over; n += 1) await writers[n % 12].request('track', { channel: name, state: `${n} ${'x'.repeat(28000)}` });
+    })();
+    // More than is sent to somebody who has not read it: their lists come in parts.
+    try {
+      for (let n = 0; n < 40; n += 1) {
+        const { client, s } = await watch(name);
+        await until(() => s.listed !== undefined, 'a list');
+        assert.equal(s.listed, 12);
+        client.check();
+        await client.cut();
+      }
+    } finally {
+      over = true;
+      await changes;
+      for (const client of writers) await client.cut();
+    }
+  });
+
   test('an event stream sees who is there, a poll does not', async () => {
     const name = 'pr_room:8';
     const ada = await enter(name, 'ada', { state: 1 });

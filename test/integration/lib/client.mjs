@@ -264,7 +264,10 @@ export class Subscription {
       if (!this.members.has(user) && !this.members.listing) this.#violation(`"${user}" left without having been there`);
       this.members.delete(user);
     }
-    if (!message.more) this.members.listing = false;
+    if (!message.more && this.members.listing) {
+      this.members.listing = false;
+      this.listed = this.members.size;
+    }
     const holders = [...this.members.values()].flatMap(({ holds = [] }) => holds);
     if (!message.more && new Set(holders).size !== holders.length) this.#violation(`a key has two holders: ${holders}`);
   }
