@@ -228,6 +228,7 @@ EncodeOperation(Delivery *d, Operation *f)
 	MapImage *after = entry->new_image >= 0 ? &d->map->images[entry->new_image] : NULL;
 	int16 *columns = f->view->columns;
 	int ncolumns = f->view->ncolumns;
+	char *buffer;
 
 	if (f->in_before && f->action != ACTION_REMOVE)
 	{
@@ -260,6 +261,12 @@ EncodeOperation(Delivery *d, Operation *f)
 		AppendVersion(&f->json, d->map->transaction, entry->new_image);
 	}
 	appendStringInfoChar(&f->json, '}');
+
+	/* As keys in map.c: no room that is not used. */
+	buffer = f->json.data;
+	f->json.data = pnstrdup(buffer, f->json.len);
+	f->json.maxlen = f->json.len + 1;
+	pfree(buffer);
 	return true;
 }
 

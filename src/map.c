@@ -154,11 +154,16 @@ KeyOf(TransactionMap *map, Layout *layout, int index, int *length)
 {
 	MapImage *image = GetImage(map, index);
 	StringInfoData key;
+	char *exact;
 
 	initStringInfo(&key);
 	EncodeRow(layout->encoder, &key, layout->key, layout->nkey, image->values, image->isnull);
+
+	/* There may be hundreds of thousands, and a StringInfo has a kilobyte. */
+	exact = pnstrdup(key.data, key.len);
 	*length = key.len;
-	return key.data;
+	pfree(key.data);
+	return exact;
 }
 
 static bool

@@ -33,7 +33,7 @@ describe('memory of the feed worker', () => {
   const clients = [];
   let first;
 
-  // First, as what others have left behind would count
+  // First: what others have left behind would count
   test('questions for which there is no room wait until there is', async () => {
     await reload(db, { 'changefeed.worker_memory': '16MB' });
     await db.exec(`CREATE FUNCTION memory.gate() RETURNS bool LANGUAGE plpgsql AS $$
@@ -262,6 +262,6 @@ describe('memory of the feed worker', () => {
     assert.equal(few.rows().length, 1);
     assert.deepEqual([...new Set(subs.flatMap((s) => s.resyncs))], ['transaction_too_large']);
     t.diagnostic(megabytes(most));
-    assert.ok(most.feed < 150 * 1048576, megabytes(most));
+    assert.ok(most.feed < 80 * 1048576, megabytes(most));
   });
 });
