@@ -147,12 +147,20 @@ async function main() {
     stage.resume();
   }
 
+  // Whoever does not want to wait for the end gets the report of what was.
+  let stopped = false;
+  for (const signal of ['SIGINT', 'SIGTERM']) {
+    process.once(signal, () => {
+      stopped = true;
+      console.log(`${signal}: ends behind ${campaign.current}`);
+    });
+  }
   let number = 0;
   const cards = deck(random, names);
   let error = null;
   try {
     await witnesses.recovered(Date.now(), 0, PATIENCE_MS);
-    while (Date.now() - stage.started < SECONDS * 1000 && number < ROUNDS) {
+    while (!stopped && Date.now() - stage.started < SECONDS * 1000 && number < ROUNDS) {
       number += 1;
       const kinds = [cards.next().value];
       if (!FAULTS[kinds[0]].alone && random.chance(0.25)) {
