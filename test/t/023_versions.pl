@@ -214,7 +214,7 @@ $node->start;
 # ---------------------------------------------------------------------------
 
 my $library = slurp_file("$lib/pg_changefeed.so");
-is($library =~ s/\0\K\Q$version\E(?=\0)/$later/g, 1, 'the library has its version in one place');
+ok($library =~ s/\0\K\Q$version\E(?=\0)/$later/g, 'the library has its version');
 
 my $script = slurp_file("$share/extension/pg_changefeed--$version.sql");
 my $more = q(
