@@ -47,6 +47,7 @@
 #include "query_jobs.h"
 #include "selection.h"
 #include "shared.h"
+#include "verdicts.h"
 #include "wire_write.h"
 
 #include "mb/pg_wchar.h"
