@@ -282,7 +282,9 @@ ReadHeader(const TokenParts *parts, TokenHeader *header)
 
 	if (cjose_base64url_decode(parts->header, parts->header_length, &text, &length, NULL))
 	{
-		root = json_loadb((const char *) text, length, JSON_REJECT_DUPLICATES, NULL);
+		/* Behind a word or a number jansson overlooks it. */
+		if (memchr(text, '\0', length) == NULL)
+			root = json_loadb((const char *) text, length, JSON_REJECT_DUPLICATES, NULL);
 		cjose_get_dealloc()(text);
 	}
 	problem = ReadHeaderObject(root, header);

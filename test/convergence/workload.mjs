@@ -10,7 +10,7 @@ import { Session, quote } from '../integration/lib/psql.mjs';
 
 // What may become of a transaction among others.
 // TRUNCATE and GRANT at the same time: the latter takes no lock on the table.
-const EXPECTED = /tuple concurrently updated|duplicate key|deadlock detected|could not serialize|current transaction is aborted|no partition of relation|violates partition constraint|column "x\d" .*does not exist|lock timeout|prepared transaction with identifier|cannot affect row a second time|violates not-null|integer out of range|canceling statement|pending trigger events/;
+const EXPECTED = /tuple concurrently updated|moved to another partition due to concurrent update|duplicate key|deadlock detected|could not serialize|current transaction is aborted|no partition of relation|violates partition constraint|column "x\d" .*does not exist|lock timeout|prepared transaction with identifier|cannot affect row a second time|violates not-null|integer out of range|canceling statement|pending trigger events/;
 const LOST = /psql ended|connection|server closed|terminating|starting up|shutting down|recovery/i;
 const IDS = 40;
 
