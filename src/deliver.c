@@ -106,6 +106,16 @@ DeliverSend(Delivery *d, const Decision *decision)
 		action = source->on_delete;
 	if (action == ACTION_IGNORE)
 		return;
+	if (d->full)
+	{
+		if (r != NULL && r->out == d->run)
+			return;
+		if (r != NULL)
+			r->out = d->run;
+		reason = OUT_TOO_MANY;
+		DeliverForEach(d, entry, r, s, Unreadable, &reason);
+		return;
+	}
 
 	if (action == ACTION_MERGE && !decision->before)
 		complete = true;
@@ -137,6 +147,7 @@ BeginEntry(Delivery *d)
 {
 	static uint64 last_visit = 0;
 
+	FragmentsClose(d);
 	d->visit = ++last_visit;
 	d->current = NIL;
 	d->current_events = NULL;
@@ -160,6 +171,7 @@ SendAll(Delivery *d)
 		BeginEntry(d);
 		DecideEntry(d, &d->map->entries[i]);
 	}
+	FragmentsClose(d);
 
 	/* A turn has many runs. */
 	if (d->decisions != NULL)

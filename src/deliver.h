@@ -31,16 +31,33 @@ typedef struct Operation
 	StringInfoData json; /* what follows the name; no data: nothing to be sent */
 } Operation;
 
+/* Connections of one gateway. */
+typedef struct AddresseesPart
+{
+	int count;
+	int room;
+	int place; /* on the link: which audience of the transaction, or -1 */
+	uint32 *numbers;
+} AddresseesPart;
+
+/* Whom fragments with one name are for. */
+typedef struct Addressees
+{
+	uint64 hash;								 /* of those who were added, in their order */
+	int uses;									 /* fragments */
+	bool taken;									 /* those who are out are not there any more */
+	AddresseesPart parts[FLEXIBLE_ARRAY_MEMBER]; /* by gateway */
+} Addressees;
+
 /* An operation under a name, and who gets it. */
 typedef struct Fragment
 {
 	Operation *operation;
 	Spelling *name;
-	struct Fragment *next; /* of the entry at hand, with the same name */
-	int length;			   /* of its text */
-	int count[MAX_GATEWAYS];
-	int room[MAX_GATEWAYS];
-	uint32 *numbers[MAX_GATEWAYS];
+	struct Fragment *next;		/* of the entry at hand, with the same name */
+	struct Fragment *next_open; /* of the entry at hand */
+	int length;					/* of its text */
+	Addressees *addressees;		/* shared from the entry's end on */
 } Fragment;
 
 /* Why a subscription gets nothing of the transaction, the worst last. */
@@ -50,7 +67,7 @@ typedef enum OutReason
 	OUT_STALE,		/* its conditions or types do not fit the table any more */
 	OUT_FAILED,		/* its conditions cannot be evaluated: it ends */
 	OUT_AHEAD,		/* labels are those of a later transaction, so nothing above is certain */
-	OUT_TOO_MANY	/* too many rows would have to be judged by query workers */
+	OUT_TOO_MANY /* too many rows would have to be judged by query workers, or be held for too many */
 } OutReason;
 
 typedef struct OutSubscription
@@ -79,6 +96,7 @@ typedef struct Delivery
 	List *others;
 	uint64 visit;					   /* number of the entry at hand */
 	List *current;					   /* its operations */
+	Fragment *open;					   /* its fragments */
 	struct EventState *current_events; /* its events */
 	List *texts;					   /* those of FragmentAddText */
 	List *out;						   /* of OutSubscription */
@@ -103,6 +121,9 @@ typedef struct Delivery
 	Decision *decisions;
 	int undecided; /* the first entry that they are not about */
 	Size bytes;	   /* of fragments, per receiver */
+	HTAB *shared;  /* addressees.c: by name and hash, of names with several */
+	Size held;	   /* by fragments, beyond one receiver of each entry */
+	bool full;	   /* no more than that */
 } Delivery;
 
 /* A message of the transaction, and who gets it. */
@@ -118,6 +139,19 @@ typedef struct TransactionMessage
 	struct MessageGroup *groups;
 	int ngroups;
 } TransactionMessage;
+
+/* addressees.c: one fragment's. */
+extern Addressees *AddresseesNew(void);
+
+/* `whom` says whose the numbers are, for as long as they are the same. */
+extern void
+AddresseesAdd(Addressees *a, const void *whom, int gateway, const uint32 *numbers, int n);
+
+/* The same addressees, of another fragment of the run if there is one: nobody is added any more. */
+extern Addressees *AddresseesShare(Delivery *d, Spelling *name, Addressees *a);
+
+/* So much more is held, which may be too much. */
+extern void AddresseesHold(Delivery *d, Size bytes);
 
 /* message_deliver.c */
 extern int MessagePlaceCompare(const MessagePlace *a, const MessagePlace *b);
@@ -209,6 +243,9 @@ extern bool FragmentRowIsKnown(MapEntry *entry, TransactionMap *map, View *view)
  */
 extern bool FragmentAdd(Delivery *d, MapEntry *entry, Subscription *s, struct Receivers *receivers,
 						SourceAction action, bool in_before, bool complete);
+
+/* The entry at hand is done: nobody else gets its fragments. */
+extern void FragmentsClose(Delivery *d);
 
 /* One more receiver for operations that are there as text already. */
 extern void FragmentAddText(Delivery *d, Subscription *s, const char *json, int length);

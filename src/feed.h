@@ -180,6 +180,8 @@ typedef struct Spelling
 	struct Fragment *fragments;		  /* scratch of fragment.c: of the entry at hand, */
 	uint64 visit;					  /* which this one tells */
 	uint64 taken;					  /* scratch: the last run in which some were taken out */
+	struct Addressees *addressees;	  /* scratch of addressees.c: the last of the run */
+	uint64 addressees_run;			  /* which this one tells */
 	char json[FLEXIBLE_ARRAY_MEMBER]; /* the name as the client wrote it, as JSON */
 } Spelling;
 

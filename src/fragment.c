@@ -328,19 +328,9 @@ SameTexts(const View *view, const char *const *a, const char *const *b)
 }
 
 static void
-AddReceivers(Delivery *d, Fragment *f, int g, const uint32 *numbers, int n)
+AddReceivers(Delivery *d, Fragment *f, const void *whom, int g, const uint32 *numbers, int n)
 {
-	if (f->room[g] - f->count[g] < n)
-	{
-		f->room[g] = Max(f->count[g] + n, f->room[g] * 2);
-		if (f->numbers[g] == NULL)
-			f->numbers[g] = MemoryContextAllocHuge(CurrentMemoryContext,
-												   sizeof(uint32) * f->room[g]);
-		else
-			f->numbers[g] = repalloc_huge(f->numbers[g], sizeof(uint32) * f->room[g]);
-	}
-	memcpy(f->numbers[g] + f->count[g], numbers, sizeof(uint32) * n);
-	f->count[g] += n;
+	AddresseesAdd(f->addressees, whom, g, numbers, n);
 	d->bytes += (Size) n * (f->length + 1);
 }
 
@@ -354,7 +344,7 @@ CountOperations(const Fragment *f)
 
 	for (g = 0; g < gateway_count; g++)
 		if (gateways[g].link != NULL)
-			n += f->count[g];
+			n += f->addressees->parts[g].count;
 	counters.operations += n;
 	counters.operation_bytes += n * f->length;
 	if (f->operation->entry == NULL)
@@ -384,12 +374,13 @@ FragmentAddText(Delivery *d, Subscription *s, const char *json, int length)
 		f->name = s->name;
 		f->operation = palloc0(sizeof(Operation));
 		f->length = length;
+		f->addressees = AddresseesNew();
 		initStringInfo(&f->operation->json);
 		appendBinaryStringInfo(&f->operation->json, json, length);
 		d->texts = lappend(d->texts, f);
 		d->others = lappend(d->others, f);
 	}
-	AddReceivers(d, f, s->connection->gateway->index, &s->connection->number, 1);
+	AddReceivers(d, f, s, s->connection->gateway->index, &s->connection->number, 1);
 }
 
 /* The operation, written when nobody has got it yet. */
@@ -441,13 +432,30 @@ FindFragment(Delivery *d, Operation *op, Spelling *name)
 	f->operation = op;
 	f->name = name;
 	f->length = (int) strlen(LINK_FRAGMENT_BEGIN) + name->length + op->json.len;
+	f->addressees = AddresseesNew();
 	f->next = name->fragments;
 	name->fragments = f;
+
+	/* The same row once more, with another name or as others see it. */
+	if (d->open != NULL)
+		AddresseesHold(d, sizeof(Fragment) + sizeof(Addressees) + f->length);
+	f->next_open = d->open;
+	d->open = f;
 	if (op->action == ACTION_REMOVE)
 		d->removes = lappend(d->removes, f);
 	else
 		d->others = lappend(d->others, f);
 	return f;
+}
+
+void
+FragmentsClose(Delivery *d)
+{
+	Fragment *f;
+
+	for (f = d->open; f != NULL; f = f->next_open)
+		f->addressees = AddresseesShare(d, f->name, f->addressees);
+	d->open = NULL;
 }
 
 bool
@@ -477,11 +485,12 @@ FragmentAdd(Delivery *d, MapEntry *entry, Subscription *s, Receivers *receivers,
 		return true; /* nothing that they can see has changed */
 	f = FindFragment(d, op, s != NULL ? s->name : receivers->name);
 	if (s != NULL)
-		AddReceivers(d, f, s->connection->gateway->index, &s->connection->number, 1);
+		AddReceivers(d, f, s, s->connection->gateway->index, &s->connection->number, 1);
 	else
 		for (g = 0; g < gateway_count; g++)
 			if (receivers->parts[g].n > 0)
-				AddReceivers(d, f, g, receivers->parts[g].numbers, receivers->parts[g].n);
+				AddReceivers(d, f, receivers, g, receivers->parts[g].numbers,
+							 receivers->parts[g].n);
 	return true;
 }
 
@@ -504,20 +513,22 @@ TakeReceivers(List *fragments, HTAB *receivers, uint64 run)
 	{
 		Fragment *f = lfirst(lc);
 
-		if (f->name->taken != run)
+		if (f->name->taken != run || f->addressees->taken)
 			continue;
+		f->addressees->taken = true;
 		for (g = 0; g < gateway_count; g++)
 		{
+			AddresseesPart *part = &f->addressees->parts[g];
 			int n = 0;
 
-			for (i = 0; i < f->count[g]; i++)
+			for (i = 0; i < part->count; i++)
 			{
-				Receiver key = {f->name, (uint32) g, f->numbers[g][i]};
+				Receiver key = {f->name, (uint32) g, part->numbers[i]};
 
 				if (hash_search(receivers, &key, HASH_FIND, NULL) == NULL)
-					f->numbers[g][n++] = f->numbers[g][i];
+					part->numbers[n++] = part->numbers[i];
 			}
-			f->count[g] = n;
+			part->count = n;
 		}
 	}
 }
@@ -578,9 +589,11 @@ TellPaced(Delivery *d, List *fragments, Gateway *gateway, const char *common)
 	{
 		Fragment *f = lfirst(lc);
 
-		for (i = 0; i < f->count[gateway->index]; i++)
+		const AddresseesPart *to = &f->addressees->parts[gateway->index];
+
+		for (i = 0; i < to->count; i++)
 		{
-			Connection *connection = ConnectionFind(gateway, f->numbers[gateway->index][i]);
+			Connection *connection = ConnectionFind(gateway, to->numbers[i]);
 			dlist_iter iter;
 
 			if (connection == NULL || connection->http == NULL || connection->http->moved == d->run)
@@ -612,10 +625,31 @@ NameOfReceivers(Delivery *d)
 			Fragment *f = lfirst(lc);
 
 			for (g = 0; g < gateway_count; g++)
-				if (f->count[g] > 0)
+				if (f->addressees->parts[g].count > 0)
 					return f->name;
 		}
 	return NULL;
+}
+
+/* With the numbers of the connections, or behind them if others are for the same. */
+static void
+SendFragment(Gateway *gateway, const Fragment *f, int *naudiences)
+{
+	AddresseesPart *to = &f->addressees->parts[gateway->index];
+	const Spelling *name = f->operation->entry != NULL ? f->name : NULL;
+	StringInfo json = &f->operation->json;
+
+	if (f->addressees->uses == 1)
+	{
+		GatewayTransactionFragment(gateway, to->numbers, to->count, name, json->data, json->len);
+		return;
+	}
+	if (to->place < 0)
+	{
+		to->place = (*naudiences)++;
+		GatewayTransactionAudience(gateway, to->numbers, to->count);
+	}
+	GatewayTransactionShared(gateway, to->place, name, json->data, json->len);
 }
 
 void
@@ -669,6 +703,7 @@ FragmentsSend(Delivery *d, uint8 flags)
 	{
 		Gateway *gateway = &gateways[g];
 		bool begun = false;
+		int naudiences = 0;
 		int part;
 
 		if (gateway->link == NULL)
@@ -679,7 +714,7 @@ FragmentsSend(Delivery *d, uint8 flags)
 			{
 				Fragment *f = lfirst(lc);
 
-				if (f->count[g] == 0)
+				if (f->addressees->parts[g].count == 0)
 					continue;
 				if (!begun)
 				{
@@ -695,9 +730,7 @@ FragmentsSend(Delivery *d, uint8 flags)
 											before.len, after.data, after.len);
 					begun = true;
 				}
-				GatewayTransactionFragment(gateway, f->numbers[g], f->count[g],
-										   f->operation->entry != NULL ? f->name : NULL,
-										   f->operation->json.data, f->operation->json.len);
+				SendFragment(gateway, f, &naudiences);
 			}
 		}
 		if (MessagesForGateway(d, gateway))

@@ -202,6 +202,17 @@ GatewayTransactionBegin(Gateway *gateway, uint64 number, uint8 flags, const char
 	LinkFrameEnd(gateway->link);
 }
 
+static void
+PutFragment(LinkFrame *link, const Spelling *name, const char *data, Size length)
+{
+	if (name != NULL)
+	{
+		LinkFramePutRaw(link, LINK_FRAGMENT_BEGIN, strlen(LINK_FRAGMENT_BEGIN));
+		LinkFramePutRaw(link, name->json, name->length);
+	}
+	LinkFramePutRaw(link, data, length);
+}
+
 void
 GatewayTransactionFragment(Gateway *gateway, const uint32 *numbers, int count, const Spelling *name,
 						   const char *data, Size length)
@@ -211,12 +222,26 @@ GatewayTransactionFragment(Gateway *gateway, const uint32 *numbers, int count, c
 
 	/* The numbers are an array in host order already. */
 	LinkFramePutRaw(gateway->link, numbers, sizeof(uint32) * count);
-	if (name != NULL)
-	{
-		LinkFramePutRaw(gateway->link, LINK_FRAGMENT_BEGIN, strlen(LINK_FRAGMENT_BEGIN));
-		LinkFramePutRaw(gateway->link, name->json, name->length);
-	}
-	LinkFramePutRaw(gateway->link, data, length);
+	PutFragment(gateway->link, name, data, length);
+	LinkFrameEnd(gateway->link);
+}
+
+void
+GatewayTransactionAudience(Gateway *gateway, const uint32 *numbers, int count)
+{
+	LinkFrameBegin(gateway->link, LINK_TX_AUDIENCE);
+	LinkFramePutU32(gateway->link, count);
+	LinkFramePutRaw(gateway->link, numbers, sizeof(uint32) * count);
+	LinkFrameEnd(gateway->link);
+}
+
+void
+GatewayTransactionShared(Gateway *gateway, int audience, const Spelling *name, const char *data,
+						 Size length)
+{
+	LinkFrameBegin(gateway->link, LINK_TX_SHARED);
+	LinkFramePutU32(gateway->link, audience);
+	PutFragment(gateway->link, name, data, length);
 	LinkFrameEnd(gateway->link);
 }
 

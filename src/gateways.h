@@ -147,6 +147,11 @@ GatewayTransactionBegin(Gateway *gateway, uint64 number, uint8 flags, const char
 #define LINK_FRAGMENT_BEGIN "{\"channel\":"
 extern void GatewayTransactionFragment(Gateway *gateway, const uint32 *numbers, int count,
 									   const Spelling *name, const char *data, Size length);
+
+/* For those that follow. */
+extern void GatewayTransactionAudience(Gateway *gateway, const uint32 *numbers, int count);
+extern void GatewayTransactionShared(Gateway *gateway, int audience, const Spelling *name,
+									 const char *data, Size length);
 extern void
 GatewayTransactionMessage(Gateway *gateway, const uint32 *numbers, int count, uint8 flags,
 						  const char *suffix, const char *data, Size length);

@@ -338,7 +338,16 @@ typedef enum LinkType
 	 * The file that comes along is memory that they share, a u32 for each: how
 	 * many sockets it has.
 	 */
-	LINK_BALANCE = 80
+	LINK_BALANCE = 80,
+
+	/*
+	 * Within a transaction: u32 n, n x u32 conn, for LINK_TX_SHARED.  The first
+	 * one of a transaction is number 0, and so on.
+	 */
+	LINK_TX_AUDIENCE = 81,
+
+	/* As LINK_TX_FRAGMENT.  u32 number of an audience, rest: one change, as JSON */
+	LINK_TX_SHARED = 82
 } LinkType;
 
 /* Its position is left out. */

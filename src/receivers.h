@@ -43,6 +43,7 @@ typedef struct Receivers
 	int nsubscriptions; /* live or not */
 	int nlive;
 	uint64 linked; /* scratch of ReceiversDemandsChanged */
+	uint64 out;	   /* scratch of delivery: the last run of which they get nothing */
 	ReceiversSource *sources;
 	ReceiversPart parts[FLEXIBLE_ARRAY_MEMBER];
 } Receivers;

@@ -52,6 +52,7 @@
 #define WINDOW 256
 
 #define MAX_LISTENERS 8
+#define MAX_AUDIENCES 65536
 
 #define READ_BUDGET ((size_t) 256 * 1024)
 
@@ -333,18 +334,55 @@ Message(uint32_t number, const char *data, size_t length)
 		Failed(data, length);
 }
 
+/* Of the transaction, as LINK_TX_AUDIENCE tells them. */
+static WireBytes audiences[MAX_AUDIENCES];
+static uint32_t naudiences;
+
 static void
-Fragment(WireReader *r)
+Audience(WireReader *r)
+{
+	size_t length = (size_t) WireGetU32(r) * sizeof(uint32_t);
+	const char *numbers = WireTake(r, length);
+	char *copy = numbers != NULL && naudiences < MAX_AUDIENCES ? malloc(length) : NULL;
+
+	if (copy == NULL)
+	{
+		unknown++;
+		return;
+	}
+	memcpy(copy, numbers, length);
+	audiences[naudiences++] = (WireBytes){copy, length};
+}
+
+static void
+TransactionEnds(void)
+{
+	while (naudiences > 0)
+		free((char *) audiences[--naudiences].data);
+	transactions++;
+}
+
+static void
+Fragment(WireReader *r, bool shared)
 {
 	static const char name[] = "\"serial\":";
 	uint32_t n = WireGetU32(r);
-	const char *numbers = WireTake(r, (size_t) n * sizeof(uint32_t));
-	const char *data = r->data + r->offset;
-	size_t length = r->length - r->offset;
+	const char *numbers = NULL;
+	const char *data;
+	size_t length;
 	const char *at;
 	uint64_t serial = 0;
 	uint32_t i;
 
+	if (!shared)
+		numbers = WireTake(r, (size_t) n * sizeof(uint32_t));
+	else if (n < naudiences)
+	{
+		numbers = audiences[n].data;
+		n = (uint32_t) (audiences[n].length / sizeof(uint32_t));
+	}
+	data = r->data + r->offset;
+	length = r->length - r->offset;
 	if (numbers == NULL)
 	{
 		unknown++;
@@ -422,10 +460,16 @@ Handle(const LinkMessage *message)
 		}
 		break;
 		case LINK_TX_FRAGMENT:
-			Fragment(&r);
+			Fragment(&r, false);
+			break;
+		case LINK_TX_AUDIENCE:
+			Audience(&r);
+			break;
+		case LINK_TX_SHARED:
+			Fragment(&r, true);
 			break;
 		case LINK_TX_END:
-			transactions++;
+			TransactionEnds();
 			break;
 		case LINK_CLOSE:
 			Closed(WireGetU32(&r));

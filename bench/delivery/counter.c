@@ -31,7 +31,8 @@
 #include "linkframe.h"
 #include "wire.h"
 
-#define AT_A_TIME 100
+#define AT_A_TIME	  100
+#define MAX_AUDIENCES 65536
 
 typedef struct Counters
 {
@@ -57,6 +58,10 @@ static Client *clients;
 static uint32_t nclients;
 static uint32_t opened;
 static LinkFrame *link_frame;
+
+/* Of the transaction: how many each of them is. */
+static uint32_t audiences[MAX_AUDIENCES];
+static uint32_t naudiences;
 
 static void
 Die(const char *what)
@@ -185,7 +190,17 @@ Handle(const LinkMessage *m)
 			counters->fragments++;
 			counters->deliveries += WireGetU32(&r);
 			break;
+		case LINK_TX_AUDIENCE:
+			if (naudiences < MAX_AUDIENCES)
+				audiences[naudiences++] = WireGetU32(&r);
+			break;
+		case LINK_TX_SHARED:
+			counters->fragments++;
+			n = WireGetU32(&r);
+			counters->deliveries += n < naudiences ? audiences[n] : 0;
+			break;
 		case LINK_TX_END:
+			naudiences = 0;
 			counters->transactions++;
 			break;
 		case LINK_SHUTDOWN:

@@ -35,8 +35,24 @@
 static struct
 {
 	Buffer text;
-	Buffer audience;
+	const char *audience;
+	size_t audience_length;
+	Buffer copy; /* of the audience, if it does not last */
 } merged;
+
+/* Of LINK_TX_AUDIENCE. */
+typedef struct Audience
+{
+	size_t length; /* in bytes */
+	char numbers[];
+} Audience;
+
+static struct
+{
+	uint32_t n;
+	uint32_t capacity;
+	Audience **list;
+} audiences;
 
 /* The transaction between BEGIN and END; one reference. */
 static Transaction *building;
@@ -201,43 +217,110 @@ FanoutPassMerged(void)
 {
 	if (merged.text.length == 0)
 		return;
-	Pass(merged.audience.data, (uint32_t) (merged.audience.length / sizeof(uint32_t)),
-		 merged.text.data, merged.text.length);
+	Pass(merged.audience, (uint32_t) (merged.audience_length / sizeof(uint32_t)), merged.text.data,
+		 merged.text.length);
 	BufferReset(&merged.text, MERGE_BYTES * 2);
-	BufferReset(&merged.audience, 256 * 1024);
+	BufferReset(&merged.copy, 256 * 1024);
 }
 
-void
-FanoutFragment(WireReader *r)
+/* `lasts`: the audience is there until the transaction's end. */
+static void
+Merge(const char *audience, size_t audience_length, bool lasts, WireReader *r)
 {
-	uint32_t n = WireGetU32(r);
-	size_t audience_length = (size_t) n * sizeof(uint32_t);
-	const char *audience = WireTake(r, audience_length);
 	size_t length = r->length - r->offset;
 	const char *data = WireTake(r, length);
 	size_t limit = MERGE_BYTES;
 
-	if (r->failed)
-		return;
-	if (building == NULL)
-		GatewayFatal(EXIT_PROTOCOL, "a fragment came outside a transaction");
 	if (gateway.max_frame > 0 && gateway.max_frame / 3 < limit)
 		limit = gateway.max_frame / 3;
 	if (merged.text.length > 0 && merged.text.length + 1 + length <= limit &&
-		merged.audience.length == audience_length &&
-		memcmp(merged.audience.data, audience, audience_length) == 0)
+		merged.audience_length == audience_length &&
+		(audience_length == 0 || merged.audience == audience ||
+		 memcmp(merged.audience, audience, audience_length) == 0))
 		BufferAppend(&merged.text, ",", 1);
 	else
 	{
 		FanoutPassMerged();
 		if (length > limit || length == 0)
 		{
-			Pass(audience, n, data, length);
+			Pass(audience, (uint32_t) (audience_length / sizeof(uint32_t)), data, length);
 			return;
 		}
-		BufferAppend(&merged.audience, audience, audience_length);
+		if (!lasts)
+		{
+			BufferAppend(&merged.copy, audience, audience_length);
+			audience = merged.copy.data;
+		}
+		merged.audience = audience;
+		merged.audience_length = audience_length;
 	}
 	BufferAppend(&merged.text, data, length);
+}
+
+void
+FanoutFragment(WireReader *r)
+{
+	uint32_t n = WireGetU32(r);
+	size_t length = (size_t) n * sizeof(uint32_t);
+	const char *audience = WireTake(r, length);
+
+	if (r->failed)
+		return;
+	if (building == NULL)
+		GatewayFatal(EXIT_PROTOCOL, "a fragment came outside a transaction");
+	Merge(audience, length, false, r);
+}
+
+void
+FanoutAudience(WireReader *r)
+{
+	uint32_t n = WireGetU32(r);
+	size_t length = (size_t) n * sizeof(uint32_t);
+	const char *numbers = WireTake(r, length);
+	Audience *audience;
+
+	if (!WireAtEnd(r))
+	{
+		r->failed = true;
+		return;
+	}
+	if (building == NULL)
+		GatewayFatal(EXIT_PROTOCOL, "an audience came outside a transaction");
+	audience = GatewayAlloc(sizeof(Audience) + length);
+	audience->length = length;
+	memcpy(audience->numbers, numbers, length);
+	if (audiences.n == audiences.capacity)
+	{
+		audiences.capacity = audiences.capacity > 0 ? audiences.capacity * 2 : 16;
+		audiences.list = GatewayRealloc(audiences.list, audiences.capacity * sizeof(Audience *));
+	}
+	audiences.list[audiences.n++] = audience;
+}
+
+void
+FanoutShared(WireReader *r)
+{
+	uint32_t number = WireGetU32(r);
+
+	if (r->failed)
+		return;
+	if (building == NULL)
+		GatewayFatal(EXIT_PROTOCOL, "a fragment came outside a transaction");
+	if (number >= audiences.n)
+		GatewayFatal(EXIT_PROTOCOL, "a fragment has an audience that there is not");
+	Merge(audiences.list[number]->numbers, audiences.list[number]->length, true, r);
+}
+
+static void
+ForgetAudiences(void)
+{
+	if (audiences.capacity == 0)
+		return;
+	while (audiences.n > 0)
+		free(audiences.list[--audiences.n]);
+	free(audiences.list);
+	audiences.list = NULL;
+	audiences.capacity = 0;
 }
 
 void
@@ -250,5 +333,6 @@ FanoutEnd(void)
 	building->root = NULL;
 	TransactionRelease(building);
 	building = NULL;
+	ForgetAudiences();
 	QueueTransactionEnded();
 }

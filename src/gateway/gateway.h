@@ -608,6 +608,8 @@ extern void QueueFlushDirty(void);
 
 extern void FanoutBegin(WireReader *r);
 extern void FanoutFragment(WireReader *r);
+extern void FanoutAudience(WireReader *r);
+extern void FanoutShared(WireReader *r);
 extern void FanoutPassMerged(void);
 extern void FanoutMessage(WireReader *r);
 extern void FanoutCast(WireReader *r, void (*add)(Connection *conn, Fragment *text));

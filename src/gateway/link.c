@@ -392,7 +392,7 @@ Dispatch(LinkMessage *message)
 	uint32_t least;
 	uint32_t most;
 
-	if (message->type != LINK_TX_FRAGMENT)
+	if (message->type != LINK_TX_FRAGMENT && message->type != LINK_TX_SHARED)
 		FanoutPassMerged();
 	switch (message->type)
 	{
@@ -432,6 +432,12 @@ Dispatch(LinkMessage *message)
 			break;
 		case LINK_TX_FRAGMENT:
 			FanoutFragment(&r);
+			break;
+		case LINK_TX_AUDIENCE:
+			FanoutAudience(&r);
+			break;
+		case LINK_TX_SHARED:
+			FanoutShared(&r);
 			break;
 		case LINK_TX_MESSAGE:
 			FanoutMessage(&r);

@@ -110,6 +110,9 @@ for (const bits of [0, 32]) {
   put('link', bits, 26, 0, text('\x81\x82\0\0\0\0{}'), 27, 1, transaction(3, change), 27, 2, 27, 3)
   put('link', bits, 26, 0, text('\x88\x80\0\0\0\0'), 8, 1, text('{}'), 1, 0, text('{"type":"synced"}'), 15, 1, 0)
   put('link', bits, ...Array(8).fill(transaction(3, change.repeat(10))), 15, 1, 0, 15, 1, 1)
+  // LINK_TX_AUDIENCE is 244, LINK_TX_SHARED 245.
+  put('link', bits, 2, 0, 2, 1, 3, 0, 244, 3, 245, 0, text(change), 244, 14, 245, 0, text(change), 245, 1, text(change), 4, 3, text(change), 245, 1, text(change), 6)
+  put('link', bits, 3, 0, 244, 0, 245, 0, text(change), 245, 1, text(change))
 }
 
 // ---- the gateway: frames, network ----

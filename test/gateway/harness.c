@@ -543,6 +543,25 @@ TxFragment(const uint32_t *conns, uint32_t n, const char *json)
 	LinkFrameEnd(worker.link);
 }
 
+/* The first one of a transaction is number 0. */
+void
+TxAudience(const uint32_t *conns, uint32_t n)
+{
+	LinkFrameBegin(worker.link, LINK_TX_AUDIENCE);
+	LinkFramePutU32(worker.link, n);
+	LinkFramePutRaw(worker.link, conns, n * sizeof(uint32_t));
+	LinkFrameEnd(worker.link);
+}
+
+void
+TxShared(uint32_t audience, const char *json)
+{
+	LinkFrameBegin(worker.link, LINK_TX_SHARED);
+	LinkFramePutU32(worker.link, audience);
+	LinkFramePutRaw(worker.link, json, strlen(json));
+	LinkFrameEnd(worker.link);
+}
+
 void
 TxEnd(void)
 {

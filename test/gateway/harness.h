@@ -111,6 +111,8 @@ extern void SendPlain(LinkType type, const uint32_t *numbers, int n);
 extern void SendPing(const uint32_t *conns, uint32_t n, const char *before, const char *after);
 extern void TxBegin(uint64_t number, uint8_t flags);
 extern void TxFragment(const uint32_t *conns, uint32_t n, const char *json);
+extern void TxAudience(const uint32_t *conns, uint32_t n);
+extern void TxShared(uint32_t audience, const char *json);
 extern void TxEnd(void);
 extern void SendTransaction(uint64_t number, uint8_t flags, const uint32_t *conns, uint32_t n,
 							const char *json);

@@ -156,6 +156,34 @@ TestFanout(void)
 		Is((uint64_t) n, i == 0 ? 1000 : 500, "many fragments for client %d", i);
 	}
 
+	/* Audiences that are told once; texts of different ones are not mixed. */
+	TxBegin(12, 0);
+	TxAudience(c, 2);
+	TxShared(0, "1");
+	TxAudience(c + 1, 2);
+	TxShared(0, "2");
+	TxShared(1, "3");
+	TxShared(0, "4");
+	TxFragment(c, 2, "5");
+	TxAudience(NULL, 0);
+	TxShared(2, "6");
+	TxShared(1, "7");
+	SendText(c[2], "meanwhile");
+	TxShared(1, "8");
+	TxEnd();
+	Ok(strstr(ReadFrame(clients[0]).text, "[1,2,4,5]}") != NULL, "shared audiences: one");
+	Ok(strstr(ReadFrame(clients[1]).text, "[1,2,3,4,5,7,8]}") != NULL, "shared audiences: both");
+	Ok(strstr(ReadFrame(clients[2]).text, "[3,7,8]}") != NULL, "shared audiences: the other");
+	IsText(ReadFrame(clients[2]).text, "meanwhile", "shared audiences: a message");
+
+	/* They are numbered anew in each. */
+	TxBegin(12, 0);
+	TxAudience(c + 2, 1);
+	TxShared(0, "1");
+	TxEnd();
+	Ok(strstr(ReadFrame(clients[2]).text, "[1]}") != NULL, "shared audiences of another");
+	Ok(!HasData(clients[0]) && !HasData(clients[1]), "shared audiences: for nobody else");
+
 	/* Gone members, in the audience and while a transaction is open. */
 	TxBegin(13, 0);
 	TxFragment(c, 2, "{}");

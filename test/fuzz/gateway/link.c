@@ -206,7 +206,8 @@ Operation(Input *in)
 	const uint8_t *bytes;
 	Peer *peer;
 
-	switch (what % 28)
+	/* The last are for what came later than many inputs. */
+	switch (what < 244 ? what % 28 : 28 + what % 2)
 	{
 		case 0:
 			LinkFrameBegin(worker, LINK_SEND);
@@ -394,6 +395,17 @@ Operation(Input *in)
 			peer = clients[TakeU8(in) % CLIENTS];
 			HarnessDisconnect(peer);
 			HarnessTurn();
+			break;
+		case 28:
+			LinkFrameBegin(worker, LINK_TX_AUDIENCE);
+			PutAudience(in);
+			LinkFrameEnd(worker);
+			break;
+		case 29:
+			LinkFrameBegin(worker, LINK_TX_SHARED);
+			LinkFramePutU32(worker, TakeU8(in) & 7);
+			PutText(in, true);
+			LinkFrameEnd(worker);
 			break;
 	}
 }
