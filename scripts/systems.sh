@@ -31,7 +31,7 @@ system_release() {
 system_ubuntu_keyring() {
     local dir=$1/ubuntu-keyring
     [[ ! -f $dir/usr/share/keyrings/ubuntu-archive-keyring.gpg ]] || return 0
-    rm -rf "$dir"
+    rm -rf --one-file-system "$dir"
     mkdir -p "$dir"
     curl -q -sSf -o "$dir/keyring.deb" "$UBUNTU/pool/main/u/ubuntu-keyring/$UBUNTU_KEYRING" &&
         sha256sum --quiet -c <<<"$UBUNTU_KEYRING_SHA256  $dir/keyring.deb" &&
@@ -42,7 +42,7 @@ system_ubuntu_keyring() {
 system_make() {
     local release=$1 dir=$2 cache=$3
     local options=(--quiet --variant=minbase "--include=apt,ca-certificates") sources=("$DEBIAN")
-    rm -rf "$dir"
+    rm -rf --one-file-system "$dir"
     mkdir -p "$(dirname -- "$dir")"
     case $release in
         noble)
@@ -81,7 +81,7 @@ system_run() {
 # Without what Git ignores
 system_tree() {
     local tree=$1/${2:-src/pg_changefeed}
-    rm -rf "$tree"
+    rm -rf --one-file-system "$tree"
     mkdir -p "$tree"
     (cd "$PROJECT_ROOT" && git ls-files -z --cached --others --exclude-standard |
         while IFS= read -r -d '' file; do [[ ! -e $file && ! -L $file ]] || printf '%s\0' "$file"; done |
