@@ -202,7 +202,7 @@ describe('TLS', () => {
     const client = await connect(one.pem);
     await client.openSoon('tl_items');
     const answers = await Promise.allSettled(Array.from({ length: 500 }, (_, i) => client.request('unsubscribe', { channel: `none${i}` }, { ms: 60000 })));
-    assert.ok(answers.every(({ reason }) => reason?.code), JSON.stringify(answers[0]));
+    assert.deepEqual(answers.filter(({ reason }) => reason?.code !== '42704'), []);
     await db.exec("INSERT INTO tl.items SELECT 1000 + i, i, repeat(md5(i::text), 100) FROM generate_series(1, 3000) i");
     await converges(client, 'a transaction of 10 MB');
     const other = await connect(one.pem);
