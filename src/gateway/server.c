@@ -17,8 +17,15 @@
 
 #include "gateway.h"
 
-/* A piece of a client's message; small, because every connection has one. */
+/*
+ * A piece of a client's message; small, because every connection has one.  4.3.0 to
+ * 4.3.3 give a connection up that needs ten of them for one record of TLS (16 kB).
+ */
+#if LWS_LIBRARY_VERSION_NUMBER >= 4003000 && LWS_LIBRARY_VERSION_NUMBER < 4003004
+#define RX_BUFFER 2048
+#else
 #define RX_BUFFER 256
+#endif
 
 /* Larger writes would be cut to this and the rest copied. */
 #define TX_PACKET (4 * 1024 * 1024)
