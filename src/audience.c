@@ -491,17 +491,25 @@ Run(const Compiled *compiled, Layout *layout, const MapImage *image)
 	return result;
 }
 
+/* Of the processor, in us: nothing is known to take long because the machine was busy. */
+static int64
+TimeUsed(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
+	return t.tv_sec * USECS_PER_SEC + t.tv_nsec / 1000;
+}
+
 /*
  * The feed worker serves everybody, so a thousand conditions that each take just
  * less than the limit must not have all of its time.
  */
 static void
-Pay(AudienceSource *as, TimestampTz begun)
+Pay(AudienceSource *as, TimestampTz begun, int64 used)
 {
-	TimestampTz now = GetCurrentTimestamp();
-
-	as->cost = (int) Min(Max(now - begun, 1), PG_INT32_MAX);
-	costly_paid = Max(costly_paid, begun) + (now - begun) * 100 / COSTLY_SHARE;
+	as->cost = (int) Min(Max(TimeUsed() - used, 1), PG_INT32_MAX);
+	costly_paid = Max(costly_paid, begun) + (GetCurrentTimestamp() - begun) * 100 / COSTLY_SHARE;
 }
 
 static bool
@@ -541,6 +549,7 @@ TryImage(AudienceSource *as, TransactionMap *map, Source *source, int number)
 	Compiled *volatile compiled = NULL;
 	volatile MatchResult result = MATCH_STALE;
 	volatile TimestampTz begun = 0;
+	volatile int64 used = 0;
 	int i;
 
 	if (!layout->usable)
@@ -567,11 +576,12 @@ TryImage(AudienceSource *as, TransactionMap *map, Source *source, int number)
 					ereport(ERROR, (errcode(ERRCODE_INSUFFICIENT_RESOURCES),
 									errmsg("conditions of clients take too long to evaluate")));
 				}
+				used = TimeUsed();
 			}
 			pg_atomic_fetch_add_u64(&feed_shared->feed_evaluations, 1);
 			result = Run(compiled, layout, image) ? MATCH_YES : MATCH_NO;
 			if (begun != 0)
-				Pay(as, begun);
+				Pay(as, begun, used);
 		}
 	}
 	PG_CATCH();
@@ -582,7 +592,7 @@ TryImage(AudienceSource *as, TransactionMap *map, Source *source, int number)
 		disable_timeout(costly_timeout, false);
 		QueryCancelPending = false;
 		if (begun != 0)
-			Pay(as, begun);
+			Pay(as, begun, used);
 		error = CopyErrorData();
 		if (error->sqlerrcode == ERRCODE_ADMIN_SHUTDOWN ||
 			error->sqlerrcode == ERRCODE_OUT_OF_MEMORY)

@@ -407,6 +407,9 @@ describe('presence', () => {
     await channel(name, { max_state: 30000, grace: '0', interval: '10 ms' });
     const writers = [];
     for (let i = 0; i < 12; i += 1) writers.push(await enter(name, `w${i}`, { state: 'x'.repeat(28000) }));
+    const eve = await watch(name);
+    await until(() => eve.s.members.size === 12, 'all are told');
+    await eve.client.cut();
     let over = false;
     const changes = (async () => {
       for (let n = 0; !over; n += 1) await writers[n % 12].request('track', { channel: name, state: `${n} ${'x'.repeat(28000)}` });
