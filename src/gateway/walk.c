@@ -236,11 +236,12 @@ PrefetchBlock(const ConnArray *array)
 
 	for (i = 0; i < 2 * BLOCK && i < n; i++)
 	{
-		const char *conn = (const char *) slot[i];
+		/* No pointer: it may be none. */
+		uintptr_t conn = (uintptr_t) slot[i];
 
-		__builtin_prefetch(conn);
-		__builtin_prefetch(conn + 64);
-		__builtin_prefetch(conn + 128);
+		__builtin_prefetch((const void *) conn);
+		__builtin_prefetch((const void *) (conn + 64));
+		__builtin_prefetch((const void *) (conn + 128));
 	}
 	for (i = 0; i < BLOCK && i < n; i++)
 	{
