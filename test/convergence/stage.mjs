@@ -10,7 +10,7 @@ import { DdlWriter } from './ddl.mjs';
 import { Model } from './model.mjs';
 import { compareWithSelect, compareTables } from './select.mjs';
 import { randomSelection, selectionUrl } from './selections.mjs';
-import { RandomWriter } from './workload.mjs';
+import { finishPrepared, RandomWriter } from './workload.mjs';
 import { Random } from './values.mjs';
 import { ANONYMOUS, channelName, parametersOf, randomWorld, RESET, ROLES, selectableColumns, SUBJECTS, worldSql } from './world.mjs';
 import { until } from '../integration/lib/client.mjs';
@@ -118,7 +118,11 @@ export class Stage {
     const { seed, report, identities, channels } = this;
     const world = this.#world;
     const db = new Session();
-    // The session of a run before this one may not have noticed yet that it is over.
+    // The sessions of a run before this one may not have noticed yet that it is over, and
+    // prepare a transaction that holds its locks for ever.
+    await db.exec(`DO $$ BEGIN PERFORM pg_terminate_backend(pid, 30000) FROM pg_stat_activity
+      WHERE datname = current_database() AND backend_type = 'client backend' AND pid <> pg_backend_pid(); END $$`);
+    await finishPrepared(db, 'cv_', 'ROLLBACK');
     await until(() => db.exec(RESET).then(() => true, (error) => {
       if (!/is active|being accessed/.test(error.message)) throw error;
     }), 'what a run before left is removed');
