@@ -8,8 +8,8 @@
  * compared with those of fragments before it, as soon as no more can be added,
  * and are only kept when they are others; on the link they are said once, too.
  *
- * What cannot be shared has a bound (Delivery.held): whoever would get more of
- * a transaction gets a snapshot.
+ * What cannot be shared, and who gets which message, has a bound (Delivery.held):
+ * whoever would get more of a transaction gets a snapshot.
  *
  * Process: feed worker.  Memory: the turn's.
  *

@@ -54,7 +54,8 @@ typedef struct Layout
 	TupleTableSlot *slot;
 	RowEncoder *encoder;
 	struct CompiledEvent **events; /* event_deliver.c's; NULL: none yet */
-	MemoryContext events_context;  /* of these */
+	MemoryContext events_context;  /* of these, and of what they are evaluated with: */
+	ExprContext *events_econtext;
 } Layout;
 
 typedef struct SourceEvent

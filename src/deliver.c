@@ -284,8 +284,8 @@ DeliverRun(Delivery *d, uint8 flags)
 	DecideAll(d);
 	SendAll(d);
 	OutAhead(d);
-	TakeOut(d);
 	MessagesCollect(d);
+	TakeOut(d);
 	ExtensionsAdd(d);
 	FragmentsSend(d, flags);
 	ExtensionsEnd(d);

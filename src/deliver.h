@@ -122,7 +122,7 @@ typedef struct Delivery
 	int undecided; /* the first entry that they are not about */
 	Size bytes;	   /* of fragments, per receiver */
 	HTAB *shared;  /* addressees.c: by name and hash, of names with several */
-	Size held;	   /* by fragments, beyond one receiver of each entry */
+	Size held;	   /* by fragments and messages, beyond one receiver of each */
 	bool full;	   /* no more than that */
 } Delivery;
 

@@ -137,10 +137,18 @@ GetCompiled(Layout *layout, Source *source, int i)
 {
 	if (layout->events == NULL)
 	{
+		ExprContext *econtext;
+		MemoryContext old;
+
 		layout->events_context = AllocSetContextCreate(GetMemoryChunkContext(layout),
 													   "changefeed events", ALLOCSET_SMALL_SIZES);
-		layout->events = MemoryContextAllocZero(layout->events_context,
-												sizeof(CompiledEvent *) * source->nevents);
+		old = MemoryContextSwitchTo(layout->events_context);
+		econtext = CreateStandaloneExprContext();
+		econtext->ecxt_outertuple = MakeSingleTupleTableSlot(layout->desc->tupdesc, &TTSOpsVirtual);
+		econtext->ecxt_innertuple = MakeSingleTupleTableSlot(layout->desc->tupdesc, &TTSOpsVirtual);
+		layout->events_econtext = econtext;
+		layout->events = palloc0(sizeof(CompiledEvent *) * source->nevents);
+		MemoryContextSwitchTo(old);
 	}
 	if (layout->events[i] == NULL)
 		layout->events[i] = Compile(layout, &source->events[i]);
@@ -178,47 +186,44 @@ Store(TupleTableSlot *slot, const MapImage *image)
 	ExecStoreVirtualTuple(slot);
 }
 
-/* False: the condition does not hold.  Raises errors of the evaluation. */
+/*
+ * False: the condition does not hold.  Raises errors of the evaluation.  Anything
+ * is left in the memory of the expressions' context, the payload, too.
+ */
 static bool
-Run(const CompiledEvent *compiled, Layout *layout, const MapImage *old_row, const MapImage *new_row,
-	char **payload)
+Run(const CompiledEvent *compiled, ExprContext *econtext, const MapImage *old_row,
+	const MapImage *new_row, char **payload)
 {
-	ExprContext *econtext = CreateStandaloneExprContext();
-	TupleTableSlot *old_slot = MakeSingleTupleTableSlot(layout->desc->tupdesc, &TTSOpsVirtual);
-	TupleTableSlot *new_slot = MakeSingleTupleTableSlot(layout->desc->tupdesc, &TTSOpsVirtual);
-	bool happens = true;
 	bool isnull;
 	Datum value;
 
-	Store(old_slot, old_row);
-	Store(new_slot, new_row);
-	econtext->ecxt_outertuple = old_slot;
-	econtext->ecxt_innertuple = new_slot;
+	Store(econtext->ecxt_outertuple, old_row);
+	Store(econtext->ecxt_innertuple, new_row);
 	if (compiled->condition != NULL)
 	{
 		value = ExecEvalExpr(compiled->condition, econtext, &isnull);
-		happens = !isnull && DatumGetBool(value);
+		if (isnull || !DatumGetBool(value))
+			return false;
 	}
-	if (happens && compiled->payload != NULL)
+	if (compiled->payload == NULL)
+		return true;
+	value = ExecEvalExpr(compiled->payload, econtext, &isnull);
+	if (isnull)
+		*payload = "null";
+	else if (compiled->payload_type == JSONBOID)
 	{
-		value = ExecEvalExpr(compiled->payload, econtext, &isnull);
-		if (isnull)
-			*payload = pstrdup("null");
-		else if (compiled->payload_type == JSONBOID)
-		{
-			Jsonb *jsonb = DatumGetJsonbP(value);
+		Jsonb *jsonb = DatumGetJsonbP(value);
 
-			*payload = JsonbToCString(NULL, &jsonb->root, VARSIZE(jsonb));
-		}
-		else
-			*payload = TextDatumGetCString(value);
+		*payload = JsonbToCString(NULL, &jsonb->root, VARSIZE(jsonb));
 	}
-	return happens;
+	else
+		*payload = TextDatumGetCString(value);
+	return true;
 }
 
 /* Errors of it are noted, and it goes on. */
 static EventResult
-TryRun(const SourceEvent *event, const CompiledEvent *compiled, Layout *layout,
+TryRun(const SourceEvent *event, const CompiledEvent *compiled, ExprContext *econtext,
 	   const MapImage *old_row, const MapImage *new_row, char **payload)
 {
 	MemoryContext context = CurrentMemoryContext;
@@ -226,7 +231,11 @@ TryRun(const SourceEvent *event, const CompiledEvent *compiled, Layout *layout,
 
 	PG_TRY();
 	{
-		result = Run(compiled, layout, old_row, new_row, payload) ? EVENT_HAPPENS : EVENT_DOES_NOT;
+		MemoryContextSwitchTo(econtext->ecxt_per_tuple_memory);
+		result = Run(compiled, econtext, old_row, new_row, payload) ? EVENT_HAPPENS
+																	: EVENT_DOES_NOT;
+		if (result == EVENT_HAPPENS && *payload != NULL)
+			*payload = MemoryContextStrdup(context, *payload);
 	}
 	PG_CATCH();
 	{
@@ -234,6 +243,7 @@ TryRun(const SourceEvent *event, const CompiledEvent *compiled, Layout *layout,
 	}
 	PG_END_TRY();
 	MemoryContextSwitchTo(context);
+	ResetExprContext(econtext);
 	return result;
 }
 
@@ -253,7 +263,7 @@ Evaluate(Delivery *d, MapEntry *entry, const SourceEvent *event, const CompiledE
 		(new_row != NULL && !AllKnown(map, entry->new_image, compiled->columns.of_new)))
 		return EVENT_UNKNOWN;
 
-	result = TryRun(event, compiled, entry->layout, old_row, new_row, payload);
+	result = TryRun(event, compiled, entry->layout->events_econtext, old_row, new_row, payload);
 	if (result != EVENT_HAPPENS || *payload == NULL)
 		return result;
 	if (strlen(*payload) > (Size) setting_max_payload * 1024)

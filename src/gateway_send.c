@@ -157,12 +157,13 @@ GatewaySnapshot(Connection *connection, uint32 subscription, int nprefixes, Stri
 }
 
 bool
-GatewaySnapshotsWait(const Connection *connection)
+GatewayHasEnough(const Connection *connection)
 {
 	const LinkFrame *link = connection->gateway->link;
 
 	return link != NULL &&
-		   (LinkFrameDescriptors(link) >= MAX_DESCRIPTORS || LinkFramePending(link) >= MAX_BYTES);
+		   (LinkFrameDescriptors(link) >= MAX_DESCRIPTORS ||
+			LinkFramePending(link) >= Min(MAX_BYTES, (Size) setting_worker_memory * 1024 / 8));
 }
 
 void

@@ -136,7 +136,7 @@ extern void GatewaySnapshot(Connection *connection, uint32 subscription, int npr
 extern void GatewaySnapshotStop(Connection *connection, uint32 subscription);
 
 /* Descriptors and memory are few: there is enough that the gateway has not taken. */
-extern bool GatewaySnapshotsWait(const Connection *connection);
+extern bool GatewayHasEnough(const Connection *connection);
 
 extern void GatewayTransactionTime(Gateway *gateway, TimestampTz committed);
 extern void

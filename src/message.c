@@ -68,29 +68,34 @@ MessageGroups(List *subscriptions, int *ngroups)
 {
 	int n = list_length(subscriptions);
 	Subscription **sorted = palloc(sizeof(Subscription *) * Max(n, 1));
-	MessageGroup *groups = palloc(sizeof(MessageGroup) * Max(n, 1));
 	uint32 *numbers = palloc(sizeof(uint32) * Max(n, 1));
+	MessageGroup *groups;
+	MessageGroup *group = NULL;
 	ListCell *lc;
 	int i = 0;
 
 	foreach(lc, subscriptions)
 		sorted[i++] = lfirst(lc);
 	qsort(sorted, n, sizeof(Subscription *), CompareSubscriptions);
+
+	/* No more than that: a transaction may have very many messages. */
 	*ngroups = 0;
 	for (i = 0; i < n; i++)
+		if (i == 0 || CompareSubscriptions(&sorted[i - 1], &sorted[i]) != 0)
+			(*ngroups)++;
+	groups = palloc(sizeof(MessageGroup) * Max(*ngroups, 1));
+	for (i = 0; i < n; i++)
 	{
-		MessageGroup *group;
-
 		numbers[i] = sorted[i]->connection->number;
 		if (i == 0 || CompareSubscriptions(&sorted[i - 1], &sorted[i]) != 0)
 		{
-			group = &groups[(*ngroups)++];
+			group = group == NULL ? groups : group + 1;
 			group->gateway = sorted[i]->connection->gateway;
 			group->one = sorted[i];
 			group->numbers = &numbers[i];
 			group->n = 0;
 		}
-		groups[*ngroups - 1].n++;
+		group->n++;
 	}
 	pfree(sorted);
 	return groups;

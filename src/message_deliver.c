@@ -70,6 +70,19 @@ MessageAddReceiver(Delivery *d, TransactionMessage *m, Subscription *s)
 {
 	if (HasGot(d, s, &m->place))
 		return;
+	if (m->receivers != NIL)
+	{
+		const Subscription *last = llast(m->receivers);
+
+		/* It is told that it may lack some; what it gets behind its snapshot are all of them. */
+		if (d->full)
+		{
+			(void) DeliverOut(d, s, OUT_TOO_MANY);
+			return;
+		}
+		AddresseesHold(d, sizeof(ListCell) + sizeof(uint32) +
+							  (last->name != s->name ? sizeof(MessageGroup) : 0));
+	}
 	m->receivers = lappend(m->receivers, s);
 	d->bytes += m->payload_length + strlen(m->event) + s->name->length + 200;
 }
@@ -115,9 +128,12 @@ MessagesCollect(Delivery *d)
 		}
 		else
 		{
-			foreach(lc, MessageSubscriptions(channel, params))
+			List *subscriptions = MessageSubscriptions(channel, params);
+
+			foreach(lc, subscriptions)
 				if (DeliverTakesPart(d, lfirst(lc)))
 					MessageAddReceiver(d, m, lfirst(lc));
+			list_free(subscriptions);
 		}
 	}
 }
@@ -140,6 +156,7 @@ MessagesTake(Delivery *d)
 			if (hash_search(d->out_table, &s, HASH_FIND, NULL) == NULL)
 				kept = lappend(kept, s);
 		}
+		list_free(m->receivers);
 		m->receivers = kept;
 	}
 }

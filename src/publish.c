@@ -759,7 +759,8 @@ PublishMessage(Connection *connection, JsonMessage *message, const char *id, con
 	else
 	{
 		Wait(right, connection, id, event, text, text_length, echo);
-		if (right->job == 0)
+		/* An answer that has come is used at the end of the turn, for this one, too. */
+		if (right->job == 0 && !right->answered)
 			Ask(right, connection->identity, channel, params);
 	}
 	ForgetOld();

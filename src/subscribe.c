@@ -608,7 +608,7 @@ AdvanceWorking(long *wait)
 				continue;
 
 			/* Thousands may have the same answer, at the same time. */
-			if (load->has_snapshot && GatewaySnapshotsWait(s->connection))
+			if (load->has_snapshot && GatewayHasEnough(s->connection))
 			{
 				*wait = 1;
 				continue;
@@ -639,7 +639,7 @@ AdvanceWorking(long *wait)
 }
 
 static bool
-AdvanceCatchingUp(void)
+AdvanceCatchingUp(long *wait)
 {
 	dlist_mutable_iter iter;
 
@@ -649,6 +649,13 @@ AdvanceCatchingUp(void)
 
 		if (s->connection->closing || s->connection->identity == NULL)
 			continue;
+
+		/* Each may be sent a whole transaction. */
+		if (GatewayHasEnough(s->connection))
+		{
+			*wait = 1;
+			continue;
+		}
 		if (CatchUp(s) && SliceIsOver())
 			return false;
 	}
@@ -665,11 +672,11 @@ SubscribeAdvance(void)
 	SliceBegin();
 
 	/* Those who have come far go first: they become ready, and need nothing more. */
-	done = AdvanceCatchingUp();
+	done = AdvanceCatchingUp(&wait);
 
 	/* Whoever has a long way to go does not keep others from being asked. */
 	SliceBegin();
-	if (!AdvanceWorking(&wait) || !done || !AdvanceCatchingUp())
+	if (!AdvanceWorking(&wait) || !done || !AdvanceCatchingUp(&wait))
 		subscribe_again = true;
 	return wait;
 }

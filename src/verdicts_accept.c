@@ -178,6 +178,15 @@ ResyncNamed(Identity *identity, Oid relid, uint64 from, uint64 until)
 	return concerned != NIL;
 }
 
+/* There is no verdict; a snapshot shows what they may see. */
+static void
+Resync(Batch *batch, Question *from, int n, const char *reason)
+{
+	PutBack(from, n);
+	ResyncAll(from->identity, batch->relid, reason);
+	VerdictsWake(from->identity);
+}
+
 /* Takes over what the answer says about one identity. */
 static void
 AcceptIdentity(Batch *batch, int index, WireReader *r)
@@ -275,9 +284,7 @@ AcceptIdentity(Batch *batch, int index, WireReader *r)
 			return;
 		}
 		case QUERY_VERDICT_OUTDATED:
-			PutBack(from, n);
-			ResyncAll(identity, batch->relid, "policy_changed");
-			VerdictsWake(identity);
+			Resync(batch, from, n, "policy_changed");
 			return;
 		case QUERY_VERDICT_LOCKED:
 
@@ -286,14 +293,10 @@ AcceptIdentity(Batch *batch, int index, WireReader *r)
 			 * well, but then it is this subscription alone that waits, not its
 			 * whole connection.
 			 */
-			PutBack(from, n);
-			ResyncAll(identity, batch->relid, "locked");
-			VerdictsWake(identity);
+			Resync(batch, from, n, "locked");
 			return;
 		case QUERY_VERDICT_UNDECIDED:
-			PutBack(from, n);
-			ResyncAll(identity, batch->relid, "policy_undecided");
-			VerdictsWake(identity);
+			Resync(batch, from, n, "policy_undecided");
 			return;
 		default:
 			break;

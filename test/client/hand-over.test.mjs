@@ -101,6 +101,14 @@ const all = (server, count, tab) => until(() => tab.channels.t.state === 'live' 
   assert.deepEqual([tab.resyncs, tab.errors], [[], []]);
 });
 
+/** The tab that leads and another one; both have three changes. */
+async function pair(server) {
+  const tabs = [await server.tab('t'), await server.tab('t')];
+  server.write(3);
+  for (const tab of tabs) await all(server, 3, tab);
+  return tabs;
+}
+
 test('a new leader has much to catch up with: the tabs catch up with it, from where they are', async (t) => {
   const server = world(t);
   const first = await server.tab('t');
@@ -121,10 +129,7 @@ test('a new leader has much to catch up with: the tabs catch up with it, from wh
 
 test('a tab has lost something and notices it late: what has come meanwhile is still there for it', async (t) => {
   const server = world(t);
-  const leader = await server.tab('t');
-  const tab = await server.tab('t');
-  server.write(3);
-  for (const each of [leader, tab]) await all(server, 3, each);
+  const [leader, tab] = await pair(server);
   // First a transaction, and then what it gets when it comes back.
   const [, ear] = ears.slice(-2);
   const lost = [];
@@ -143,10 +148,7 @@ test('a tab has lost something and notices it late: what has come meanwhile is s
 
 test('the tab of the leader has lost something, and gets its next token late: it leads on', async (t) => {
   const server = world(t);
-  const leader = await server.tab('t');
-  const tab = await server.tab('t');
-  server.write(3);
-  for (const each of [leader, tab]) await all(server, 3, each);
+  const [leader, tab] = await pair(server);
   const [ear] = ears.slice(-2);
   let lost = 0;
   loses = ({ all: said }, by) => by === ear && said?.type === 'transaction' && !lost && (lost += 1);

@@ -112,4 +112,31 @@ describe('fan-out of large transactions', () => {
     await check('fanout.wide');
     assert.ok(most.feed < 40 * 1048576, megabytes(most));
   });
+
+  test('messages of one transaction for more than there is room for: everybody gets each of them once', async (t) => {
+    await cutAll();
+    await db.exec(`CREATE TABLE fanout.loud (id int PRIMARY KEY, n int); GRANT SELECT ON fanout.loud TO fanout_web; SELECT changefeed.create_channel('loud', 'fanout.loud');
+      SELECT changefeed.add_event('loud', 'fanout.loud', 'made', NULL, 'new.id::text', '{insert}')`);
+    await many(400, 400, 'loud');
+    const heard = [];
+    for (const high of [1, 2]) {
+      await read(high, 0, ['loud']);
+      const told = [];
+      heard.push(told);
+      readers.at(-1).s.client.onMessage = ({ type, event, payload }) => { if (type === 'message') told.push(`${event} ${payload}`); };
+    }
+    const { most } = await watching(db, async () => {
+      await db.exec(`BEGIN; INSERT INTO fanout.loud SELECT i, 0 FROM generate_series(1, 3000) i; SELECT changefeed.publish('loud', 'said', to_jsonb(i::text)) FROM generate_series(1, 3000) i; COMMIT`);
+      await settle();
+    });
+    t.diagnostic(megabytes(most));
+    const numbers = Array.from({ length: 3000 }, (_, i) => i + 1);
+    for (const [i, { s }] of readers.entries()) {
+      s.client.check();
+      assertSame(s.rows(), await db.rows('SELECT * FROM fanout.loud'));
+      assert.deepEqual(s.resyncs, ['transaction_too_large']);
+      assert.deepEqual(heard[i].toSorted(), numbers.flatMap((n) => [`made ${n}`, `said ${n}`]).toSorted());
+    }
+    assert.ok(most.feed < 40 * 1048576, megabytes(most));
+  });
 });

@@ -15,7 +15,7 @@ const SUBSCRIBERS = 100;
 const PERIOD_MS = 50;
 
 // Only that nobody is stalled; how long it takes is printed.
-const STALLED_MS = 5000;
+const STALLED_MS = 30000;
 
 const port = new URL(process.env.WS_URL).port;
 let db;

@@ -48,6 +48,24 @@ describe('structure', () => {
     return t;
   }
 
+  /** A change, and names with another meaning: both are committed before the feed worker delivers the change, and it is told of the change only. */
+  async function renameBehind(change, rename) {
+    const [feed, decoder] = (await db.value("SELECT feed_worker_pid || ' ' || decoder_pid FROM changefeed.stat_feed")).split(' ').map(Number);
+    process.kill(feed, 'SIGSTOP');
+    try {
+      await db.exec(change);
+      const lsn = await db.value('SELECT pg_current_wal_lsn()');
+      await until(async () => await db.value(`SELECT decoded_lsn >= '${lsn}' FROM changefeed.stat_feed`) === 't', 'decoded');
+      process.kill(decoder, 'SIGSTOP');
+      await db.exec(rename);
+      process.kill(feed, 'SIGCONT');
+      await until(async () => await db.value(`SELECT published_lsn >= '${lsn}'::pg_lsn - 64 FROM changefeed.stat_feed`) === 't', 'published');
+    } finally {
+      process.kill(feed, 'SIGCONT');
+      process.kill(decoder, 'SIGCONT');
+    }
+  }
+
   const settled = () => Promise.all([ada.settle(), bob.settle()]);
 
   async function same(t, what) {
@@ -654,20 +672,8 @@ describe('structure', () => {
     for (const name of Object.keys(wanted)) subscriptions[name] = await client.openSoon(name);
     const told = [];
     client.onTransaction = ({ changes }) => { told.push(...changes); };
-    const [feed, decoder] = (await db.value("SELECT feed_worker_pid || ' ' || decoder_pid FROM changefeed.stat_feed")).split(' ').map(Number);
-    process.kill(feed, 'SIGSTOP');
-    try {
-      await db.exec("UPDATE st.tagged SET e = CASE e WHEN 'ok' THEN 'sad' ELSE 'ok' END::st.tag");
-      const lsn = await db.value('SELECT pg_current_wal_lsn()');
-      await until(async () => await db.value(`SELECT decoded_lsn >= '${lsn}' FROM changefeed.stat_feed`) === 't', 'decoded');
-      process.kill(decoder, 'SIGSTOP');
-      await db.exec("BEGIN; ALTER TYPE st.tag RENAME VALUE 'ok' TO 'x'; ALTER TYPE st.tag RENAME VALUE 'sad' TO 'ok'; ALTER TYPE st.tag RENAME VALUE 'x' TO 'sad'; COMMIT");
-      process.kill(feed, 'SIGCONT');
-      await until(async () => await db.value(`SELECT published_lsn >= '${lsn}'::pg_lsn - 64 FROM changefeed.stat_feed`) === 't', 'published');
-    } finally {
-      process.kill(feed, 'SIGCONT');
-      process.kill(decoder, 'SIGCONT');
-    }
+    await renameBehind("UPDATE st.tagged SET e = CASE e WHEN 'ok' THEN 'sad' ELSE 'ok' END::st.tag",
+      "BEGIN; ALTER TYPE st.tag RENAME VALUE 'ok' TO 'x'; ALTER TYPE st.tag RENAME VALUE 'sad' TO 'ok'; ALTER TYPE st.tag RENAME VALUE 'x' TO 'sad'; COMMIT");
     await client.settle().catch((error) => { client.check(); throw error; });
     client.check();
     assert.deepEqual(told, [], 'nothing of it can be told');
@@ -685,20 +691,8 @@ describe('structure', () => {
     const s = await client.openSoon('pointed');
     const told = [];
     client.onTransaction = ({ changes }) => { told.push(...changes); };
-    const [feed, decoder] = (await db.value("SELECT feed_worker_pid || ' ' || decoder_pid FROM changefeed.stat_feed")).split(' ').map(Number);
-    process.kill(feed, 'SIGSTOP');
-    try {
-      await db.exec("UPDATE st.pointed SET p = '(v,w)', ps = '{\"(v,w)\"}'");
-      const lsn = await db.value('SELECT pg_current_wal_lsn()');
-      await until(async () => await db.value(`SELECT decoded_lsn >= '${lsn}' FROM changefeed.stat_feed`) === 't', 'decoded');
-      process.kill(decoder, 'SIGSTOP');
-      await db.exec('BEGIN; ALTER TYPE st.point RENAME ATTRIBUTE a TO x; ALTER TYPE st.point RENAME ATTRIBUTE b TO a; ALTER TYPE st.point RENAME ATTRIBUTE x TO b; COMMIT');
-      process.kill(feed, 'SIGCONT');
-      await until(async () => await db.value(`SELECT published_lsn >= '${lsn}'::pg_lsn - 64 FROM changefeed.stat_feed`) === 't', 'published');
-    } finally {
-      process.kill(feed, 'SIGCONT');
-      process.kill(decoder, 'SIGCONT');
-    }
+    await renameBehind("UPDATE st.pointed SET p = '(v,w)', ps = '{\"(v,w)\"}'",
+      'BEGIN; ALTER TYPE st.point RENAME ATTRIBUTE a TO x; ALTER TYPE st.point RENAME ATTRIBUTE b TO a; ALTER TYPE st.point RENAME ATTRIBUTE x TO b; COMMIT');
     await client.settle().catch((error) => { client.check(); throw error; });
     client.check();
     assert.deepEqual(told, [], 'nothing of it can be told');

@@ -231,7 +231,7 @@ const times = (n, data) => Buffer.concat(Array.from({ length: n }, () => data));
 
 export const ATTACKS = {
   messages: flood(3, () => times(100, text({ type: 'sync', id: 1 }))),
-  pings: flood(2, () => times(2000, frame(0x89))),
+  pings: flood(2, () => times(200, frame(0x89, 'x'.repeat(125)))),
   fragments: flood(2, (i) => (i === 0 ? frame(0x01, '[') : times(100, frame(0x00, '')))),
   subscriptions: flood(2, () => times(20, Buffer.concat([text({ type: 'subscribe', id: 1, channel: 'hostile_ticks' }),
     text({ type: 'unsubscribe', id: 2, channel: 'hostile_ticks' })]))),
