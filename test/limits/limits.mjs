@@ -323,7 +323,6 @@ const ITEMS = {
       await sleep(3000);
       item.forget();
       item.look();
-      // Who comes when there are too many is told so.
       const sent = performance.now();
       await item.run('UPDATE feed SET n = 1, sent_us = 1');
       const figures = await Promise.all(loads.map(async (load) => {
