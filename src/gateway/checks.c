@@ -191,6 +191,9 @@ HttpHeaderContains(const char *text, const char *token, bool ignore_case)
 	return false;
 }
 
+/* More are not looked at by lws. */
+#define EXTENSIONS_MAX 255
+
 /* What lws would refuse by merely dropping the connection. */
 bool
 HttpHandshakeIsUsable(struct lws *wsi, Refusal *refusal)
@@ -225,6 +228,14 @@ HttpHandshakeIsUsable(struct lws *wsi, Refusal *refusal)
 	{
 		refusal->message = "none of the offered subprotocols is spoken";
 		refusal->hint = "Offer \"" GATEWAY_SUBPROTOCOL "\" or none.";
+		return false;
+	}
+
+	/* lws copies what is longer over the beginning of its answer. */
+	if (lws_hdr_total_length(wsi, WSI_TOKEN_EXTENSIONS) >= EXTENSIONS_MAX)
+	{
+		refusal->message = "the offered extensions are too long";
+		refusal->hint = "Offer permessage-deflate or none.";
 		return false;
 	}
 	return true;

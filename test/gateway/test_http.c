@@ -333,6 +333,13 @@ TestUpgrade(void)
 				  "Host: evil.example.com\r\n"
 				  "Origin: http://evil.example.com\r\n",
 				  403, "forbidden_host", "a foreign host is refused, even with its own origin");
+	ExpectRefusal("/v1/socket",
+				  "Sec-WebSocket-Extensions: permessage-deflate, "
+				  "x; y=0123456789012345678901234567890123456789012345678901234567890123456789, "
+				  "x; y=0123456789012345678901234567890123456789012345678901234567890123456789, "
+				  "x; y=0123456789012345678901234567890123456789012345678901234567890123456789, "
+				  "x; y=0123456789012345678901234567890123456789012345678901234567890123456789\r\n",
+				  400, "permessage-deflate", "extensions that lws cannot take are refused");
 	ExpectRefusal("/v1/other", NULL, 404, "/v1/socket", "another path is refused");
 	ExpectRefusal("/", NULL, 404, "not_found", "the console's path is refused");
 
