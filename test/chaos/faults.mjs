@@ -129,10 +129,13 @@ async function eat(token, connections, subscriptions) {
 
 /** A file system that was made for it becomes full. */
 async function full(mount, room, action) {
-  const { stdout } = await run('df', ['--output=used', '-B1', mount]);
-  const used = Number(stdout.split('\n')[1]);
   const size = (bytes) => run('mount', ['-o', `remount,size=${bytes}`, mount]);
-  await size(Math.ceil((used + room) / 4096) * 4096);
+  // What is written meanwhile may want more than that, and then it is refused.
+  await until(async () => {
+    const { stdout } = await run('df', ['--output=used', '-B1', mount]);
+    const used = Number(stdout.split('\n')[1]);
+    return size(Math.ceil((used + room) / 4096) * 4096).then(() => true, () => false);
+  }, 'a small file system');
   try {
     await action();
   } finally {
