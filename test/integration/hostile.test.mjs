@@ -39,6 +39,9 @@ before(async () => {
     'changefeed.max_connections_per_address': '200',
     'changefeed.max_handshake_rate_per_address': '20',
     'changefeed.handshake_timeout': '2s',
+    // So little that a busy machine takes more of somebody in these seconds
+    'changefeed.max_receive_rate': '32kB',
+    'changefeed.max_message': '256kB',
   });
   token = await db.token({ role: 'hostile_web', sub: 'good' });
   await (await Client.connectSoon({ token })).close();
@@ -63,6 +66,8 @@ after(async () => {
     'changefeed.max_connections_per_address': null,
     'changefeed.max_handshake_rate_per_address': null,
     'changefeed.handshake_timeout': null,
+    'changefeed.max_receive_rate': null,
+    'changefeed.max_message': null,
   });
   await writer.close();
   await db.close();
