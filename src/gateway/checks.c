@@ -110,6 +110,18 @@ HttpHostIsAllowed(struct lws *wsi, Refusal *refusal)
 }
 
 /*
+ * The host and port of an origin that may be our own; NULL: it is none.  Anybody on
+ * the way can put words into a page that came without TLS.
+ */
+static const char *
+Authority(const char *origin, bool tls)
+{
+	if (strncasecmp(origin, "https://", 8) == 0)
+		return origin + 8;
+	return !tls && strncasecmp(origin, "http://", 7) == 0 ? origin + 7 : NULL;
+}
+
+/*
  * Browsers say which page sends a request.  Its own page, and those listed,
  * may; programs that are no browsers send no Origin.  http_header has the
  * origin afterwards, if there is one.
@@ -128,10 +140,8 @@ HttpCheckOrigin(struct lws *wsi, Refusal *refusal)
 		memcpy(host, http_header, strlen(http_header) + 1);
 	if (HttpHeader(wsi, WSI_TOKEN_ORIGIN))
 	{
-		authority = strstr(http_header, "://");
-		/* Anybody on the way can put words into a page that came without TLS. */
-		if (authority != NULL && strcasecmp(authority + 3, host) == 0 &&
-			(!lws_is_ssl(wsi) || strncasecmp(http_header, "https://", 8) == 0))
+		authority = Authority(http_header, lws_is_ssl(wsi));
+		if (authority != NULL && strcasecmp(authority, host) == 0)
 			return ORIGIN_OWN;
 		if (IsListed(&gateway.allowed_origins, http_header, strlen(http_header), &any))
 			return any ? ORIGIN_ANY : ORIGIN_LISTED;

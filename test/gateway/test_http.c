@@ -340,6 +340,10 @@ TestUpgrade(void)
 				  "x; y=0123456789012345678901234567890123456789012345678901234567890123456789, "
 				  "x; y=0123456789012345678901234567890123456789012345678901234567890123456789\r\n",
 				  400, "permessage-deflate", "extensions that lws cannot take are refused");
+	snprintf(same, sizeof(same), "Host: localhost:%d\r\nOrigin: x; y://localhost:%d\r\n",
+			 worker.port, worker.port);
+	ExpectRefusal("/v1/socket", same, 403, "forbidden_origin",
+				  "an origin that no page of ours has is refused");
 	ExpectRefusal("/v1/other", NULL, 404, "/v1/socket", "another path is refused");
 	ExpectRefusal("/", NULL, 404, "not_found", "the console's path is refused");
 
