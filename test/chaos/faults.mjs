@@ -127,6 +127,9 @@ async function eat(token, connections, subscriptions) {
   return eaters;
 }
 
+/** It may be killed by another fault before it has stopped; then it is started. */
+const restart = (mode) => cluster(['restart', '--mode', mode]).catch(startAgain);
+
 /** A file system that was made for it becomes full. */
 async function full(mount, room, action) {
   const size = (bytes) => run('mount', ['-o', `remount,size=${bytes}`, mount]);
@@ -209,7 +212,7 @@ export const FAULTS = {
     away: true, says: /received immediate shutdown request/,
     apply: async () => {
       const at = Date.now();
-      await cluster(['restart', '--mode', 'immediate']);
+      await restart('immediate');
       return at;
     },
   },
@@ -217,7 +220,7 @@ export const FAULTS = {
     away: true, says: /received fast shutdown request/,
     apply: async () => {
       const at = Date.now();
-      await cluster(['restart', '--mode', 'fast']);
+      await restart('fast');
       return at;
     },
   },
