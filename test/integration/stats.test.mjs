@@ -199,6 +199,8 @@ test('event streams are clients, too', async () => {
   const stop = new AbortController();
   const stream = await fetch(`${HTTP}/v1/events?channel=counted:1`, { headers: { Authorization: `Bearer ${token}` }, signal: stop.signal });
   assert.equal(stream.status, 200);
+  // Who does not read what comes is not ready.
+  const read = stream.body.pipeTo(new WritableStream(), { signal: stop.signal }).catch(() => {});
   const [row] = await until(async () => {
     const rows = await exactRows('SELECT transport, address, role, ready FROM changefeed.stat_connections');
     return rows.length === 1 && rows[0].ready === 1 && rows;
@@ -206,6 +208,7 @@ test('event streams are clients, too', async () => {
   assert.deepEqual(row, { transport: 'sse', address: '127.0.0.1', role: 'stats_web', ready: 1 });
   assert.equal((await metrics())['connections{transport="sse"}'], 1);
   stop.abort();
+  await read;
   await until(async () => growth(before, await metrics())['connections_closed_total{cause="client"}'] === 1, 'its end');
 });
 
