@@ -12,8 +12,9 @@
  *	  leaves no trace in the WAL, or
  *	- nobody has used it for a while.
  * So a client that says something ten times a second costs a query now and
- * then.  A verdict is as of a moment behind the message that asked for it; what
- * was published since the question is looked at before it is kept.
+ * then.  A verdict is as of a moment behind the message that asked for it.  What
+ * was published since the question is looked at: then the verdict is not kept,
+ * and a message that came after the question asks its own.
  *
  * A message is sent at once to the connections that there are: it is in no log,
  * has no position, and nobody waits for it.  Those of one identity to one
@@ -52,6 +53,7 @@
 typedef struct Waiting
 {
 	uint64 connection;
+	uint64 published; /* LogPublished() when it came */
 	bool echo;
 	char *id;
 	char *event;
@@ -428,6 +430,7 @@ Wait(Right *right, Connection *connection, const char *id, const char *event, co
 	Waiting *waiting = palloc(sizeof(Waiting));
 
 	waiting->connection = connection->id;
+	waiting->published = LogPublished();
 	connection->npublishing++;
 	waiting->echo = echo;
 	waiting->id = pstrdup(id);
@@ -479,18 +482,18 @@ StillTrue(const Right *right)
 	return true;
 }
 
+/* Up to the messages that came at this LogPublished(); later ones go on waiting. */
 static void
-SendWaiting(Right *right, Channel *channel, char *const *params)
+SendWaiting(Right *right, Channel *channel, char *const *params, uint64 until)
 {
-	List *waiting = right->waiting;
-	ListCell *lc;
-
-	right->waiting = NIL;
-	foreach(lc, waiting)
+	while (right->waiting != NIL)
 	{
-		Waiting *w = lfirst(lc);
+		Waiting *w = linitial(right->waiting);
 		Connection *connection = ConnectionById(w->connection);
 
+		if (w->published > until)
+			return;
+		right->waiting = list_delete_first(right->waiting);
 		if (connection != NULL && !connection->closing && connection->identity != NULL)
 		{
 			if (connection->identity->serial != right->identity)
@@ -508,7 +511,6 @@ SendWaiting(Right *right, Channel *channel, char *const *params)
 		}
 		FreeWaiting(w);
 	}
-	list_free(waiting);
 }
 
 /* Somebody who waits with this identity, or NULL. */
@@ -541,7 +543,7 @@ UseAnswer(Right *right)
 	{
 		/* Defined anew: whoever waits may ask again. */
 		SetRefusal(right, "40001", "the channel was changed meanwhile", "Publish it again.");
-		SendWaiting(right, channel, params);
+		SendWaiting(right, channel, params, PG_UINT64_MAX);
 		FreeRight(right);
 		return;
 	}
@@ -552,8 +554,14 @@ UseAnswer(Right *right)
 		Ask(right, identity, channel, params);
 		return;
 	}
-	SendWaiting(right, channel, params);
+	SendWaiting(right, channel, params, keep || identity == NULL ? PG_UINT64_MAX : right->asked);
 	right->attempts = 0;
+	if (right->waiting != NIL && (identity = IdentityOf(right)) != NULL)
+	{
+		Ask(right, identity, channel, params);
+		return;
+	}
+	SendWaiting(right, channel, params, PG_UINT64_MAX);
 	if (!keep || (!right->allowed && SubscribeMayRetry(right->sqlstate)))
 	{
 		FreeRight(right);

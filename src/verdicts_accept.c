@@ -180,10 +180,10 @@ ResyncNamed(Identity *identity, Oid relid, uint64 from, uint64 until)
 
 /* There is no verdict; a snapshot shows what they may see. */
 static void
-Resync(Batch *batch, Question *from, int n, const char *reason)
+Resync(Question *from, int n, const char *reason)
 {
 	PutBack(from, n);
-	ResyncAll(from->identity, batch->relid, reason);
+	ResyncAll(from->identity, from->relid, reason);
 	VerdictsWake(from->identity);
 }
 
@@ -284,7 +284,7 @@ AcceptIdentity(Batch *batch, int index, WireReader *r)
 			return;
 		}
 		case QUERY_VERDICT_OUTDATED:
-			Resync(batch, from, n, "policy_changed");
+			Resync(from, n, "policy_changed");
 			return;
 		case QUERY_VERDICT_LOCKED:
 
@@ -293,10 +293,10 @@ AcceptIdentity(Batch *batch, int index, WireReader *r)
 			 * well, but then it is this subscription alone that waits, not its
 			 * whole connection.
 			 */
-			Resync(batch, from, n, "locked");
+			Resync(from, n, "locked");
 			return;
 		case QUERY_VERDICT_UNDECIDED:
-			Resync(batch, from, n, "policy_undecided");
+			Resync(from, n, "policy_undecided");
 			return;
 		default:
 			break;

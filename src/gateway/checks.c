@@ -20,6 +20,9 @@
 
 #include "http.h"
 
+/* lws copies offered extensions that are longer over the beginning of its answer. */
+#define EXTENSIONS_MAX 255
+
 /* Filled and used within one request. */
 char http_header[HTTP_MAX_HEADER + 1];
 char http_message[HTTP_MAX_HEADER + 256];
@@ -201,9 +204,6 @@ HttpHeaderContains(const char *text, const char *token, bool ignore_case)
 	return false;
 }
 
-/* More are not looked at by lws. */
-#define EXTENSIONS_MAX 255
-
 /* What lws would refuse by merely dropping the connection. */
 bool
 HttpHandshakeIsUsable(struct lws *wsi, Refusal *refusal)
@@ -241,7 +241,6 @@ HttpHandshakeIsUsable(struct lws *wsi, Refusal *refusal)
 		return false;
 	}
 
-	/* lws copies what is longer over the beginning of its answer. */
 	if (lws_hdr_total_length(wsi, WSI_TOKEN_EXTENSIONS) >= EXTENSIONS_MAX)
 	{
 		refusal->message = "the offered extensions are too long";

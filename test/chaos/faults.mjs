@@ -6,7 +6,7 @@
 // lines of the log that are the fault itself. `silent`: why the log has no line.
 
 import { execFile } from 'node:child_process';
-import { readdirSync, readFileSync, statSync } from 'node:fs';
+import { existsSync, readdirSync, readFileSync, statSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { promisify } from 'node:util';
 
@@ -128,7 +128,13 @@ async function eat(token, connections, subscriptions) {
 }
 
 /** It may be killed by another fault before it has stopped; then it is started. */
-const restart = (mode) => cluster(['restart', '--mode', mode]).catch(startAgain);
+async function restart(mode) {
+  const before = await quietly(postmasterPid());
+  await cluster(['restart', '--mode', mode]).catch((error) => {
+    if (existsSync(`/proc/${before}`)) throw error; // it does not stop
+    return startAgain();
+  });
+}
 
 /** A file system that was made for it becomes full. */
 async function full(mount, room, action) {

@@ -34,9 +34,9 @@ describe('fan-out of large transactions', () => {
     }
   };
 
-  const read = async (high, low, names) => {
+  const read = async (high, low, names, options) => {
     const client = await connect({ ...claims(0, 1), sub: `r${high}`, high, low });
-    for (const name of names) readers.push({ s: await client.openSoon(name), high, low, room: /(?:eq\.|:)(\d+)/.exec(name)?.[1] });
+    for (const name of names) readers.push({ s: await client.openSoon(name, options), high, low, room: /(?:eq\.|:)(\d+)/.exec(name)?.[1] });
   };
 
   const check = async (table) => {
@@ -113,30 +113,53 @@ describe('fan-out of large transactions', () => {
     assert.ok(most.feed < 40 * 1048576, megabytes(most));
   });
 
-  test('messages of one transaction for more than there is room for: everybody gets each of them once', async (t) => {
+  const NUMBERS = Array.from({ length: 3000 }, (_, i) => i + 1);
+
+  /** Listeners of the channel, among 400 who do not read; and what they heard. */
+  const listeners = async (channel, options) => {
     await cutAll();
-    await db.exec(`CREATE TABLE fanout.loud (id int PRIMARY KEY, n int); GRANT SELECT ON fanout.loud TO fanout_web; SELECT changefeed.create_channel('loud', 'fanout.loud');
-      SELECT changefeed.add_event('loud', 'fanout.loud', 'made', NULL, 'new.id::text', '{insert}')`);
-    await many(400, 400, 'loud');
+    await many(400, 400, channel);
     const heard = [];
     for (const high of [1, 2]) {
-      await read(high, 0, ['loud']);
+      await read(high, 0, [channel], options);
       const told = [];
       heard.push(told);
       readers.at(-1).s.client.onMessage = ({ type, event, payload }) => { if (type === 'message') told.push(`${event} ${payload}`); };
     }
+    return heard;
+  };
+
+  const said = (channel) => `SELECT changefeed.publish('${channel}', 'said', to_jsonb(i::text)) FROM generate_series(1, 3000) i`;
+
+  test('messages of one transaction for more than there is room for: everybody gets each of them once', async (t) => {
+    await db.exec(`CREATE TABLE fanout.loud (id int PRIMARY KEY, n int); GRANT SELECT ON fanout.loud TO fanout_web; SELECT changefeed.create_channel('loud', 'fanout.loud');
+      SELECT changefeed.add_event('loud', 'fanout.loud', 'made', NULL, 'new.id::text', '{insert}')`);
+    const heard = await listeners('loud');
     const { most } = await watching(db, async () => {
-      await db.exec(`BEGIN; INSERT INTO fanout.loud SELECT i, 0 FROM generate_series(1, 3000) i; SELECT changefeed.publish('loud', 'said', to_jsonb(i::text)) FROM generate_series(1, 3000) i; COMMIT`);
+      await db.exec(`BEGIN; INSERT INTO fanout.loud SELECT i, 0 FROM generate_series(1, 3000) i; ${said('loud')}; COMMIT`);
       await settle();
     });
     t.diagnostic(megabytes(most));
-    const numbers = Array.from({ length: 3000 }, (_, i) => i + 1);
     for (const [i, { s }] of readers.entries()) {
       s.client.check();
       assertSame(s.rows(), await db.rows('SELECT * FROM fanout.loud'));
       assert.deepEqual(s.resyncs, ['transaction_too_large']);
-      assert.deepEqual([...heard[i]].sort(), numbers.flatMap((n) => [`made ${n}`, `said ${n}`]).sort());
+      assert.deepEqual([...heard[i]].sort(), NUMBERS.flatMap((n) => [`made ${n}`, `said ${n}`]).sort());
     }
     assert.ok(most.feed < 40 * 1048576, megabytes(most));
+  });
+
+  test('nor are they lost where there are no rows, or nobody wants them', async () => {
+    await db.exec(`SELECT changefeed.create_channel('hall')`);
+    for (const [channel, options] of [['hall', {}], ['loud', { snapshot: false }]]) {
+      const heard = await listeners(channel, options);
+      await db.exec(said(channel));
+      await settle();
+      for (const [i, { s }] of readers.entries()) {
+        s.client.check();
+        assert.deepEqual(s.resyncs, ['transaction_too_large'], channel);
+        assert.deepEqual(heard[i], NUMBERS.map((n) => `said ${n}`), channel);
+      }
+    }
   });
 });

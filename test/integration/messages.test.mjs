@@ -114,6 +114,33 @@ describe('messages', () => {
       }
     });
 
+    test('a message that comes while a check runs is not judged by what the check has read before', async () => {
+      await db.exec(`CREATE TABLE ms.gate (); GRANT SELECT ON ms.gate TO msg_web; INSERT INTO ms.members VALUES (2, 'gil', true);
+        CREATE FUNCTION ms.slow() RETURNS boolean LANGUAGE plpgsql STABLE AS $$ DECLARE writes boolean = (SELECT m.writes FROM ms.members m WHERE m.room = 2 AND m.uid = ms.me()); BEGIN
+          WHILE NOT pg_try_advisory_xact_lock_shared(4718) LOOP PERFORM pg_sleep(0.005); END LOOP; RETURN writes; END $$;
+        SELECT changefeed.declare_dependency('ms.slow()', 'ms.members');
+        SELECT changefeed.create_channel('ms_slow', publish_check => 'ms.slow()')`);
+      await reload(db, { 'changefeed.policy_timeout': '60s' });
+      const gil = await connect('gil');
+      const heard = listen(ada);
+      await ada.open('ms_slow');
+      await db.exec('SELECT pg_advisory_lock(4718)');
+      const first = gil.request('publish', { channel: 'ms_slow', event: 'first' });
+      await until(() => db.value("SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND backend_type LIKE 'changefeed query%'").then((n) => n === '1'), 'the check runs');
+      await db.exec("UPDATE ms.members SET writes = false WHERE uid = 'gil'");
+      // By then the feed has taken in that transaction.
+      await ada.sync();
+      const second = gil.request('publish', { channel: 'ms_slow', event: 'second' }).then(() => 'sent', (error) => error.code);
+      await gil.sync();
+      await db.exec('SELECT pg_advisory_unlock(4718)');
+      await first;
+      assert.equal(await second, '42501');
+      await ada.sync();
+      assert.deepEqual(heard.map(({ event }) => event), ['first']);
+      await reload(db, { 'changefeed.policy_timeout': null });
+      await ada.unsubscribe('ms_slow');
+    });
+
     test('channels without sources', async () => {
       const s = await ada.open('ms_lobby');
       assert.equal(s.entities.size, 0);
