@@ -20,6 +20,7 @@ const DEEDS = {
   'sleep without a time limit': "PERFORM set_config('statement_timeout', '0', false); PERFORM pg_sleep(60); RETURN true;",
   'sleep that catches cancels': 'LOOP BEGIN PERFORM pg_sleep(60); EXCEPTION WHEN query_canceled THEN NULL; END; END LOOP; RETURN true;',
   'an error': "RAISE EXCEPTION 'no luck' USING ERRCODE = 'P0001'; RETURN true;",
+  "an error with the feed's own code": "RAISE EXCEPTION 'no luck' USING ERRCODE = 'CF001'; RETURN true;",
   'a loop': 'LOOP NULL; END LOOP; RETURN true;',
   'endless recursion': 'RETURN hostile.recurse(1);',
   'much memory': "RETURN length(repeat('x', 1000000000)) > 0;",
