@@ -250,6 +250,7 @@ DeliverDrained(Connection *connection)
 	connection->choked = false;
 	connection->waits_verdict = false;
 	connection->replayed = 0;
+	PaceUnblocked(connection);
 	GatewayResume(connection);
 }
 
@@ -264,6 +265,7 @@ DeliverFlushed(Connection *connection, uint32 mark)
 	else
 	{
 		connection->mark = 0;
+		PaceUnblocked(connection);
 		SubscribePagesFlushed(connection);
 	}
 }

@@ -513,6 +513,9 @@ extern long PaceAdvance(void);
 /* Verdicts have come, or were forgotten. */
 extern void PaceWake(void);
 
+/* The connection's client takes what it is sent again. */
+extern void PaceUnblocked(Connection *connection);
+
 /* Lets go of what the log has dropped. */
 extern void PaceTrim(void);
 

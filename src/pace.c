@@ -504,6 +504,23 @@ PaceWake(void)
 		dlist_container(PaceStep, node, iter.cur)->waits = false;
 }
 
+/* Its steps may have been run meanwhile, for the others: they wait for no verdict of this one. */
+void
+PaceUnblocked(Connection *connection)
+{
+	dlist_iter iter;
+
+	if (dlist_is_empty(&steps))
+		return;
+	dlist_foreach(iter, &connection->subscriptions)
+	{
+		Subscription *s = dlist_container(Subscription, connection_node, iter.cur);
+
+		if (s->step != NULL)
+			s->step->waits = false;
+	}
+}
+
 void
 PaceTrim(void)
 {

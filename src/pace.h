@@ -32,7 +32,7 @@ typedef struct PaceStep
 	uint64 number;
 	Channel *channel;
 	Instance *instance; /* while there are subscriptions */
-	bool waits;			/* for verdicts */
+	bool waits;			/* of those that are not blocked each for a verdict */
 	uint64 from;		/* the transactions behind it */
 	LogTransaction transaction;
 	dlist_head subscriptions; /* Subscription.pace_node */

@@ -58,7 +58,7 @@ const callers = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'changefe
 const sleepers = `${callers} AND wait_event = 'PgSleep'`;
 const held = `${callers} AND wait_event = 'advisory'`;
 
-/** From now on the function `held` comes to its end only when the one that is returned has been called. */
+/** From now on the functions `held` and `waiting` come to their end only when the one that is returned has been called. */
 async function hold(t) {
   const session = new Session();
   t.after(() => session.close());
@@ -83,6 +83,7 @@ before(async () => {
     'slow_write(n int, ms int)': plpgsql('INSERT INTO calls.log VALUES (n); PERFORM pg_sleep(ms / 1000.0); RETURN n;'),
     'put(id int, body text)': sql('INSERT INTO calls.notes (id, body) VALUES ($1, $2) ON CONFLICT (id) DO UPDATE SET body = excluded.body RETURNING notes.id', 'int'),
     'nothing()': sql('SELECT 1', 'int'),
+    'waiting()': sql('SELECT pg_advisory_xact_lock_shared(4716)', 'void'),
     'held()': plpgsql('PERFORM pg_advisory_xact_lock_shared(4716); INSERT INTO calls.log VALUES (-2); RETURN 1;'),
   });
 });
@@ -233,12 +234,14 @@ describe('transactions', () => {
     await other.settle();
   });
 
-  test('calls of a connection run in their order, those of others meanwhile', async () => {
+  test('calls of a connection run in their order, those of others meanwhile', async (t) => {
     const [a, b] = [await connect('a'), await connect('b')];
     const order = [];
-    const slow = call(a, 'sleep', { ms: 1000 }).then(() => order.push('slow'));
+    const release = await hold(t);
+    const slow = call(a, 'waiting').then(() => order.push('slow'));
     const behind = call(a, 'nothing').then(() => order.push('behind'));
     await call(b, 'nothing').then(() => order.push('other'));
+    await release();
     await Promise.all([slow, behind]);
     assert.deepEqual(order, ['other', 'slow', 'behind']);
   });

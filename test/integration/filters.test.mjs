@@ -5,7 +5,7 @@ import assert from 'node:assert/strict';
 import { readFileSync } from 'node:fs';
 import { after, before, describe, test } from 'node:test';
 
-import { assertSame, Client, until } from './lib/client.mjs';
+import { assertSame, Client, PATIENCE, until } from './lib/client.mjs';
 import { canonical, number, numberText } from './lib/json.mjs';
 import { quote, reload, Session } from './lib/psql.mjs';
 import { randomOf } from './lib/random.mjs';
@@ -69,7 +69,7 @@ describe('conditions', () => {
     }
   }
 
-  test('random conditions on random data', { timeout: 240000 }, async () => {
+  test('random conditions on random data', { timeout: 240000 * PATIENCE }, async () => {
     // Values of each type; a text value of a column is written as it is sent.
     const types = {
       n: ['int', ['-5', '0', '1', '2', '7', '2147483647']],
@@ -471,7 +471,7 @@ describe('conditions', () => {
     await client.unsubscribe('long');
   });
 
-  test('one change finds its subscriptions among ten thousand', { timeout: 200000 }, async () => {
+  test('one change finds its subscriptions among ten thousand', { timeout: 200000 * PATIENCE }, async () => {
     await create('orders', 'id int PRIMARY KEY, customer_id int, status text', 'customers');
     const evaluations = async () => Number(await db.value('SELECT evaluations FROM changefeed.stat_feed'));
     const clients = [];
@@ -531,7 +531,7 @@ describe('conditions', () => {
     await last.close();
   });
 
-  test('coming back, starting over and a new definition keep the selection', { timeout: 60000 }, async () => {
+  test('coming back, starting over and a new definition keep the selection', { timeout: 60000 * PATIENCE }, async () => {
     await create('kept', 'id int PRIMARY KEY, customer_id int NOT NULL, v int, t text', 'kept:{customer_id}');
     await db.exec("INSERT INTO flt.kept SELECT i, i % 3, i % 5, 'a' FROM generate_series(1, 30) i");
     const watched = [
@@ -585,7 +585,7 @@ describe('conditions', () => {
     await client.unsubscribe('kept:1');
   });
 
-  test('subscriptions that begin while rows change', { timeout: 60000 }, async () => {
+  test('subscriptions that begin while rows change', { timeout: 60000 * PATIENCE }, async () => {
     await create('busy', 'id int PRIMARY KEY, v int, t text');
     await db.exec("INSERT INTO flt.busy SELECT i, i % 10, 'x' FROM generate_series(1, 200) i");
     await client.openSoon('busy');
@@ -612,7 +612,7 @@ describe('conditions', () => {
     await client.unsubscribe('busy');
   });
 
-  test('whatever comes behind "?", there is an answer', { timeout: 120000 }, async () => {
+  test('whatever comes behind "?", there is an answer', { timeout: 120000 * PATIENCE }, async () => {
     await create('fuzz', 'id int PRIMARY KEY, a int, b text, j jsonb, r int4range');
     await db.exec("INSERT INTO flt.fuzz VALUES (1, 1, 'x', '{\"a\":[1,\"x\"]}', '[1,3)')");
     await client.openSoon('fuzz');

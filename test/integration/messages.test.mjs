@@ -350,6 +350,8 @@ describe('messages', () => {
     });
 
     test('who is behind gets all of them, in order, with the rows', async () => {
+      // Who does not read does not answer.
+      await reload(db, { 'changefeed.heartbeat': '300s' });
       const slow = await connect('eve');
       const view = await slow.open(room);
       const seen = log(slow);
@@ -363,6 +365,7 @@ describe('messages', () => {
       assert.deepEqual(texts(seen).map((text) => text.replace(/y+/, '')), Array.from({ length: 600 }, (_, i) => [`rows append ${1001 + i}`, `n ${1 + i}`, `m ${1 + i}`]).flat());
       slow.check();
       await slow.cut();
+      await reload(db, { 'changefeed.heartbeat': null });
     });
 
     test('cannot be forged or repeated', async () => {

@@ -7,7 +7,7 @@ import { after, before, describe, test } from 'node:test';
 import { assertSame, Client, rowTexts, until } from './lib/client.mjs';
 import { Events, poll } from './lib/http.mjs';
 import { number } from './lib/json.mjs';
-import { Session } from './lib/psql.mjs';
+import { reload, Session } from './lib/psql.mjs';
 import { randomOf } from './lib/random.mjs';
 
 const INTERVAL = 250;
@@ -384,6 +384,38 @@ describe('pacing', () => {
     slow.check();
     fast.check();
     assertSame(one.rows(), await db.rows('SELECT * FROM pace.bulk'), 'the slow one');
+  });
+
+  test('who could not take it when the verdict came gets it afterwards, without another one', async (t) => {
+    await db.exec(`CREATE FUNCTION pace.is_open(int) RETURNS bool LANGUAGE plpgsql STABLE AS $$
+        BEGIN WHILE NOT pg_try_advisory_xact_lock_shared(4719) LOOP PERFORM pg_sleep(0.005); END LOOP; RETURN true; END $$;
+      SELECT changefeed.declare_dependency('pace.is_open(int)');
+      CREATE TABLE pace.gate (id int PRIMARY KEY); ALTER TABLE pace.gate ENABLE ROW LEVEL SECURITY;
+      CREATE POLICY p ON pace.gate USING (pace.is_open(id));
+      SELECT changefeed.create_channel('gate', 'pace.gate', min_interval => '20 ms');
+      CREATE TABLE pace.flood (id int PRIMARY KEY, v text); SELECT changefeed.create_channel('flood', 'pace.flood')`);
+    await reload(db, { 'changefeed.policy_timeout': '60s', 'changefeed.heartbeat': '300s' });
+    t.after(() => reload(db, { 'changefeed.policy_timeout': null, 'changefeed.heartbeat': null }));
+    const [slow, fast] = [await connect(), await connect()];
+    const [one, two] = [await slow.openSoon('gate'), await fast.open('gate')];
+    const flood = await slow.openSoon('flood');
+
+    await db.exec('SELECT pg_advisory_lock(4719)');
+    await db.exec('INSERT INTO pace.gate VALUES (1)');
+    await until(() => db.value("SELECT count(*) FROM pg_stat_activity WHERE backend_type LIKE 'changefeed query%' AND query LIKE 'judging %' AND state = 'active'").then((n) => n !== '0'), 'the row is judged');
+    slow.socket.pause();
+    await until(async () => {
+      await db.exec("INSERT INTO pace.flood SELECT coalesce((SELECT max(id) FROM pace.flood), 0) + i, repeat('x', 1000) FROM generate_series(1, 1000) i");
+      return await db.value("SELECT count(*) FROM changefeed.stat_connections WHERE state = 'choked'") === '1';
+    }, 'it is choked');
+    await db.exec('SELECT pg_advisory_unlock(4719)');
+    await fast.settle();
+    assertSame(two.rows(), await db.rows('SELECT * FROM pace.gate'), 'the fast one');
+    slow.socket.resume();
+    await slow.settle();
+    assertSame(one.rows(), await db.rows('SELECT * FROM pace.gate'), 'the slow one');
+    assertSame(flood.rows(), await db.rows('SELECT * FROM pace.flood'), 'beside it');
+    for (const client of [slow, fast]) client.check();
   });
 
   test('TRUNCATE, GRANT and a new definition, with changes put off', async () => {

@@ -19,6 +19,9 @@ export class ServerError extends Error {
 
 class Violation extends Error {}
 
+/** So many times as long may everything take, where the server is slow on purpose (test/sanitize/run). */
+export const PATIENCE = Number(process.env.TEST_PATIENCE ?? 1);
+
 /** A promise with its ends outside. Nobody has to wait for it. */
 function deferred() {
   const d = {};
@@ -31,17 +34,17 @@ export const within = (ms, promise, what) => {
   let timer;
   return Promise.race([
     promise,
-    new Promise((_, reject) => { timer = setTimeout(() => reject(new Error(`${what}: not within ${ms} ms`)), ms); }),
+    new Promise((_, reject) => { timer = setTimeout(() => reject(new Error(`${what}: not within ${ms * PATIENCE} ms`)), ms * PATIENCE); }),
   ]).finally(() => clearTimeout(timer));
 };
 
 /** Waits until `look` gives something true. */
 export async function until(look, what, ms = 30000) {
-  const end = Date.now() + ms;
+  const end = Date.now() + ms * PATIENCE;
   for (;;) {
     const result = await look();
     if (result) return result;
-    if (Date.now() > end) throw new Error(`${typeof what === 'function' ? what() : what}: not within ${ms} ms`);
+    if (Date.now() > end) throw new Error(`${typeof what === 'function' ? what() : what}: not within ${ms * PATIENCE} ms`);
     await new Promise((resolve) => setTimeout(resolve, 10));
   }
 }
