@@ -10,7 +10,7 @@ import { until } from '../integration/lib/client.mjs';
 import { Events, poll } from '../integration/lib/http.mjs';
 
 // Of a server that is not there, or has no room.
-const GONE = /fetch failed|terminated|other side closed|aborted|not within/;
+const GONE = /fetch failed|terminated|other side closed|aborted|socket hang up|ECONNRE|not within/;
 
 class HttpListener extends Listener {
   names = [];
