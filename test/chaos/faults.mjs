@@ -82,12 +82,20 @@ async function limit(pid, name, value) {
 }
 
 async function withLimit(what, name, valueOf, ms) {
-  const pid = await processOf(what);
-  const value = valueOf({
-    descriptors: readdirSync(`/proc/${pid}/fd`).length,
-    memory: Number(readFileSync(`/proc/${pid}/statm`, 'utf8').split(' ')[0]) * 4096,
-  });
-  await limit(pid, name, value);
+  let pid;
+  await until(async () => {
+    pid = await processOf(what);
+    try {
+      await limit(pid, name, valueOf({
+        descriptors: readdirSync(`/proc/${pid}/fd`).length,
+        memory: Number(readFileSync(`/proc/${pid}/statm`, 'utf8').split(' ')[0]) * 4096,
+      }));
+      return true;
+    } catch (error) {
+      if (existsSync(`/proc/${pid}`)) throw error;
+      return false; // it died meanwhile
+    }
+  }, `a limit of the ${what}`, 60000);
   try {
     await sleep(ms);
   } finally {

@@ -17,6 +17,7 @@ export class Campaign {
   convergence = new Report();
   rounds = [];
   problems = [];
+  failed = []; // faults that did not come about
   current = 'the start';
   skipped = {};
 
@@ -27,6 +28,12 @@ export class Campaign {
   problem(text) {
     this.problems.push(`${this.current}: ${text}`);
     console.log(`PROBLEM: ${this.problems.at(-1)}`);
+  }
+
+  notApplied(name, error) {
+    this.failed.push(`${this.current}: ${name}: ${error.message.trim().split('\n').at(-1)}`);
+    console.log(`NOT APPLIED: ${this.failed.at(-1)}`);
+    if (this.failed.length > 5) this.problem(`${this.failed.length} faults did not come about`);
   }
 
   round({ phases, number, applied, from, accepted, times, sample }) {
@@ -64,7 +71,7 @@ export class Campaign {
       connections: convergence.connections, resumes: convergence.kinds.resumes ?? {}, resyncs: convergence.kinds.resyncs ?? {},
       transports: convergence.kinds.transports ?? {}, refused: { ...convergence.kinds['connections refused'], ...convergence.kinds['requests refused'], ...convergence.kinds['subscriptions refused'] },
       calls: witnesses.calls, wrongCaches: error?.constructor.name === 'Difference' ? 1 : 0, error: error?.message.split('\n')[0] ?? null,
-      problems: this.problems, skipped: this.skipped,
+      problems: this.problems, notApplied: this.failed, skipped: this.skipped,
       kinds: Object.fromEntries(Object.entries(byKind).map(([kind, { faults, alone, total, behind }]) => [kind, {
         faults, alone, recovery: { median: median(total), worst: total.length > 0 ? Math.max(...total) : null },
         ...(behind.length > 0 && { afterAccepting: { median: median(behind), worst: Math.max(...behind) } }),
@@ -86,7 +93,7 @@ export function markdown(result) {
     '| | |', '|---|---|',
     `| duration, seed | ${result.seconds} s, ${result.seed} |`,
     `| clients | ${result.clients} |`,
-    `| rounds, faults | ${result.rounds}, ${result.faults} |`,
+    `| rounds, faults | ${result.rounds}, ${result.faults}${result.notApplied.length > 0 ? `, of which ${result.notApplied.length} did not come about` : ''} |`,
     `| transactions | ${result.transactions + result.beats}, of which ${result.ddl} changed policies, rights, columns, partitions or channels |`,
     `| frames checked | ${result.frames} |`,
     `| caches compared in full | ${result.cachesCompared}, and ${result.selects} times the oracle with \`SELECT\` |`,
