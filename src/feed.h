@@ -391,6 +391,12 @@ extern bool SubscribeResumes(const Subscription *subscription);
 /* What it has not got of the transaction is behind that place; NULL: all of it. */
 extern const MessagePlace *SubscribeSkips(const Subscription *subscription, uint64 number);
 
+/*
+ * May it get messages of that transaction?  It gets rows from where it asked for a
+ * snapshot, but may have had no right between then and the snapshot.
+ */
+extern bool SubscribeIsOwed(const Subscription *subscription, uint64 number);
+
 /* Lets go of views and answers: before a new start or the end. */
 extern void SubscribeForget(Subscription *subscription);
 

@@ -68,7 +68,7 @@ MessageAdd(Delivery *d, const MessagePlace *place, Channel *channel, char *const
 void
 MessageAddReceiver(Delivery *d, TransactionMessage *m, Subscription *s)
 {
-	if (HasGot(d, s, &m->place))
+	if (!SubscribeIsOwed(s, d->transaction->number) || HasGot(d, s, &m->place))
 		return;
 	if (m->receivers != NIL)
 	{

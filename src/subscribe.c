@@ -161,7 +161,7 @@ NoteOwed(Subscription *s)
 			s->load->owed = Max(sent, s->since);
 			break;
 		case SUB_CATCHUP:
-			s->load->owed = s->cursor;
+			s->load->owed = s->load->owes ? Max(s->load->owed, s->cursor) : s->cursor;
 			break;
 		case SUB_LOADING:
 			if (s->load->owes)

@@ -146,6 +146,12 @@ SubscribeSkips(const Subscription *s, uint64 number)
 	return s->load != NULL && s->load->skip_number == number ? &s->load->skip : NULL;
 }
 
+bool
+SubscribeIsOwed(const Subscription *s, uint64 number)
+{
+	return s->load == NULL || !s->load->owes || number > s->load->owed;
+}
+
 /* ---- answers ---- */
 
 static void

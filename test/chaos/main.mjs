@@ -106,7 +106,7 @@ async function main() {
     const began = Date.now();
     // One that does not come about, since of another one what it needs is not there, ends nothing: all is checked nonetheless.
     let failed = false;
-    const at = await fault.apply({ random: new Random(SEED, `${number} ${name}`), proxy, log, processes, token: witnesses.token }).catch((error) => {
+    const at = await Promise.resolve().then(() => fault.apply({ random: new Random(SEED, `${number} ${name}`), proxy, log, processes, token: witnesses.token })).catch((error) => {
       if (error instanceof Difference) throw error;
       failed = true;
       campaign.notApplied(name, error);

@@ -349,6 +349,25 @@ describe('messages', () => {
       assert.equal(await eve.openSoon('ms_lobby').then(({ state }) => state), 'ready');
     });
 
+    for (const asked of ['when the right is there again', 'when it is lost']) {
+      test(`nothing of the time when it was none, if a snapshot is asked for ${asked}`, async () => {
+        heard.length = 0;
+        const jobs = async () => Number((await (await fetch(`${process.env.HTTP_URL}/metrics`)).text()).match(/^changefeed_query_jobs(?:{.*})? (\d+)$/m)[1]);
+        const workers = (await db.exec("SELECT pid FROM pg_stat_activity WHERE backend_type LIKE 'changefeed query%'")).split('\n').map(Number);
+        for (const pid of workers) process.kill(pid, 'SIGSTOP');
+        try {
+          await db.exec("DELETE FROM ms.members WHERE uid = 'eve'");
+          if (asked === 'when it is lost') await until(async () => await jobs() > 0, 'the question');
+          await db.exec(`${publish('secret')}; BEGIN; INSERT INTO ms.members VALUES (1, 'eve', true); ${publish('back')}; COMMIT; ${publish('behind')}`);
+          await eve.sync();
+        } finally {
+          for (const pid of workers) process.kill(pid, 'SIGCONT');
+        }
+        await eve.settle();
+        assert.deepEqual(texts(heard), ['back null', 'behind null']);
+      });
+    }
+
     test('who is behind gets all of them, in order, with the rows', async () => {
       // Who does not read does not answer.
       await reload(db, { 'changefeed.heartbeat': '300s' });
