@@ -122,6 +122,7 @@ void
 PaceBegin(Subscription *s)
 {
 	Channel *channel = s->instance->channel;
+	uint64 from;
 
 	if (channel->min_interval == 0)
 		return;
@@ -130,6 +131,14 @@ PaceBegin(Subscription *s)
 	/* Its connection is behind what others of the channel have got. */
 	if (s->cursor < channel->pace_base)
 		Lag(s);
+
+	/* Nobody may have been there when what lies before it was published. */
+	from = Max(s->cursor, channel->pace_base);
+	if (from < LogPublished())
+	{
+		PaceNote(channel, from + 1);
+		channel->pace_first = Min(channel->pace_first, from + 1);
+	}
 }
 
 static void

@@ -418,6 +418,37 @@ describe('pacing', () => {
     for (const client of [slow, fast]) client.check();
   });
 
+  test('who comes back on a connection that is behind gets what nobody was there for', async (t) => {
+    await db.exec(`CREATE TABLE pace.late (id int PRIMARY KEY); SELECT changefeed.create_channel('late', 'pace.late', min_interval => '20 ms');
+      CREATE TABLE pace.much (id int PRIMARY KEY, v text); SELECT changefeed.create_channel('much', 'pace.much')`);
+    await reload(db, { 'changefeed.heartbeat': '300s' });
+    t.after(() => reload(db, { 'changefeed.heartbeat': null }));
+    const [slow, fast] = [await connect(), await connect()];
+    const much = await slow.openSoon('much');
+    const held = await fast.openSoon('late');
+    await db.exec('INSERT INTO pace.late VALUES (1)');
+    await fast.settle();
+    const { position, entities: [[name, entity]] } = { position: held.position, entities: [...held.entities] };
+    const cache = { entities: new Map([[name, { ...entity, rows: new Map(entity.rows) }]]) };
+    await fast.unsubscribe('late');
+    slow.socket.pause();
+    await until(async () => {
+      await db.exec("INSERT INTO pace.much SELECT coalesce((SELECT max(id) FROM pace.much), 0) + i, repeat('x', 1000) FROM generate_series(1, 1000) i");
+      return await db.value("SELECT count(*) FROM changefeed.stat_connections WHERE state = 'choked'") === '1';
+    }, 'it is choked');
+    await db.exec('INSERT INTO pace.late VALUES (2)');
+    await fast.sync();
+    const opening = slow.subscribe('late', { from: position, cache });
+    await until(() => db.value("SELECT count(*) FROM changefeed.stat_subscriptions WHERE channel = 'late' AND state = 'ready'").then((n) => n === '1'), 'ready on the server');
+    slow.socket.resume();
+    const late = await opening;
+    assert.equal(late.recovered, true);
+    await slow.settle();
+    assertSame(late.rows(), await db.rows('SELECT * FROM pace.late'), 'late');
+    assertSame(much.rows(), await db.rows('SELECT * FROM pace.much'), 'beside it');
+    slow.check();
+  });
+
   test('TRUNCATE, GRANT and a new definition, with changes put off', async () => {
     const client = await connect();
     const items = await client.openSoon('items:*');
