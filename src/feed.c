@@ -250,7 +250,6 @@ Turn(XLogRecPtr start_lsn, bool *serving)
 
 	if (QueryPoolPoll())
 		more = true;
-	Sooner(&wait, QueryPoolTimeout());
 
 	for (i = 0; i < gateway_count; i++)
 		if (GatewayReceive(&gateways[i]))
@@ -272,12 +271,15 @@ Turn(XLogRecPtr start_lsn, bool *serving)
 	Sooner(&wait, FeedRequestsAdvance());
 	Sooner(&wait, AdminAdvance());
 	Sooner(&wait, ConsoleAdvance());
-	if (subscribe_again || calls_again)
-		more = true;
 	if (CheckMemory())
 		Sooner(&wait, 1000);
 	Sooner(&wait, LogTrim());
 	PaceTrim();
+
+	/* Behind all that asks query workers for something, or starts subscriptions again. */
+	Sooner(&wait, QueryPoolTimeout());
+	if (subscribe_again || calls_again)
+		more = true;
 	if (dlist_is_empty(&all_connections_behind) && SubscriptionsNotReady() == 0 && !PaceIsBusy())
 		MapFreeAll();
 	else

@@ -21,6 +21,7 @@
 
 #include "gateways.h"
 #include "http.h"
+#include "subscribe.h"
 
 #include "utils/memutils.h"
 
@@ -309,14 +310,9 @@ HttpMayBegin(Connection *connection)
 {
 	Http *http = connection->http;
 	LinkFrame *link = connection->gateway->link;
-	int parked = 0;
-	dlist_iter iter;
 
-	if (http == NULL || connection->closing || http->begun || http->kind != LINK_STREAM_EVENTS)
-		return;
-	dlist_foreach(iter, &connection->parked)
-		parked++;
-	if (http->announced + parked < http->nchannels)
+	if (http == NULL || connection->closing || http->begun || http->kind != LINK_STREAM_EVENTS ||
+		http->announced + SubscribePagesWaiting(connection) < http->nchannels)
 		return;
 	http->begun = true;
 	LinkFrameBegin(link, LINK_BEGIN);

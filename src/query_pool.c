@@ -654,6 +654,9 @@ RefuseWaiting(void)
 			else
 				JobDeliverError(job, ERRCODE_ADMIN_SHUTDOWN, "no query worker could be started",
 								"See the server log; max_worker_processes may be too low.");
+
+			/* No message of a worker wakes whoever uses the answer. */
+			SetLatch(MyLatch);
 		}
 	}
 }

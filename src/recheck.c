@@ -182,9 +182,14 @@ RecheckBegin(Subscription *s)
 	 */
 	r->exact = s->load->has_snapshot && !s->window && s->instance->channel->min_interval == 0;
 	Later(r);
-	next_due = Min(next_due, r->due);
 	dlist_push_tail(&rechecks, &r->node);
 	s->recheck = r;
+	if (r->due < next_due)
+	{
+		/* This turn has been asked already how long it may sleep. */
+		next_due = r->due;
+		subscribe_again = true;
+	}
 }
 
 void

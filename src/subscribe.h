@@ -69,6 +69,7 @@ typedef struct SubscriptionLoad
 	bool fetches;			/* counted in connection->nfetches */
 	bool parked;			/* in connection->parked: it is not asked yet */
 	dlist_node parked_node; /* in it */
+	bool lacks_room;		/* its snapshot waits for space, or for a place for its file */
 	bool has_pages;			/* a file is on its way to the client: */
 	SubscribeAnswer *pages_of;
 	dlist_node pages_node; /* in the list of those, oldest first */
@@ -122,6 +123,9 @@ extern void SubscribeSetViews(Subscription *subscription, View **views);
  * `wait` is when to look again, unless it is parked.
  */
 extern bool SubscribePagesMayAsk(Subscription *subscription, long *wait);
+
+/* How many that the client was not told of yet wait for others' snapshots? */
+extern int SubscribePagesWaiting(const Connection *connection);
 extern bool SubscribePagesMaySend(Subscription *subscription, long *wait);
 
 /* Small pages, so many bytes, go to the client. */

@@ -186,6 +186,18 @@ Sooner(long *wait)
 	*wait = *wait < 0 ? RETRY : Min(*wait, RETRY);
 }
 
+/* An event stream begins without it: the room may be taken by the stream's other snapshots. */
+static void
+LacksRoom(Subscription *s, long *wait)
+{
+	if (!s->load->lacks_room)
+	{
+		s->load->lacks_room = true;
+		HttpMayBegin(s->connection);
+	}
+	Sooner(wait);
+}
+
 bool
 SubscribePagesMayAsk(Subscription *s, long *wait)
 {
@@ -203,9 +215,12 @@ SubscribePagesMayAsk(Subscription *s, long *wait)
 		return false;
 	}
 	if (space_used < SpaceLimit())
+	{
+		load->lacks_room = false;
 		return true;
+	}
 	MakeRoom(NULL, "disk space");
-	Sooner(wait);
+	LacksRoom(s, wait);
 	return false;
 }
 
@@ -217,10 +232,29 @@ SubscribePagesMaySend(Subscription *s, long *wait)
 	if (!s->load->has_snapshot || s->load->answer->file == NULL)
 		return true;
 	if (gateway->nfiles < gateway->places)
+	{
+		s->load->lacks_room = false;
 		return true;
+	}
 	MakeRoom(gateway, "a descriptor");
-	Sooner(wait);
+	LacksRoom(s, wait);
 	return false;
+}
+
+int
+SubscribePagesWaiting(const Connection *connection)
+{
+	int n = 0;
+	dlist_iter iter;
+
+	dlist_foreach(iter, &((Connection *) connection)->subscriptions)
+	{
+		Subscription *s = dlist_container(Subscription, connection_node, iter.cur);
+
+		if (!s->announced && s->load != NULL && (s->load->parked || s->load->lacks_room))
+			n++;
+	}
+	return n;
 }
 
 void

@@ -72,6 +72,7 @@ typedef struct Stream
 	bool over;		  /* a poll's time is over */
 	bool asked;		  /* the feed worker has to say something before the answer */
 	bool pinged;	  /* it has */
+	bool told;		  /* that something came, which is not wanted itself */
 	bool collected;	  /* something came that is an answer */
 	bool quiet;		  /* the next message is none */
 	bool has_pending; /* `pending` counts with the end of the next message */

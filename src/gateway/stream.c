@@ -501,9 +501,9 @@ StreamFlushed(Connection *conn)
 	if (stream->collected && (stream->flags & LINK_STREAM_PROBE) != 0)
 	{
 		/* What came is not wanted, only that something did. */
-		if (!stream->asked)
+		if (!stream->told)
 			LinkSay(LINK_COLLECTED, &conn->number, 1);
-		stream->asked = true;
+		stream->told = true;
 	}
 	else if (stream->collected || stream->pinged)
 		FinishPoll(conn);

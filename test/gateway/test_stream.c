@@ -398,6 +398,17 @@ TestPolls(void)
 	Disconnect(client);
 	Take(LINK_CLOSED, conn);
 
+	/* What comes while it waits for a ping. */
+	client = Ask("/stream", &conn);
+	OpenStream(conn, LINK_STREAM_POLL, LINK_STREAM_PROBE, 0, "from", "from", NULL);
+	Part(conn, 0, LINK_PART_READY, true, Position('a', "tag00001"));
+	SendText(conn, "{\"n\":9}");
+	Take(LINK_PING_DUE, 0);
+	SendText(conn, "{\"n\":10}");
+	Is(TakeNumber(LINK_COLLECTED), conn, "also behind the question for a ping");
+	Disconnect(client);
+	Take(LINK_CLOSED, conn);
+
 	/* Too much. */
 	memset(large, 'x', sizeof(large));
 	large[0] = large[sizeof(large) - 2] = '"';

@@ -143,9 +143,11 @@ describe('clients who hoard', () => {
   });
 
   test('an event stream of many channels begins, however large their snapshots are', async (t) => {
+    await reload(db, { 'changefeed.snapshot_space': '16MB' });
     for (const [channels, what] of [
       [Array.from({ length: 20 }, (_, i) => `hoard?id=gt.${5800 + i}`), 'in files'],
       [Array.from({ length: 60 }, (_, i) => `small:${i + 1}`), 'in messages'],
+      [Array.from({ length: 9 }, (_, i) => `hoard?id=gt.${-900 - i}`), 'in files that have no room together'],
     ]) {
       const events = await Events.open(channels, { token });
       t.after(() => events.cut());

@@ -147,6 +147,24 @@ describe('policies that misbehave', () => {
     return `hostile${number}`;
   }
 
+  test('who is judged together with somebody who takes long does not wait for him, nor for a heartbeat', async (t) => {
+    await reload(db, { 'changefeed.policy_timeout': '60s', 'changefeed.heartbeat': '300s' });
+    t.after(() => reload(db, { 'changefeed.policy_timeout': `${SNAPSHOT_MS / 60}ms`, 'changefeed.heartbeat': null }));
+    const channel = await trap('WHILE NOT pg_try_advisory_xact_lock_shared(4721) LOOP PERFORM pg_sleep(0.005); END LOOP;');
+    await db.exec(`SELECT changefeed.declare_dependency('hostile.deed${number}()')`);
+    const [mallory, ada] = [await connect('mallory'), await connect('ada')];
+    t.after(() => Promise.all([mallory, ada].map((client) => client.cut())));
+    const [m, a] = [await mallory.openSoon(channel), await ada.open(channel)];
+    await db.exec('SELECT pg_advisory_lock(4721)');
+    await db.exec(`INSERT INTO hostile.${channel.replace('hostile', 't')} VALUES (2, 'b')`);
+    await until(() => a.rows().length === 2, 'it comes', 10000);
+    assert.equal(m.rows().length, 1);
+    await db.exec('SELECT pg_advisory_unlock(4721)');
+    await mallory.settle();
+    assert.equal(m.rows().length, 2);
+    for (const client of [mallory, ada]) client.check();
+  });
+
   for (const what of ['sleep', 'sleep that catches cancels']) {
     test(`${what}: whoever leaves during his snapshot leaves nothing behind`, async (t) => {
       const channel = await trap(DEEDS[what]);

@@ -381,8 +381,11 @@ describe('presence', () => {
     eve.client.check();
   });
 
-  test('who reads slowly gets the list again', async () => {
+  test('who reads slowly gets the list again', async (t) => {
     const name = 'pr_big';
+    // Who does not read does not answer.
+    await reload(db, { 'changefeed.heartbeat': '300s' });
+    t.after(() => reload(db, { 'changefeed.heartbeat': null }));
     const slow = await watch(name);
     const eve = await watch(name);
     const writers = [];
