@@ -7,7 +7,7 @@ import { setTimeout as pause } from 'node:timers/promises';
 import { Client, until } from './lib/client.mjs';
 import { canonical, isNumber, number } from './lib/json.mjs';
 import { memoryOf } from './lib/log.mjs';
-import { quote, Session } from './lib/psql.mjs';
+import { quote, reload, Session } from './lib/psql.mjs';
 
 const INTERVAL = 50;
 
