@@ -7,7 +7,7 @@
 // Nothing else happens, so the times are those of the recovery. Environment:
 // CLIENTS (200), TIMES (5) how often each. Nothing here fails because of a time.
 
-import { writeFileSync } from 'node:fs';
+import { mkdirSync, writeFileSync } from 'node:fs';
 
 import { FAULTS } from './faults.mjs';
 import { acceptsSince, Log, processes } from './health.mjs';
@@ -79,6 +79,7 @@ await Promise.all(running);
 await witnesses.stop();
 const table = ['| what dies | times | recovered, median (s) | worst (s) | counted from |', '|---|---|---|---|---|',
   ...KINDS.map((kind) => `| ${kind} | ${TIMES} | ${seconds(median(times[kind].flat()))} | ${seconds(Math.max(...times[kind].flat()))} | ${FAULTS[kind].away ? '"ready to accept connections" in the log' : 'the death'} |`), ''].join('\n');
+mkdirSync(DIRECTORY, { recursive: true });
 writeFileSync(`${DIRECTORY}/chaos-recovery.md`, table);
 console.log(table);
 process.exit(0);
