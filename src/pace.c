@@ -138,6 +138,9 @@ PaceBegin(Subscription *s)
 	{
 		PaceNote(channel, from + 1);
 		channel->pace_first = Min(channel->pace_first, from + 1);
+
+		/* While the log has it: else everybody of the channel would start again. */
+		channel->pace_at = feed_now;
 	}
 }
 

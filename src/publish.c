@@ -486,14 +486,19 @@ StillTrue(const Right *right)
 static void
 SendWaiting(Right *right, Channel *channel, char *const *params, uint64 until)
 {
-	while (right->waiting != NIL)
+	List *waiting = right->waiting;
+	MemoryContext old;
+	ListCell *lc;
+	int n = 0;
+
+	foreach(lc, waiting)
 	{
-		Waiting *w = linitial(right->waiting);
+		Waiting *w = lfirst(lc);
 		Connection *connection = ConnectionById(w->connection);
 
 		if (w->published > until)
-			return;
-		right->waiting = list_delete_first(right->waiting);
+			break;
+		n++;
 		if (connection != NULL && !connection->closing && connection->identity != NULL)
 		{
 			if (connection->identity->serial != right->identity)
@@ -511,6 +516,10 @@ SendWaiting(Right *right, Channel *channel, char *const *params, uint64 until)
 		}
 		FreeWaiting(w);
 	}
+	old = MemoryContextSwitchTo(publish_context);
+	right->waiting = list_copy_tail(waiting, n);
+	MemoryContextSwitchTo(old);
+	list_free(waiting);
 }
 
 /* Somebody who waits with this identity, or NULL. */
@@ -554,7 +563,7 @@ UseAnswer(Right *right)
 		Ask(right, identity, channel, params);
 		return;
 	}
-	SendWaiting(right, channel, params, keep || identity == NULL ? PG_UINT64_MAX : right->asked);
+	SendWaiting(right, channel, params, keep ? PG_UINT64_MAX : right->asked);
 	right->attempts = 0;
 	if (right->waiting != NIL && (identity = IdentityOf(right)) != NULL)
 	{

@@ -29,15 +29,15 @@
 #include "lib/stringinfo.h"
 
 /*
- * A job is: u64 id, u8 kind, body.  A result message is: u64 id, u8 kind,
- * body.  The last message of every job is QUERY_DONE or QUERY_ERROR.
- */
-/*
  * Code of the error that there is no space for a snapshot now.  PL/pgSQL's RAISE takes
  * no small letters, so that it is nobody else's.
  */
 #define QUERY_NO_SPACE "cf001"
 
+/*
+ * A job is: u64 id, u8 kind, body.  A result message is: u64 id, u8 kind,
+ * body.  The last message of every job is QUERY_DONE or QUERY_ERROR.
+ */
 typedef enum QueryKind
 {
 	/* ---- jobs ---- */

@@ -125,7 +125,7 @@ extern void SubscribeSetViews(Subscription *subscription, View **views);
 extern bool SubscribePagesMayAsk(Subscription *subscription, long *wait);
 
 /* How many that the client was not told of yet wait for others' snapshots? */
-extern int SubscribePagesWaiting(const Connection *connection);
+extern int SubscribePagesWaiting(Connection *connection);
 extern bool SubscribePagesMaySend(Subscription *subscription, long *wait);
 
 /* Small pages, so many bytes, go to the client. */

@@ -242,12 +242,12 @@ SubscribePagesMaySend(Subscription *s, long *wait)
 }
 
 int
-SubscribePagesWaiting(const Connection *connection)
+SubscribePagesWaiting(Connection *connection)
 {
 	int n = 0;
 	dlist_iter iter;
 
-	dlist_foreach(iter, &((Connection *) connection)->subscriptions)
+	dlist_foreach(iter, &connection->subscriptions)
 	{
 		Subscription *s = dlist_container(Subscription, connection_node, iter.cur);
 

@@ -48,6 +48,15 @@ describe('pacing', () => {
     return client;
   }
 
+  /** From now on it does not read, and there is more of that table than it may be sent. */
+  async function choke(client, table) {
+    client.socket.pause();
+    await until(async () => {
+      await db.exec(`INSERT INTO ${table} SELECT coalesce((SELECT max(id) FROM ${table}), 0) + i, repeat('x', 1000) FROM generate_series(1, 1000) i`);
+      return await db.value("SELECT count(*) FROM changefeed.stat_connections WHERE state = 'choked'") === '1';
+    }, 'it is choked');
+  }
+
   /** Transactions of one writer, one after the other, and the rows behind each. */
   class History {
     states = new Map(); // by txid: rows of all of the table
@@ -403,11 +412,7 @@ describe('pacing', () => {
     await db.exec('SELECT pg_advisory_lock(4719)');
     await db.exec('INSERT INTO pace.gate VALUES (1)');
     await until(() => db.value("SELECT count(*) FROM pg_stat_activity WHERE backend_type LIKE 'changefeed query%' AND query LIKE 'judging %' AND state = 'active'").then((n) => n !== '0'), 'the row is judged');
-    slow.socket.pause();
-    await until(async () => {
-      await db.exec("INSERT INTO pace.flood SELECT coalesce((SELECT max(id) FROM pace.flood), 0) + i, repeat('x', 1000) FROM generate_series(1, 1000) i");
-      return await db.value("SELECT count(*) FROM changefeed.stat_connections WHERE state = 'choked'") === '1';
-    }, 'it is choked');
+    await choke(slow, 'pace.flood');
     await db.exec('SELECT pg_advisory_unlock(4719)');
     await fast.settle();
     assertSame(two.rows(), await db.rows('SELECT * FROM pace.gate'), 'the fast one');
@@ -431,11 +436,7 @@ describe('pacing', () => {
     const { position, entities: [[name, entity]] } = { position: held.position, entities: [...held.entities] };
     const cache = { entities: new Map([[name, { ...entity, rows: new Map(entity.rows) }]]) };
     await fast.unsubscribe('late');
-    slow.socket.pause();
-    await until(async () => {
-      await db.exec("INSERT INTO pace.much SELECT coalesce((SELECT max(id) FROM pace.much), 0) + i, repeat('x', 1000) FROM generate_series(1, 1000) i");
-      return await db.value("SELECT count(*) FROM changefeed.stat_connections WHERE state = 'choked'") === '1';
-    }, 'it is choked');
+    await choke(slow, 'pace.much');
     await db.exec('INSERT INTO pace.late VALUES (2)');
     await fast.sync();
     const opening = slow.subscribe('late', { from: position, cache });

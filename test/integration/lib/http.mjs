@@ -99,7 +99,10 @@ export class Events {
   async start() {
     this.#request = httpRequest(address('/v1/events', this.channels, this.more), { agent: this.#agent, headers: this.request.headers });
     this.#request.on('error', () => {}); // whoever waits for it is told
-    const [body] = await within(20000, once(this.#request.end(), 'response'), 'head of an event stream');
+    const [body] = await within(20000, once(this.#request.end(), 'response'), 'head of an event stream').catch((error) => {
+      this.#request.destroy();
+      throw error;
+    });
     this.response = { status: body.statusCode, headers: new Headers(body.headers), body };
     if (this.response.status !== 200) throw Object.assign(new Error(`status ${this.response.status}`), { response: this.response, body: JSON.parse(await textOf(body)) });
     if (this.response.headers.get('content-type') !== 'text/event-stream') throw new Error('no event stream');
