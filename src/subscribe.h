@@ -123,10 +123,10 @@ extern void SubscribeSetViews(Subscription *subscription, View **views);
  * `wait` is when to look again, unless it is parked.
  */
 extern bool SubscribePagesMayAsk(Subscription *subscription, long *wait);
+extern bool SubscribePagesMaySend(Subscription *subscription, long *wait);
 
 /* How many that the client was not told of yet wait for others' snapshots? */
 extern int SubscribePagesWaiting(Connection *connection);
-extern bool SubscribePagesMaySend(Subscription *subscription, long *wait);
 
 /* Small pages, so many bytes, go to the client. */
 extern void SubscribePagesSent(Subscription *subscription, Size bytes);
